@@ -1,0 +1,75 @@
+"""One table of every metric: name, kind, unit, labels, meaning. Dashboards and docs are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of the table. `name` is what Prometheus shows after the prefix `ray_`; it ends with its unit."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    unit: Literal["", "seconds", "bytes", "samples", "steps", "nodes", "ratio", "workers"]
+    labels: tuple[str, ...]
+    meaning: str
+
+
+_RUN = ("run",)
+
+TABLE: tuple[Metric, ...] = (
+    Metric("eagleray_train_loss", "gauge", "", _RUN, "Training loss of the last reported step."),
+    Metric("eagleray_train_validation_loss", "gauge", "", _RUN, "Loss on the validation part."),
+    Metric("eagleray_train_validation_accuracy", "gauge", "ratio", _RUN, "Accuracy on the validation part."),
+    Metric("eagleray_train_learning_rate", "gauge", "", _RUN, "Learning rate of the last reported step."),
+    Metric("eagleray_train_samples_per_second", "gauge", "samples", _RUN, "Samples trained per second."),
+    Metric("eagleray_train_step_seconds", "gauge", "seconds", _RUN, "Mean time of a step since the last report."),
+    Metric("eagleray_train_steps_total", "counter", "steps", _RUN, "Steps taken, steps redone included."),
+    Metric("eagleray_train_samples_total", "counter", "samples", _RUN, "Samples consumed, redone included."),
+    Metric("eagleray_train_sent_bytes_total", "counter", "bytes", _RUN,
+           "Gradient bytes sent, over all ranks."),
+    Metric("eagleray_train_uncompressed_bytes_total", "counter", "bytes", _RUN,
+           "Gradient bytes that would have been sent uncompressed, over all ranks."),
+    Metric("eagleray_train_workers", "gauge", "workers", _RUN, "World size of the run."),
+    Metric("eagleray_train_nodes", "gauge", "nodes", _RUN, "Nodes that the run's workers are on."),
+    Metric("eagleray_train_checkpoint_seconds", "gauge", "seconds", _RUN, "Time of the last checkpoint commit."),
+    Metric("eagleray_train_recoveries_total", "counter", "", _RUN, "Times the run went on after losing a worker."),
+    Metric("eagleray_train_redone_steps_total", "counter", "steps", _RUN, "Steps trained again after a loss."),
+)  # fmt: skip
+
+BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in TABLE}
+
+
+class Emitter(Protocol):
+    """Sends values of the table's metrics somewhere; a name or label outside the table is our bug."""
+
+    def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        """Set a gauge."""
+        ...
+
+    def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
+        """Raise a counter by `amount` >= 0."""
+        ...
+
+
+class NullEmitter:
+    """Sends nothing: the plain case, for runs outside a cluster."""
+
+    def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        """Check the name and labels, send nothing."""
+        check(name, "gauge", labels)
+
+    def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
+        """Check the name and labels, send nothing."""
+        check(name, "counter", labels)
+
+
+def check(name: str, kind: str, labels: Mapping[str, str]) -> Metric:
+    """The table's row. Raises: KeyError or AssertionError where name, kind or labels are not the table's."""
+    metric = BY_NAME[name]
+    assert metric.kind == kind, f"{name} is a {metric.kind}"
+    assert set(labels) == set(metric.labels), f"{name} has labels {metric.labels}, not {tuple(labels)}"
+    return metric

@@ -1,0 +1,197 @@
+"""`Spec`, the frozen base of every file that users write, and `load`, which reads one."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
+
+from eagleray.errors import SpecError
+
+
+class Spec(BaseModel):
+    """A frozen, typed table of a user's file; unknown keys are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+
+def _existing(path: str, info: ValidationInfo) -> str:
+    """`path`, made absolute against the spec's folder. Raises: ValueError if a local file is missing."""
+    if "://" in path:
+        return path
+    base = (info.context or {}).get("base_dir")
+    found = Path(base, path) if base else Path(path)
+    if base and not any(character in path for character in "*?[") and not found.exists():
+        raise ValueError(f"{path!r} does not exist (looked for {found})")
+    return str(found)
+
+
+ExistingPath = Annotated[str, AfterValidator(_existing)]
+"""A local path (relative to the spec's own folder, globs allowed) or an fsspec URL."""
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+def load(spec_type: type[SpecT], path: str | Path, overrides: Sequence[str] = ()) -> SpecT:
+    """The validated spec in the TOML file `path`, with `overrides` ("a.b=c") laid over it.
+
+    Raises:
+        SpecError: the file is missing or not TOML, or a value does not validate; one line per problem,
+            each with the file, the dotted path and what to do.
+    """
+    path = Path(path)
+    table = read_table(path)
+    for override in overrides:
+        apply_override(table, override)
+    return validate(spec_type, table, name=str(path), base_dir=path.resolve().parent)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The TOML file as nested dictionaries. Raises: SpecError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(f"{path}: no such file; give the path of a TOML spec (see examples/)") from None
+    except IsADirectoryError:
+        raise SpecError(f"{path}: is a directory; give the path of a TOML spec") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: not UTF-8 text (byte {error.start}); a spec is a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from None
+
+
+def apply_override(table: dict[str, Any], override: str) -> None:
+    """Set one dotted field of `table` in place from "a.b=c"; c is TOML, or else plain text."""
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise SpecError(f"--set {override}: expected a.b=value, for instance --set optimizer.lr=0.01")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise SpecError(f"--set {override}: {part} is a value, not a table, so it has no fields")
+    table[parts[-1]] = value
+
+
+def validate(
+    spec_type: type[SpecT], table: Mapping[str, Any], *, name: str, base_dir: Path | None = None
+) -> SpecT:
+    """`table` as a spec. Raises: SpecError with one line per problem, prefixed by `name`."""
+    try:
+        return spec_type.model_validate(table, context={"base_dir": base_dir})
+    except ValidationError as error:
+        raise SpecError("\n".join(_lines(spec_type, table, error, name))) from None
+
+
+def _lines(
+    spec_type: type[Spec], table: Mapping[str, Any], error: ValidationError, name: str
+) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        location = _dotted(problem["loc"], table)
+        where = f"{name}: {location}" if location else name
+        yield f"{where}: {_sentence(spec_type, problem, location)}"
+
+
+def _dotted(location: Sequence[int | str], table: Mapping[str, Any]) -> str:
+    """The dotted path of an error, without the tags that pydantic adds for the variants of a union."""
+    here: Any = table
+    parts: list[str] = []
+    for index, part in enumerate(location):
+        is_tag = (
+            isinstance(here, Mapping)
+            and part not in here
+            and here.get("kind") == part
+            and index < len(location)
+        )
+        if is_tag:
+            continue
+        parts.append(str(part))
+        if isinstance(here, Mapping):
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        else:
+            here = None
+    return ".".join(parts)
+
+
+def _sentence(spec_type: type[Spec], problem: Any, location: str) -> str:
+    """What was found, and what to do next."""
+    found, kind, context = problem.get("input"), problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        key = location.rpartition(".")[2]
+        known = sorted(known_keys(spec_type, [part for part in problem["loc"][:-1] if isinstance(part, str)]))
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    if kind == "missing":
+        return "is required and missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        choices = context.get("expected_tags", "")
+        if kind == "union_tag_not_found":
+            return "has no `kind`; write the choice as kind = \"…\" in this table"
+        near = difflib.get_close_matches(str(context.get("tag")), choices.replace("'", "").split(", "), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"kind {context.get('tag')!r} is not one of {choices}{hint}"
+    if kind == "value_error":
+        return str(context.get("error", problem["msg"]))
+    message = problem["msg"]
+    return f"{message[0].lower()}{message[1:]} (found {found!r})"
+
+
+def known_keys(spec_type: type[Spec], tags: Sequence[str]) -> set[str]:
+    """Field names of the table reached from `spec_type` along `tags` (field names and variant kinds)."""
+    candidates: list[type[Spec]] = [spec_type]
+    for tag in tags:
+        inner: list[type[Spec]] = []
+        for candidate in candidates:
+            if tag in candidate.model_fields:
+                inner += spec_types(candidate.model_fields[tag].annotation)
+            elif "kind" in candidate.model_fields and tag in get_args(
+                candidate.model_fields["kind"].annotation
+            ):
+                inner.append(candidate)
+        candidates = inner or candidates
+    return set().union(*(candidate.model_fields for candidate in candidates))
+
+
+def spec_types(annotation: Any) -> list[type[Spec]]:
+    """Every Spec class inside a type annotation (through unions, optionals, dictionaries and lists)."""
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return [annotation]
+    if get_origin(annotation) is None:
+        return []
+    return [found for argument in get_args(annotation) for found in spec_types(argument)]
+
+
+class FileSpec(Spec):
+    """A spec that is a whole file; its `kind` says which."""
+
+    registry: ClassVar[dict[str, type[FileSpec]]] = {}
+    """Every kind of file, by its `kind`; filled as the classes are defined."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        for kind in get_args(cls.model_fields["kind"].annotation):
+            FileSpec.registry[kind] = cls
+
+
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> FileSpec:
+    """The spec in `path`, of whichever kind its top-level `kind` names. Raises: SpecError."""
+    kind = read_table(Path(path)).get("kind")
+    choices = ", ".join(sorted(FileSpec.registry))
+    if kind not in FileSpec.registry:
+        found = "has no top-level `kind`" if kind is None else f"kind {kind!r} is not known"
+        raise SpecError(f"{path}: kind: {found}; write one of: {choices}")
+    return load(FileSpec.registry[kind], path, overrides)

@@ -1,0 +1,47 @@
+"""`LocalSpec`: what only a local cluster needs; its node types come from cluster.yaml."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from eagleray.specs.base import ExistingPath, FileSpec, Spec
+
+
+class LocalNodeType(Spec):
+    """What one node of a type gets on this machine, in place of cluster.yaml's resources."""
+
+    cpus: int = Field(default=1, ge=0)
+    gpus: int | None = Field(default=None, ge=0)
+    """Logical GPUs; where not given, as many as cluster.yaml says."""
+    memory_mib: int = Field(default=2048, ge=256)
+    max_workers: int | None = Field(default=None, ge=0)
+
+
+class LocalSpec(FileSpec):
+    """A local cluster: every node a process group on this machine."""
+
+    kind: Literal["local"]
+    cluster_file: ExistingPath = "cluster.yaml"
+    """The cluster-launcher file whose node types are used."""
+    idle_timeout_s: float = Field(default=30.0, ge=30.0)
+    """An idle node goes away after so long; below 30 s nodes would be drained while they start."""
+    max_nodes: int = Field(default=4, ge=1)
+    """Worker nodes at one time, over all types."""
+    head_memory_mib: int = Field(default=2048, ge=512)
+    object_store_mib: int = Field(default=100, ge=80)
+    """Of each node."""
+    profile: Literal["default", "fast"] = "default"
+    """Recovery settings: `fast` finds dead nodes sooner, and gives false alarms on a loaded machine."""
+    node_types: dict[str, LocalNodeType] = {}
+
+    @model_validator(mode="after")
+    def _caps(self) -> LocalSpec:
+        for name, node_type in self.node_types.items():
+            if node_type.max_workers is not None and node_type.max_workers > self.max_nodes:
+                raise ValueError(
+                    f"node_types.{name}.max_workers ({node_type.max_workers}) exceeds max_nodes "
+                    f"({self.max_nodes}); lower one or raise the other"
+                )
+        return self

@@ -1,0 +1,207 @@
+"""`TrainSpec`: one training run, whole."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from eagleray.specs.base import ExistingPath, FileSpec, Spec
+from eagleray.specs.data import DataSpec
+from eagleray.specs.model import ModelSpec
+
+
+class CrossEntropyLoss(Spec):
+    """For class targets."""
+
+    kind: Literal["cross_entropy"]
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+
+class MseLoss(Spec):
+    """For value targets."""
+
+    kind: Literal["mse"]
+
+
+class NextTokenLoss(Spec):
+    """Cross-entropy of each token given those before it."""
+
+    kind: Literal["next_token"]
+
+
+class MaskedTokenLoss(Spec):
+    """Cross-entropy of masked tokens given the others."""
+
+    kind: Literal["masked_token"]
+    mask_fraction: float = Field(default=0.15, gt=0, lt=1)
+
+
+LossSpec = Annotated[
+    CrossEntropyLoss | MseLoss | NextTokenLoss | MaskedTokenLoss, Field(discriminator="kind")
+]
+
+
+class _Optimizer(Spec):
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2; decoupled for adamw."""
+    l1: float = Field(default=0.0, ge=0)
+    """Weight of the sum of absolute parameters, added to the loss."""
+
+
+class SgdOptimizer(_Optimizer):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"]
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> SgdOptimizer:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0")
+        return self
+
+
+class AdamOptimizer(_Optimizer):
+    """Adam, or AdamW with decoupled weight decay."""
+
+    kind: Literal["adam", "adamw"]
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+
+
+OptimizerSpec = Annotated[SgdOptimizer | AdamOptimizer, Field(discriminator="kind")]
+
+
+class _Schedule(Spec):
+    warmup_steps: int = Field(default=0, ge=0)
+    """The learning rate rises linearly over so many steps first."""
+
+
+class ConstantSchedule(_Schedule):
+    """The learning rate stays."""
+
+    kind: Literal["constant"]
+
+
+class CosineSchedule(_Schedule):
+    """Half a cosine from the learning rate to `final_fraction` of it, over the whole run."""
+
+    kind: Literal["cosine"]
+    final_fraction: float = Field(default=0.0, ge=0, le=1)
+
+
+class StepSchedule(_Schedule):
+    """Multiplied by `gamma` every `every_steps` steps."""
+
+    kind: Literal["step"]
+    every_steps: int = Field(ge=1)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+
+
+ScheduleSpec = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="kind")]
+
+
+class CompressionSpec(Spec):
+    """How gradients are sent."""
+
+    kind: Literal["none", "fp16", "bf16"] = "none"
+
+
+class EarlyStopping(Spec):
+    """Stop when the metric has not improved for `patience` evaluations."""
+
+    metric: Literal["validation_loss", "validation_accuracy"] = "validation_loss"
+    patience: int = Field(default=3, ge=1)
+    min_delta: float = Field(default=0.0, ge=0)
+
+
+class TrainingSpec(Spec):
+    """The loop: how long, how large, how precise."""
+
+    steps: int | None = Field(default=None, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
+    global_batch_size: int = Field(default=64, ge=1)
+    """Samples of one optimizer step over all workers."""
+    accumulate: int = Field(default=1, ge=1)
+    """Each worker's share of a step is cut into so many micro-batches."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    precision: Literal["float32", "bf16", "fp16", "float64"] = "float32"
+    """bf16 and fp16: autocast (fp16 with a gradient scaler, CUDA only)."""
+    evaluate_every_steps: int | None = Field(default=None, ge=1)
+    """Where not given: after each epoch and at the end."""
+    early_stopping: EarlyStopping | None = None
+    init_from: str | None = None
+    """A checkpoint or model package whose weights are loaded first."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSpec:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+
+class CheckpointSpec(Spec):
+    """When the run's state is committed to storage."""
+
+    every_steps: int = Field(default=50, ge=1)
+    keep: int = Field(default=2, ge=2)
+    """Newest so many are kept; never fewer than 2, so that one may turn out damaged."""
+
+
+class ScalingSpec(Spec):
+    """What each worker gets, and how many there are."""
+
+    num_workers: int = Field(default=1, ge=1)
+    cpus_per_worker: float = Field(default=1.0, ge=0)
+    gpus_per_worker: int = Field(default=0, ge=0)
+    label_selector: dict[str, str] = {}
+    """Node labels that a worker's node must have (Ray's label selector syntax)."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often the workers may be started again after one was lost."""
+
+
+class CompletionSpec(Spec):
+    """Text that the trained model completes at the end (gpt only)."""
+
+    prompt: str = Field(min_length=1)
+    num_tokens: int = Field(default=160, ge=1)
+    temperature: float = Field(default=0.7, ge=0)
+
+
+class TrainSpec(FileSpec):
+    """One training run."""
+
+    kind: Literal["train"]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """Lower-case letters, digits, dots, dashes; run ids start with it."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    code: tuple[ExistingPath, ...] = ()
+    """Files or folders of the user's own that travel with the job and are importable there."""
+    data: DataSpec
+    model: ModelSpec
+    loss: LossSpec
+    optimizer: OptimizerSpec
+    schedule: ScheduleSpec = ConstantSchedule(kind="constant")
+    compression: CompressionSpec = CompressionSpec()
+    training: TrainingSpec
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    scaling: ScalingSpec = ScalingSpec()
+    completion: CompletionSpec | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainSpec:
+        if self.completion is not None and self.model.kind != "gpt":
+            raise ValueError(f"completion needs model.kind = \"gpt\", not {self.model.kind!r}")
+        if self.data.kind == "digits" and self.loss.kind != "cross_entropy":
+            raise ValueError(f"digits have class targets; loss.kind {self.loss.kind!r} does not fit: use cross_entropy")
+        if self.data.kind == "stdlib_text" and self.loss.kind not in ("next_token", "masked_token"):
+            raise ValueError(f"stdlib_text has no labels; loss.kind {self.loss.kind!r} does not fit: use next_token")
+        if self.loss.kind == "next_token" and self.model.kind in ("mlp", "cnn"):
+            raise ValueError(f"model.kind {self.model.kind!r} does not predict tokens; use gpt, gru or lstm")
+        stopping = self.training.early_stopping
+        if stopping is not None and self.data.split.validation == 0:
+            raise ValueError("early_stopping needs data.split.validation above 0")
+        return self
