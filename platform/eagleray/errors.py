@@ -9,7 +9,8 @@ EaglerayError                exit code 1   the run, or the command, failed
 │   ├── ClusterNotRunning
 │   └── AuthError                          a token or key is missing or wrong
 ├── CheckpointError          exit code 1   no checkpoint of a run verifies
-├── TrainingError            exit code 1   a run stopped by itself (loss not finite, …)
+├── TrainingError            exit code 1   a run stopped by itself (loss not finite, …); trying again would not help
+├── PeerLost                 exit code 1   another rank stopped answering; the run may be started again
 └── ServiceError             exit code 1   another service refused or did not answer (MLflow, Grafana, Ray's job API)
 
 A message finishes the sentence: what was asked, what was found, where, what to do next.
@@ -60,6 +61,10 @@ class CheckpointError(EaglerayError):
 
 class TrainingError(EaglerayError):
     """A run stopped by itself: the loss is not finite, or a rank disagreed."""
+
+
+class PeerLost(EaglerayError):
+    """Another rank stopped answering in the middle of an exchange; starting again may help."""
 
 
 class ServiceError(EaglerayError):
