@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
 
@@ -16,9 +17,8 @@ from eagleray.errors import SpecError
 class Spec(BaseModel):
     """A frozen, typed table of a user's file; unknown keys are errors."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
-    )
+    # Built at first use: `eagleray check` pays only for the kind of spec that it reads.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True)
 
 
 def _existing(path: str, info: ValidationInfo) -> str:
@@ -46,24 +46,36 @@ def load(spec_type: type[SpecT], path: str | Path, overrides: Sequence[str] = ()
             each with the file, the dotted path and what to do.
     """
     path = Path(path)
+    return validate(spec_type, _table(path, overrides), name=str(path), base_dir=path.resolve().parent)
+
+
+def _table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     table = read_table(path)
     for override in overrides:
         apply_override(table, override)
-    return validate(spec_type, table, name=str(path), base_dir=path.resolve().parent)
+    return table
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """The TOML file as nested dictionaries. Raises: SpecError."""
+    """The file as nested dictionaries: TOML, or a resolved spec (.json). Raises: SpecError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        table = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file; give the path of a TOML spec (see examples/)") from None
     except IsADirectoryError:
         raise SpecError(f"{path}: is a directory; give the path of a TOML spec") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: not UTF-8 text (byte {error.start}); a spec is a TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
+    except json.JSONDecodeError as error:
+        raise SpecError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise SpecError(f"{path}: not a spec but a {type(table).__name__}; its top level must be a table")
+    return table
 
 
 def apply_override(table: dict[str, Any], override: str) -> None:
@@ -76,10 +88,12 @@ def apply_override(table: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    for part in parts[:-1]:
+    for depth, part in enumerate(parts[:-1], start=1):
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise SpecError(f"--set {override}: {part} is a value, not a table, so it has no fields")
+            raise SpecError(
+                f"--set {override}: {'.'.join(parts[:depth])} is a value, not a table; it has no fields"
+            )
     table[parts[-1]] = value
 
 
@@ -106,14 +120,8 @@ def _dotted(location: Sequence[int | str], table: Mapping[str, Any]) -> str:
     """The dotted path of an error, without the tags that pydantic adds for the variants of a union."""
     here: Any = table
     parts: list[str] = []
-    for index, part in enumerate(location):
-        is_tag = (
-            isinstance(here, Mapping)
-            and part not in here
-            and here.get("kind") == part
-            and index < len(location)
-        )
-        if is_tag:
+    for part in location:
+        if isinstance(here, Mapping) and part not in here and here.get("kind") == part:
             continue
         parts.append(str(part))
         if isinstance(here, Mapping):
@@ -127,30 +135,43 @@ def _dotted(location: Sequence[int | str], table: Mapping[str, Any]) -> str:
 
 def _sentence(spec_type: type[Spec], problem: Any, location: str) -> str:
     """What was found, and what to do next."""
-    found, kind, context = problem.get("input"), problem["type"], problem.get("ctx", {})
+    kind, context = problem["type"], problem.get("ctx", {})
+    tags = [part for part in problem["loc"] if isinstance(part, str)]
     if kind == "extra_forbidden":
         key = location.rpartition(".")[2]
-        known = sorted(known_keys(spec_type, [part for part in problem["loc"][:-1] if isinstance(part, str)]))
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
-        return f"unknown key {key!r}; {hint}"
+        return f"unknown key {key!r}; {_nearest(key, known_keys(spec_type, tags[:-1]), 'known keys here')}"
     if kind == "missing":
         return "is required and missing"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        choices = context.get("expected_tags", "")
-        if kind == "union_tag_not_found":
-            return "has no `kind`; write the choice as kind = \"…\" in this table"
-        near = difflib.get_close_matches(str(context.get("tag")), choices.replace("'", "").split(", "), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"kind {context.get('tag')!r} is not one of {choices}{hint}"
+    if kind == "union_tag_not_found":
+        return f"has no `kind`; write one of: {', '.join(sorted(_kinds(spec_type, tags)))}"
+    if kind == "union_tag_invalid":
+        tag = str(context.get("tag"))
+        return f"kind {tag!r} is not known; {_nearest(tag, _kinds(spec_type, tags), 'write one of')}"
     if kind == "value_error":
         return str(context.get("error", problem["msg"]))
     message = problem["msg"]
-    return f"{message[0].lower()}{message[1:]} (found {found!r})"
+    found = repr(problem.get("input"))
+    return f"{message[0].lower()}{message[1:]} (found {found if len(found) <= 60 else found[:57] + '...'})"
+
+
+def _nearest(word: str, known: set[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"{otherwise}: {', '.join(sorted(known))}"
 
 
 def known_keys(spec_type: type[Spec], tags: Sequence[str]) -> set[str]:
     """Field names of the table reached from `spec_type` along `tags` (field names and variant kinds)."""
+    return set().union(*(candidate.model_fields for candidate in _tables(spec_type, tags)))
+
+
+def _kinds(spec_type: type[Spec], tags: Sequence[str]) -> set[str]:
+    """Every `kind` that the table reached along `tags` may have."""
+    fields = (candidate.model_fields.get("kind") for candidate in _tables(spec_type, tags))
+    return {kind for field in fields if field is not None for kind in get_args(field.annotation)}
+
+
+def _tables(spec_type: type[Spec], tags: Sequence[str]) -> list[type[Spec]]:
+    """The classes that the table reached from `spec_type` along `tags` may be."""
     candidates: list[type[Spec]] = [spec_type]
     for tag in tags:
         inner: list[type[Spec]] = []
@@ -162,15 +183,13 @@ def known_keys(spec_type: type[Spec], tags: Sequence[str]) -> set[str]:
             ):
                 inner.append(candidate)
         candidates = inner or candidates
-    return set().union(*(candidate.model_fields for candidate in candidates))
+    return candidates
 
 
 def spec_types(annotation: Any) -> list[type[Spec]]:
     """Every Spec class inside a type annotation (through unions, optionals, dictionaries and lists)."""
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         return [annotation]
-    if get_origin(annotation) is None:
-        return []
     return [found for argument in get_args(annotation) for found in spec_types(argument)]
 
 
@@ -189,9 +208,10 @@ class FileSpec(Spec):
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> FileSpec:
     """The spec in `path`, of whichever kind its top-level `kind` names. Raises: SpecError."""
-    kind = read_table(Path(path)).get("kind")
-    choices = ", ".join(sorted(FileSpec.registry))
-    if kind not in FileSpec.registry:
-        found = "has no top-level `kind`" if kind is None else f"kind {kind!r} is not known"
-        raise SpecError(f"{path}: kind: {found}; write one of: {choices}")
-    return load(FileSpec.registry[kind], path, overrides)
+    path = Path(path)
+    table = _table(path, overrides)
+    kind = table.get("kind")
+    if not isinstance(kind, str) or kind not in FileSpec.registry:
+        found = "is required and missing" if kind is None else f"{kind!r} is not known"
+        raise SpecError(f"{path}: kind: {found}; write one of: {', '.join(sorted(FileSpec.registry))}")
+    return validate(FileSpec.registry[kind], table, name=str(path), base_dir=path.resolve().parent)

@@ -194,11 +194,15 @@ class TrainSpec(FileSpec):
     @model_validator(mode="after")
     def _fits(self) -> TrainSpec:
         if self.completion is not None and self.model.kind != "gpt":
-            raise ValueError(f"completion needs model.kind = \"gpt\", not {self.model.kind!r}")
+            raise ValueError(f'completion needs model.kind = "gpt", not {self.model.kind!r}')
         if self.data.kind == "digits" and self.loss.kind != "cross_entropy":
-            raise ValueError(f"digits have class targets; loss.kind {self.loss.kind!r} does not fit: use cross_entropy")
+            raise ValueError(
+                f"digits have class targets; loss.kind {self.loss.kind!r} does not fit: use cross_entropy"
+            )
         if self.data.kind == "stdlib_text" and self.loss.kind not in ("next_token", "masked_token"):
-            raise ValueError(f"stdlib_text has no labels; loss.kind {self.loss.kind!r} does not fit: use next_token")
+            raise ValueError(
+                f"stdlib_text has no labels; loss.kind {self.loss.kind!r} does not fit: use next_token"
+            )
         if self.loss.kind == "next_token" and self.model.kind in ("mlp", "cnn"):
             raise ValueError(f"model.kind {self.model.kind!r} does not predict tokens; use gpt, gru or lstm")
         stopping = self.training.early_stopping

@@ -1,0 +1,81 @@
+# `make help` lists the targets. Everything lives in one virtual environment, .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# An index to take torch from, in place of the choice that `install` makes.
+TORCH_INDEX ?=
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+# More arguments for pytest: make test-unit ARGS='-k specs'
+ARGS ?=
+TESTS := tests/unit tests/contracts tests/integration tests/e2e
+NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
+LINTED := platform/eagleray jobs tests $(wildcard serve_apps/*.py examples/*.py benchmarks/*.py)
+
+.PHONY: help install venv demo test test-unit test-all bench-loop lint format docs constraints clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(INSTALLED)  ## make .venv and install Eagleray with everything it needs
+
+venv: install
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Eagleray needs Python 3.11 or newer, and $(PYTHON) is not: install one (apt install python3), or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module; install it with: sudo apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+# torch first and by itself, so that a CPU build is taken where there is no GPU; `torch~=2.13.0` then keeps it.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@index='$(TORCH_INDEX)'; \
+	if [ -z "$$index" ] && [ -z '$(NVIDIA_DRIVER)' ] && $(BIN)/python -c \
+	  'import urllib.request as r; r.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=3).read(1)' 2>/dev/null; \
+	then index='$(TORCH_CPU_INDEX)'; fi; \
+	echo "Installing torch from $${index:-the default index}, then the rest (some minutes the first time)"; \
+	fail() { command -v cc >/dev/null || echo "There is no C compiler; if a package wanted one: sudo apt install build-essential python3-dev" >&2; exit 1; }; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $${index:+--index-url "$$index"} 'torch~=2.13.0' || fail; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' || fail
+	@touch $@
+
+demo: install  ## the main job on real input, start to end (KEEP=1 leaves the cluster up)
+	@KEEP='$(KEEP)' $(BIN)/python examples/demo.py
+
+test: install  ## unit, integration and light end-to-end tests
+	@$(BIN)/python -m pytest $(wildcard $(TESTS)) -q $(ARGS)
+
+test-unit: install  ## the unit tests alone (seconds)
+	@$(BIN)/python -m pytest tests/unit $(wildcard tests/contracts) -q $(ARGS)
+
+test-all: install  ## every test, the slow ones too (and those for a GPU where there is one)
+	@$(BIN)/python -m pytest $(wildcard $(TESTS) tests/gpu) -q -m $(if $(NVIDIA_DRIVER),'','not gpu') $(ARGS)
+
+bench-loop: install  ## one training step in our loop against bare torch DDP
+	@$(BIN)/python benchmarks/loop.py
+
+lint: install  ## ruff, basedpyright, and the contract of the rooms
+	@$(BIN)/ruff check $(LINTED)
+	@$(BIN)/ruff format --check $(LINTED)
+	@$(BIN)/basedpyright
+	@$(BIN)/lint-imports --no-cache
+
+format: install  ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix $(LINTED)
+	@$(BIN)/ruff format $(LINTED)
+
+docs: install  ## docs/specs.md and docs/schemas/ from the spec models
+	@$(BIN)/python -m eagleray.specs.reference docs
+
+constraints: install  ## write the installed set into constraints.txt (after `make test-all` passed)
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude eagleray | sed -E 's/\+[a-z0-9.]+$$//'; } > .venv/constraints.txt
+	@mv .venv/constraints.txt constraints.txt
+
+clean:  ## remove the environment and every cache (run directories stay)
+	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
