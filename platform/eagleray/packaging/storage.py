@@ -1,0 +1,280 @@
+"""A folder on local disk or behind any fsspec URL: the few operations that runs need, durable.
+
+On disk a write is synced before it returns, and whole-file writes go through a temporary name. An object
+store writes each object at once or not at all, so there the same calls need neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+_CHUNK_BYTES = 8 << 20
+
+
+class _Backend(Protocol):
+    can_rename: bool
+
+    def write(self, path: str, data: bytes) -> None: ...
+    def replace(self, path: str, data: bytes) -> None: ...
+    def upload(self, source: Path, path: str) -> None: ...
+    def read(self, path: str) -> Iterator[bytes]: ...
+    def exists(self, path: str) -> bool: ...
+    def list(self, path: str) -> list[str]: ...
+    def files(self, path: str) -> list[str]: ...
+    def make(self, path: str) -> None: ...
+    def move(self, source: str, target: str) -> None: ...
+    def sync(self, path: str) -> None: ...
+    def remove(self, path: str) -> None: ...
+
+
+class Folder:
+    """A folder at `url` (a local path or any fsspec URL). It need not exist: writing makes it.
+
+    Names are relative, with `/` between parts. Methods raise OSError (FileNotFoundError: a name is missing).
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        file_system, path = fsspec.url_to_fs(os.path.expanduser(os.fspath(url)))
+        self._is_local = isinstance(file_system, LocalFileSystem)
+        self._backend: _Backend = _Disk() if self._is_local else _Objects(file_system)
+        self._path: str = path.rstrip("/")
+        self.url: str = self._path if self._is_local else str(file_system.unstrip_protocol(self._path))
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    @property
+    def can_rename(self) -> bool:
+        """Whether a folder can be renamed in one step (local disk)."""
+        return self._backend.can_rename
+
+    @property
+    def local_path(self) -> Path | None:
+        """The folder on this machine's disk; None behind a URL."""
+        return Path(self._path) if self._is_local else None
+
+    def child(self, name: str) -> Folder:
+        """The folder `name` inside this one."""
+        return Folder(f"{self.url}/{name}")
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a whole file: readers see the old content or the new one, also after a crash."""
+        self._make_parent(name)
+        self._backend.replace(self._join(name), data)
+
+    def write_new(self, name: str, data: bytes) -> None:
+        """Write and sync a file in place: for folders that nobody reads yet; `sync` the folder afterwards."""
+        self._make_parent(name)
+        self._backend.write(self._join(name), data)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` as indented JSON, as `write_bytes` does."""
+        self.write_bytes(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def upload(self, source: Path, name: str) -> str:
+        """Copy a local file into the folder; returns its address there."""
+        self._make_parent(name)
+        self._backend.upload(source, self._join(name))
+        return f"{self.url}/{name}"
+
+    def read_bytes(self, name: str) -> bytes:
+        """The file's whole content."""
+        return b"".join(self.read_chunks(name))
+
+    def read_chunks(self, name: str) -> Iterator[bytes]:
+        """The file's content in pieces of a few MiB."""
+        return self._backend.read(self._join(name))
+
+    def read_json(self, name: str) -> Any:
+        """The file's JSON. Raises: ValueError where it is none."""
+        return json.loads(self.read_bytes(name))
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the file or folder `name`, or this folder itself, is there."""
+        return self._backend.exists(self._join(name))
+
+    def list(self) -> list[str]:
+        """The names of the files and folders directly in this one, sorted; empty where it does not exist."""
+        return sorted(self._backend.list(self._path))
+
+    def files(self) -> list[str]:
+        """The names of all files below this folder, sorted."""
+        return sorted(self._backend.files(self._path))
+
+    def make(self) -> None:
+        """Make the folder and its parents where they are missing."""
+        self._backend.make(self._path)
+
+    def sync(self, name: str = "") -> None:
+        """Make the names inside a folder durable."""
+        self._backend.sync(self._join(name))
+
+    def move(self, name: str, target: str) -> None:
+        """Rename inside this folder, durably. Only where `can_rename`."""
+        self._backend.move(self._join(name), self._join(target))
+        self.sync()
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all below it; a missing one is fine."""
+        self._backend.remove(self._join(name))
+
+    def _join(self, name: str) -> str:
+        return f"{self._path}/{name}" if name else self._path
+
+    def _make_parent(self, name: str) -> None:
+        self._backend.make(os.path.dirname(self._join(name)))
+
+
+class _Disk:
+    """The local file system, through `os` only, so that a test can fail each single operation."""
+
+    can_rename = True
+
+    def write(self, path: str, data: bytes) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def replace(self, path: str, data: bytes) -> None:
+        with self._replacing(path) as temporary:
+            self.write(temporary, data)
+
+    def upload(self, source: Path, path: str) -> None:
+        with self._replacing(path) as temporary, source.open("rb") as file:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                while chunk := file.read(_CHUNK_BYTES):
+                    _write_all(descriptor, chunk)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _replacing(self, path: str) -> Iterator[str]:
+        """A temporary name beside `path` that takes its place at the end."""
+        folder, name = os.path.split(path)
+        temporary = f"{folder}/.{name}.{secrets.token_hex(4)}"
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        self.sync(folder)
+
+    def read(self, path: str) -> Iterator[bytes]:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def list(self, path: str) -> list[str]:
+        try:
+            return os.listdir(path)
+        except FileNotFoundError:
+            return []
+
+    def files(self, path: str) -> list[str]:
+        return [
+            os.path.relpath(os.path.join(folder, name), path)
+            for folder, _, names in os.walk(path)
+            for name in names
+        ]
+
+    def make(self, path: str) -> None:
+        if os.path.isdir(path):
+            return
+        self.make(os.path.dirname(path))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        self.sync(os.path.dirname(path))
+
+    def move(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def sync(self, path: str) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.isdir(path) and not os.path.islink(path):
+                for name in os.listdir(path):
+                    self.remove(f"{path}/{name}")
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+
+
+class _Objects:
+    """An fsspec file system that writes whole objects."""
+
+    can_rename = False
+
+    def __init__(self, file_system: fsspec.AbstractFileSystem) -> None:
+        self._fs = file_system
+
+    def write(self, path: str, data: bytes) -> None:
+        self._fs.pipe_file(path, data)
+
+    replace = write
+
+    def upload(self, source: Path, path: str) -> None:
+        self._fs.put_file(str(source), path)
+
+    def read(self, path: str) -> Iterator[bytes]:
+        with self._fs.open(path, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk  # pyright: ignore[reportReturnType]  # fsspec types a binary file as text
+
+    def exists(self, path: str) -> bool:
+        self._fs.invalidate_cache()
+        return bool(self._fs.exists(path))
+
+    def list(self, path: str) -> list[str]:
+        self._fs.invalidate_cache()  # s3fs and gcsfs remember listings; other hosts write here too
+        try:
+            return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in self._fs.ls(path, detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def files(self, path: str) -> list[str]:
+        self._fs.invalidate_cache()
+        return [str(name)[len(path) :].lstrip("/") for name in self._fs.find(path)]
+
+    def make(self, path: str) -> None:
+        """Nothing: a prefix exists with its first object."""
+
+    def move(self, source: str, target: str) -> None:
+        raise AssertionError("an object store cannot rename a folder in one step")
+
+    def sync(self, path: str) -> None:
+        """Nothing: an object is durable when its write returns."""
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(path, recursive=True)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view[:_CHUNK_BYTES]) :]
