@@ -1,0 +1,275 @@
+"""`JobClient`: jobs of a cluster over Ray's job REST API, with httpx alone.
+
+Written against Ray 2.60 (ray/dashboard/modules/job/sdk.py); it works without Ray installed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from eagleray.client.package import Package
+from eagleray.errors import AuthError, InputError, ServiceError
+
+if TYPE_CHECKING:
+    import httpx
+
+PATIENCE_S = 60.0
+"""So long the head may be away (it restarts within seconds) while a job is followed."""
+_POLL_S = 0.5
+_FINISHED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """One submission, as the cluster describes it now."""
+
+    id: str
+    status: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    entrypoint: str
+    message: str = ""
+    driver_exit_code: int | None = None
+    """Of the driver's process; None while it runs, or where it never started."""
+    started_s: float | None = None
+    """Seconds since the epoch."""
+    ended_s: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in _FINISHED
+
+    @property
+    def exit_code(self) -> int:
+        """For a shell: 0 done, 1 failed, 2 input wrong, 3 no capacity; 130 where it was stopped."""
+        if self.status == "SUCCEEDED":
+            return 0
+        if self.status == "STOPPED":
+            return 130
+        return self.driver_exit_code if self.driver_exit_code and self.driver_exit_code > 0 else 1
+
+
+class JobClient:
+    """Jobs of the cluster whose dashboard is at `address`; close it, or use it in a `with` block.
+
+    Every method raises ServiceError where the cluster does not answer or refuses, AuthError where the token
+    is missing or wrong.
+    """
+
+    def __init__(self, address: str, token: str | None = None, *, timeout_s: float = 30.0) -> None:
+        self.address = address.rstrip("/")
+        if urlsplit(self.address).scheme not in ("http", "https"):
+            raise InputError(
+                f"job API address {address!r}: expected http://HOST:PORT, the Ray dashboard's own"
+            )
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._timeout_s = timeout_s
+        self._opened: httpx.Client | None = None
+
+    def __enter__(self) -> JobClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def upload(self, package: Package) -> str:
+        """The package's URI, once the cluster holds it: sent only where it does not."""
+        path = f"/api/packages/gcs/{package.name}"
+        if self._request("GET", path, missing_ok=True) is None:
+            self._request("PUT", path, content=package.content)
+        return package.uri
+
+    def submit(
+        self,
+        entrypoint: str,
+        *,
+        job_id: str | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        resources: Mapping[str, float] | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> str:
+        """Start the shell command `entrypoint` as a job; returns its id.
+
+        A cluster that has just started answers 500 until its agent is up: tried again for `patience_s`.
+        """
+        body: dict[str, Any] = {"entrypoint": entrypoint, "runtime_env": dict(runtime_env or {})}
+        body["metadata"] = dict(metadata or {})
+        if job_id is not None:
+            body["submission_id"] = job_id
+        if resources:
+            body["entrypoint_resources"] = dict(resources)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return str(self._json("POST", "/api/jobs/", json=body)["submission_id"])
+            except ServiceError as error:
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
+
+    def status(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return _job(self._json("GET", _path(job_id)))
+
+    def list(self) -> list[Job]:
+        """Every submitted job that the cluster remembers, newest first."""
+        found = [_job(entry) for entry in self._json("GET", "/api/jobs/") if entry.get("submission_id")]
+        return sorted(found, key=lambda job: job.started_s or float("inf"), reverse=True)
+
+    def logs(self, job_id: str) -> str:
+        """All that the job's driver has printed so far."""
+        return str(self._json("GET", f"{_path(job_id)}/logs")["logs"])
+
+    def stop(self, job_id: str) -> bool:
+        """Ask the job to end; False where it had ended."""
+        return bool(self._json("POST", f"{_path(job_id)}/stop")["stopped"])
+
+    def delete(self, job_id: str) -> bool:
+        """Forget a finished job."""
+        return bool(self._json("DELETE", _path(job_id))["deleted"])
+
+    def follow(self, job_id: str, *, patience_s: float = PATIENCE_S) -> Iterator[str]:
+        """What the job's driver prints, piece by piece from the start, until the job has ended.
+
+        A lost connection is made anew, and goes on where it broke off.
+
+        Raises:
+            ServiceError: there is no such job, or the cluster was away for more than `patience_s`.
+        """
+        num_seen, away_since_s = 0, None
+        while True:
+            try:
+                self.status(job_id)
+                away_since_s, position = None, 0
+                for text in self._tail(job_id):
+                    position += len(text)
+                    if position > num_seen:
+                        yield text[max(0, len(text) - (position - num_seen)) :]
+                        num_seen = position
+                if self.status(job_id).is_finished:
+                    return
+            except NoAnswerError:
+                away_since_s = away_since_s or time.monotonic()
+                if time.monotonic() - away_since_s > patience_s:
+                    raise
+            time.sleep(_POLL_S)
+
+    def wait(self, job_id: str, *, timeout_s: float) -> Job:
+        """The finished job. Raises: ServiceError where it has not finished in time."""
+        deadline = time.monotonic() + timeout_s
+        while not (job := self.status(job_id)).is_finished:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"job {job_id} is still {job.status} after {timeout_s:g} s")
+            time.sleep(_POLL_S)
+        return job
+
+    def _tail(self, job_id: str) -> Iterator[str]:
+        """The log from its start, until the cluster ends the stream. Raises: NoAnswerError where it breaks."""
+        from websockets.exceptions import WebSocketException
+        from websockets.sync.client import connect
+
+        url = f"ws{self.address.removeprefix('http')}{_path(job_id)}/logs/tail"
+        try:
+            with connect(
+                url, additional_headers=self._headers, max_size=None, close_timeout=1, proxy=self._proxy
+            ) as socket:
+                for message in socket:
+                    yield message if isinstance(message, str) else message.decode()
+        except (OSError, WebSocketException) as error:
+            raise NoAnswerError(f"the log of job {job_id} broke off: {error}") from None
+
+    @property
+    def _proxy(self) -> Any:
+        """True asks the environment for a proxy; a cluster on this machine is never behind one."""
+        return None if self._is_loopback else True
+
+    @property
+    def _is_loopback(self) -> bool:
+        host = urlsplit(self.address).hostname or ""
+        return host in ("localhost", "::1") or host.startswith("127.")
+
+    def _client(self) -> httpx.Client:
+        if self._opened is None:
+            import httpx
+
+            self._opened = httpx.Client(
+                base_url=self.address,
+                headers=self._headers,
+                timeout=self._timeout_s,
+                trust_env=not self._is_loopback,
+            )
+        return self._opened
+
+    def _json(self, method: str, path: str, **arguments: Any) -> Any:
+        response = self._request(method, path, **arguments)
+        assert response is not None
+        try:
+            return response.json()
+        except ValueError:
+            raise ServiceError(f"{self.address}{path}: not Ray's job API (its answer is not JSON)") from None
+
+    def _request(
+        self, method: str, path: str, *, missing_ok: bool = False, **arguments: Any
+    ) -> httpx.Response | None:
+        """The answer; None for 404 where `missing_ok`."""
+        import httpx
+
+        try:
+            response = self._client().request(method, path, **arguments)
+        except httpx.TransportError as error:
+            raise NoAnswerError(
+                f"no cluster answers at {self.address} ({error or type(error).__name__}); "
+                "`eagleray status` shows what runs here"
+            ) from None
+        if response.status_code == 404 and missing_ok:
+            return None
+        if response.is_success:
+            return response
+        raise self._refusal(response)
+
+    def _refusal(self, response: httpx.Response) -> Exception:
+        if response.status_code in (401, 403):
+            what = "wants a token" if response.status_code == 401 else "does not accept this token"
+            return AuthError(
+                f'the cluster at {self.address} {what}; `eval "$(eagleray env)"` exports that of a local one'
+            )
+        lines = [line for line in response.text.splitlines() if line.strip()]
+        reason = lines[-1].strip() if lines else "no reason given"
+        return ServiceError(f"the cluster at {self.address} refused ({response.status_code}): {reason}")
+
+
+class NoAnswerError(ServiceError):
+    """Nothing answers at the address, for now."""
+
+
+def _path(job_id: str) -> str:
+    return f"/api/jobs/{quote(job_id, safe='')}"
+
+
+def _job(entry: Mapping[str, Any]) -> Job:
+    return Job(
+        id=str(entry.get("submission_id") or entry.get("job_id")),
+        status=str(entry["status"]),
+        entrypoint=str(entry.get("entrypoint", "")),
+        message=str(entry.get("message") or ""),
+        driver_exit_code=entry.get("driver_exit_code"),
+        started_s=_seconds(entry.get("start_time")),
+        ended_s=_seconds(entry.get("end_time")),
+        metadata=dict(entry.get("metadata") or {}),
+    )
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if not milliseconds else milliseconds / 1000
