@@ -43,7 +43,7 @@ def publish(
         InputError: No address or token, they cannot be right, or there is no such data source.
         ServiceError: Grafana cannot be reached or refuses.
     """
-    grafana = Grafana(_given(url, "EAGLERAY_GRAFANA_URL"), _given(token, "EAGLERAY_GRAFANA_TOKEN"))
+    grafana = Grafana(_given("address", url, "URL"), _given("service account token", token, "TOKEN"))
     changes: list[str] = []
     source = _datasource(grafana, datasource, prometheus_url, changes)
     folder_uid, is_new = grafana.ensure_folder(folder, _FOLDER_UID)
@@ -53,10 +53,11 @@ def publish(
     return Published(f"{grafana.url}/{path.lstrip('/')}", tuple(changes))
 
 
-def _given(value: str | None, variable: str) -> str:
+def _given(what: str, value: str | None, suffix: str) -> str:
+    variable = f"EAGLERAY_GRAFANA_{suffix}"
     found = (value if value is not None else os.environ.get(variable, "")).strip()
     if not found:
-        raise InputError(f"dashboards publish: no Grafana address and token given; set {variable}")
+        raise InputError(f"dashboards publish: no {what} of Grafana is given; set {variable}")
     return found
 
 
