@@ -23,8 +23,8 @@ default) after its process ended; a counter stays until its node ends.
 _TAIL = """
 ## Prometheus
 
-The head writes the addresses of all nodes to `prom_metrics_service_discovery.json` in its temp directory
-(on `ray up` clusters `/tmp/ray`, renewed as nodes come and go), so Prometheus needs no list of nodes:
+The head keeps the addresses of all nodes, renewed every 5 s as they come and go, so Prometheus needs no list of
+nodes. On the head's machine it reads them from a file:
 
 ```yaml
 scrape_configs:
@@ -33,6 +33,19 @@ scrape_configs:
     file_sd_configs:
       - files: ["/tmp/ray/prom_metrics_service_discovery.json"]
 ```
+
+For a cluster of `eagleray up` the file lies in `<runtime_dir>/h/`, with `runtime_dir` from
+`~/.eagleray/clusters/<name>/state.json`. From elsewhere Prometheus asks the Ray dashboard, with the cluster's
+token:
+
+```yaml
+    http_sd_configs:
+      - url: http://HEAD:8265/api/prometheus/sd
+        authorization: {credentials_file: /path/to/token}
+```
+
+The metrics ports themselves ask for no token: on a node whose address is loopback they listen there only, on any
+other on all interfaces, so let a firewall admit nobody but Prometheus.
 
 ## Grafana
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +11,6 @@ from typing import Any
 from eagleray import __version__
 from eagleray.errors import InputError
 from eagleray.monitoring import Grafana, training_dashboard
-
-_FOLDER_UID = "eagleray"
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,16 @@ def publish(
     grafana = Grafana(_given("address", url, "URL"), _given("service account token", token, "TOKEN"))
     changes: list[str] = []
     source = _datasource(grafana, datasource, prometheus_url, changes)
-    folder_uid, is_new = grafana.ensure_folder(folder, _FOLDER_UID)
+    folder_uid, is_new = grafana.ensure_folder(folder, _folder_uid(folder))
     if is_new:
         changes.append(f"made folder {folder!r}")
     path = _upsert(grafana, training_dashboard(source), folder_uid, changes)
     return Published(f"{grafana.url}/{path.lstrip('/')}", tuple(changes))
+
+
+def _folder_uid(title: str) -> str:
+    """The same uid for the same title, so that a folder renamed in Grafana is still found."""
+    return f"eagleray-{hashlib.sha256(title.encode()).hexdigest()[:12]}"
 
 
 def _given(what: str, value: str | None, suffix: str) -> str:

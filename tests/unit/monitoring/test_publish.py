@@ -22,7 +22,7 @@ def test_publishing_twice_changes_nothing(url, state, caplog):
     assert (second.url, second.changes) == (first.url, ())
     assert len(state.writes) == num_writes
     assert state.dashboards == held
-    assert held[UID]["meta"]["folderUid"] == "eagleray"
+    assert held[UID]["meta"]["folderUid"] in state.folders
     assert state.token not in caplog.text
 
 
@@ -66,9 +66,24 @@ def test_an_edited_dashboard_is_overwritten(url, state, edit):
 
 def test_a_moved_dashboard_comes_back(url, state):
     publish(url, state.token)
-    state.dashboards[UID]["meta"]["folderUid"] = "elsewhere"
+    meta = state.dashboards[UID]["meta"]
+    home, meta["folderUid"] = meta["folderUid"], "elsewhere"
     assert len(publish(url, state.token).changes) == 1
-    assert state.dashboards[UID]["meta"]["folderUid"] == "eagleray"
+    assert state.dashboards[UID]["meta"]["folderUid"] == home
+
+
+def test_another_folder_is_made_and_the_dashboard_goes_there(url, state):
+    publish(url, state.token)
+    assert publish(url, state.token, folder="Team").changes[0] == "made folder 'Team'"
+    folder = state.folders[state.dashboards[UID]["meta"]["folderUid"]]
+    assert folder["title"] == "Team"
+    assert len(state.dashboards) == 1
+
+
+def test_a_renamed_folder_is_still_ours(url, state):
+    publish(url, state.token)
+    next(iter(state.folders.values()))["title"] = "Renamed"
+    assert publish(url, state.token).changes == ()
 
 
 def test_defaults_that_grafana_fills_in_are_no_change(url, state):
