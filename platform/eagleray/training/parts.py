@@ -1,0 +1,122 @@
+"""Everything one rank trains with, built from the spec."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from eagleray import compression, data, device, groups, models
+from eagleray.packaging import load_weights
+from eagleray.specs import TrainSpec
+from eagleray.training.agreement import Agreement
+from eagleray.training.optimizers import build_optimizer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One rank's share of a run. The module, optimizer and scaler are changed by training."""
+
+    spec: TrainSpec
+    rank: int
+    world_size: int
+    place: device.Place
+    dataset: data.Dataset
+    loader: data.Loader
+    module: nn.Module
+    model: DistributedDataParallel
+    hook: compression.Hook
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    agreement: Agreement
+    per_sample_loss: Callable[[Tensor, Tensor], Tensor]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        training = self.spec.training
+        if training.steps is not None:
+            return training.steps
+        assert training.epochs is not None
+        return training.epochs * self.loader.steps_per_epoch
+
+    def close(self) -> None:
+        """Stop the compression engine; the process groups are the caller's."""
+        self.hook.close()
+
+
+def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, place: device.Place) -> Parts:
+    """The parts of this rank. `gradients` and `votes` are process groups over the same ranks.
+
+    Raises:
+        DataError, SpecError: the dataset or the model cannot be built from the spec.
+        CheckpointError: `training.init_from` does not verify.
+    """
+    import_user_code(spec)
+    dataset = data.open_dataset(spec.data)
+    loader = data.Loader(
+        dataset.train,
+        global_batch_size=spec.training.global_batch_size,
+        seed=spec.seed,
+        transform=_transform(spec, dataset),
+    )
+    torch.manual_seed(spec.seed)  # the same weights on every rank, whatever the world size
+    module = models.build(spec.model, dataset.signature)
+    module = module.to(place.device, device.dtype(spec.training.precision))
+    if spec.training.init_from is not None:
+        module.load_state_dict(load_weights(spec.training.init_from))
+    if place.device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    model = DistributedDataParallel(
+        module,
+        process_group=gradients.process_group,
+        broadcast_buffers=False,  # averaged at each commit instead: no message per forward
+        gradient_as_bucket_view=True,
+        find_unused_parameters=spec.model.kind == "module",  # what a user's module uses is not known
+    )
+    return Parts(
+        spec=spec,
+        rank=gradients.rank,
+        world_size=gradients.world_size,
+        place=place,
+        dataset=dataset,
+        loader=loader,
+        module=module,
+        model=model,
+        hook=compression.attach(model, compression.make_compressor(spec.compression), gradients),
+        optimizer=build_optimizer(spec.optimizer, module.parameters()),
+        scaler=torch.amp.GradScaler(place.device.type, enabled=spec.training.precision == "fp16"),
+        agreement=Agreement(votes),
+        per_sample_loss=models.per_sample_loss(spec.loss),
+    )
+
+
+def import_user_code(spec: TrainSpec) -> None:
+    """Put the spec's `code` on the import path: folders themselves, and the folders of files."""
+    for entry in spec.code:
+        path = Path(entry)
+        folder = str(path if path.is_dir() and not (path / "__init__.py").exists() else path.parent)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+
+
+def _transform(spec: TrainSpec, dataset: data.Dataset) -> data.Transform | None:
+    if spec.loss.kind == "masked_token":
+        return data.Masking(spec.loss.mask_fraction)
+    if spec.data.augment is not None:
+        return data.Augment(spec.data.augment)
+    return None
+
+
+def shared_batch_norm(parts: Parts) -> bool:
+    """Whether the module keeps batch statistics of each rank's own (BatchNorm on the CPU, more than one rank)."""
+    is_local = any(
+        isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, nn.SyncBatchNorm)
+        for layer in parts.module.modules()
+    )
+    return is_local and parts.world_size > 1

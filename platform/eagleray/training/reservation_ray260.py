@@ -1,0 +1,107 @@
+"""Nodes and worker processes of a run, asked for before the driver has imported torch or ray.train.
+
+The autoscaler starts nodes, and the workers import what they need, while the driver does the same. A
+`WorkerActor` is Ray Train's own worker whose class is looked up inside its process: the driver needs no
+import of ray.train to create one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+
+class WorkerActor:
+    """Ray Train's `RayTrainWorker`, with everything that a rank imports imported at construction."""
+
+    def __init__(self) -> None:
+        import torch._dynamo  # DistributedDataParallel needs it: 1.7 s that would else fall into step 1
+        import torch.nn.parallel
+        import torch.optim
+        from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+        import eagleray.training.worker_imports  # noqa: F401
+
+        self._worker = RayTrainWorker()
+
+    def execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run `fn` in the worker's main thread."""
+        return self._worker.execute(fn, *args, **kwargs)
+
+    def run_train_fn(self, train_fn_ref: Any) -> None:
+        """Start the train function in a thread."""
+        return self._worker.run_train_fn(train_fn_ref)
+
+    def get_metadata(self) -> Any:
+        """Host, node and process id."""
+        return self._worker.get_metadata()
+
+    def mark_preempt(self, info: Any) -> None:
+        """Take a preemption notice."""
+        return self._worker.mark_preempt(info)
+
+    def poll_status(self) -> Any:
+        """Whether the train function runs, failed, or reported."""
+        return self._worker.poll_status()
+
+    def clear_result_queue(self) -> bool:
+        """Drop pending reports."""
+        return self._worker.clear_result_queue()
+
+    def shutdown(self) -> None:
+        """Run the shutdown hooks."""
+        return self._worker.shutdown()
+
+    def init_train_context(self, **context: Any) -> None:
+        """Take rank, world size and storage of this attempt."""
+        return self._worker.init_train_context(**context)
+
+
+def create_actors(group: PlacementGroup, bundle: Mapping[str, float], count: int) -> list[Any]:
+    """One worker actor per bundle of `group`; they start as soon as the group is placed."""
+    resources = dict(bundle)
+    actor_class = ray.remote(
+        num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), resources=resources
+    )(WorkerActor)
+    return [
+        actor_class.options(
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+        ).remote()
+        for index in range(count)
+    ]
+
+
+class Reservation:
+    """A placement group of one bundle per worker, and the worker actors in it."""
+
+    def __init__(self, bundle: Mapping[str, float], count: int, label_selector: Mapping[str, str]):
+        self.bundle, self.count = dict(bundle), count
+        selectors = [dict(label_selector)] * count if label_selector else None
+        self.group = placement_group(
+            [self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors
+        )
+        self.actors = create_actors(self.group, self.bundle, count)
+
+    def wait(self, say: Callable[[str], None], *, every_s: float = 5.0) -> float:
+        """Block until every bundle has its node; returns the seconds it took. `say` hears of the waiting."""
+        started = time.monotonic()
+        while not self.group.wait(every_s):
+            waited = time.monotonic() - started
+            say(
+                f"waiting for {self.count} x {describe(self.bundle)}: {waited:.0f} s; the autoscaler is starting nodes"
+            )
+        return time.monotonic() - started
+
+    def release(self) -> None:
+        """Give the resources back."""
+        remove_placement_group(self.group)
+
+
+def describe(bundle: Mapping[str, float]) -> str:
+    """For instance "1 GPU + 1 CPU"."""
+    return " + ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items(), reverse=False))

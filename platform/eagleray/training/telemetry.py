@@ -1,0 +1,66 @@
+"""What a rank tells the run's driver: records in a bounded buffer that the driver drains as it polls.
+
+A record is a small dictionary of JSON values; no rank waits for the driver, and a record that nobody
+drains falls off the far end. `kind` is one of:
+
+    phase        a point in time of the start-up: `name`
+    step         since the last one: `loss`, `learning_rate`, `num_steps`, `num_samples`, `seconds`,
+                 `sent_bytes`, `uncompressed_bytes`
+    evaluation   `part` and its metrics
+    commit       a checkpoint was committed: `seconds`
+    note         a sentence for people: `text`
+    at           where the rank is now: `step`; one for each drain, made from the newest `at` call
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Protocol
+
+Record = dict[str, Any]
+
+
+class Sink(Protocol):
+    """Takes records."""
+
+    def put(self, kind: str, **values: Any) -> None:
+        """Add a record of now."""
+        ...
+
+    def at(self, step: int) -> None:
+        """This step has just been taken."""
+        ...
+
+
+class Buffer:
+    """A sink that keeps the newest 10,000 records until they are drained; safe between threads."""
+
+    def __init__(self, capacity: int = 10_000):
+        self._records: deque[Record] = deque(maxlen=capacity)
+        self._at: Record | None = None
+
+    def put(self, kind: str, **values: Any) -> None:
+        """Add a record of now."""
+        self._records.append({"kind": kind, "time": time.time(), **values})
+
+    def at(self, step: int) -> None:
+        """This step has just been taken: kept alone, since a record for each would be too many."""
+        self._at = {"kind": "at", "time": time.time(), "step": step}
+
+    def drain(self) -> list[Record]:
+        """The records since the last call, oldest first."""
+        drained: list[Record] = []
+        while self._records:
+            drained.append(self._records.popleft())
+        at, self._at = self._at, None
+        return drained if at is None else [*drained, at]
+
+
+BUFFER = Buffer()
+"""This process's records."""
+
+
+def drain() -> list[Record]:
+    """This process's records since the last call (what the driver runs in the worker)."""
+    return BUFFER.drain()

@@ -1,0 +1,87 @@
+"""`fit`: one run on the cluster, from reservation to outcome."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from eagleray.errors import EaglerayError, TrainingError
+from eagleray.specs import TrainSpec
+from eagleray.training.observer import Observer
+from eagleray.training.reservation_ray260 import Reservation
+
+
+def bundle(spec: TrainSpec) -> dict[str, float]:
+    """What one worker holds while the run lasts."""
+    resources = {"CPU": spec.scaling.cpus_per_worker, "GPU": float(spec.scaling.gpus_per_worker)}
+    return {name: amount for name, amount in resources.items() if amount > 0}
+
+
+def fit(
+    spec: TrainSpec,
+    run_url: str,
+    *,
+    first_attempt: int,
+    reservation: Reservation,
+    observer: Observer,
+) -> dict[str, Any]:
+    """Train to the end on the reservation's workers; returns rank 0's outcome (`worker.run`).
+
+    Args:
+        spec: the run.
+        run_url: its folder in storage, "<storage>/runs/<run id>".
+        first_attempt: the number of the first start of the workers.
+        reservation: workers of the first start; later ones reserve for themselves.
+        observer: hears what happens.
+
+    Raises:
+        EaglerayError: the run failed for good; the first cause, in words.
+    """
+    from eagleray.training import trainer_ray260
+
+    for name, value in trainer_ray260.SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    from eagleray.training.backend_ray260 import GroupConfig
+    from eagleray.training.worker import train_worker
+
+    parent, _, run_id = run_url.rstrip("/").rpartition("/")
+    trainer = trainer_ray260.Trainer(
+        train_worker,
+        train_loop_config={"spec": spec.model_dump(mode="json"), "run_url": run_url},
+        torch_config=GroupConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=spec.scaling.num_workers,
+            use_gpu=spec.scaling.gpus_per_worker > 0,
+            resources_per_worker=bundle(spec),
+            placement_strategy="SPREAD",
+            label_selector=dict(spec.scaling.label_selector) or None,
+        ),
+        run_config=RunConfig(
+            name=run_id,
+            storage_path=parent,
+            failure_config=FailureConfig(max_failures=spec.scaling.max_failures),
+        ),
+        observer=observer,
+        first_attempt=first_attempt,
+        reservation=reservation,
+    )
+    try:
+        return trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise in_words(error) from error
+
+
+def in_words(error: Exception) -> EaglerayError:
+    """The first cause of a failed run: ours as it is, another's with its type and text."""
+    from eagleray.training.trainer_ray260 import failures
+
+    found = failures(error)  # type: ignore[arg-type]
+    ours = [failure for failure in found.values() if isinstance(failure, EaglerayError)]
+    if ours:
+        return ours[0]
+    rank, failure = min(found.items())
+    who = "the run's controller" if rank < 0 else f"rank {rank}"
+    return TrainingError(f"{who} failed: {type(failure).__name__}: {failure}")

@@ -1,0 +1,225 @@
+"""Ray Train v2 with its controller in the driver's own process, our workers, and our record of what happened.
+
+Subclasses of Ray 2.60's internals; `tests/unit/training/test_ray260.py` fails loudly when one of them moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.train.v2._internal.execution.worker_group.worker import Worker
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from eagleray.errors import EaglerayError, PeerLost
+from eagleray.training.observer import Observer, WorkerInfo
+from eagleray.training.reservation_ray260 import Reservation, create_actors
+from eagleray.training.telemetry import drain
+
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s before a dead worker was noticed
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one actor process more per start
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # would re-route the driver's own logging
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a spec's relative paths stay valid
+}
+
+
+class SeatedWorkerGroup(WorkerGroup):
+    """A worker group that first takes the seats of a reservation, and makes its own when started again."""
+
+    reservation: Reservation | None = None
+
+    def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
+        if SeatedWorkerGroup.reservation is not None:
+            return DefaultPlacementGroupHandle(SeatedWorkerGroup.reservation.group)
+        return super()._create_placement_group(scaling_config, worker_group_context)
+
+    def _create_workers(
+        self,
+        num_workers: int,
+        placement_group: Any,
+        resources_per_worker: dict[str, float],
+        placement_group_bundle_indices: list[int] | None = None,
+        starting_world_rank: int = 0,
+        world_size: int | None = None,
+        replica_group_size: int | None = None,
+    ) -> list[Worker]:
+        reservation, SeatedWorkerGroup.reservation = SeatedWorkerGroup.reservation, None
+        actors = (
+            reservation.actors
+            if reservation is not None
+            else create_actors(placement_group, resources_per_worker, num_workers)
+        )
+        metadata = ray.get([actor.get_metadata.remote() for actor in actors])
+        workers = [
+            Worker(actor, meta, resources_per_worker, placement_group_bundle_index=index)
+            for index, (actor, meta) in enumerate(zip(actors, metadata, strict=True))
+        ]
+        return WorkerGroup._assign_worker_ranks(workers, starting_world_rank, world_size, replica_group_size)
+
+    def _init_train_context_on_workers(
+        self, workers: list[Worker], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        """As Ray's, without the handle of a controller actor: the controller is not an actor here."""
+        ray.get(
+            [
+                worker.actor.init_train_context.remote(
+                    train_run_context=self._train_run_context,
+                    distributed_context=worker.distributed_context,
+                    synchronization_actor=sync_actor,
+                    storage_context=self._storage_context,
+                    worker_callbacks=self._worker_callbacks_to_propagate,
+                    controller_actor=None,
+                    **{name: values[index] for name, values in train_context_args.items()},
+                )
+                for index, worker in enumerate(workers)
+            ]
+        )
+        self._decorate_worker_log_file_paths(workers)
+
+
+class Controller(TrainController):
+    """Ray Train's controller over our worker group."""
+
+    worker_group_cls = SeatedWorkerGroup
+
+
+class RetryPolicy(DefaultFailurePolicy):
+    """Ray's policy, but an error of ours that would come again (loss not finite, bad data) ends the run."""
+
+    def __init__(self, failure_config: Any, observer: Observer):
+        super().__init__(failure_config)
+        self._observer = observer
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """RETRY or RAISE; the observer hears of it."""
+        if final_error(training_failed_error) is not None:
+            decision = FailureDecision.RAISE
+        else:
+            decision = super().make_decision(training_failed_error)
+        self._observer.failed(failures(training_failed_error), decision == FailureDecision.RETRY)
+        return decision
+
+    def _log_decision(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the observer says it in one line, without tracebacks."""
+
+
+def failures(error: TrainingFailedError) -> dict[int, Exception]:
+    """Each failed rank's exception; -1 stands for the controller."""
+    if isinstance(error, WorkerGroupError):
+        return {rank: _unwrapped(failure) for rank, failure in error.worker_failures.items()}
+    return {-1: getattr(error, "controller_failure", error)}
+
+
+def final_error(error: TrainingFailedError) -> EaglerayError | None:
+    """The error of ours that would come again if the workers were started again, if there is one."""
+    found = failures(error).values()
+    if any(isinstance(failure, ray.exceptions.RayActorError) for failure in found):
+        return None
+    ours = [failure for failure in found if isinstance(failure, EaglerayError)]
+    return next((failure for failure in ours if not isinstance(failure, PeerLost)), None)
+
+
+def _unwrapped(failure: Exception) -> Exception:
+    """The exception that the train function raised, inside Ray's wrapper."""
+    return getattr(failure, "_base_exc", failure)
+
+
+class Watch(WorkerGroupCallback):
+    """Numbers the attempts, and carries records from rank 0 to the observer."""
+
+    def __init__(self, observer: Observer, first_attempt: int):
+        self._observer = observer
+        self._next_attempt = first_attempt
+        self._rank_0: Any = None
+        self._pending: Any = None
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Tell the ranks their attempt's number, and the observer who they are."""
+        attempt = self._next_attempt
+        self._next_attempt += 1
+        worker_group.execute(_set_attempt, attempt)
+        workers = worker_group.get_workers()
+        self._rank_0, self._pending = workers[0], None
+        self._observer.started(attempt, [_info(worker) for worker in workers])
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Hand over what rank 0 has recorded since the last poll, without waiting for it."""
+        if self._pending is None:
+            self._pending = self._rank_0.execute_async(drain)
+            return
+        done, _ = ray.wait([self._pending], timeout=0)
+        if done:
+            self._collect()
+            self._pending = self._rank_0.execute_async(drain)
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """Hand over the last records, if rank 0 still answers."""
+        self._collect()
+        self._pending = self._rank_0.execute_async(drain)
+        self._collect()
+
+    def _collect(self) -> None:
+        if self._pending is None:
+            return
+        try:
+            records = ray.get(self._pending, timeout=2)
+        except (ray.exceptions.RayError, TimeoutError):
+            records = []  # rank 0 is gone, and so are its last records; the run's state is in its checkpoint
+        self._pending = None
+        if records:
+            self._observer.records(records)
+
+
+def _set_attempt(number: int) -> None:
+    os.environ["EAGLERAY_ATTEMPT"] = str(number)
+
+
+def _info(worker: Worker) -> WorkerInfo:
+    assert worker.distributed_context is not None
+    return WorkerInfo(
+        rank=worker.distributed_context.world_rank,
+        node_id=worker.metadata.node_id,
+        pid=worker.metadata.pid,
+        node_ip=worker.metadata.node_ip,
+    )
+
+
+class Trainer(TorchTrainer):
+    """A TorchTrainer whose controller runs in this process: no actor of its own to start and import for."""
+
+    def __init__(
+        self, *args: Any, observer: Observer, first_attempt: int, reservation: Reservation, **kwargs: Any
+    ):
+        super().__init__(*args, **kwargs)
+        self._observer, self._first_attempt = observer, first_attempt
+        SeatedWorkerGroup.reservation = reservation
+
+    def _initialize_and_run_controller(self, **controller: Any) -> Any:
+        callbacks = [
+            callback
+            for callback in controller.pop("callbacks")
+            # The run's placement groups belong to this job and end with it; the cleaner is one process more.
+            if not isinstance(callback, PlacementGroupCleanerCallback)
+        ]
+        controller["callbacks"] = [*callbacks, Watch(self._observer, self._first_attempt)]
+        controller["failure_policy"] = RetryPolicy(self.run_config.failure_config, self._observer)
+        running = Controller(**controller)
+        try:
+            asyncio.run(running.run())
+        except BaseException:
+            group = running.get_worker_group()
+            if group is not None:
+                group.abort()
+            raise
+        return running.get_result()

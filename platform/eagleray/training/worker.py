@@ -1,0 +1,128 @@
+"""What each rank of a Ray Train run does: build the parts, go on from the newest checkpoint, train."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from eagleray.specs import TrainSpec
+from eagleray.training.telemetry import BUFFER, Sink
+
+GROUP_TIMEOUT_S = 600.0
+"""Backstop only: a rank that died is found by its closed sockets and by the driver."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the workers of a run."""
+
+    number: int
+    """1 for the first start ever of the run; checkpoints of a lower one are refused."""
+    spec: TrainSpec
+    run_url: str
+    """The run's folder in storage."""
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Train to the end; called by Ray Train on every rank, in a thread of the worker's process.
+
+    Args:
+        config: `spec` (its JSON) and `run_url`. The number of the attempt comes from the process's
+            environment, where the driver puts it at each start.
+
+    Returns:
+        What the driver wants to know of the end: position, number of parameters, test metrics, completion.
+    """
+    import ray.train
+
+    spec = TrainSpec.model_validate(config["spec"])
+    attempt = Attempt(int(os.environ["EAGLERAY_ATTEMPT"]), spec, config["run_url"])
+    context = ray.train.get_context()
+
+    def report_pointer(step: int, url: str | None) -> None:
+        from ray.train import Checkpoint, CheckpointUploadMode
+
+        pointer = None if url is None else Checkpoint(url)
+        ray.train.report(
+            {"step": step}, checkpoint=pointer, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
+        )
+
+    return run(attempt, rank=context.get_world_rank(), sink=BUFFER, report_pointer=report_pointer)
+
+
+def run(attempt: Attempt, *, rank: int, sink: Sink, report_pointer) -> dict[str, Any]:
+    """Train to the end over the default process group, which the caller has made.
+
+    `report_pointer(step, url)` is called on all ranks after each commit; `url` is None but on rank 0.
+    """
+    import torch
+
+    from eagleray import device, groups
+    from eagleray.packaging import CheckpointStore
+    from eagleray.training import loop, state
+    from eagleray.training.evaluate import count_parameters, evaluate
+    from eagleray.training.parts import build, shared_batch_norm
+    from eagleray.training.progress import Progress
+
+    spec = attempt.spec
+    torch.set_num_threads(max(1, int(spec.scaling.cpus_per_worker)))
+    place = device.pick(spec.scaling.gpus_per_worker)
+    gradients = groups.new_group("gradients", backend=place.backend, timeout_s=GROUP_TIMEOUT_S)
+    votes = groups.new_group("votes", backend="gloo", timeout_s=GROUP_TIMEOUT_S)
+    parts = build(spec, gradients=gradients, votes=votes, place=place)
+    store = CheckpointStore(f"{attempt.run_url}/checkpoints")
+
+    def say(text: str) -> None:
+        if rank == 0:
+            sink.put("note", text=text)
+
+    def commit(progress: Progress) -> None:
+        checkpoint = state.commit(parts, progress, store, attempt.number, sink)
+        report_pointer(progress.step, None if checkpoint is None else checkpoint.url)
+
+    if place.is_logical_gpu:
+        say("no CUDA device here: the GPU is a logical one and the maths runs on the CPU")
+    if shared_batch_norm(parts):
+        say("BatchNorm on the CPU: statistics stay per rank between commits, where they are averaged")
+    try:
+        progress = state.restore(parts, store, say)
+        parts.agreement.same("the step to go on from", progress.step)
+        sink.put("phase", name="training", step=progress.step, world_size=parts.world_size)
+        progress = loop.train(parts, progress, sink, commit)
+        outcome: dict[str, Any] = {
+            "progress": progress.to_json(),
+            "total_steps": parts.total_steps,
+            "num_parameters": count_parameters(parts.module),
+            "dataset_digest": parts.dataset.digest,
+            "weights_digest": state.weights_digest(parts.module),
+        }
+        parts.agreement.same("weights at the end", outcome["weights_digest"])
+        if parts.dataset.test is not None:
+            outcome["test"] = evaluate(parts, parts.dataset.test)
+        if spec.completion is not None and rank == 0:
+            outcome["completion"] = complete(parts)
+        return outcome
+    finally:
+        parts.close()
+
+
+def complete(parts) -> str:
+    """The spec's prompt and what the model makes of it."""
+    import torch
+
+    from eagleray import models
+    from eagleray.data import ByteTokenizer
+
+    completion, tokenizer = parts.spec.completion, ByteTokenizer()
+    tokens = torch.from_numpy(tokenizer.encode(completion.prompt))[None]
+    parts.module.eval()
+    produced = models.complete(
+        parts.module,
+        tokens.to(parts.place.device),
+        num_tokens=completion.num_tokens,
+        temperature=completion.temperature,
+        generator=torch.Generator(parts.place.device).manual_seed(parts.spec.seed),
+        context=parts.dataset.signature.input_shape[0],
+    )
+    return completion.prompt + tokenizer.decode(list(produced))

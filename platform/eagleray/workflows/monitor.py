@@ -1,0 +1,216 @@
+"""`RunMonitor`: tells people, MLflow, Prometheus and the run's folder what a run does."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eagleray.metrics import Emitter
+from eagleray.packaging import Folder
+from eagleray.registry.tracking import Tracker
+from eagleray.training.observer import WorkerInfo
+from eagleray.training.telemetry import Record
+from eagleray.workflows.report import Account
+
+LINE_EVERY_S = 2.0
+SEGMENT_EVERY_S = 10.0
+
+
+class RunMonitor:
+    """An observer (`training.observer`) of one run, in its driver."""
+
+    def __init__(
+        self,
+        run_id: str,
+        folder: Folder,
+        account: Account,
+        *,
+        tracker: Tracker,
+        emitter: Emitter,
+        say: Callable[[str], None],
+        node_name: Callable[[str], str],
+    ):
+        self.account = account
+        self._labels = {"run": run_id}
+        self._folder, self.tracker, self._emitter = folder, tracker, emitter
+        self._say, self._node_name = say, node_name
+        self._workers: dict[int, WorkerInfo] = {}
+        self._said_at = 0.0
+        self._segments = Segments(folder)
+
+    def started(self, attempt: int, workers: Sequence[WorkerInfo]) -> None:
+        """Say who the workers are, and note the attempt in the run's folder."""
+        self.account.started(workers, time.time())
+        self._workers = {worker.rank: worker for worker in workers}
+        nodes = {worker.node_id for worker in workers}
+        self._folder.write_json(
+            f"attempts/{attempt:06d}.json",
+            {"attempt": attempt, "time": time.time(), "world_size": len(workers)},
+        )
+        self._say(f"attempt {attempt}: {_count(len(workers), 'worker')} on {_count(len(nodes), 'node')}")
+        for worker in workers:
+            self._say(f"  rank {worker.rank}: node {self._node_name(worker.node_id)}, pid {worker.pid}")
+        self._emitter.set("eagleray_train_workers", len(workers), self._labels)
+        self._emitter.set("eagleray_train_nodes", len(nodes), self._labels)
+
+    def failed(self, failures: Mapping[int, Exception], is_retried: bool) -> None:
+        """Say what was lost; whether the run goes on is the caller's decision."""
+        dead = [rank for rank, failure in failures.items() if is_death(failure)] or list(failures)
+        who = ", ".join(self._describe(rank) for rank in sorted(dead))
+        reason = reason_of(failures[dead[0]])
+        if not is_retried:
+            self._say(f"{who} failed after step {self.account.step}: {reason}")
+            return
+        self.account.lost(dead, reason)
+        self._emitter.add("eagleray_train_recoveries_total", 1, self._labels)
+        self._say(f"lost {who} after step {self.account.step}: {reason}; starting the workers again")
+
+    def records(self, records: Sequence[Record]) -> None:
+        """Count, print, track and export what rank 0 recorded."""
+        for record in records:
+            was_pending = self.account.pending
+            self.account.take(record)
+            self._track(record)
+            if record["kind"] == "phase" and was_pending is not None:
+                self._say(f"going on from the checkpoint of step {record['step']}")
+            if was_pending is not None and was_pending.first_step_at is not None:
+                self._recovered(was_pending.pause_s or 0.0, was_pending.redone_steps or 0)
+        self._segments.add(self.account.history)
+
+    def _recovered(self, pause_s: float, redone_steps: int) -> None:
+        self._emitter.add("eagleray_train_redone_steps_total", redone_steps, self._labels)
+        self._say(f"training again after {pause_s:.1f} s; {_count(redone_steps, 'step')} to redo")
+
+    def _track(self, record: Record) -> None:
+        kind = record["kind"]
+        if kind == "note":
+            self._say(record["text"])
+        elif kind == "step":
+            self._export_step(record)
+            if record["time"] - self._said_at >= LINE_EVERY_S or record["step"] == record["total_steps"]:
+                self._said_at = record["time"]
+                self._say(self._step_line(record))
+        elif kind == "evaluation":
+            values = {key: value for key, value in record.items() if key.startswith("validation_")}
+            self.tracker.log(values, record["step"])
+            for name, value in values.items():
+                self._emitter.set(f"eagleray_train_{name}", value, self._labels)
+        elif kind == "commit":
+            self._emitter.set("eagleray_train_checkpoint_seconds", record["seconds"], self._labels)
+
+    def _export_step(self, record: Record) -> None:
+        rate = record["num_samples"] / record["seconds"]
+        step_s = record["seconds"] / record["num_steps"]
+        values = {
+            "loss": record["loss"],
+            "learning_rate": record["learning_rate"],
+            "samples_per_second": rate,
+        }
+        self.tracker.log({**values, "sent_mb": self.account.sent_bytes / 1e6}, record["step"])
+        for name, value in {**values, "step_seconds": step_s}.items():
+            self._emitter.set(f"eagleray_train_{name}", value, self._labels)
+        self._emitter.add("eagleray_train_steps_total", record["num_steps"], self._labels)
+        self._emitter.add("eagleray_train_samples_total", record["num_samples"], self._labels)
+        self._emitter.add("eagleray_train_sent_bytes_total", record["sent_bytes"], self._labels)
+        self._emitter.add(
+            "eagleray_train_uncompressed_bytes_total", record["uncompressed_bytes"], self._labels
+        )
+
+    def _step_line(self, record: Record) -> str:
+        """One line of progress, for a log or a terminal."""
+        step, total = record["step"], record["total_steps"]
+        seconds_per_step = record["seconds"] / record["num_steps"]
+        nodes = len({worker.node_id for worker in self._workers.values()})
+        parts = [
+            f"step {step}/{total} ({100 * step // total} %)",
+            f"epoch {record['epoch'] + 1}",
+            f"loss {record['loss']:.4f}",
+        ]
+        if "validation_accuracy" in self.account.latest:
+            parts.append(f"validation accuracy {self.account.latest['validation_accuracy']:.2%}")
+        parts += [
+            f"{record['num_samples'] / record['seconds']:,.0f} samples/s",
+            f"ETA {clock((total - step) * seconds_per_step)}",
+            f"{_count(len(self._workers), 'worker')} on {_count(nodes, 'node')}",
+            f"sent {self.account.sent_bytes / 1e6:.1f} MB ({self.account.compression_ratio:.1f}x less than uncompressed)"
+            if self.account.compression_ratio > 1
+            else f"sent {self.account.sent_bytes / 1e6:.1f} MB",
+        ]
+        return "  ".join(parts)
+
+    def _describe(self, rank: int) -> str:
+        worker = self._workers.get(rank)
+        if worker is None:
+            return "the run's controller" if rank < 0 else f"rank {rank}"
+        return f"rank {rank} (node {self._node_name(worker.node_id)}, pid {worker.pid})"
+
+    def close(self) -> None:
+        """Write the rest of the history."""
+        self._segments.add(self.account.history, is_last=True)
+
+
+class Segments:
+    """The history of metrics as numbered immutable Parquet files, so that a killed driver loses seconds of it."""
+
+    def __init__(self, folder: Folder):
+        self._folder = folder.child("history")
+        self._number = len(self._folder.list())
+        self._written, self._written_at = 0, time.monotonic()
+
+    def add(self, history: Sequence[Mapping[str, float]], *, is_last: bool = False) -> None:
+        """Write what is new, if the last segment is old enough."""
+        rows = history[self._written :]
+        if not rows or (not is_last and time.monotonic() - self._written_at < SEGMENT_EVERY_S):
+            return
+        self._number += 1
+        self._folder.write_bytes(f"{self._number:06d}.parquet", to_parquet(rows))
+        self._written, self._written_at = len(history), time.monotonic()
+
+
+def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """The rows as one Parquet file; a metric that a row has not is null there."""
+    import pandas as pd
+
+    buffer = io.BytesIO()
+    pd.DataFrame(list(rows)).to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def read_history(folder: Folder) -> list[dict[str, float]]:
+    """All rows of a run's history segments, in their order."""
+    import pandas as pd
+
+    segments = folder.child("history")
+    frames = [pd.read_parquet(io.BytesIO(segments.read_bytes(name))) for name in segments.list()]
+    if not frames:
+        return []
+    rows = pd.concat(frames).to_dict(orient="records")
+    return [{str(key): value for key, value in row.items() if value == value} for row in rows]
+
+
+def is_death(failure: Exception) -> bool:
+    """Whether the worker's process is gone (and not just its train function)."""
+    from ray.exceptions import RayActorError
+
+    return isinstance(failure, RayActorError) or isinstance(failure.__cause__, RayActorError)
+
+
+def reason_of(failure: Exception) -> str:
+    """One line of why."""
+    if is_death(failure):
+        return "its process ended"
+    lines = str(failure).strip().splitlines()
+    return f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__
+
+
+def clock(seconds: float) -> str:
+    """For instance "0:07" or "1:02:03"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,169 @@
+"""The account of a run: when what happened, what was lost and how long that took. Pure values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eagleray.training.observer import WorkerInfo
+from eagleray.training.telemetry import Record
+
+PHASES = (
+    ("submitted", "job accepted by Ray until the driver runs"),
+    ("driver", "connect, check the capacity, ask for nodes"),
+    ("nodes", "wait for nodes"),
+    ("workers", "start the workers, import torch and Ray Train in them"),
+    ("group", "form the process groups, read the data, build the model, load the checkpoint"),
+    ("first step", "until the first step is done"),
+)
+"""Name and meaning of each span between submission and the first step."""
+
+
+@dataclass
+class Recovery:
+    """One loss of workers, and the way back."""
+
+    ranks: list[int]
+    reason: str
+    lost_at: float
+    """Time of the last step that was seen before."""
+    lost_step: int
+    resumed_step: int | None = None
+    """Step of the checkpoint that the run went on from."""
+    first_step_at: float | None = None
+    """Time of the first step after."""
+
+    @property
+    def redone_steps(self) -> int | None:
+        """Steps trained a second time; None while not back yet."""
+        return None if self.resumed_step is None else max(0, self.lost_step - self.resumed_step)
+
+    @property
+    def pause_s(self) -> float | None:
+        """From the last step before the loss to the first one after it."""
+        return None if self.first_step_at is None else self.first_step_at - self.lost_at
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields and what follows from them."""
+        return {**dataclasses.asdict(self), "redone_steps": self.redone_steps, "pause_s": self.pause_s}
+
+
+@dataclass
+class Account:
+    """Built up from what the observer hears; changed by `started`, `take` and `lost`."""
+
+    marks: dict[str, float] = field(default_factory=dict)
+    """Time at the end of each span of PHASES, and of `submitted_at`."""
+    recoveries: list[Recovery] = field(default_factory=list)
+    num_attempts: int = 0
+    nodes: set[str] = field(default_factory=set)
+    step: int = 0
+    step_at: float = 0.0
+    samples: int = 0
+    step_seconds: float = 0.0
+    sent_bytes: float = 0.0
+    uncompressed_bytes: float = 0.0
+    num_commits: int = 0
+    commit_seconds: float = 0.0
+    latest: dict[str, float] = field(default_factory=dict)
+    """Newest value of each metric."""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def started(self, workers: Sequence[WorkerInfo], now: float) -> None:
+        """An attempt's workers are up."""
+        self.num_attempts += 1
+        self.nodes |= {worker.node_id for worker in workers}
+        self.marks.setdefault("workers", now)
+
+    def lost(self, ranks: Sequence[int], reason: str) -> Recovery:
+        """Ranks failed and the workers will be started again."""
+        recovery = Recovery(list(ranks), reason, self.step_at, self.step)
+        self.recoveries.append(recovery)
+        return recovery
+
+    def take(self, record: Record) -> None:
+        """Count one record of rank 0."""
+        kind = record["kind"]
+        if kind == "phase" and record["name"] == "training":
+            self.marks.setdefault("group", record["time"])
+            if self.pending is not None:
+                self.pending.resumed_step = record["step"]
+        elif kind == "step":
+            self._take_step(record)
+        elif kind == "evaluation":
+            self._remember(record["step"], _numbers(record, without=("step", "time")))
+        elif kind == "commit":
+            self.num_commits += 1
+            self.commit_seconds += record["seconds"]
+        elif kind == "at":
+            self.step, self.step_at = max(self.step, record["step"]), record["time"]
+
+    def _take_step(self, record: Record) -> None:
+        self.marks.setdefault("first step", record["time"])
+        if self.pending is not None and self.pending.resumed_step is not None:
+            self.pending.first_step_at = record["time"]
+        self.step, self.step_at = max(self.step, record["step"]), record["time"]
+        self.samples += record["num_samples"]
+        self.step_seconds += record["seconds"]
+        self.sent_bytes += record["sent_bytes"]
+        self.uncompressed_bytes += record["uncompressed_bytes"]
+        rate = record["num_samples"] / record["seconds"]
+        self._remember(
+            record["step"],
+            {"loss": record["loss"], "learning_rate": record["learning_rate"], "samples_per_second": rate},
+        )
+
+    @property
+    def pending(self) -> Recovery | None:
+        """The loss that the run is not back from yet."""
+        last = self.recoveries[-1] if self.recoveries else None
+        return last if last is not None and last.first_step_at is None else None
+
+    @property
+    def compression_ratio(self) -> float:
+        """Uncompressed bytes over sent bytes; 1 where nothing was sent."""
+        return self.uncompressed_bytes / self.sent_bytes if self.sent_bytes else 1.0
+
+    def _remember(self, step: int, values: Mapping[str, float]) -> None:
+        self.latest.update(values)
+        self.history.append({"step": float(step), **values})
+
+    def spans(self) -> dict[str, float]:
+        """Seconds of each span of PHASES that is known."""
+        spans, previous = {}, self.marks.get("submitted_at")
+        for name, _ in PHASES:
+            end = self.marks.get(name)
+            if end is not None and previous is not None:
+                spans[name] = end - previous
+            previous = end if end is not None else previous
+        return spans
+
+    def to_json(self) -> dict[str, Any]:
+        """What report.json says of the course of the run."""
+        spans = self.spans()
+        return {
+            "spans_s": spans,
+            "submit_to_first_step_s": sum(spans.values()),
+            "num_attempts": self.num_attempts,
+            "num_nodes": len(self.nodes),
+            "recoveries": [recovery.to_json() for recovery in self.recoveries],
+            "steps": self.step,
+            "samples": self.samples,
+            "step_seconds": self.step_seconds,
+            "sent_bytes": self.sent_bytes,
+            "uncompressed_bytes": self.uncompressed_bytes,
+            "compression_ratio": self.compression_ratio,
+            "num_commits": self.num_commits,
+            "commit_seconds": self.commit_seconds,
+            "metrics": self.latest,
+        }
+
+
+def _numbers(record: Record, without: Sequence[str]) -> dict[str, float]:
+    return {
+        key: float(value)
+        for key, value in record.items()
+        if key not in without and isinstance(value, int | float)
+    }

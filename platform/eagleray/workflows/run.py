@@ -1,0 +1,281 @@
+"""One training run from its spec to its report; the driver's side of `train` and `resume`.
+
+The order matters: the nodes are asked for before torch and ray.train are imported, so that the autoscaler
+and the workers do their part meanwhile.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from eagleray.cluster import settings
+from eagleray.errors import EaglerayError, InputError
+from eagleray.packaging import Folder
+from eagleray.specs import TrainSpec
+from eagleray.workflows.report import PHASES, Account
+
+EXPERIMENT = "eagleray"
+
+
+class Stopped(BaseException):
+    """The job was asked to stop (SIGTERM)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's identity and place."""
+
+    run_id: str
+    spec: TrainSpec
+    folder: Folder
+
+    @classmethod
+    def create(cls, spec: TrainSpec) -> Run:
+        """A new run of `spec`, its folder made and the resolved spec saved in it."""
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        run_id = f"{spec.name}-{stamp}-{secrets.token_hex(2)}"
+        run = cls(run_id, spec, runs().child(run_id))
+        run.folder.write_json("spec.json", spec.model_dump(mode="json"))
+        return run
+
+    @classmethod
+    def open(cls, run_id: str) -> Run:
+        """An earlier run. Raises: InputError where the storage has none of that id."""
+        folder = runs().child(run_id)
+        if "/" in run_id or not folder.exists("spec.json"):
+            known = [name for name in runs().list() if name.startswith(run_id.split("-")[0])][-5:]
+            hint = f"; runs like it: {', '.join(known)}" if known else ""
+            raise InputError(f"no run {run_id!r} in {runs().url}{hint}")
+        return cls(run_id, TrainSpec.model_validate(folder.read_json("spec.json")), folder)
+
+    def next_attempt(self) -> int:
+        """Number of the next start of the workers: above every one that was made before."""
+        from eagleray.packaging import CheckpointStore
+
+        attempts = [int(Path(name).stem) for name in self.folder.child("attempts").list()]
+        store = CheckpointStore(self.folder.child("checkpoints").url)
+        return max([store.next_attempt(), *(number + 1 for number in attempts)])
+
+
+def runs() -> Folder:
+    """The folder of all runs."""
+    return Folder(settings.storage_url()).child("runs")
+
+
+def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run (or go on with) `run`; returns the report that is also saved as report.json.
+
+    Raises:
+        EaglerayError: the run failed; the report says so too.
+        Stopped: SIGTERM came; the run can be resumed.
+    """
+    _stop_on_sigterm()
+    account = Account(marks={"submitted_at": driver_started_at, "submitted": driver_started_at})
+    report: dict[str, Any] = {"run_id": run.run_id, "status": "RUNNING", "started_at": driver_started_at}
+    monitor = None
+    try:
+        reservation = _connect_and_reserve(run, account, say)
+        monitor = _monitor(run, account, say)
+        outcome = _train(run, account, reservation, monitor, say)
+        report |= {"status": "FINISHED", **outcome}
+    except Stopped:
+        report |= {"status": "STOPPED", "error": "stopped by a signal"}
+        raise
+    except EaglerayError as error:
+        report |= {"status": "FAILED", "error": str(error)}
+        raise
+    except BaseException as error:
+        report |= {"status": "FAILED", "error": f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        report |= {"seconds": time.time() - driver_started_at, **account.to_json()}
+        _finish(run, report, monitor, say)
+    return report
+
+
+def _stop_on_sigterm() -> None:
+    def stop(*_: Any) -> None:
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None]) -> Any:
+    """Connect, refuse what can never be placed, ask for the nodes; then import what training needs."""
+    import ray
+
+    from eagleray.cluster import capacity_ray260, job_ray260
+    from eagleray.training.reservation_ray260 import Reservation
+    from eagleray.training.trainer import bundle
+
+    if not ray.is_initialized():
+        ray.init(logging_level="warning")
+    account.marks["submitted_at"] = job_ray260.submitted_at() or account.marks["submitted_at"]
+    scaling = run.spec.scaling
+    resources = bundle(run.spec)
+    capacity_ray260.require([resources] * scaling.num_workers, scaling.label_selector)
+    reservation = Reservation(resources, scaling.num_workers, scaling.label_selector)
+    account.marks["driver"] = time.time()
+    import eagleray.training.trainer_ray260  # noqa: F401  3 s, while nodes and workers start
+
+    reservation.wait(say)
+    account.marks["nodes"] = max(account.marks["driver"], time.time())
+    return reservation
+
+
+def _monitor(run: Run, account: Account, say: Callable[[str], None]) -> Any:
+    from eagleray.cluster.emitter import RayEmitter
+    from eagleray.cluster.job_ray260 import node_name
+    from eagleray.registry.tracking import Tracker
+    from eagleray.workflows.monitor import RunMonitor
+
+    tracker = Tracker(
+        settings.tracking_uri(), EXPERIMENT, artifact_root=f"{settings.storage_url()}/mlflow-artifacts"
+    )
+    earlier = run.folder.read_json("mlflow.json")["run_id"] if run.folder.exists("mlflow.json") else None
+    tracker.start(
+        run.run_id,
+        params=run.spec.model_dump(mode="json"),
+        tags={"eagleray.run": run.run_id, "eagleray.kind": "train"},
+        run_id=earlier,
+    )
+    return RunMonitor(
+        run.run_id, run.folder, account, tracker=tracker, emitter=RayEmitter(), say=say, node_name=node_name
+    )
+
+
+def _train(
+    run: Run, account: Account, reservation: Any, monitor: Any, say: Callable[[str], None]
+) -> dict[str, Any]:
+    from eagleray.training.trainer import fit
+
+    try:
+        outcome = fit(
+            run.spec,
+            run.folder.url,
+            first_attempt=run.next_attempt(),
+            reservation=reservation,
+            observer=monitor,
+        )
+    finally:
+        reservation.release()
+    account.latest |= {f"test_{name}": value for name, value in outcome.get("test", {}).items()}
+    if "completion" in outcome:
+        say("completion:")
+        say(outcome["completion"])
+    return outcome
+
+
+def _finish(run: Run, report: dict[str, Any], monitor: Any, say: Callable[[str], None]) -> None:
+    """Write the report, the history and the picture, and hand all of it to MLflow."""
+    from eagleray.evaluation.curves import plot_curves
+    from eagleray.workflows.monitor import read_history
+
+    run.folder.write_json("report.json", report)
+    if monitor is None:
+        return
+    monitor.close()
+    history = read_history(run.folder)
+    tracker = monitor.tracker
+    with TemporaryDirectory(prefix="eagleray-") as scratch:
+        curves = Path(scratch, "curves.png")
+        losses = [(recovery["lost_step"], "worker lost") for recovery in report["recoveries"]]
+        plot_curves(history, curves, title=run.run_id, events=losses)
+        run.folder.upload(curves, "curves.png")
+        tracker.artifact(curves)
+        for name in ("spec.json", "report.json"):
+            path = Path(scratch, name)
+            path.write_bytes(run.folder.read_bytes(name))
+            tracker.artifact(path)
+        _track_checkpoint(run, tracker, Path(scratch))
+        tracker.log(report["metrics"], report["steps"])
+        status = {"FINISHED": "FINISHED", "STOPPED": "KILLED"}.get(report["status"], "FAILED")
+        for trouble in tracker.finish(status):
+            say(f"MLflow: {trouble}")
+    if tracker.run_id is not None:
+        run.folder.write_json("mlflow.json", {"run_id": tracker.run_id, "uri": settings.tracking_uri()})
+
+
+def _track_checkpoint(run: Run, tracker: Any, scratch: Path) -> None:
+    """The newest checkpoint as an artifact."""
+    from eagleray.packaging import CheckpointStore
+
+    newest = CheckpointStore(run.folder.child("checkpoints").url).newest(lambda _: None)
+    if newest is None:
+        return
+    source = Folder(newest.url)
+    for name in source.files():
+        path = scratch / "checkpoint" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source.read_bytes(name))
+        tracker.artifact(path, f"checkpoint-step-{newest.step}")
+
+
+def summary(run: Run, report: dict[str, Any]) -> list[str]:
+    """The last lines of a run's log."""
+    spans = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in report["spans_s"].items())
+    lines = [
+        f"run {run.run_id}: {report['status'].lower()} after {report['seconds']:.1f} s, {report['steps']} steps",
+        f"  first step {report['submit_to_first_step_s']:.1f} s after submission: {spans}",
+        f"  sent {report['sent_bytes'] / 1e6:.1f} MB of gradients as {run.spec.compression.kind}, "
+        f"{report['compression_ratio']:.2f}x less than uncompressed",
+    ]
+    for recovery in report["recoveries"]:
+        lines.append(
+            f"  lost rank {', '.join(map(str, recovery['ranks']))} after step {recovery['lost_step']}; "
+            + (
+                f"training again after {recovery['pause_s']:.1f} s, {recovery['redone_steps']} steps redone"
+                if recovery["pause_s"] is not None
+                else "not back before the end"
+            )
+        )
+    lines += [
+        f"  {name} {value:.4f}" for name, value in report["metrics"].items() if name.startswith("test_")
+    ]
+    return [*lines, f"  files in {run.folder.url}"]
+
+
+def phases_text() -> str:
+    """Names and meanings of the spans, for the docs."""
+    return "\n".join(f"{name}: {meaning}" for name, meaning in PHASES)
+
+
+def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:
+    """The job's main: run, print, and turn an error into one message and its exit code."""
+    run = None
+    try:
+        run = make_run()
+        print(f"run {run.run_id}", flush=True)
+        report = execute(run, driver_started_at=driver_started_at, say=_say)
+        for line in summary(run, report):
+            _say(line)
+        return 0
+    except EaglerayError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if run is not None and error.exit_code == 1:
+            _say(f"go on with it: eagleray resume {run.run_id}")
+        return error.exit_code
+    except (Stopped, KeyboardInterrupt):
+        _say(f"stopped; go on with it: eagleray resume {run.run_id}" if run else "stopped")
+        return 1
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def process_started_at() -> float:
+    """Time at which this process was started."""
+    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+        ticks = int(stat.read().rpartition(")")[2].split()[19])
+        return time.time() - float(uptime.read().split()[0]) + ticks / os.sysconf("SC_CLK_TCK")
