@@ -34,6 +34,12 @@ class LocalSpec(FileSpec):
     """Of each node."""
     profile: Literal["default", "fast"] = "default"
     """Recovery settings: `fast` finds dead nodes sooner, and gives false alarms on a loaded machine."""
+    host: str = "127.0.0.1"
+    """The address on which Ray listens. Any but a loopback address opens the cluster to the network."""
+    dashboard_port: int = Field(default=0, ge=0, le=65535)
+    """Port of Ray's dashboard and job API; 0 takes any free one."""
+    env: dict[str, str] = {}
+    """Environment variables for every process of the cluster."""
     node_types: dict[str, LocalNodeType] = {}
 
     @model_validator(mode="after")

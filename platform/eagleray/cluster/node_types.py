@@ -1,0 +1,130 @@
+"""Node types of a local cluster: cluster.yaml's, with what local.toml says each gets on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from eagleray.errors import SpecError
+from eagleray.specs import LocalSpec
+
+HEAD = "head"
+POOL_LABEL = "eagleray.io/pool"
+_MIB = 2**20
+_CLUSTER_KEYS_WITHOUT_DEFAULT: Mapping[str, Any] = {
+    # Ray fills these in for its own providers only, and reads them for all (autoscaler v2, 2.60).
+    "auth": {},
+    "docker": {},
+    "file_mounts": {},
+    "file_mounts_sync_continuously": False,
+    "cluster_synced_files": [],
+    "rsync_exclude": [],
+    "rsync_filter": [],
+    "initialization_commands": [],
+    "setup_commands": [],
+    "head_setup_commands": [],
+    "worker_setup_commands": [],
+    "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+}
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """What one node of a type offers, and how many there may be."""
+
+    name: str
+    resources: Mapping[str, int]
+    labels: Mapping[str, str]
+    max_workers: int
+
+
+def read_types(spec: LocalSpec) -> list[NodeType]:
+    """The worker types of `spec.cluster_file` as they are on this machine.
+
+    Raises:
+        SpecError: the file is no cluster-launcher file, or local.toml names a type that it does not have.
+    """
+    table, head = _read(Path(spec.cluster_file))
+    unknown = sorted(set(spec.node_types) - set(table) | ({head} & set(spec.node_types)))
+    if unknown:
+        known = ", ".join(sorted(set(table) - {head}))
+        raise SpecError(
+            f"node_types.{unknown[0]}: {spec.cluster_file} has no such worker type; it has: {known}"
+        )
+    return [_local_type(name, entry, spec) for name, entry in table.items() if name != head]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """Node types by name, and which one is the head."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"cluster_file: {path} cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise SpecError(f"cluster_file: {path} is not valid YAML: {error}") from None
+    table = config.get("available_node_types") if isinstance(config, dict) else None
+    if not isinstance(table, dict) or config.get("head_node_type") not in table:
+        raise SpecError(
+            f"cluster_file: {path} is no cluster-launcher file: it needs available_node_types and a "
+            "head_node_type that is one of them"
+        )
+    return table, config["head_node_type"]
+
+
+def _local_type(name: str, entry: Mapping[str, Any], spec: LocalSpec) -> NodeType:
+    """One worker type with local.toml laid over it."""
+    local = spec.node_types.get(name)
+    resources = {key: int(value) for key, value in (entry.get("resources") or {}).items()}
+    most = int(entry.get("max_workers", 0))
+    if local is None:
+        # A cloud machine's CPUs are not here; one each, so that every type can be tried.
+        resources |= {"CPU": 1, "memory": 2048 * _MIB}
+    else:
+        resources |= {"CPU": local.cpus, "memory": local.memory_mib * _MIB}
+        if local.gpus is not None:
+            resources["GPU"] = local.gpus
+        most = most if local.max_workers is None else local.max_workers
+    kept = {key: value for key, value in resources.items() if value > 0}
+    return NodeType(name, kept, dict(entry.get("labels") or {}), min(most, spec.max_nodes))
+
+
+def autoscaling_config(
+    types: list[NodeType], spec: LocalSpec, *, cluster_name: str, module: str, directory: Path
+) -> dict[str, Any]:
+    """Ray's autoscaling config: our provider class `module`, its state in `directory`, and the node types."""
+    workers = {
+        node_type.name: {
+            "resources": dict(node_type.resources),
+            "labels": dict(node_type.labels),
+            "node_config": {"object_store_mib": spec.object_store_mib},
+            "min_workers": 0,
+            "max_workers": node_type.max_workers,
+        }
+        for node_type in types
+    }
+    head = {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
+    return {
+        "cluster_name": cluster_name,
+        "max_workers": spec.max_nodes,
+        "idle_timeout_minutes": spec.idle_timeout_s / 60,
+        "upscaling_speed": 100.0,
+        "provider": {
+            "type": "external",
+            "module": module,
+            "directory": str(directory),
+            "disable_node_updaters": True,
+        },
+        "head_node_type": HEAD,
+        "available_node_types": {HEAD: head, **workers},
+        **_CLUSTER_KEYS_WITHOUT_DEFAULT,
+    }
+
+
+def to_json(types: list[NodeType], max_nodes: int) -> dict[str, Any]:
+    """What `capacity_ray260` reads: the types, and how many nodes there may be over all of them."""
+    return {"max_nodes": max_nodes, "types": [asdict(node_type) for node_type in types]}

@@ -1,0 +1,163 @@
+"""What is on disk about a local cluster: found by name, without ray, torch or a running cluster.
+
+<home>/clusters/<name>/   0700
+    state.json            written once, before anything starts
+    token                 0600, Ray's authentication token
+    processes.json        supervisor and head processes: role, pid, start time
+    nodes/<id>/           spec.json, node.json (pid, start time, tags) of each worker node
+    logs/                 supervisor, nodes, and the worker logs of nodes that are gone
+    autoscaling.yaml      what Ray's autoscaler reads
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from eagleray.cluster import settings
+from eagleray.cluster.files import read_json
+from eagleray.cluster.processes import Process
+from eagleray.errors import ClusterNotRunning, InputError
+
+DEFAULT_NAME = "local"
+LOOPBACK = "127.0.0.1"
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """A local cluster as `up` planned it; whether it runs is asked of its processes."""
+
+    name: str
+    marker: str
+    """Value of the environment variable that every process of the cluster carries."""
+    host: str
+    ports: Mapping[str, int]
+    runtime_dir: Path
+    """Short path under the temp folder: Ray's sockets (their paths may have 107 bytes)."""
+    starter: Process
+    """The process that ran `up`."""
+    created_s: float
+    """Seconds since the epoch."""
+
+    @property
+    def directory(self) -> Path:
+        """Its folder under the home."""
+        return directory(self.name)
+
+    @property
+    def token_path(self) -> Path:
+        """The file with Ray's authentication token."""
+        return self.directory / "token"
+
+    @property
+    def token(self) -> str:
+        """Ray's authentication token."""
+        return self.token_path.read_text().strip()
+
+    @property
+    def nodes_dir(self) -> Path:
+        """The folder with one folder per worker node."""
+        return self.directory / "nodes"
+
+    @property
+    def logs_dir(self) -> Path:
+        """The folder of logs that outlive their nodes."""
+        return self.directory / "logs"
+
+    @property
+    def gcs_address(self) -> str:
+        """What `ray.init` connects to, as host:port."""
+        return f"{self.host}:{self.ports['gcs']}"
+
+    @property
+    def dashboard_url(self) -> str:
+        """Ray's dashboard and job API."""
+        return f"http://{self.host}:{self.ports['dashboard']}"
+
+    def processes(self) -> list[Process]:
+        """Supervisor and head processes, alive or not, as the supervisor wrote them down."""
+        return [Process(**entry) for entry in read_json(self.directory / "processes.json") or []]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the supervisor or a part of the head is alive."""
+        return any(process.is_alive for process in self.processes())
+
+
+def directory(name: str) -> Path:
+    """The folder of the cluster called `name`. Raises: InputError where that cannot be a name."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"cluster name {name!r}: use 1 to 32 of a-z, 0-9 and -, for instance {DEFAULT_NAME!r}"
+        )
+    return settings.clusters_dir() / name
+
+
+def to_json(state: ClusterState) -> dict[str, object]:
+    """`state` as a JSON object."""
+    return {**asdict(state), "ports": dict(state.ports), "runtime_dir": str(state.runtime_dir)}
+
+
+def read(name: str) -> ClusterState | None:
+    """The state on disk, running or stale; None where there is none that can be read."""
+    return read_path(directory(name))
+
+
+def read_path(folder: Path) -> ClusterState | None:
+    """The state in a cluster's folder; None where there is none that can be read."""
+    found = read_json(folder / "state.json") or {}
+    try:
+        return ClusterState(
+            **{**found, "runtime_dir": Path(found["runtime_dir"]), "starter": Process(**found["starter"])}
+        )
+    except (TypeError, KeyError):
+        return None
+
+
+def names() -> list[str]:
+    """Names of all clusters with a state on disk."""
+    return sorted(path.parent.name for path in settings.clusters_dir().glob("*/state.json"))
+
+
+def find(name: str = DEFAULT_NAME) -> ClusterState:
+    """The running cluster called `name`.
+
+    Raises:
+        ClusterNotRunning: there is none; the message says how to start one, and which others run.
+    """
+    state = read(name)
+    if state is not None and state.is_running:
+        return state
+    if state is not None:
+        raise ClusterNotRunning(
+            f"cluster {name!r} is not running: its processes have ended (state in {state.directory}); "
+            f"`eagleray up --name {name}` starts it anew, `eagleray down --name {name}` removes what is left"
+        )
+    others = [other for other in names() if (found := read(other)) and found.is_running]
+    hint = f"; running: {', '.join(others)} (choose with --name)" if others else ""
+    raise ClusterNotRunning(
+        f"no cluster {name!r} is running (looked in {settings.clusters_dir()}); start it with "
+        f"`eagleray up --name {name}`{hint}"
+    )
+
+
+def environment(state: ClusterState) -> dict[str, str]:
+    """Variables with which Ray's own commands and `ray.init` reach the cluster."""
+    exports = {
+        "RAY_ADDRESS": state.gcs_address,
+        "RAY_API_SERVER_ADDRESS": state.dashboard_url,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(state.token_path),
+    }
+    if is_loopback(state.host):
+        # Without it Ray replaces 127.0.0.1 by another interface's address, and waits 40 s for that (2.60).
+        exports["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    return exports
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    return host in ("localhost", "::1") or host.startswith("127.")

@@ -1,0 +1,149 @@
+"""`python -m eagleray.cluster.supervisor FOLDER`: starts a cluster's head and restarts parts of it that end.
+
+It adopts every orphan of the cluster (subreaper), so that it sees each end. Killing it ends nothing else: the
+cluster goes on unsupervised, `status` says so, and `down` finds all processes by their marker.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from eagleray.cluster import processes, state
+from eagleray.cluster.files import read_json, write_json
+
+FAILED = "failed"
+RESTARTED_ROLES = ("gcs_server", "monitor", "dashboard", "log_monitor")
+_POLL_S = 0.1
+_MAX_BACKOFF_S = 10.0
+
+
+@dataclass
+class Part:
+    """A process of the head, and all that is needed to start it again."""
+
+    process: processes.Process
+    arguments: list[str]
+    environment: dict[str, str]
+    folder: str
+    restarts: int = 0
+    restart_at_s: float = field(default=0.0)
+    """Monotonic time; 0 while it runs."""
+
+
+class Supervisor:
+    """Keeps the head of one cluster alive until SIGTERM."""
+
+    def __init__(self, cluster: state.ClusterState) -> None:
+        self.cluster = cluster
+        self.parts: dict[str, Part] = {}
+        self.is_stopping = False
+
+    def run(self) -> int:
+        """Start the head, then watch it. Returns the exit status."""
+        processes.become_subreaper()
+        signal.signal(signal.SIGTERM, self._on_terminate)
+        self._write_down()
+        status = self._start_head()
+        if status:
+            return status
+        self._adopt()
+        while not self.is_stopping:
+            self._reap()
+            self._restart_due()
+            time.sleep(_POLL_S)
+        return 0
+
+    def _on_terminate(self, _number: int, _frame: FrameType | None) -> None:
+        self.is_stopping = True
+
+    def _start_head(self) -> int:
+        """Run `head_main` to its end; its children become ours."""
+        command = [sys.executable, "-m", "eagleray.cluster.head_main_ray260", str(self.cluster.directory)]
+        environment = dict(os.environ, RAY_CLOUD_INSTANCE_ID="head", RAY_NODE_TYPE_NAME="head")
+        status = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
+        if status:
+            _say(f"head_main ended with {status}")
+        return status
+
+    def _adopt(self) -> None:
+        """Learn from /proc how each part of the head was started."""
+        for entry in read_json(self.cluster.directory / "head.json") or []:
+            process = processes.Process(**entry)
+            self.parts[process.role] = _part(process)
+        self._write_down()
+        _say("head: " + ", ".join(f"{role} {part.process.pid}" for role, part in self.parts.items()))
+
+    def _reap(self) -> None:
+        """Take the exit status of every child that ended; plan the restart of the head's parts."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            role = next((role for role, part in self.parts.items() if part.process.pid == pid), None)
+            if role:
+                self._ended(role, status)
+
+    def _ended(self, role: str, status: int) -> None:
+        part = self.parts[role]
+        code = os.waitstatus_to_exitcode(status)
+        if role not in RESTARTED_ROLES:
+            _say(f"{role} ended ({code}) and cannot be replaced; run `eagleray down` and `eagleray up`")
+            return
+        wait_s = min(_MAX_BACKOFF_S, 0.0 if part.restarts == 0 else 0.5 * 2**part.restarts)
+        part.restart_at_s = time.monotonic() + wait_s + 1e-9
+        _say(f"{role} ended ({code}); restarting it in {wait_s:.1f} s")
+
+    def _restart_due(self) -> None:
+        """Start again what has ended and waited long enough."""
+        for role, part in self.parts.items():
+            if part.restart_at_s and time.monotonic() >= part.restart_at_s:
+                part.process = self._restart(role, part)
+                part.restarts, part.restart_at_s = part.restarts + 1, 0.0
+                self._write_down()
+                _say(f"restarted {role} as {part.process.pid}")
+
+    def _restart(self, role: str, part: Part) -> processes.Process:
+        with (self.cluster.logs_dir / f"{role}.restarted.log").open("ab") as log:
+            child = subprocess.Popen(
+                part.arguments,
+                env=part.environment,
+                cwd=part.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        return processes.of(child.pid, role)
+
+    def _write_down(self) -> None:
+        """Write supervisor and head with pid and start time, for `status` and `find`."""
+        found = [processes.this_process("supervisor"), *(part.process for part in self.parts.values())]
+        write_json(self.cluster.directory / "processes.json", [vars(process) for process in found])
+
+
+def _part(process: processes.Process) -> Part:
+    """The part that runs as `process`, as /proc describes it."""
+    folder = Path(f"/proc/{process.pid}")
+    pairs = (folder / "environ").read_bytes().decode(errors="surrogateescape").split("\0")
+    arguments = (folder / "cmdline").read_bytes().decode(errors="surrogateescape").split("\0")
+    environment = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    return Part(process, arguments[:-1], environment, str((folder / "cwd").readlink()))
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    found = state.read_path(Path(sys.argv[1]))
+    assert found is not None, f"no cluster state in {sys.argv[1]}"
+    sys.exit(Supervisor(found).run())

@@ -1,0 +1,17 @@
+"""`eagleray env`: the exports with which Ray's own commands reach a local cluster."""
+
+from __future__ import annotations
+
+import shlex
+
+from eagleray.cluster import state
+
+
+def env(name: str = state.DEFAULT_NAME) -> dict[str, str]:
+    """Variables for `ray job submit`, `ray status`, `ray list` and `ray.init`. Raises: ClusterNotRunning."""
+    return state.environment(state.find(name))
+
+
+def as_shell(variables: dict[str, str]) -> str:
+    """Text for `eval "$(eagleray env)"`."""
+    return "\n".join(f"export {key}={shlex.quote(value)}" for key, value in variables.items())
