@@ -56,8 +56,6 @@ class GrafanaState:
                 return self._save(body)
             case ("GET", "api", "dashboards", "uid", uid):
                 return _found(self.dashboards.get(uid), "Dashboard not found")
-            case ("DELETE", "api", "dashboards", "uid", uid):
-                return self._delete(uid)
             case ("GET", "api", "datasources"):
                 return 200, list(self.datasources.values())
             case ("POST", "api", "datasources"):
@@ -111,12 +109,6 @@ class GrafanaState:
             "version": model["version"],
         }
 
-    def _delete(self, uid: str) -> Answer:
-        held = self.dashboards.pop(uid, None)
-        if held is None:
-            return 404, {"message": "Dashboard not found"}
-        return 200, {"message": f"Dashboard {held['dashboard']['title']} deleted"}
-
     def _make_datasource(self, body: dict[str, Any]) -> Answer:
         if not body.get("name") or not body.get("type") or not body.get("access"):
             return 400, {"message": "bad request data"}
@@ -160,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
                 status, answer = state.answer(self.command, path, parse_qs(parts.query), asked)
             return self._send(status, json.dumps(answer).encode(), "application/json")
 
-    do_GET = do_POST = do_PUT = do_DELETE = _handle  # noqa: N815
+    do_GET = do_POST = _handle  # noqa: N815
 
     def _send(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)

@@ -23,8 +23,8 @@ default) after its process ended; a counter stays until its node ends.
 _TAIL = """
 ## Prometheus
 
-The head keeps the addresses of all nodes, renewed every 5 s as they come and go, so Prometheus needs no list of
-nodes. On the head's machine it reads them from a file:
+The head keeps the addresses of all nodes, renewed every 5 s as they come and go, so Prometheus needs no list
+of nodes. On the head's machine it reads them from a file:
 
 ```yaml
 scrape_configs:
@@ -44,8 +44,8 @@ token:
         authorization: {credentials_file: /path/to/token}
 ```
 
-The metrics ports themselves ask for no token: on a node whose address is loopback they listen there only, on any
-other on all interfaces, so let a firewall admit nobody but Prometheus.
+The metrics ports themselves ask for no token: on a node whose address is loopback they listen there only, on
+any other on all interfaces, so let a firewall admit nobody but Prometheus.
 
 ## Grafana
 

@@ -90,11 +90,6 @@ class Grafana:
             f"save dashboard {model['title']!r}", lambda: self._face.dashboard.update_dashboard(body)
         )
 
-    def delete_dashboard(self, uid: str) -> bool:
-        """Delete a dashboard. Returns: whether there was one."""
-        what = f"delete dashboard {uid!r}"
-        return self._find(what, lambda: self._face.dashboard.delete_dashboard(_checked(uid))) is not None
-
     def datasource(self, name: str) -> dict[str, Any] | None:
         """The data source of this name (uid, type, url, …); None where there is none."""
         if name in ("", ".", ".."):  # a path segment that HTTP clients fold away, escaped or not

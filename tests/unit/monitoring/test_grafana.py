@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+import requests
 
 from contracts.grafana_stand_in import GrafanaState, serving
 from eagleray.errors import InputError, ServiceError
@@ -20,7 +21,7 @@ def save(grafana: Grafana, version: int | None = None, **changes):
     return grafana.save_dashboard({**MODEL, **changes}, folder_uid="", version=version, message="why")
 
 
-def test_a_dashboard_is_saved_read_and_deleted(grafana, state):
+def test_a_dashboard_is_saved_read_and_searched(grafana, state, url):
     assert grafana.dashboard("u1") is None
     assert save(grafana)["version"] == 1
     assert save(grafana, 1, title="Two")["version"] == 2
@@ -28,8 +29,9 @@ def test_a_dashboard_is_saved_read_and_deleted(grafana, state):
     assert held is not None
     assert held["dashboard"]["title"] == "Two"
     assert state.messages == ["why", "why"]
-    assert grafana.delete_dashboard("u1")
-    assert not grafana.delete_dashboard("u1")
+    headers = {"Authorization": f"Bearer {state.token}"}
+    with requests.get(f"{url}/api/search?query=tw", headers=headers, timeout=5) as found:
+        assert [hit["uid"] for hit in found.json()] == ["u1"]
 
 
 def test_a_folder_is_made_once(grafana):
@@ -61,7 +63,7 @@ def test_a_name_that_no_path_can_carry_is_not_there(grafana, state, name):
 
 @pytest.mark.parametrize("uid", ["", "a/b", "..", "a" * 41, "a b", "x?y"])
 def test_a_uid_that_grafana_forbids_is_refused_before_any_request(grafana, state, uid):
-    for use in (grafana.dashboard, grafana.delete_dashboard, lambda u: grafana.ensure_folder("T", u)):
+    for use in (grafana.dashboard, lambda u: grafana.ensure_folder("T", u)):
         with pytest.raises(InputError, match="1 to 40"):
             use(uid)
     assert state.requests == []
