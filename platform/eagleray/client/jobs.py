@@ -176,7 +176,7 @@ class JobClient:
         return job
 
     def _tail(self, job_id: str) -> Iterator[str]:
-        """The log from its start, until the cluster ends the stream. Raises: NoAnswerError where it breaks."""
+        """The log from its start, until the stream ends. Raises: NoAnswerError where it breaks."""
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
