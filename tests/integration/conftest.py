@@ -1,0 +1,68 @@
+"""One local cluster for the whole session: real nodes, started and ended by Ray's autoscaler."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from eagleray.cluster import local, processes, state
+from eagleray.specs import LocalSpec, load
+
+ROOT = Path(__file__).parents[2]
+_HOMES = Path(tempfile.gettempdir()) / f"eagleray-tests-{os.getuid()}"
+
+
+@pytest.fixture(scope="session")
+def eagleray_home():
+    """An EAGLERAY_HOME of this session alone; clusters of sessions that were killed are ended first."""
+    _end_leftovers()
+    me = processes.this_process()
+    home = _HOMES / f"{me.pid}-{me.start}"
+    home.mkdir(parents=True, mode=0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EAGLERAY_HOME", str(home))
+        patch.setenv("EAGLERAY_STORAGE", str(home / "storage"))
+        patch.setenv("EAGLERAY_TRACKING_URI", f"sqlite:///{home}/mlflow.db")
+        yield home
+        _end(home)
+
+
+@pytest.fixture(scope="session")
+def local_spec() -> LocalSpec:
+    """The repository's own local.toml."""
+    return load(LocalSpec, ROOT / "local.toml")
+
+
+@pytest.fixture(scope="session")
+def cluster(eagleray_home: Path, local_spec: LocalSpec):
+    """The state of a running local cluster, shared by all integration tests: leave it as you found it."""
+    return local.up("tests", local_spec)  # eagleray_home ends it, also when `up` is interrupted
+
+
+@pytest.fixture(scope="session")
+def cluster_env(cluster: state.ClusterState) -> dict[str, str]:
+    """An environment for subprocesses in which Ray's own commands and `ray.init()` reach `cluster`."""
+    mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    mine["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{mine['PATH']}"
+    return {**mine, **state.environment(cluster)}
+
+
+def _end_leftovers() -> None:
+    for home in _HOMES.glob("*-*"):
+        pid, _, start = home.name.partition("-")
+        if not processes.Process(int(pid), int(start)).is_alive:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("EAGLERAY_HOME", str(home))
+                _end(home)
+
+
+def _end(home: Path) -> None:
+    for name in state.names():
+        local.down(name, say=print)
+    shutil.rmtree(home, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        _HOMES.rmdir()

@@ -1,0 +1,176 @@
+"""The shared cluster: demand starts nodes, Ray's commands work, nothing listens beyond loopback."""
+
+import json
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from eagleray.cluster import local, nodes, processes, state
+from eagleray.errors import ClusterError
+from eagleray.workflows import env as env_workflow
+
+DEMAND = """
+import json, time, ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Strategy
+ray.init(logging_level="ERROR", log_to_driver=False)
+group = placement_group([{"GPU": 1, "CPU": 1}] * 2, bundle_label_selector=[{"eagleray.io/pool": "train"}] * 2)
+ray.get(group.ready(), timeout=60)
+@ray.remote(num_gpus=1, num_cpus=1)
+def look():
+    import os, platform, eagleray.errors
+    kept = ("EAGLERAY_HOME", "EAGLERAY_STORAGE", "EAGLERAY_TRACKING_URI", "GLOO_SOCKET_IFNAME", "TMPDIR")
+    return {"env": {key: os.environ.get(key) for key in kept}, "system": platform.system(),
+            "node": ray.get_runtime_context().get_node_id(), "gpus": ray.get_gpu_ids()}
+seen = [look.options(scheduling_strategy=Strategy(group, placement_group_bundle_index=i)).remote() for i in (0, 1)]
+print(json.dumps(ray.get(seen, timeout=60)))
+remove_placement_group(group)
+"""
+
+
+def run(command, environment, timeout_s=60):
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_demand_starts_two_nodes_of_the_right_pool(cluster, cluster_env, local_spec, tmp_path):
+    began = time.time()
+    script = tmp_path / "demand.py"
+    script.write_text(DEMAND)
+    seen = json.loads(run([sys.executable, str(script)], cluster_env, 90).splitlines()[-1])
+
+    assert len({one["node"] for one in seen}) == 2
+    assert [one["gpus"] for one in seen] == [[0], [0]]
+    assert {one["system"] for one in seen} == {"Linux"}  # `import platform` is still the standard library's
+    environment = seen[0]["env"]
+    assert environment["EAGLERAY_HOME"] == os.environ["EAGLERAY_HOME"]
+    assert environment["EAGLERAY_STORAGE"] == os.environ["EAGLERAY_STORAGE"]
+    assert environment["EAGLERAY_TRACKING_URI"] == os.environ["EAGLERAY_TRACKING_URI"]
+    assert environment["GLOO_SOCKET_IFNAME"] == "lo"
+    assert environment["TMPDIR"].startswith(str(cluster.runtime_dir))
+    mine = [node for node in local.status("tests").nodes if node.created_s > began]
+    assert {node.node_type for node in mine} <= {"train_gpu"}
+    assert len({node.temp_dir for node in mine}) == len(mine)
+
+
+def test_rays_own_commands_work_after_env(cluster, cluster_env):
+    exports = env_workflow.as_shell(env_workflow.env("tests"))
+    bare = {key: value for key, value in cluster_env.items() if not key.startswith("RAY_")}
+    commands = (
+        "ray status",
+        'ray job submit -- python -c "print(6 * 7, end=chr(10))"',
+        "ray list nodes --format json",
+    )
+    with ThreadPoolExecutor() as pool:
+        status, submitted, listed = pool.map(
+            lambda command: run(["bash", "-c", f"{exports}\n{command}"], bare), commands
+        )
+    assert "eagleray_node_head" in status
+    assert "\n42" in submitted
+    assert "succeeded" in submitted
+    assert any(entry["is_head_node"] for entry in json.loads(listed))
+
+
+def test_everything_listens_on_loopback_only(cluster):
+    owned = {process.pid for process in processes.belonging(cluster.marker)}
+    listeners = _listeners(owned)
+    assert len(listeners) >= len(cluster.ports)
+    beyond = {address for address in listeners if not state.is_loopback(address[0])}
+    assert not beyond
+    assert {cluster.ports[name] for name in ("gcs", "dashboard", "agent_http")} <= {
+        port for _, port in listeners
+    }
+
+
+def _listeners(pids: set[int]) -> set[tuple[str, int]]:
+    """(address, port) of every TCP socket in state LISTEN that one of these processes holds."""
+    inodes = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link))
+            except OSError:
+                continue
+            if found:
+                inodes.add(found[1])
+    return {
+        address
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(table).read_text().splitlines()[1:]
+        if (fields := line.split())[3] == "0A" and fields[9] in inodes
+        for address in [_address(fields[1])]
+    }
+
+
+def _address(text: str) -> tuple[str, int]:
+    raw, port = text.split(":")
+    words = b"".join(bytes.fromhex(raw[i : i + 8])[::-1] for i in range(0, len(raw), 8))
+    family = socket.AF_INET if len(words) == 4 else socket.AF_INET6
+    host = socket.inet_ntop(family, words).removeprefix("::ffff:")
+    return host, int(port, 16)
+
+
+def test_the_state_is_the_owners_alone(cluster):
+    assert stat.S_IMODE(cluster.directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE(cluster.runtime_dir.stat().st_mode) == 0o700
+    assert stat.S_IMODE(cluster.token_path.stat().st_mode) == 0o600
+    assert not any(path.stat().st_mode & 0o077 for path in cluster.directory.glob("*.json"))
+
+
+def test_status_names_every_part_of_the_head(cluster):
+    found = local.status("tests")
+    assert found.is_ready
+    assert {"supervisor", "gcs_server", "monitor", "dashboard", "raylet"} <= {
+        p.role for p, _ in found.processes
+    }
+    assert all(alive for _, alive in found.processes)
+
+
+def test_no_token_no_entry(cluster, cluster_env):
+    wrong = cluster.token_path.with_name("wrong-token")
+    wrong.write_text("0" * 64)
+    environment = {**cluster_env, "RAY_AUTH_TOKEN_PATH": str(wrong)}
+    done = subprocess.run(
+        ["ray", "job", "list"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    wrong.unlink()
+    assert done.returncode != 0
+
+
+def test_a_second_up_of_the_same_name_says_so(cluster, local_spec):
+    with pytest.raises(ClusterError, match="runs already.*eagleray status --name tests.*eagleray down"):
+        local.up("tests", local_spec)
+    assert local.status("tests").is_ready
+
+
+def test_the_autoscaler_writes_no_warning_every_tick(cluster):
+    log = next(cluster.runtime_dir.glob("h/session_2*/logs/monitor.log")).read_text()
+    assert log.count("WARNING") < 10, log[-3000:]
+
+
+@pytest.mark.slow
+def test_idle_nodes_go_away_and_leave_their_logs(cluster, cluster_env, local_spec, tmp_path):
+    script = tmp_path / "demand.py"
+    script.write_text(DEMAND)
+    run([sys.executable, str(script)], cluster_env, 90)
+    ids = {node.node_id for node in local.status("tests").nodes}
+    assert ids
+    limit_s = local_spec.idle_timeout_s + 15
+    assert processes.wait_until(lambda: not local.status("tests").nodes, timeout_s=limit_s), nodes.read_all(
+        cluster.nodes_dir
+    )
+    assert processes.wait_until(lambda: not list(cluster.nodes_dir.glob("*.json")), timeout_s=5)
+    for node_id in ids:
+        assert list((cluster.logs_dir / node_id).glob("worker-*")), node_id
+        assert not (cluster.runtime_dir / node_id).exists()
