@@ -98,7 +98,7 @@ class CheckpointStore:
 
         Args:
             step: Optimizer steps taken.
-            attempt: Number of the run attempt; each restart and each resume has a higher one (`next_attempt`).
+            attempt: Number of the run attempt, higher after each restart and resume (`next_attempt`).
             tensors: By file name (`weights`, `optimizer`): tensors by name, of any device and layout (dense).
             state: Anything that `flatten` takes, without tensors.
 

@@ -108,7 +108,7 @@ def verify(folder: Folder) -> Manifest:
 
 
 def read(folder: Folder, name: str) -> bytes:
-    """The file's content. Raises: DamageError where it is missing; CheckpointError where the storage fails."""
+    """The file's content. Raises: DamageError: it is missing; CheckpointError: the storage fails."""
     try:
         return folder.read_bytes(name)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 _WEIGHTS = "weights"
 
 
-def load_weights(url: str | os.PathLike[str], on_damaged: Callable[[str], None]) -> dict[str, Tensor]:
+def load_weights(
+    url: str | os.PathLike[str], on_damaged: Callable[[str], None] = warnings.warn
+) -> dict[str, Tensor]:
     """The weights at `url`, on the CPU, after comparing every file with its manifest.
 
     Args:
