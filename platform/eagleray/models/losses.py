@@ -20,7 +20,8 @@ def per_sample_loss(spec: LossSpec) -> PerSampleLoss:
     """The function (outputs, targets) -> loss [B] of each sample, in float32 at least.
 
     Class: outputs [B, C], targets [B]. Value: [B, V] both; the mean over V. Token: outputs
-    [B, T, vocabulary], targets [B, T]; the mean over the tokens that count, and 0 with a gradient of 0 where none does.
+    [B, T, vocabulary], targets [B, T]; the mean over the tokens that count, and 0 with a gradient of 0 where
+    none does.
     """
     if isinstance(spec, CrossEntropyLoss):
         return partial(class_loss, label_smoothing=spec.label_smoothing)
