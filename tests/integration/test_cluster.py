@@ -30,8 +30,8 @@ def look():
     kept = ("EAGLERAY_HOME", "EAGLERAY_STORAGE", "EAGLERAY_TRACKING_URI", "GLOO_SOCKET_IFNAME", "TMPDIR")
     return {"env": {key: os.environ.get(key) for key in kept}, "system": platform.system(),
             "node": ray.get_runtime_context().get_node_id(), "gpus": ray.get_gpu_ids()}
-seen = [look.options(scheduling_strategy=Strategy(group, placement_group_bundle_index=i)).remote() for i in (0, 1)]
-print(json.dumps(ray.get(seen, timeout=60)))
+places = [Strategy(group, placement_group_bundle_index=index) for index in (0, 1)]
+print(json.dumps(ray.get([look.options(scheduling_strategy=place).remote() for place in places], timeout=60)))
 remove_placement_group(group)
 """
 
@@ -149,7 +149,7 @@ def test_no_token_no_entry(cluster, cluster_env):
 
 
 def test_a_second_up_of_the_same_name_says_so(cluster, local_spec):
-    with pytest.raises(ClusterError, match="runs already.*eagleray status --name tests.*eagleray down"):
+    with pytest.raises(ClusterError, match=r"runs already.*eagleray status --name tests.*eagleray down"):
         local.up("tests", local_spec)
     assert local.status("tests").is_ready
 
