@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eagleray.specs import TrainSpec
 
 SPEC_NAME = "spec.json"
+_RUN = re.compile(r"[a-z0-9][a-z0-9._-]*")
 # The driver belongs on the head (workers come and go) and takes no CPU, so that it never starts a node.
 _DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
 
@@ -35,6 +36,8 @@ def submit_run(client: JobClient, verb: str, spec: TrainSpec) -> str:
 
 def submit_resume(client: JobClient, run: str) -> str:
     """Submit `python -m eagleray.workflows.resume RUN`; returns the job's id. Raises: as `submit_run`."""
+    if not _RUN.fullmatch(run):
+        raise InputError(f"run {run!r}: expected the id of a run, such as digits-20260131-120000-1f2e")
     return _submit(client, "resume", run, run, None)
 
 
@@ -43,7 +46,7 @@ def _submit(client: JobClient, verb: str, name: str, argument: str, working_dir:
     if working_dir is not None:
         runtime_env["working_dir"] = client.upload(working_dir)
     return client.submit(
-        f"python -m eagleray.workflows.{verb} {shlex.quote(argument)}",
+        f"python -m eagleray.workflows.{verb} {argument}",
         job_id=f"{verb}-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
         runtime_env=runtime_env,
         metadata={"eagleray_verb": verb, "eagleray_name": name},

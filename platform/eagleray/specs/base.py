@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -155,6 +154,8 @@ def _sentence(spec_type: type[Spec], problem: Any, location: str) -> str:
 
 
 def _nearest(word: str, known: set[str], otherwise: str) -> str:
+    import difflib  # 15 ms that a good spec need not wait for
+
     near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"{otherwise}: {', '.join(sorted(known))}"
 

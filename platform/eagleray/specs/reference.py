@@ -100,21 +100,23 @@ def _page() -> Iterator[str]:
         yield f'## `kind = "{kind}"`\n'
         yield f"{inspect.getdoc(spec_type)}\n"
         yield from _table(spec_type)
-        for name, field in spec_type.model_fields.items():
-            yield from _section(name, field)
+        for (path, table), kinds in _sections(spec_type).items():
+            named = f" with kind {' | '.join(f'`{kind}`' for kind in kinds)}" if kinds else ""
+            yield f"### `[{path}]`{named}\n"
+            yield f"{inspect.getdoc(table)}\n"
+            yield from _table(table)
 
 
-def _section(path: str, field: FieldInfo) -> Iterator[str]:
-    """The tables that may stand at `path`, and those inside them."""
-    for table in spec_types(field.annotation):
-        kinds = get_args(table.model_fields["kind"].annotation) if "kind" in table.model_fields else ()
-        place = f"{path}.NAME" if get_origin(field.annotation) is dict else path
-        title = f"`[{place}]`" + (f" kind {' | '.join(f'`{kind}`' for kind in kinds)}" if kinds else "")
-        yield f"### {title}\n"
-        yield f"{inspect.getdoc(table)}\n"
-        yield from _table(table)
-        for name, inner in table.model_fields.items():
-            yield from _section(f"{place}.{name}", inner)
+def _sections(spec_type: type[Spec], above: str = "") -> dict[tuple[str, type[Spec]], tuple[str, ...]]:
+    """Each place inside `spec_type` and a table that may stand there (once) -> the kinds of that table."""
+    found: dict[tuple[str, type[Spec]], tuple[str, ...]] = {}
+    for name, field in spec_type.model_fields.items():
+        place = above + name + (".NAME" if get_origin(field.annotation) is dict else "")
+        for table in spec_types(field.annotation):
+            kind = table.model_fields.get("kind")
+            found.setdefault((place, table), get_args(kind.annotation) if kind is not None else ())
+            found |= _sections(table, f"{place}.")
+    return found
 
 
 def _table(spec_type: type[Spec]) -> Iterator[str]:

@@ -205,6 +205,16 @@ class TrainSpec(FileSpec):
             )
         if self.loss.kind == "next_token" and self.model.kind in ("mlp", "cnn"):
             raise ValueError(f"model.kind {self.model.kind!r} does not predict tokens; use gpt, gru or lstm")
+        if self.loss.kind == "next_token" and (
+            self.model.kind == "transformer" or getattr(self.model, "bidirectional", False)
+        ):
+            raise ValueError(
+                "loss.kind 'next_token' needs a model that cannot look ahead; use gpt, gru or lstm"
+            )
+        if self.loss.kind == "masked_token" and self.model.kind in ("mlp", "cnn", "gpt"):
+            raise ValueError(
+                f"model.kind {self.model.kind!r} cannot fill in masked tokens; use transformer, gru or lstm"
+            )
         stopping = self.training.early_stopping
         if stopping is not None and self.data.split.validation == 0:
             raise ValueError("early_stopping needs data.split.validation above 0")

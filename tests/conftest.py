@@ -1,0 +1,55 @@
+"""What every test shares: tests that need root or a tool are skipped with a reason, and named at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+
+BUDGET_S = {"unit": 30.0, "all": 180.0}
+"""Design goals on 2 cores, printed at the end of a run."""
+_TOOLS = {"ip": "iproute2"}
+_spent_s: dict[str, float] = {}
+
+
+def _missing() -> list[str]:
+    """What the tests marked `root` lack here, as commands or conditions."""
+    lacking = [] if os.geteuid() == 0 else ["run as root (sudo make test)"]
+    return lacking + [
+        f"apt install {package}" for tool, package in _TOOLS.items() if shutil.which(tool) is None
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if missing := _missing():
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason=f"needs network namespaces: {', '.join(missing)}"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    started_s = time.perf_counter()
+    yield
+    part = item.path.relative_to(item.config.rootpath / "tests").parts[0]
+    _spent_s[part] = _spent_s.get(part, 0.0) + time.perf_counter() - started_s
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    total_s = sum(_spent_s.values())
+    parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in _spent_s.items())
+    terminalreporter.write_line(
+        f"time: {parts}; all {total_s:.0f} s (goals: unit {BUDGET_S['unit']:.0f}, all {BUDGET_S['all']:.0f})"
+    )
+    skipped = [
+        report
+        for report in terminalreporter.getreports("skipped")
+        if "network namespaces" in str(report.longrepr)
+    ]
+    if skipped:
+        terminalreporter.write_line(
+            f"{len(skipped)} tests were skipped; to run them too: {' and '.join(_missing())}"
+        )

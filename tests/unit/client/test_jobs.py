@@ -1,0 +1,148 @@
+"""`JobClient` against the stand-in for Ray's job API."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eagleray.client import Job, JobClient, jobs, pack
+from eagleray.errors import AuthError, InputError, ServiceError
+from unit.client.stand_in import TOKEN, Ray
+
+LOG = "".join(f"line {index}\n" for index in range(40))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_POLL_S", 0.01)
+
+
+@pytest.fixture
+def client(ray: Ray) -> Iterator[JobClient]:
+    with JobClient(ray.address, TOKEN) as client:
+        yield client
+
+
+def test_equal_content_is_sent_once(ray: Ray, client: JobClient, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    first = client.upload(pack({"a.py": tmp_path / "a.py"}))
+    (tmp_path / "a.py").touch()
+    assert client.upload(pack({"a.py": tmp_path / "a.py"})) == first
+    assert first == f"gcs://{next(iter(ray.packages))}"
+    assert len(ray.packages) == 1
+    (tmp_path / "a.py").write_text("x = 2\n")
+    assert client.upload(pack({"a.py": tmp_path / "a.py"})) != first
+
+
+def test_a_submission_carries_what_was_given(ray: Ray, client: JobClient) -> None:
+    found = client.submit("python x.py", job_id="j1", metadata={"a": "b"}, resources={"r": 0.1})
+    assert found == "j1"
+    assert ray.submitted == [
+        {
+            "entrypoint": "python x.py",
+            "runtime_env": {},
+            "metadata": {"a": "b"},
+            "submission_id": "j1",
+            "entrypoint_resources": {"r": 0.1},
+        }
+    ]
+
+
+def test_a_cluster_that_has_just_started_is_waited_for(ray: Ray, client: JobClient) -> None:
+    ray.agentless = 3
+    assert client.submit("true", job_id="j1") == "j1"
+    ray.agentless = 10**6
+    with pytest.raises(ServiceError, match="No available agent"):
+        client.submit("true", job_id="j2", patience_s=0.05)
+
+
+def test_a_refusal_is_one_line(ray: Ray, client: JobClient) -> None:
+    client.submit("true", job_id="j1")
+    with pytest.raises(ServiceError) as caught:
+        client.submit("true", job_id="j1")
+    assert str(caught.value) == f"the cluster at {ray.address} refused (400): ValueError: Job j1 exists."
+    with pytest.raises(ServiceError, match="Job none does not exist"):
+        client.status("none")
+
+
+def test_status_and_list(ray: Ray, client: JobClient) -> None:
+    ray.add("old", "FAILED", start_time=1000, end_time=2500, driver_exit_code=3, message="m", entrypoint="e")
+    ray.add("new", "RUNNING", start_time=9000)
+    ray.jobs["driver"] = {"type": "DRIVER", "submission_id": None, "job_id": "01", "status": "RUNNING"}
+    assert client.status("old") == Job("old", "FAILED", "e", "m", 3, 1.0, 2.5)
+    assert [job.id for job in client.list()] == ["new", "old"]
+
+
+@pytest.mark.parametrize(
+    ("status", "driver_exit_code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 1, 1),
+        ("FAILED", 2, 2),
+        ("FAILED", 3, 3),
+        ("FAILED", -9, 1),
+        ("FAILED", None, 1),
+        ("STOPPED", None, 130),
+    ],
+)
+def test_the_exit_code_is_the_jobs_own(status: str, driver_exit_code: int | None, expected: int) -> None:
+    assert Job("j", status, "e", driver_exit_code=driver_exit_code).exit_code == expected
+
+
+def test_stop_delete_and_logs(ray: Ray, client: JobClient) -> None:
+    ray.add("j", "RUNNING", "text\n")
+    assert client.logs("j") == "text\n"
+    assert (client.stop("j"), client.stop("j")) == (True, False)
+    assert client.delete("j")
+    assert client.list() == []
+
+
+@pytest.mark.parametrize("breaks", [[], [0], [10], [10, 3, 200]])
+def test_following_gives_the_whole_log_once(ray: Ray, client: JobClient, breaks: list[int]) -> None:
+    ray.add("j", "RUNNING", LOG, ends_as="SUCCEEDED")
+    ray.breaks = list(breaks)
+    assert "".join(client.follow("j")) == LOG
+    assert ray.num_tails == len(breaks) + 1
+    assert client.status("j").status == "SUCCEEDED"
+
+
+def test_following_a_finished_job_or_one_that_is_not_there(ray: Ray, client: JobClient) -> None:
+    ray.add("j", "FAILED", LOG)
+    assert "".join(client.follow("j")) == LOG
+    with pytest.raises(ServiceError, match="Job none does not exist"):
+        next(client.follow("none"))
+
+
+def test_waiting_ends_with_the_job_or_the_time(ray: Ray, client: JobClient) -> None:
+    ray.add("done", "SUCCEEDED")
+    ray.add("busy", "RUNNING")
+    assert client.wait("done", timeout_s=1).exit_code == 0
+    with pytest.raises(ServiceError, match=r"job busy is still RUNNING after 0.05 s"):
+        client.wait("busy", timeout_s=0.05)
+
+
+@pytest.mark.parametrize(
+    ("token", "what"), [(None, "wants a token"), ("wrong", "does not accept this token")]
+)
+def test_a_missing_or_wrong_token(ray: Ray, token: str | None, what: str) -> None:
+    with JobClient(ray.address, token) as client, pytest.raises(AuthError, match=what):
+        client.list()
+
+
+def test_no_cluster() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        with JobClient(address) as client:
+            with pytest.raises(ServiceError, match=f"no cluster answers at {address}"):
+                client.list()
+            with pytest.raises(ServiceError, match="no cluster answers"):
+                next(client.follow("j", patience_s=0.05))
+
+
+def test_an_address_that_is_none() -> None:
+    with pytest.raises(InputError, match=r"expected http://HOST:PORT"):
+        JobClient("localhost:8265")

@@ -1,0 +1,96 @@
+"""The base install is light: no ray, no torch, quick to start, and clear about what it leaves out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from unit.processes import ROOT, fastest_s, python
+
+HEAVY = ("ray", "torch", "mlflow", "pandas", "pyarrow", "sklearn", "matplotlib", "scipy")
+
+
+@pytest.mark.parametrize(
+    ("module", "also_absent"),
+    [
+        ("eagleray.client", ("pydantic", "httpx", "numpy", "websockets")),
+        ("eagleray.cli", ("pydantic", "httpx", "numpy", "rich")),
+        ("eagleray.specs", ("httpx", "numpy")),
+        ("eagleray.cluster.state", ("pydantic", "httpx", "numpy")),
+        ("eagleray.metrics", ()),
+    ],
+)
+def test_importing_loads_nothing_heavy(module: str, also_absent: tuple[str, ...]) -> None:
+    finished = python("-c", f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))")
+    assert finished.returncode == 0, finished.stderr
+    loaded = {name.partition(".")[0] for name in json.loads(finished.stdout)}
+    assert loaded.isdisjoint({*HEAVY, *also_absent})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit_s"),
+    [
+        (["-m", "eagleray.cli", "--help"], 0.25),
+        (["-c", "import eagleray.client"], 0.25),
+        (["-m", "eagleray.cli", "check", "examples/train/digits.toml"], 0.5),
+    ],
+    ids=["help", "client", "check"],
+)
+def test_starting_is_quick(arguments: list[str], limit_s: float) -> None:
+    assert fastest_s(arguments, limit_s) <= limit_s
+
+
+@pytest.mark.slow
+def test_a_wheel_without_extras(tmp_path: Path) -> None:
+    """The wheel in a new environment: small, whole, and clear about what it leaves out."""
+    built = python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path))
+    assert built.returncode == 0, built.stdout + built.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    home = tmp_path / "venv"
+    venv.create(home, with_pip=False)
+    base_bytes = size_bytes(home)
+    pip = [sys.executable, "-m", "pip", "--python", str(home / "bin/python"), "install", "--quiet"]
+    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True, timeout=170)
+
+    packages = {path.name.lower() for path in home.glob("lib/python*/site-packages/*")}
+    assert packages.isdisjoint(HEAVY)
+    assert size_bytes(home) - base_bytes <= 120 * 2**20
+
+    (tmp_path / "local.toml").write_text('kind = "local"\n')
+    (tmp_path / "cluster.yaml").touch()
+
+    def eagleray(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "EAGLERAY_HOME": str(tmp_path / "home"),
+        }
+        return subprocess.run(
+            [str(home / "bin/eagleray"), *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert "Commands:" in eagleray("--help").stdout
+    checked = eagleray("check", str(ROOT / "examples/train/digits.toml"))
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "no cluster 'local' is running" in eagleray("jobs").stderr
+    for verb in (["up"], ["dashboards", "publish"]):
+        refused = eagleray(*verb)
+        assert refused.returncode == 1
+        assert "pip install 'eagleray[platform]'" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+def size_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
