@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ def complete(
     temperature: float,
     generator: torch.Generator | None,
     context: int,
-) -> Iterator[int]:
+) -> Generator[int]:
     """Yield `num_tokens` tokens that follow `tokens` [1, T] int64 (T >= 1, on the model's device).
 
     Each is drawn from softmax(logits / temperature), the likeliest one at temperature 0, given the last
