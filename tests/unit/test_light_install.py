@@ -65,12 +65,14 @@ def test_a_wheel_without_extras(tmp_path: Path) -> None:
     (tmp_path / "local.toml").write_text('kind = "local"\n')
     (tmp_path / "cluster.yaml").touch()
 
+    environment = {
+        "PATH": os.environ["PATH"],
+        "EAGLERAY_HOME": str(tmp_path / "home"),
+        "EAGLERAY_GRAFANA_URL": "http://127.0.0.1:1",
+        "EAGLERAY_GRAFANA_TOKEN": "none",
+    }
+
     def eagleray(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(tmp_path),
-            "EAGLERAY_HOME": str(tmp_path / "home"),
-        }
         return subprocess.run(
             [str(home / "bin/eagleray"), *arguments],
             cwd=tmp_path,
