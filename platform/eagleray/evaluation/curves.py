@@ -57,13 +57,13 @@ def _series(
     """(label, steps, values) of each name that was ever finite, in order of steps."""
     series = []
     for name, label in names.items():
-        points = sorted(
-            (report["step"], report[name])
+        points = {
+            report["step"]: report[name]
             for report in history
             if report.get(name) is not None and math.isfinite(report[name])
-        )
+        }  # a step that was redone after a loss counts as it was the last time
         if points:
-            series.append((label, [step for step, _ in points], [value for _, value in points]))
+            series.append((label, sorted(points), [points[step] for step in sorted(points)]))
     return series
 
 
@@ -85,4 +85,4 @@ def _panel(
     axes.grid(visible=True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if series or events:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)

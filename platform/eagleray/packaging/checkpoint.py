@@ -231,6 +231,7 @@ class _Commit:
         self._staged = self._temporary() if store.can_rename else self.name
         self._replaced: str | None = None  # where an earlier commit of the same step waits meanwhile
         self._is_published = False
+        self._is_done = False
 
     def write(self, tensors: Mapping[str, Mapping[str, Tensor]], state: bytes) -> Manifest:
         """Write and sync every file and the manifest, in the staged folder."""
@@ -250,25 +251,29 @@ class _Commit:
         """Give the staged folder its name, then its marker; an earlier commit of this step goes last."""
         if self._staged != self.name:
             if self._store.exists(self.name):
-                replaced = self._temporary()
-                self._store.move(self.name, replaced)
-                self._replaced = replaced
-            self._store.move(self._staged, self.name)
+                self._replaced = self._temporary()
+                self._store.move(self.name, self._replaced)
             self._is_published = True
+            self._store.move(self._staged, self.name)
         target = self._store.child(self.name)
         target.write_new(MARKER, _marker(self._step, self._attempt, manifest))
         target.sync()
+        self._is_done = True
         if self._replaced:
-            _remove(self._store, self._replaced)
+            with contextlib.suppress(OSError):  # the next attempt's prune takes what stays
+                _remove(self._store, self._replaced)
 
     def undo(self) -> None:
         """Remove what this commit wrote and put back what it replaced, as far as the storage lets us."""
+        if self._is_done:
+            return
+        with contextlib.suppress(OSError):
+            _remove(self._store, self._staged)
         with contextlib.suppress(OSError):
             if self._is_published:
                 _remove(self._store, self.name)
-            _remove(self._store, self._staged)
         with contextlib.suppress(OSError):
-            if self._replaced:
+            if self._replaced and self._store.exists(self._replaced):
                 self._store.move(self._replaced, self.name)
 
     def _temporary(self) -> str:
