@@ -51,7 +51,7 @@ def same(left, right):
 
 
 @given(trees)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_tree_survives_the_files(tree):
     found, document = flatten(tree)
     text = json.dumps(document, allow_nan=False)  # strict JSON
