@@ -151,15 +151,15 @@ class JobClient:
         num_seen, away_since_s = 0, None
         while True:
             try:
-                self.status(job_id)
+                if self.status(job_id).is_finished:
+                    yield self.logs(job_id)[num_seen:]
+                    return
                 away_since_s, position = None, 0
                 for text in self._tail(job_id):
                     position += len(text)
                     if position > num_seen:
                         yield text[max(0, len(text) - (position - num_seen)) :]
                         num_seen = position
-                if self.status(job_id).is_finished:
-                    return
             except NoAnswerError:
                 away_since_s = away_since_s or time.monotonic()
                 if time.monotonic() - away_since_s > patience_s:
@@ -182,8 +182,15 @@ class JobClient:
 
         url = f"ws{self.address.removeprefix('http')}{_path(job_id)}/logs/tail"
         try:
+            # Without compression: Ray 2.60's dashboard passes the offer on to the process behind it, and then
+            # every frame is lost; the stream ends as if the log were empty.
             with connect(
-                url, additional_headers=self._headers, max_size=None, close_timeout=1, proxy=self._proxy
+                url,
+                additional_headers=self._headers,
+                compression=None,
+                max_size=None,
+                close_timeout=1,
+                proxy=self._proxy,
             ) as socket:
                 for message in socket:
                     yield message if isinstance(message, str) else message.decode()
@@ -245,8 +252,8 @@ class JobClient:
             return AuthError(
                 f'the cluster at {self.address} {what}; `eval "$(eagleray env)"` exports that of a local one'
             )
-        lines = [line for line in response.text.splitlines() if line.strip()]
-        reason = lines[-1].strip() if lines else "no reason given"
+        lines = [line.strip() for line in response.text.splitlines() if line.strip(" .")]
+        reason = lines[-1] if lines else "no reason given"
         return ServiceError(f"the cluster at {self.address} refused ({response.status_code}): {reason}")
 
 

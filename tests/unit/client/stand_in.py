@@ -96,7 +96,7 @@ def _app(ray: Ray) -> web.Application:
         body = await request.json()
         if body["submission_id"] in ray.jobs:
             return web.Response(
-                status=400, text=f"Traceback:\n  line 1\nValueError: Job {body['submission_id']} exists.\n"
+                status=400, text=f"Traceback:\n  line 1\nValueError: Job {body['submission_id']} exists.\n.\n"
             )
         ray.submitted.append(body)
         ray.add(body["submission_id"], "RUNNING", "hello\n", ends_as="SUCCEEDED")
@@ -122,6 +122,7 @@ def _app(ray: Ray) -> web.Application:
 
     async def tail(request: web.Request) -> web.StreamResponse:
         entry, socket = job(request), web.WebSocketResponse()
+        assert "Sec-WebSocket-Extensions" not in request.headers, "Ray loses every compressed frame"
         await socket.prepare(request)
         ray.num_tails += 1
         log = ray.logs[entry["submission_id"]]

@@ -1,0 +1,69 @@
+"""The SDK's job client against a real cluster: what a job carries, its log, its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from eagleray.client import JobClient, pack
+from eagleray.client.submission import eagleray_package
+from eagleray.cluster.state import ClusterState
+from eagleray.errors import AuthError, ServiceError
+
+SCRIPT = b"""\
+import platform, sys, mine, eagleray
+print("package", eagleray.__file__)
+print("stdlib", platform.__file__)
+print("own module", mine.VALUE, flush=True)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def client(cluster: ClusterState) -> Iterator[JobClient]:
+    with JobClient(cluster.dashboard_url, cluster.token) as client:
+        yield client
+
+
+def test_a_job_runs_what_it_carries_and_its_exit_code_comes_back(client: JobClient) -> None:
+    runtime_env = {
+        "py_modules": [client.upload(eagleray_package())],
+        "working_dir": client.upload(pack({"script.py": SCRIPT, "mine.py": b"VALUE = 7\n"})),
+    }
+    job_id = client.submit(
+        "python script.py 3",
+        runtime_env=runtime_env,
+        metadata={"eagleray_verb": "test"},
+        resources={"node:__internal_head__": 0.001},
+    )
+    log = "".join(client.follow(job_id))
+    lines = dict(
+        line.split(" ", 1) for line in log.splitlines() if line.startswith(("package", "stdlib", "own"))
+    )
+    assert "/py_modules_files/" in lines["package"], "the uploaded package has to win over an installed one"
+    assert lines["stdlib"].endswith("/platform.py")
+    assert lines["own"] == "module 7"
+    job = client.status(job_id)
+    assert (job.status, job.driver_exit_code, job.exit_code) == ("FAILED", 3, 3)
+    assert job.metadata == {"eagleray_verb": "test"}
+    assert job_id in [listed.id for listed in client.list()]
+    assert log == client.logs(job_id) == "".join(client.follow(job_id))
+    assert client.delete(job_id)
+    with pytest.raises(ServiceError, match=f"Job {job_id} does not exist"):
+        client.status(job_id)
+
+
+def test_stopping_ends_a_job(client: JobClient) -> None:
+    job_id = client.submit("echo started; exec sleep 600")
+    for text in client.follow(job_id):
+        if "started" in text.splitlines():
+            break
+    assert client.stop(job_id)
+    assert client.wait(job_id, timeout_s=20).status == "STOPPED"
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+def test_a_cluster_wants_its_token(cluster: ClusterState, token: str | None) -> None:
+    with JobClient(cluster.dashboard_url, token) as client, pytest.raises(AuthError):
+        client.list()
