@@ -174,3 +174,25 @@ def test_idle_nodes_go_away_and_leave_their_logs(cluster, cluster_env, local_spe
     for node_id in ids:
         assert list((cluster.logs_dir / node_id).glob("worker-*")), node_id
         assert not (cluster.runtime_dir / node_id).exists()
+
+
+CAPACITY = """
+import json, ray
+from eagleray.cluster import capacity_ray260
+from eagleray.errors import CapacityError
+ray.init(logging_level="ERROR", log_to_driver=False)
+try:
+    capacity_ray260.require([{"GPU": 1, "CPU": 1}] * 9, {"eagleray.io/pool": "train"})
+except CapacityError as error:
+    print(json.dumps([str(error), sorted(node.name for node in capacity_ray260.node_types())]))
+capacity_ray260.require([{"GPU": 1, "CPU": 1}] * 4, {"eagleray.io/pool": "train"})
+"""
+
+
+def test_capacity_is_known_before_any_node_runs(cluster, cluster_env, tmp_path):
+    script = tmp_path / "capacity.py"
+    script.write_text(CAPACITY)
+    refusal, types = json.loads(run([sys.executable, str(script)], cluster_env).splitlines()[-1])
+    assert "wants 9 workers with 1 GPU" in refusal
+    assert "node types allow at most 4" in refusal
+    assert {"train_gpu", "serve_gpu", "cpu_worker"} <= set(types)

@@ -1,4 +1,4 @@
-"""`up`, `down` and `status` of a local cluster: state on disk, one supervisor, ready when jobs are accepted."""
+"""`up`, `down`, `status` of a local cluster: state on disk, one supervisor, ready when jobs are accepted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from eagleray.cluster import environment, node_types, nodes, ports, processes, settings, state
 from eagleray.cluster.files import remove_tree, write_json
+from eagleray.cluster.placement import NodeCapacity
 from eagleray.cluster.processes import Process
 from eagleray.cluster.state import ClusterState
 from eagleray.errors import ClusterError, ClusterNotRunning
@@ -108,22 +109,22 @@ def _clear_stale(name: str, say: Say) -> None:
         )
     if cluster.is_running:
         raise ClusterError(
-            f"cluster {name!r} runs already ({len(alive)} processes, dashboard {cluster.dashboard_url}); see it "
-            f"with `eagleray status --name {name}`, stop it with `eagleray down --name {name}`, or choose another "
-            "--name"
+            f"cluster {name!r} runs already ({len(alive)} processes, dashboard {cluster.dashboard_url}); see "
+            f"it with `eagleray status --name {name}`, stop it with `eagleray down --name {name}`, or choose "
+            "another --name"
         )
     say(f"cleaning up after cluster {name!r}, which ended without `eagleray down`")
     _remove(cluster)
 
 
-def _prepare(name: str, spec: LocalSpec, types: list[node_types.NodeType]) -> ClusterState:
+def _prepare(name: str, spec: LocalSpec, types: list[NodeCapacity]) -> ClusterState:
     """Make the folders, the token and all files of a cluster that is about to start."""
     import yaml
 
     wanted = {} if spec.dashboard_port == 0 else {"dashboard": spec.dashboard_port}
     if wanted and not ports.is_free(spec.host, spec.dashboard_port):
         raise ClusterError(
-            f"dashboard_port {spec.dashboard_port} of {spec.host} is in use; choose another, or 0 for any free"
+            f"dashboard_port {spec.dashboard_port} of {spec.host} is in use; choose another, or 0 for any"
         )
     others = [state.read(other) for other in state.names()]
     taken = [port for other in others if other for port in other.ports.values()]
@@ -148,7 +149,7 @@ def _prepare(name: str, spec: LocalSpec, types: list[node_types.NodeType]) -> Cl
 
 
 def _write_files(
-    cluster: ClusterState, spec: LocalSpec, types: list[node_types.NodeType], dump: Callable[[object], str]
+    cluster: ClusterState, spec: LocalSpec, types: list[NodeCapacity], dump: Callable[[object], str]
 ) -> None:
     """Fill a new folder, then give it its name: of two `up`s at once one wins; none sees half a cluster."""
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=settings.clusters_dir()))
@@ -177,11 +178,12 @@ def _write_files(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _head_plan(spec: LocalSpec, types: list[node_types.NodeType]) -> Mapping[str, object]:
+def _head_plan(spec: LocalSpec, types: list[NodeCapacity]) -> Mapping[str, object]:
     return {
         "memory_mib": spec.head_memory_mib,
         "object_store_mib": spec.object_store_mib,
-        "node_types": node_types.to_json(types, spec.max_nodes),
+        "max_nodes": spec.max_nodes,
+        "node_types": [asdict(node_type) for node_type in types],
     }
 
 
@@ -191,8 +193,8 @@ def _make_runtime_dir() -> Path:
         if len(parent) + len("/er-12345678") <= _LONGEST_RUNTIME_DIR and os.access(parent, os.W_OK):
             return Path(tempfile.mkdtemp(prefix="er-", dir=parent))
     raise ClusterError(
-        f"no writable temp folder with a path of at most {_LONGEST_RUNTIME_DIR - 12} characters (Unix sockets need "
-        "short paths); set TMPDIR to one"
+        f"no writable temp folder with a path of at most {_LONGEST_RUNTIME_DIR - 12} characters (Unix "
+        "sockets need short paths); set TMPDIR to one"
     )
 
 

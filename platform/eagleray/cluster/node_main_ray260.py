@@ -1,6 +1,6 @@
 """`python -m eagleray.cluster.node_main_ray260 PLAN`: leads the processes of one worker node until it ends.
 
-`ray start --address` refuses several nodes on loopback; this does what it would do, with Ray 2.60's own classes.
+`ray start --address` refuses several nodes on loopback; this does what it would do, with Ray 2.60's classes.
 """
 
 from __future__ import annotations

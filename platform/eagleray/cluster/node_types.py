@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eagleray.cluster.placement import NodeCapacity
 from eagleray.errors import SpecError
 from eagleray.specs import LocalSpec
 
@@ -31,17 +31,7 @@ _CLUSTER_KEYS_WITHOUT_DEFAULT: Mapping[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class NodeType:
-    """What one node of a type offers, and how many there may be."""
-
-    name: str
-    resources: Mapping[str, int]
-    labels: Mapping[str, str]
-    max_workers: int
-
-
-def read_types(spec: LocalSpec) -> list[NodeType]:
+def read_types(spec: LocalSpec) -> list[NodeCapacity]:
     """The worker types of `spec.cluster_file` as they are on this machine.
 
     Raises:
@@ -76,7 +66,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     return table, config["head_node_type"]
 
 
-def _local_type(name: str, entry: Mapping[str, Any], spec: LocalSpec) -> NodeType:
+def _local_type(name: str, entry: Mapping[str, Any], spec: LocalSpec) -> NodeCapacity:
     """One worker type with local.toml laid over it."""
     local = spec.node_types.get(name)
     resources = {key: int(value) for key, value in (entry.get("resources") or {}).items()}
@@ -90,20 +80,20 @@ def _local_type(name: str, entry: Mapping[str, Any], spec: LocalSpec) -> NodeTyp
             resources["GPU"] = local.gpus
         most = most if local.max_workers is None else local.max_workers
     kept = {key: value for key, value in resources.items() if value > 0}
-    return NodeType(name, kept, dict(entry.get("labels") or {}), min(most, spec.max_nodes))
+    return NodeCapacity(name, kept, dict(entry.get("labels") or {}), min(most, spec.max_nodes))
 
 
 def autoscaling_config(
-    types: list[NodeType], spec: LocalSpec, *, cluster_name: str, module: str, directory: Path
+    types: list[NodeCapacity], spec: LocalSpec, *, cluster_name: str, module: str, directory: Path
 ) -> dict[str, Any]:
     """Ray's autoscaling config: our provider class `module`, its state in `directory`, and the node types."""
     workers = {
         node_type.name: {
             "resources": dict(node_type.resources),
-            "labels": dict(node_type.labels),
+            "labels": dict(node_type.labels or {}),
             "node_config": {"object_store_mib": spec.object_store_mib},
             "min_workers": 0,
-            "max_workers": node_type.max_workers,
+            "max_workers": node_type.max_nodes,
         }
         for node_type in types
     }
@@ -123,8 +113,3 @@ def autoscaling_config(
         "available_node_types": {HEAD: head, **workers},
         **_CLUSTER_KEYS_WITHOUT_DEFAULT,
     }
-
-
-def to_json(types: list[NodeType], max_nodes: int) -> dict[str, Any]:
-    """What `capacity_ray260` reads: the types, and how many nodes there may be over all of them."""
-    return {"max_nodes": max_nodes, "types": [asdict(node_type) for node_type in types]}

@@ -1,8 +1,8 @@
 """Processes of one cluster: told apart by pid and start time, found by a marker in their environment.
 
 A pid alone may belong to another process a second later; pid and start time may not. What a cluster started
-is found again after any crash by the marker that every process inherits (/proc/PID/environ), and by descent from
-one that carries it.
+is found again after any crash by the marker that every process inherits (/proc/PID/environ), and by descent
+from one that carries it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """Our node provider under Ray's autoscaler v2: each node is a process group on this machine.
 
-Ray's monitor process imports it (`provider: {type: external}`). All its state is on disk: the monitor may be killed
-and started again at any time. Made for Ray 2.60, whose v2 autoscaler still drives providers by the v1 interface.
+Ray's monitor process imports it (`provider: {type: external}`). All its state is on disk: the monitor may be
+killed and started again at any time. For Ray 2.60, whose v2 autoscaler drives providers by the v1 interface.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -32,8 +31,6 @@ from eagleray.cluster import nodes, processes, state
 from eagleray.cluster.node_types import HEAD
 
 MODULE = "eagleray.cluster.provider_ray260.LocalNodeProvider"
-KV_NAMESPACE = b"eagleray"
-KV_NODE_TYPES = b"node_types"
 _TERMINATION_S = 10.0
 _log = logging.getLogger(__name__)
 
@@ -173,11 +170,3 @@ class LocalNodeProvider(NodeProvider):
         """Ask several nodes to end."""
         for node_id in node_ids:
             self.terminate_node(node_id)
-
-
-def publish_node_types(gcs_address: str, types: Mapping[str, Any]) -> None:
-    """Put the node types where `capacity_ray260` finds them from any node: Ray's own record has no labels."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined] - a compiled module
-
-    client = GcsClient(address=gcs_address)
-    client.internal_kv_put(KV_NODE_TYPES, json.dumps(types).encode(), True, KV_NAMESPACE)

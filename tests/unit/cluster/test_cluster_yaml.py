@@ -53,7 +53,7 @@ def config(raw):
 
 @pytest.fixture
 def cloud(monkeypatch, tmp_path):
-    """AWS, answering from a table; botocore still checks and serialises every request. Yields what was asked."""
+    """AWS, answering from a table; botocore still checks and serialises requests. Yields what was asked."""
     asked: list[tuple[str, dict]] = []
     groups: list[dict] = []
 

@@ -1,0 +1,84 @@
+"""The capacity check as a table: never a false refusal, always the number that would fit."""
+
+import pytest
+
+from eagleray.cluster.placement import Capacity, NodeCapacity, require
+from eagleray.errors import CapacityError
+
+TRAIN = NodeCapacity("train_gpu", {"CPU": 1, "GPU": 1, "memory": 2**31}, {"eagleray.io/pool": "train"}, 4)
+SERVE = NodeCapacity("serve_gpu", {"CPU": 1, "GPU": 1, "memory": 2**31}, {"eagleray.io/pool": "serve"}, 3)
+CPU = NodeCapacity("cpu_worker", {"CPU": 4}, {"eagleray.io/pool": "cpu"}, 2)
+HEAD = NodeCapacity("head", {"memory": 2**31, "eagleray_node_head": 1}, {}, 1, is_fixed=True)
+LOCAL = Capacity([TRAIN, SERVE, CPU, HEAD], max_nodes=5)
+WORKER = {"GPU": 1, "CPU": 1}
+IN_TRAIN = {"eagleray.io/pool": "train"}
+
+
+@pytest.mark.parametrize(
+    ("bundle", "selector", "most"),
+    [
+        (WORKER, {}, 5),  # 7 by the caps of the types, 5 by that of the cluster
+        (WORKER, IN_TRAIN, 4),
+        (WORKER, {"eagleray.io/pool": "!train"}, 3),
+        (WORKER, {"eagleray.io/pool": "in(train, serve)"}, 5),
+        (WORKER, {"eagleray.io/pool": "!in(train, serve)"}, 0),
+        (WORKER, {"eagleray.io/pool": "nobody"}, 0),
+        (WORKER, {"ray.io/node-id": "abc"}, 5),  # a label that Ray adds as the node starts
+        ({"GPU": 2}, {}, 0),
+        ({"GPU": 0.5}, IN_TRAIN, 8),
+        ({"CPU": 1}, {}, 2 * 4 + 3),
+        ({"CPU": 0.1}, {"eagleray.io/pool": "cpu"}, 80),
+        ({"CPU": 1, "memory": 2**30}, IN_TRAIN, 4),
+        ({"CPU": 1, "memory": 2**32}, IN_TRAIN, 0),
+        ({"CPU": 1, "memory": 2**40}, {"eagleray.io/pool": "cpu"}, 8),  # the type does not list its memory
+        ({"accelerator_type:A10G": 0.001, "GPU": 1}, {}, 5),
+        ({"license": 1}, {}, 0),
+    ],
+)
+def test_how_many_fit(bundle, selector, most):
+    assert LOCAL.num_placeable(bundle, selector) == most
+
+
+def test_what_fits_is_not_refused():
+    require(LOCAL, [WORKER] * 4, IN_TRAIN)
+    require(LOCAL, [], IN_TRAIN)
+    require(LOCAL, [WORKER, WORKER, {"CPU": 4}])
+
+
+def test_a_refusal_says_what_would_fit_and_where():
+    two = Capacity([NodeCapacity("train_gpu", {"CPU": 1, "GPU": 1}, IN_TRAIN, 2)], max_nodes=4)
+    with pytest.raises(CapacityError) as caught:
+        require(two, [WORKER] * 4)
+    assert str(caught.value) == (
+        "wants 4 workers with 1 GPU; node types allow at most 2 (each also needs 1 CPU): "
+        "train_gpu (1 GPU, 1 CPU) x 2, at most 4 nodes in all; "
+        "ask for less, or raise max_workers and max_nodes of the cluster"
+    )
+    assert caught.value.exit_code == 3
+
+
+def test_a_refusal_names_the_label():
+    with pytest.raises(
+        CapacityError, match=r"wants 1 worker with 1 GPU with label eagleray.io/pool=tpu; .*at most 0"
+    ):
+        require(LOCAL, [WORKER], {"eagleray.io/pool": "tpu"})
+
+
+def test_shapes_that_fit_alone_are_refused_in_sum():
+    with pytest.raises(CapacityError, match=r"wants 6 GPU in all; node types allow at most 5 GPU"):
+        require(LOCAL, [WORKER] * 3 + [{"GPU": 1}] * 3)
+
+
+def test_unknown_node_types_refuse_nothing():
+    require(Capacity([CPU], is_complete=False), [{"GPU": 8}] * 100)
+
+
+def test_unknown_labels_may_match():
+    unlabelled = NodeCapacity("group", {"GPU": 8}, None, 1)
+    require(Capacity([unlabelled]), [{"GPU": 1}] * 8, IN_TRAIN)
+
+
+def test_machines_without_autoscaler_count_once():
+    machine = NodeCapacity("box", {"CPU": 2, "GPU": 1}, {}, 1)
+    with pytest.raises(CapacityError, match="wants 2 workers with 1 GPU; node types allow at most 1"):
+        require(Capacity([machine]), [WORKER] * 2)
