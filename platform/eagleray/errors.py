@@ -9,9 +9,9 @@ EaglerayError                exit code 1   the run, or the command, failed
 │   ├── ClusterNotRunning
 │   └── AuthError                          a token or key is missing or wrong
 ├── CheckpointError          exit code 1   no checkpoint of a run verifies
-├── TrainingError            exit code 1   a run stopped by itself (loss not finite, …); trying again would not help
+├── TrainingError            exit code 1   a run stopped by itself (loss not finite, …); no use to retry
 ├── PeerLost                 exit code 1   another rank stopped answering; the run may be started again
-└── ServiceError             exit code 1   another service refused or did not answer (MLflow, Grafana, Ray's job API)
+└── ServiceError             exit code 1   another service refused or did not answer (Grafana, Ray's jobs)
 
 A message finishes the sentence: what was asked, what was found, where, what to do next.
 """
