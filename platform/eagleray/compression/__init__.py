@@ -1,0 +1,7 @@
+"""Gradient compression behind DDP's communication hook."""
+
+from eagleray.compression.compressor import Compressor, make_compressor
+from eagleray.compression.hook import Hook, attach
+from eagleray.compression.stats import Stats
+
+__all__ = ["Compressor", "Hook", "Stats", "attach", "make_compressor"]

@@ -1,0 +1,248 @@
+"""Makes, watches and breaks process groups. torch is imported inside the functions.
+
+gloo alone lets a survivor hang: after a peer's death a rank may wait for a live peer that has already failed
+(20 of 20 kills of one of four ranks left one hanging for 4 s or more), and aborting a group does nothing. So each
+group knows its own TCP endpoints, and `break_groups` shuts those sockets down: every pending operation, here
+and on the peers, raises at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, Store
+
+Backend = Literal["gloo", "nccl"]
+Endpoint = tuple[str, int]
+"""Numeric address and port."""
+
+_ENDPOINT_BYTES = 64
+_open_groups: list[Group] = []
+
+
+@dataclass(frozen=True)
+class Group:
+    """A process group over all ranks, and what is needed to break it."""
+
+    name: str
+    process_group: ProcessGroup
+    rank: int
+    world_size: int
+    backend: Backend
+    endpoints: frozenset[Endpoint] = frozenset()
+    """Where any rank's gloo listens for this group; empty on other backends."""
+
+
+def form(
+    *,
+    rank: int,
+    world_size: int,
+    backend: Backend,
+    timeout_s: float,
+    store_path: str | None = None,
+    address: str | None = None,
+) -> Group:
+    """Form the default group. All ranks must call it; it listens on one interface only.
+
+    Args:
+        rank: of this process.
+        world_size: number of ranks.
+        backend: of the group.
+        timeout_s: how long a rank waits for the others, here and in each later operation, seconds.
+        store_path: a file that all ranks see (one machine), or
+        address: `ip:port` where rank 0 will listen; gloo then uses each rank's interface towards it.
+
+    Raises:
+        ValueError: not exactly one of `store_path` and `address`.
+        PeerLost: the ranks did not meet within the time.
+    """
+    import torch.distributed as dist
+
+    from eagleray.errors import PeerLost
+
+    if (store_path is None) == (address is None):
+        raise ValueError("give either store_path or address")
+    timeout = timedelta(seconds=timeout_s)
+    before = _listening()
+    try:
+        if store_path is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            store: Store = dist.FileStore(store_path, world_size)
+        else:
+            assert address is not None
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_towards(address))
+            store = _tcp_store(address, rank, world_size, timeout)
+            before |= _listening()  # the store's own listener is not gloo's
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        assert dist.group.WORLD is not None
+        return _register("default", dist.group.WORLD, backend, before)
+    except RuntimeError as error:
+        where = store_path if address is None else address
+        raise PeerLost(
+            f"rank {rank} of {world_size} could not meet the others at {where} within {timeout_s:g} s: {error}"
+        ) from error
+
+
+def new_group(name: str, *, backend: Backend, timeout_s: float) -> Group:
+    """One more group over the ranks of the default group. All ranks must call it, in the same order.
+
+    Raises: PeerLost: a rank did not come.
+    """
+    import torch.distributed as dist
+
+    from eagleray.errors import PeerLost
+
+    before = _listening()
+    try:
+        process_group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s), group_desc=name)
+        assert process_group is not None
+        return _register(name, process_group, backend, before)
+    except RuntimeError as error:
+        raise PeerLost(f"rank {dist.get_rank()} could not form the group {name!r}: {error}") from error
+
+
+def close(group: Group) -> None:
+    """Destroy the group; closing twice does nothing."""
+    import torch.distributed as dist
+
+    if group not in _open_groups:
+        return
+    _open_groups.remove(group)
+    if dist.is_initialized():
+        dist.destroy_process_group(group.process_group)
+
+
+def break_groups() -> int:
+    """Make every pending operation of this process's groups raise, on all ranks; returns the sockets shut.
+
+    For use after a failure: the groups are of no use afterwards, but to be closed. Safe from any thread.
+    """
+    endpoints = frozenset[Endpoint]().union(*(group.endpoints for group in _open_groups))
+    own = {endpoint for _, endpoint in _listening_endpoints()}
+    num_shut = 0
+    for _, connection in _sockets():
+        with connection:
+            if _is_listening(connection):
+                continue
+            try:
+                local, peer = connection.getsockname()[:2], connection.getpeername()[:2]
+                if (local in own and local in endpoints) or peer in endpoints:
+                    connection.shutdown(socket.SHUT_RDWR)
+                    num_shut += 1
+            except OSError:  # it ended in between
+                continue
+    for group in _open_groups:
+        if group.backend == "nccl":
+            group.process_group.abort()
+    return num_shut
+
+
+def _register(name: str, process_group: ProcessGroup, backend: Backend, before: set[int]) -> Group:
+    """The group with all ranks' endpoints, known to `break_groups` from here on."""
+    endpoints = frozenset[Endpoint]()
+    if backend == "gloo":
+        own = [endpoint for inode, endpoint in _listening_endpoints() if inode not in before]
+        endpoints = _exchange(own, process_group)
+    group = Group(name, process_group, process_group.rank(), process_group.size(), backend, endpoints)
+    _open_groups.append(group)
+    return group
+
+
+def _exchange(own: list[Endpoint], process_group: ProcessGroup) -> frozenset[Endpoint]:
+    """Every rank's endpoints: each sends one line of text in a block of fixed size."""
+    import torch
+
+    line = ",".join(f"{ip} {port}" for ip, port in own).encode()
+    assert len(line) <= _ENDPOINT_BYTES, own
+    block = torch.tensor(list(line.ljust(_ENDPOINT_BYTES)), dtype=torch.uint8)
+    blocks = [torch.empty_like(block) for _ in range(process_group.size())]
+    process_group.allgather([blocks], [block]).wait()
+    entries = (entry for one in blocks for entry in bytes(one.tolist()).decode().strip().split(","))
+    pairs = (entry.split() for entry in entries if entry)
+    return frozenset((ip, int(port)) for ip, port in pairs)
+
+
+def _tcp_store(address: str, rank: int, world_size: int, timeout: timedelta) -> Store:
+    """The store at `address`; rank 0 serves it from a socket that listens there and nowhere else.
+
+    torch's own listens on all interfaces; `master_listen_fd` is its way to take a ready socket.
+    """
+    import torch.distributed as dist
+
+    host, _, port = address.rpartition(":")
+    if rank != 0:
+        return dist.TCPStore(host, int(port), world_size, False, timeout, wait_for_workers=False)
+    listener = socket.create_server((host, int(port)), backlog=max(128, 2 * world_size))
+    return dist.TCPStore(
+        host,
+        listener.getsockname()[1],
+        world_size,
+        True,
+        timeout,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def _interface_towards(address: str) -> str:
+    """Name of the interface whose address this host uses to reach `address` (`ip:port`)."""
+    import psutil
+
+    host, _, port = address.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))
+        own = probe.getsockname()[0]
+    if own.startswith("127."):
+        return "lo"
+    interfaces = psutil.net_if_addrs().items()
+    return next(name for name, addresses in interfaces if any(one.address == own for one in addresses))
+
+
+def _sockets() -> list[tuple[int, socket.socket]]:
+    """Inode and a duplicate of each of this process's TCP sockets; the caller closes the duplicates."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+            if not target.startswith("socket:["):
+                continue
+            duplicate = os.dup(int(entry.name))
+        except OSError:  # closed in between
+            continue
+        inode = int(target[8:-1])
+        if os.fstat(duplicate).st_ino != inode:  # the number was given to another file in between
+            os.close(duplicate)
+            continue
+        connection = socket.socket(fileno=duplicate)
+        is_tcp = connection.family in (socket.AF_INET, socket.AF_INET6) and (
+            connection.type == socket.SOCK_STREAM
+        )
+        if is_tcp:
+            found.append((inode, connection))
+        else:
+            connection.close()
+    return found
+
+
+def _is_listening(connection: socket.socket) -> bool:
+    return bool(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def _listening_endpoints() -> list[tuple[int, Endpoint]]:
+    """Inode and endpoint of each listening TCP socket of this process."""
+    found = []
+    for inode, connection in _sockets():
+        with connection:
+            if _is_listening(connection):
+                found.append((inode, connection.getsockname()[:2]))
+    return found
+
+
+def _listening() -> set[int]:
+    return {inode for inode, _ in _listening_endpoints()}
