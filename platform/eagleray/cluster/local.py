@@ -29,7 +29,6 @@ _PORTS = (
     "gcs", "dashboard", "agent_http", "agent_grpc", "metrics", "runtime_env_agent", "node_manager",
     "object_manager", "autoscaler_metrics", "dashboard_metrics",
 )  # fmt: skip
-_ATTEMPTS = 2
 _READY_TIMEOUT_S = 60.0
 _LONGEST_RUNTIME_DIR = 34
 """A node's own folder adds 8; Ray's sockets in it then end at byte 107, which is all that Unix allows."""
@@ -71,27 +70,34 @@ def up(name: str, spec: LocalSpec, *, say: Say = print) -> ClusterState:
     """
     types = node_types.read_types(spec)
     _clear_stale(name, say)
-    for attempt in range(1, _ATTEMPTS + 1):
-        cluster = _prepare(name, spec, types)
-        try:
-            _start_supervisor(cluster, spec)
-            _await_ready(cluster, say)
-            return cluster
-        except _HeadFailedError as error:
-            # Ray gives up after 30 s of waiting for its raylet, which a loaded machine can take (2.60).
-            _remove(cluster)
-            if attempt == _ATTEMPTS:
-                raise ClusterError(f"cluster {name!r} did not start: {error}") from None
-            say(f"Ray did not start ({error}); trying once more")
-        except BaseException:
-            say(f"stopping what was started for {name!r}")
-            _remove(cluster)
-            raise
-    raise AssertionError("unreachable")
+    try:
+        return _start(name, spec, types, say)
+    except _HeadFailedError as error:
+        # Ray gives up after 30 s of waiting for its raylet, which a loaded machine can take (2.60).
+        say(f"Ray did not start ({error}); trying once more")
+    try:
+        return _start(name, spec, types, say)
+    except _HeadFailedError as error:
+        raise ClusterError(f"cluster {name!r} did not start: {error}") from None
 
 
 class _HeadFailedError(Exception):
     """The head did not come up."""
+
+
+def _start(name: str, spec: LocalSpec, types: list[NodeCapacity], say: Say) -> ClusterState:
+    """Start a cluster once; whatever goes wrong, nothing of it stays. Raises: _HeadFailedError."""
+    try:
+        cluster = _prepare(name, spec, types)
+        _start_supervisor(cluster, spec)
+        _await_ready(cluster, say)
+        return cluster
+    except BaseException:
+        mine = state.read(name)
+        if mine and mine.starter == processes.this_process("up"):
+            say(f"stopping what was started for cluster {name!r}")
+            _remove(mine)
+        raise
 
 
 def _clear_stale(name: str, say: Say) -> None:
@@ -102,7 +108,7 @@ def _clear_stale(name: str, say: Say) -> None:
             remove_tree(state.directory(name))
         return
     alive = processes.belonging(cluster.marker)
-    if not cluster.is_running and cluster.starter.is_alive:
+    if not _is_supervised(cluster) and cluster.starter.is_alive:
         raise ClusterError(
             f"cluster {name!r} is being started by process {cluster.starter.pid}; wait for it, or run "
             f"`eagleray down --name {name}`"
@@ -216,7 +222,7 @@ def _await_ready(cluster: ClusterState, say: Say) -> None:
     """Wait until the job API and the head's agent answer. Raises: _HeadFailedError."""
     began = time.monotonic()
     say(f"starting cluster {cluster.name!r}")
-    while not is_ready(cluster):
+    while not (_is_supervised(cluster) and is_ready(cluster)):
         waited = time.monotonic() - began
         head_failed = waited > 2 and not any(process.is_alive for process in cluster.processes())
         if head_failed or waited > _READY_TIMEOUT_S:
@@ -225,6 +231,11 @@ def _await_ready(cluster: ClusterState, say: Say) -> None:
                 f"{reason}; its log ends with:\n{_tail(cluster.logs_dir / 'supervisor.log')}"
             )
         time.sleep(0.1)
+
+
+def _is_supervised(cluster: ClusterState) -> bool:
+    """Whether the supervisor knows the head's processes: before, it could not restart them."""
+    return len(cluster.processes()) > 1
 
 
 def is_ready(cluster: ClusterState, *, timeout_s: float = 2.0) -> bool:
