@@ -12,10 +12,17 @@ from eagleray.cluster.state import ClusterState
 from eagleray.errors import AuthError, ServiceError
 
 SCRIPT = b"""\
-import platform, sys, mine, eagleray
-print("package", eagleray.__file__)
-print("stdlib", platform.__file__)
-print("own module", mine.VALUE, flush=True)
+import sys
+import ray
+
+def places():
+    import platform, eagleray, mine
+    return [eagleray.__file__, platform.__file__, str(mine.VALUE)]
+
+ray.init(log_to_driver=False, logging_level="ERROR")  # its cluster, also beside others
+on_the_head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})
+print("driver", *places())
+print("worker", *ray.get(on_the_head(places).remote()), flush=True)
 sys.exit(int(sys.argv[1]))
 """
 
@@ -38,12 +45,12 @@ def test_a_job_runs_what_it_carries_and_its_exit_code_comes_back(client: JobClie
         resources={"node:__internal_head__": 0.001},
     )
     log = "".join(client.follow(job_id))
-    lines = dict(
-        line.split(" ", 1) for line in log.splitlines() if line.startswith(("package", "stdlib", "own"))
-    )
-    assert "/py_modules_files/" in lines["package"], "the uploaded package has to win over an installed one"
-    assert lines["stdlib"].endswith("/platform.py")
-    assert lines["own"] == "module 7"
+    lines = {words[0]: words[1:] for line in log.splitlines() if (words := line.split())}
+    for process in ("driver", "worker"):
+        package, standard, own = lines[process]
+        assert "/py_modules_files/" in package, "the uploaded package has to win over an installed one"
+        assert standard.endswith("/platform.py"), "`platform/` must not hide the standard library's module"
+        assert own == "7"
     job = client.status(job_id)
     assert (job.status, job.driver_exit_code, job.exit_code) == ("FAILED", 3, 3)
     assert job.metadata == {"eagleray_verb": "test"}
