@@ -22,6 +22,7 @@ FAILED = "failed"
 RESTARTED_ROLES = ("gcs_server", "monitor", "dashboard", "log_monitor")
 _POLL_S = 0.1
 _MAX_BACKOFF_S = 10.0
+_SETTLED_S = 60.0
 
 
 @dataclass
@@ -32,8 +33,11 @@ class Part:
     arguments: list[str]
     environment: dict[str, str]
     folder: str
+    started_s: float = field(default_factory=time.monotonic)
+    """Monotonic time at which it was last started, or first seen."""
     restarts: int = 0
-    restart_at_s: float = field(default=0.0)
+    """In a row, each within a minute of the last."""
+    restart_at_s: float = 0.0
     """Monotonic time; 0 while it runs."""
 
 
@@ -99,6 +103,8 @@ class Supervisor:
         if role not in RESTARTED_ROLES:
             _say(f"{role} ended ({code}) and cannot be replaced; run `eagleray down` and `eagleray up`")
             return
+        if time.monotonic() - part.started_s > _SETTLED_S:
+            part.restarts = 0
         wait_s = min(_MAX_BACKOFF_S, 0.0 if part.restarts == 0 else 0.5 * 2**part.restarts)
         part.restart_at_s = time.monotonic() + wait_s + 1e-9
         _say(f"{role} ended ({code}); restarting it in {wait_s:.1f} s")
@@ -108,7 +114,7 @@ class Supervisor:
         for role, part in self.parts.items():
             if part.restart_at_s and time.monotonic() >= part.restart_at_s:
                 part.process = self._restart(role, part)
-                part.restarts, part.restart_at_s = part.restarts + 1, 0.0
+                part.restarts, part.started_s, part.restart_at_s = part.restarts + 1, time.monotonic(), 0.0
                 self._write_down()
                 _say(f"restarted {role} as {part.process.pid}")
 

@@ -1,0 +1,131 @@
+"""Each thing of Ray 2.60 that has no public name and that cluster/*_ray260.py uses: red when Ray moves it."""
+
+import inspect
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import ray
+
+from eagleray.cluster import loopback_ray260
+from eagleray.cluster.supervisor import RESTARTED_ROLES
+
+RAY = Path(ray.__file__).parent
+MOVED = "Ray moved this; the pin is ray==2.60.*: adapt the *_ray260.py file that uses it"
+
+
+def test_the_version_is_the_one_that_the_files_are_named_after():
+    assert ray.__version__.startswith("2.60."), MOVED
+
+
+def test_node_and_its_parameters():
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    wanted = {"ray_params", "head", "shutdown_at_exit", "spawn_reaper"}
+    assert wanted <= set(inspect.signature(Node.__init__).parameters), MOVED
+    for method in ("dead_processes", "kill_all_processes", "get_gcs_client"):
+        assert hasattr(Node, method), f"Node.{method}: {MOVED}"
+    assert {"check_alive", "allow_graceful"} <= set(inspect.signature(Node.kill_all_processes).parameters), (
+        MOVED
+    )
+    known = set(inspect.signature(RayParams.__init__).parameters)
+    used = {
+        "gcs_address", "node_ip_address", "node_name", "num_cpus", "num_gpus", "memory", "resources",
+        "labels", "object_store_memory", "temp_dir", "dashboard_agent_listen_port", "include_log_monitor",
+        "gcs_server_port", "autoscaling_config", "include_dashboard", "dashboard_host", "dashboard_port",
+        "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "node_manager_port", "object_manager_port",
+        "ray_client_server_port",
+    }  # fmt: skip
+    assert used <= known, f"{used - known}: {MOVED}"
+
+
+def test_roles_of_the_head():
+    from ray._private import ray_constants
+
+    names = {value for key, value in vars(ray_constants).items() if key.startswith("PROCESS_TYPE_")}
+    assert set(RESTARTED_ROLES) <= names, MOVED
+
+
+def test_the_provider_interface_that_the_autoscaler_calls():
+    from ray.autoscaler.node_provider import NodeProvider
+    from ray.autoscaler.v2.instance_manager.node_provider import NodeProviderAdapter
+
+    from eagleray.cluster.provider_ray260 import LocalNodeProvider
+
+    called = inspect.getsource(NodeProviderAdapter)
+    for method in (
+        "terminate_nodes", "non_terminated_nodes", "is_running", "node_tags",
+        "create_node_with_resources_and_labels",
+    ):  # fmt: skip
+        assert f"_v1_provider.{method}" in called, f"{method}: {MOVED}"
+        ours = inspect.signature(getattr(LocalNodeProvider, method))
+        assert list(ours.parameters) == list(inspect.signature(getattr(NodeProvider, method)).parameters), (
+            MOVED
+        )
+
+
+def test_settings_are_still_read():
+    source = "".join(
+        (RAY / path).read_text()
+        for path in (
+            "_private/ray_constants.py", "autoscaler/_private/constants.py", "_private/services.py",
+            "_private/node.py", "autoscaler/v2/utils.py", "dashboard/consts.py",
+        )
+    )  # fmt: skip
+    for name in (
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "AUTOSCALER_UPDATE_INTERVAL_S", "AUTOSCALER_METRIC_PORT",
+        "DASHBOARD_METRIC_PORT", "RAY_CLOUD_INSTANCE_ID", "gcs_storage",
+    ):  # fmt: skip
+        assert name in source, f"{name}: {MOVED}"
+    library = (RAY / "_raylet.so").read_bytes()
+    for name in (b"RAY_AUTH_TOKEN_PATH", b"RAY_NODE_TYPE_NAME"):
+        assert name in library, f"{name}: {MOVED}"
+    gcs = (RAY / "core/src/ray/gcs/gcs_server").read_bytes()
+    for name in (b"health_check_period_ms", b"health_check_failure_threshold", b"gcs_storage_path"):
+        assert name in gcs, f"{name}: {MOVED}"
+
+
+def test_key_value_store_and_cluster_config():
+    from ray._private.state import GlobalState
+    from ray._raylet import InnerGcsClient
+    from ray.experimental import internal_kv
+
+    assert hasattr(GlobalState, "get_cluster_config"), MOVED
+    assert hasattr(InnerGcsClient, "internal_kv_put"), MOVED
+    assert "namespace" in inspect.signature(internal_kv._internal_kv_get).parameters, MOVED
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_serve_still_binds_its_replicas_where_we_patch(monkeypatch):
+    from ray.serve._private import replica
+
+    assert '"[::]:0"' in inspect.getsource(replica), MOVED
+    bound = []
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", lambda _server, address: bound.append(address))
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    loopback_ray260.keep_replica_to_node_address()
+    loopback_ray260.keep_replica_to_node_address()
+    replica.add_port_to_grpc_server(None, "[::]:0")
+    replica.add_port_to_grpc_server(None, "10.0.0.1:7")
+    assert bound == ["127.0.0.1:0", "10.0.0.1:7"]
+
+
+@pytest.mark.slow
+def test_the_store_of_torch_listens_on_one_address():
+    import importlib
+
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")
+    ours, theirs = (
+        list(inspect.signature(function).parameters)
+        for function in (loopback_ray260.create_store, rendezvous._create_c10d_store)
+    )
+    assert ours == theirs, "torch moved this"
+    store = loopback_ray260.create_store("127.0.0.1", 0, 0, 1, timedelta(seconds=5))
+    store.set("key", "value")
+    assert store.get("key") == b"value"
+    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    assert f"0100007F:{store.port:04X}" in listening
+    config = loopback_ray260.torch_config()
+    assert config.backend_cls.__mro__[1].__name__ == "_TorchBackend"

@@ -1,0 +1,183 @@
+"""State on disk: found by name, private, and read without ray or torch."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eagleray.cluster import environment, files, local, processes, settings, state
+from eagleray.errors import ClusterError, ClusterNotRunning, InputError
+from eagleray.workflows import env as env_workflow
+from eagleray.workflows import status as status_workflow
+
+ENDED = processes.Process(2**22 + 1, 1, "supervisor")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("EAGLERAY_HOME", str(tmp_path / "home"))
+    for name in ("EAGLERAY_STORAGE", "EAGLERAY_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "home"
+
+
+def write(tmp_path, name="one", starter=ENDED, running=()):
+    cluster = state.ClusterState(
+        name=name,
+        marker="0123456789abcdef",
+        host="127.0.0.1",
+        ports={
+            "gcs": 20001,
+            "dashboard": 20002,
+            "agent_http": 20003,
+            "autoscaler_metrics": 1,
+            "dashboard_metrics": 2,
+        },
+        runtime_dir=tmp_path / f"er-{name}",
+        starter=starter,
+        created_s=time.time(),
+    )
+    cluster.directory.mkdir(parents=True)
+    cluster.nodes_dir.mkdir()
+    cluster.logs_dir.mkdir()
+    cluster.runtime_dir.mkdir()
+    cluster.token_path.write_text("secret\n")
+    files.write_json(cluster.directory / "state.json", state.to_json(cluster))
+    files.write_json(cluster.directory / "processes.json", [vars(process) for process in running])
+    return cluster
+
+
+def test_settings_follow_the_environment(home, monkeypatch):
+    assert settings.home() == home
+    assert settings.storage_url() == str(home / "storage")
+    assert settings.tracking_uri() == f"sqlite:///{home}/mlflow.db"
+    monkeypatch.setenv("EAGLERAY_STORAGE", "s3://bucket/runs")
+    monkeypatch.setenv("EAGLERAY_TRACKING_URI", "http://tracking:5000")
+    assert settings.storage_url() == "s3://bucket/runs"
+    assert settings.tracking_uri() == "http://tracking:5000"
+    monkeypatch.delenv("EAGLERAY_HOME")
+    assert settings.home() == Path.home() / ".eagleray"
+
+
+def test_what_is_written_is_read(tmp_path):
+    written = write(tmp_path, running=[processes.this_process("supervisor")])
+    found = state.find("one")
+    assert found == written
+    assert found.token == "secret"
+    assert found.gcs_address == "127.0.0.1:20001"
+    assert state.names() == ["one"]
+
+
+@pytest.mark.parametrize("name", ["", "Big", "a/b", "..", "-a", "a" * 40, "a_b"])
+def test_names_that_cannot_be_folders(name):
+    with pytest.raises(InputError, match="cluster name"):
+        state.directory(name)
+
+
+def test_a_cluster_that_is_not_there_names_those_that_are(tmp_path):
+    write(tmp_path, "other", running=[processes.this_process("supervisor")])
+    with pytest.raises(ClusterNotRunning, match=r"no cluster 'one'.*eagleray up --name one.*running: other"):
+        state.find("one")
+
+
+def test_a_stale_state_says_how_to_go_on(tmp_path):
+    write(tmp_path, running=[ENDED])
+    with pytest.raises(ClusterNotRunning, match=r"its processes have ended.*eagleray up --name one"):
+        state.find("one")
+    with pytest.raises(ClusterNotRunning):
+        local.status("one")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "one"}'])
+def test_a_damaged_state_counts_as_none(tmp_path, text):
+    cluster = write(tmp_path)
+    (cluster.directory / "state.json").write_text(text)
+    assert state.read("one") is None
+    with pytest.raises(ClusterNotRunning):
+        local.down("one")
+
+
+def test_down_of_a_stale_state_removes_it(tmp_path):
+    cluster = write(tmp_path, running=[ENDED])
+    report = local.down("one")
+    assert report.num_processes == 0
+    assert not cluster.directory.exists()
+    assert not cluster.runtime_dir.exists()
+
+
+def test_a_second_up_is_told_apart_from_a_stale_one(tmp_path):
+    me = processes.this_process("up")
+    write(tmp_path, starter=me)
+    with pytest.raises(ClusterError, match="is being started by process"):
+        local._clear_stale("one", print)
+    said = []
+    write(tmp_path, "two", running=[ENDED, ENDED], starter=me)
+    local._clear_stale("two", said.append)
+    assert said == ["cleaning up after cluster 'two', which ended without `eagleray down`"]
+    assert state.read("two") is None
+
+
+def test_exports_are_what_rays_commands_need(tmp_path):
+    cluster = write(tmp_path, running=[processes.this_process("supervisor")])
+    text = env_workflow.as_shell(env_workflow.env("one"))
+    assert "export RAY_ADDRESS=127.0.0.1:20001\n" in text
+    assert "export RAY_API_SERVER_ADDRESS=http://127.0.0.1:20002\n" in text
+    assert f"export RAY_AUTH_TOKEN_PATH={cluster.token_path}" in text
+    assert "secret" not in text
+    assert processes.MARKER not in text
+
+
+def test_a_cluster_on_the_network_keeps_rays_own_address_rules(tmp_path):
+    cluster = write(tmp_path)
+    open_cluster = state.ClusterState(**{**vars(cluster), "host": "192.0.2.7"})
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in state.environment(open_cluster)
+
+
+def test_the_clusters_environment(tmp_path, monkeypatch, home):
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+    monkeypatch.setenv("RAY_health_check_period_ms", "9")
+    monkeypatch.setenv("RAY_PROMETHEUS_HOST", "http://prometheus:9090")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    cluster = write(tmp_path)
+    found = environment.of_cluster(cluster, profile="default", extra={"MINE": "1"})
+    assert "RAY_ADDRESS" not in found
+    assert "PYTHONDONTWRITEBYTECODE" not in found
+    assert found["RAY_health_check_period_ms"] == "1000"
+    assert found["RAY_PROMETHEUS_HOST"] == "http://prometheus:9090"
+    assert found["RAY_GRAFANA_HOST"] == "DISABLED"
+    assert found["AUTOSCALER_UPDATE_INTERVAL_S"] == "1"
+    assert found["EAGLERAY_HOME"] == str(home)
+    assert found["EAGLERAY_STORAGE"] == str(home / "storage")
+    assert found["GLOO_SOCKET_IFNAME"] == "lo"
+    assert found[processes.MARKER] == cluster.marker
+    assert found["MINE"] == "1"
+    assert found["PATH"].startswith(str(Path(sys.executable).parent))
+    assert Path(found["PYTHONPATH"].split(":")[0], "eagleray").is_dir()
+    fast = environment.of_cluster(cluster, profile="fast", extra={})
+    assert int(fast["RAY_health_check_period_ms"]) < 1000
+
+
+def test_status_in_words_and_as_json(tmp_path):
+    write(tmp_path, running=[processes.this_process("supervisor"), ENDED])
+    found = status_workflow.status("one")
+    text = status_workflow.as_text(found)
+    assert "cluster one: NOT READY" in text
+    assert "ENDED" in text
+    assert "http://127.0.0.1:20002" in text
+    shown = json.loads(json.dumps(local.to_json(found)))
+    assert [process["is_alive"] for process in shown["processes"]] == [True, False]
+
+
+def test_everything_but_ray_itself_loads_without_ray_and_torch():
+    code = (
+        "import sys\n"
+        "from eagleray.cluster import environment, local, node_types, nodes, placement, settings\n"
+        "from eagleray.cluster import state, supervisor\n"
+        "from eagleray.workflows import down, env, status, up\n"
+        "print(sorted({'ray', 'torch', 'yaml', 'psutil'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

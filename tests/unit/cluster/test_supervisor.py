@@ -1,0 +1,119 @@
+"""The supervisor with a head made of sleeping processes: it restarts the parts that it should."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from eagleray.cluster import files, processes, state
+from eagleray.cluster import supervisor as supervisor_module
+
+HEAD = """
+import json, os, subprocess, sys
+from pathlib import Path
+from eagleray.cluster import processes
+folder = Path(sys.argv[1])
+sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+start = lambda: subprocess.Popen(sleep, stdout=subprocess.DEVNULL).pid
+found = [processes.of(start(), role) for role in ("gcs_server", "monitor", "raylet")]
+(folder / "head.json").write_text(json.dumps([vars(process) for process in found]))
+os._exit(int(os.environ.get("HEAD_STATUS", "0")))
+"""
+RUN = f"""
+import subprocess, sys
+from pathlib import Path
+from eagleray.cluster import state, supervisor
+real = subprocess.run
+head = [sys.executable, "-c", {HEAD!r}, sys.argv[1]]
+supervisor.subprocess.run = lambda _command, **options: real(head, **options)
+sys.exit(supervisor.Supervisor(state.read_path(Path(sys.argv[1]))).run())
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    monkeypatch.setenv("EAGLERAY_HOME", str(tmp_path))
+    mark = os.urandom(8).hex()
+    made = state.ClusterState("one", mark, "127.0.0.1", {}, tmp_path, processes.this_process(), time.time())
+    made.directory.mkdir(parents=True)
+    made.logs_dir.mkdir()
+    files.write_json(made.directory / "state.json", state.to_json(made))
+    yield made
+    processes.sweep(lambda: processes.belonging(mark), grace_s=0)
+
+
+def start(cluster, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(cluster.directory)],
+        env={
+            **os.environ,
+            processes.MARKER: cluster.marker,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def by_role(cluster):
+    return {process.role: process for process in cluster.processes()}
+
+
+def await_roles(cluster):
+    assert processes.wait_until(lambda: "raylet" in by_role(cluster), timeout_s=10)
+
+
+def test_parts_are_restarted_as_they_were_and_written_down(cluster):
+    supervisor = start(cluster)
+    await_roles(cluster)
+    for role in ("gcs_server", "monitor"):
+        killed = by_role(cluster)[role]
+        processes.send(killed, signal.SIGKILL)
+        assert processes.wait_until(
+            lambda role=role, killed=killed: (now := by_role(cluster)[role]) != killed and now.is_alive,
+            timeout_s=5,
+        )
+        assert processes.carries(by_role(cluster)[role].pid, cluster.marker)
+    raylet = by_role(cluster)["raylet"]
+    processes.send(raylet, signal.SIGKILL)
+    supervisor.terminate()
+    printed, _ = supervisor.communicate(timeout=10)
+    assert supervisor.returncode == 0
+    assert "gcs_server ended (-9); restarting it in 0.0 s" in printed
+    assert by_role(cluster)["raylet"] == raylet
+
+
+def test_killing_the_supervisor_ends_nothing_else(cluster):
+    supervisor = start(cluster)
+    await_roles(cluster)
+    supervisor.kill()
+    supervisor.wait(10)
+    alive = {role for role, process in by_role(cluster).items() if process.is_alive}
+    assert alive == {"gcs_server", "monitor", "raylet"}
+    assert cluster.is_running
+
+
+def test_a_head_that_fails_ends_the_supervisor(cluster):
+    supervisor = start(cluster, HEAD_STATUS="3")
+    printed, _ = supervisor.communicate(timeout=10)
+    assert supervisor.returncode == 3
+    assert "head_main ended with 3" in printed
+
+
+def test_a_part_that_keeps_ending_is_restarted_ever_more_slowly(cluster, capsys):
+    watching = supervisor_module.Supervisor(cluster)
+    part = supervisor_module.Part(processes.this_process("gcs_server"), [], {}, ".")
+    watching.parts["gcs_server"] = part
+    waits = []
+    for part.restarts in range(8):
+        watching._ended("gcs_server", 9)
+        waits.append(part.restart_at_s - time.monotonic())
+    assert [round(wait) for wait in waits] == [0, 1, 2, 4, 8, 10, 10, 10]
+    assert "restarting it in 10.0 s" in capsys.readouterr().out
+    part.started_s -= 120  # it ran for two minutes since
+    watching._ended("gcs_server", 9)
+    assert part.restart_at_s - time.monotonic() < 0.1
