@@ -21,12 +21,15 @@ from eagleray.cluster.placement import NodeCapacity
 def main(folder: Path) -> None:
     """Start GCS, autoscaler, dashboard and raylet of the cluster in `folder`; they outlive this process."""
     from ray._private.node import Node
+    from ray._private.utils import write_ray_address
 
     cluster = state.read_path(folder)
     plan = read_json(folder / "head_plan.json")
     assert cluster is not None
     assert plan is not None, f"no cluster state in {folder}"
     node = Node(_params(cluster, plan), head=True, shutdown_at_exit=False, spawn_reaper=False)
+    # Jobs resolve "auto" by this file; without it Ray takes any GCS of the machine: another cluster's.
+    write_ray_address(cluster.gcs_address, str(cluster.runtime_dir / "h"))
     found = [
         processes.of(info.process.pid, role) for role, infos in node.all_processes.items() for info in infos
     ]
