@@ -18,6 +18,8 @@ class GroupConfig(BackendConfig):
     """Which process group the workers form before the train function starts."""
 
     timeout_s: float = 600.0
+    backend: str = "gloo"
+    """Of the default group; TorchTrainer looks for it."""
 
     @property
     def backend_cls(self) -> type[Backend]:

@@ -75,7 +75,7 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
     model = DistributedDataParallel(
         module,
         process_group=gradients.process_group,
-        broadcast_buffers=False,  # averaged at each commit instead: no message per forward
+        forward_sync_buffers=False,  # averaged at each commit instead: no message per forward
         gradient_as_bucket_view=True,
         find_unused_parameters=spec.model.kind == "module",  # what a user's module uses is not known
     )

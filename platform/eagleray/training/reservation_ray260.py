@@ -7,6 +7,7 @@ import of ray.train to create one.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +23,6 @@ class WorkerActor:
     def __init__(self) -> None:
         import torch._dynamo  # DistributedDataParallel needs it: 1.7 s that would else fall into step 1
         import torch.nn.parallel
-        import torch.optim
         from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 
         import eagleray.training.worker_imports  # noqa: F401
@@ -77,31 +77,48 @@ def create_actors(group: PlacementGroup, bundle: Mapping[str, float], count: int
 
 
 class Reservation:
-    """A placement group of one bundle per worker, and the worker actors in it."""
+    """A placement group of one bundle per worker, and the worker actors in it, made as soon as it is placed.
+
+    (Actors made earlier would have Ray warn every second that no node type offers the group's resources.)
+    """
 
     def __init__(self, bundle: Mapping[str, float], count: int, label_selector: Mapping[str, str]):
         self.bundle, self.count = dict(bundle), count
         selectors = [dict(label_selector)] * count if label_selector else None
-        self.group = placement_group(
-            [self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors
-        )
-        self.actors = create_actors(self.group, self.bundle, count)
+        self.group = placement_group([self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors)
+        self.actors: list[Any] = []
+        self.placed_at: float | None = None
+        self._is_released = False
+        self._thread = threading.Thread(target=self._seat, daemon=True)
+        self._thread.start()
+
+    def _seat(self) -> None:
+        while not self.group.wait(1):
+            if self._is_released:
+                return
+        self.placed_at = time.time()
+        self.actors = create_actors(self.group, self.bundle, self.count)
 
     def wait(self, say: Callable[[str], None], *, every_s: float = 5.0) -> float:
-        """Block until every bundle has its node; returns the seconds it took. `say` hears of the waiting."""
+        """Block until the workers are being made; returns the time at which their nodes were there.
+
+        `say` hears of the waiting.
+        """
         started = time.monotonic()
-        while not self.group.wait(every_s):
+        self._thread.join(every_s)
+        while self._thread.is_alive():
             waited = time.monotonic() - started
-            say(
-                f"waiting for {self.count} x {describe(self.bundle)}: {waited:.0f} s; the autoscaler is starting nodes"
-            )
-        return time.monotonic() - started
+            say(f"waiting for {self.count} x ({describe(self.bundle)}): {waited:.0f} s; nodes are starting")
+            self._thread.join(every_s)
+        assert self.placed_at is not None
+        return self.placed_at
 
     def release(self) -> None:
         """Give the resources back."""
+        self._is_released = True
         remove_placement_group(self.group)
 
 
 def describe(bundle: Mapping[str, float]) -> str:
-    """For instance "1 GPU + 1 CPU"."""
-    return " + ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items(), reverse=False))
+    """For instance "1 CPU + 1 GPU"."""
+    return " + ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items()))

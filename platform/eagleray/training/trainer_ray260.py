@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
@@ -32,6 +33,12 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # would re-route the driver's own logging
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a spec's relative paths stay valid
 }
+
+UNUSED_CALLBACKS = (
+    PlacementGroupCleanerCallback,  # the run's placement groups belong to this job and end with it
+    DatasetsCallback,  # no Ray Data here
+)
+"""Each would start an actor: a process, and 2 s of CPU for its imports, while the workers start."""
 
 
 class SeatedWorkerGroup(WorkerGroup):
@@ -131,8 +138,8 @@ def final_error(error: TrainingFailedError) -> EaglerayError | None:
 
 
 def _unwrapped(failure: Exception) -> Exception:
-    """The exception that the train function raised, inside Ray's wrapper."""
-    return getattr(failure, "_base_exc", failure)
+    """The exception that the train function raised, or that ended its process, inside Ray's wrappers."""
+    return getattr(failure, "_base_exc", None) or getattr(failure, "health_check_failure", None) or failure
 
 
 class Watch(WorkerGroupCallback):
@@ -209,8 +216,7 @@ class Trainer(TorchTrainer):
         callbacks = [
             callback
             for callback in controller.pop("callbacks")
-            # The run's placement groups belong to this job and end with it; the cleaner is one process more.
-            if not isinstance(callback, PlacementGroupCleanerCallback)
+            if not isinstance(callback, UNUSED_CALLBACKS)
         ]
         controller["callbacks"] = [*callbacks, Watch(self._observer, self._first_attempt)]
         controller["failure_policy"] = RetryPolicy(self.run_config.failure_config, self._observer)

@@ -194,7 +194,7 @@ def is_death(failure: Exception) -> bool:
     """Whether the worker's process is gone (and not just its train function)."""
     from ray.exceptions import RayActorError
 
-    return isinstance(failure, RayActorError) or isinstance(failure.__cause__, RayActorError)
+    return isinstance(failure, RayActorError)
 
 
 def reason_of(failure: Exception) -> str:

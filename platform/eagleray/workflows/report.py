@@ -70,6 +70,7 @@ class Account:
     latest: dict[str, float] = field(default_factory=dict)
     """Newest value of each metric."""
     history: list[dict[str, float]] = field(default_factory=list)
+    first_loss: float | None = None
 
     def started(self, workers: Sequence[WorkerInfo], now: float) -> None:
         """An attempt's workers are up."""
@@ -109,6 +110,8 @@ class Account:
         self.step_seconds += record["seconds"]
         self.sent_bytes += record["sent_bytes"]
         self.uncompressed_bytes += record["uncompressed_bytes"]
+        if self.first_loss is None:
+            self.first_loss = record["loss"]
         rate = record["num_samples"] / record["seconds"]
         self._remember(
             record["step"],
@@ -157,6 +160,7 @@ class Account:
             "compression_ratio": self.compression_ratio,
             "num_commits": self.num_commits,
             "commit_seconds": self.commit_seconds,
+            "first_loss": self.first_loss,
             "metrics": self.latest,
         }
 

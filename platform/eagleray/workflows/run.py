@@ -112,14 +112,15 @@ def _stop_on_sigterm() -> None:
 
 def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None]) -> Any:
     """Connect, refuse what can never be placed, ask for the nodes; then import what training needs."""
+    # Read when ray is imported: the autoscaler's own lines; ours say what matters.
+    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
     import ray
 
     from eagleray.cluster import capacity_ray260, job_ray260
     from eagleray.training.reservation_ray260 import Reservation
     from eagleray.training.trainer import bundle
 
-    if not ray.is_initialized():
-        ray.init(logging_level="warning")
+    ray.init(logging_level="warning")
     account.marks["submitted_at"] = job_ray260.submitted_at() or account.marks["submitted_at"]
     scaling = run.spec.scaling
     resources = bundle(run.spec)
@@ -128,8 +129,7 @@ def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None])
     account.marks["driver"] = time.time()
     import eagleray.training.trainer_ray260  # noqa: F401  3 s, while nodes and workers start
 
-    reservation.wait(say)
-    account.marks["nodes"] = max(account.marks["driver"], time.time())
+    account.marks["nodes"] = max(account.marks["driver"], reservation.wait(say))
     return reservation
 
 
