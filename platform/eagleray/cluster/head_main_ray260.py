@@ -30,6 +30,7 @@ def main(folder: Path) -> None:
     node = Node(_params(cluster, plan), head=True, shutdown_at_exit=False, spawn_reaper=False)
     # Jobs resolve "auto" by this file; without it Ray takes any GCS of the machine: another cluster's.
     write_ray_address(cluster.gcs_address, str(cluster.runtime_dir / "h"))
+    node.start_log_monitor()  # after the rest: its imports would compete with theirs
     found = [
         processes.of(info.process.pid, role) for role, infos in node.all_processes.items() for info in infos
     ]
@@ -66,7 +67,7 @@ def _params(cluster: state.ClusterState, plan: dict[str, Any]):
         node_manager_port=ports["node_manager"],
         object_manager_port=ports["object_manager"],
         ray_client_server_port=None,
-        include_log_monitor=True,  # type: ignore[arg-type] - annotated str, used as bool
+        include_log_monitor=False,  # type: ignore[arg-type] - annotated str, used as bool
     )
 
 

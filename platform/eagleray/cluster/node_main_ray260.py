@@ -66,10 +66,12 @@ def _start(planned: nodes.Node):
         object_store_memory=int(planned.options.get("object_store_mib", 80)) * 2**20,
         temp_dir=planned.temp_dir,
         dashboard_agent_listen_port=0,
-        include_log_monitor=True,  # type: ignore[arg-type] - annotated str, used as bool
+        include_log_monitor=False,  # type: ignore[arg-type] - annotated str, used as bool
     )
     # Fate sharing is by thread: this must be the main one, or the node dies with the thread.
-    return Node(params, head=False, shutdown_at_exit=True, spawn_reaper=True)
+    node = Node(params, head=False, shutdown_at_exit=True, spawn_reaper=True)
+    node.start_log_monitor()  # after the raylet: its imports would compete with those of the agents
+    return node
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from eagleray.cluster import nodes, processes, state
+from eagleray.cluster import gpus, nodes, processes, state
 from eagleray.cluster.node_types import HEAD
 
 MODULE = "eagleray.cluster.provider_ray260.LocalNodeProvider"
@@ -44,6 +45,10 @@ class LocalNodeProvider(NodeProvider):
         assert found is not None, f"no cluster state in {provider_config['directory']}"
         self.cluster = found
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._choosing = threading.Lock()  # Ray launches batches of nodes from several threads
+        self._held_gpus = {
+            node.node_id: list(node.options.get("gpus", ())) for node in nodes.read_all(found.nodes_dir)
+        }
         # Two warnings a tick about fields that Ray's own defaults bring (2.60).
         logging.getLogger("ray.autoscaler._private.util").setLevel(logging.ERROR)
 
@@ -60,6 +65,7 @@ class LocalNodeProvider(NodeProvider):
         for node in nodes.read_all(self.cluster.nodes_dir):
             if not node.has_process:
                 nodes.forget(self.cluster.nodes_dir, self.cluster.logs_dir, node)
+                self._held_gpus.pop(node.node_id, None)
             elif not node.terminated_s:
                 live.append(node)
             elif node.process and time.time() - node.terminated_s > _TERMINATION_S:
@@ -131,6 +137,10 @@ class LocalNodeProvider(NodeProvider):
     ) -> None:
         """Start one node and write it down; its tags carry the launch request that v2 waits for."""
         node_id = f"n{uuid.uuid4().hex[:6]}"
+        real, num_gpus = gpus.real_gpus(), int(resources.get("GPU", 0))
+        with self._choosing:
+            chosen = gpus.choose(real, num_gpus, self._held_gpus.values())
+            self._held_gpus[node_id] = chosen
         node = nodes.Node(
             node_id=node_id,
             node_type=tags[TAG_RAY_USER_NODE_TYPE],
@@ -138,13 +148,18 @@ class LocalNodeProvider(NodeProvider):
             labels=labels,
             tags=tags,
             temp_dir=str(self.cluster.runtime_dir / node_id),
-            options=options,
+            options={**options, "gpus": chosen},
             gcs_address=self.cluster.gcs_address,
             created_s=time.time(),
         )
         plan = nodes.plan_of(self.cluster.nodes_dir, node_id)
         nodes.write(plan, node)
-        environment = dict(os.environ, RAY_CLOUD_INSTANCE_ID=node_id, RAY_NODE_TYPE_NAME=node.node_type)
+        environment = {
+            **os.environ,
+            **gpus.environment(real, chosen, num_gpus),
+            "RAY_CLOUD_INSTANCE_ID": node_id,
+            "RAY_NODE_TYPE_NAME": node.node_type,
+        }
         with (self.cluster.logs_dir / f"{node_id}.log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "eagleray.cluster.node_main_ray260", str(plan)],

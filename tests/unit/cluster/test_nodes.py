@@ -19,7 +19,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from eagleray.cluster import files, local, node_types, nodes, processes, provider_ray260, state
+from eagleray.cluster import files, gpus, local, node_types, nodes, processes, provider_ray260, state
 from eagleray.errors import SpecError
 from eagleray.specs import LocalSpec, load
 
@@ -149,6 +149,41 @@ def test_created_nodes_are_listed_with_their_tags_beside_the_head(provider):
     assert environment["RAY_CLOUD_INSTANCE_ID"] == planned.node_id
     assert environment["RAY_NODE_TYPE_NAME"] == "train_gpu"
     assert len(planned.temp_dir) <= len(str(provider.cluster.runtime_dir)) + 8
+
+
+@pytest.mark.parametrize(
+    ("real", "num_wanted", "held", "chosen"),
+    [
+        ([], 1, [], []),
+        (["0", "1"], 1, [], ["0"]),
+        (["0", "1"], 1, [["0"]], ["1"]),
+        (["0", "1"], 1, [["0"], ["1"]], ["0"]),
+        (["0", "1", "2"], 2, [["1"]], ["0", "2"]),
+        (["0"], 2, [], []),
+        (["GPU-a", "GPU-b"], 0, [], []),
+    ],
+)
+def test_nodes_share_out_the_real_gpus(real, num_wanted, held, chosen):
+    assert gpus.choose(real, num_wanted, held) == chosen
+
+
+@pytest.mark.parametrize(
+    ("real", "chosen", "num_wanted", "expected"),
+    [
+        ([], [], 1, {}),  # logical GPUs: Ray's own numbering does no harm
+        (["0", "1"], ["1"], 1, {"CUDA_VISIBLE_DEVICES": "1"}),
+        (["0"], [], 0, {"CUDA_VISIBLE_DEVICES": ""}),
+        (["0"], [], 2, {}),
+    ],
+)
+def test_a_node_sees_its_own_gpus_only(real, chosen, num_wanted, expected):
+    assert gpus.environment(real, chosen, num_wanted) == expected
+
+
+def test_two_nodes_get_two_gpus(provider, monkeypatch):
+    monkeypatch.setattr(provider_ray260.gpus, "real_gpus", lambda: ["0", "1"])
+    create(provider, 2)
+    assert {environment["CUDA_VISIBLE_DEVICES"] for _, environment in provider.started} == {"0", "1"}
 
 
 def test_a_restarted_monitor_finds_the_nodes_again(provider):

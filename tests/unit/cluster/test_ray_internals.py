@@ -24,7 +24,7 @@ def test_node_and_its_parameters():
 
     wanted = {"ray_params", "head", "shutdown_at_exit", "spawn_reaper"}
     assert wanted <= set(inspect.signature(Node.__init__).parameters), MOVED
-    for method in ("dead_processes", "kill_all_processes", "get_gcs_client"):
+    for method in ("dead_processes", "kill_all_processes", "get_gcs_client", "start_log_monitor"):
         assert hasattr(Node, method), f"Node.{method}: {MOVED}"
     assert {"check_alive", "allow_graceful"} <= set(inspect.signature(Node.kill_all_processes).parameters), (
         MOVED
@@ -32,10 +32,10 @@ def test_node_and_its_parameters():
     known = set(inspect.signature(RayParams.__init__).parameters)
     used = {
         "gcs_address", "node_ip_address", "node_name", "num_cpus", "num_gpus", "memory", "resources",
-        "labels", "object_store_memory", "temp_dir", "dashboard_agent_listen_port", "include_log_monitor",
-        "gcs_server_port", "autoscaling_config", "include_dashboard", "dashboard_host", "dashboard_port",
-        "metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "node_manager_port", "object_manager_port",
-        "ray_client_server_port",
+        "labels", "object_store_memory", "temp_dir", "dashboard_agent_listen_port",
+        "include_log_monitor", "gcs_server_port", "autoscaling_config", "include_dashboard",
+        "dashboard_host", "dashboard_port", "metrics_agent_port", "metrics_export_port",
+        "runtime_env_agent_port", "node_manager_port", "object_manager_port", "ray_client_server_port",
     }  # fmt: skip
     assert used <= known, f"{used - known}: {MOVED}"
 
