@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
+import http.client
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from eagleray.cluster import environment, node_types, nodes, ports, processes, settings, state
-from eagleray.cluster.files import remove_tree, write_json
+from eagleray.cluster import environment, node_types, nodes, preparation, processes, state
+from eagleray.cluster.files import remove_tree
 from eagleray.cluster.placement import NodeCapacity
 from eagleray.cluster.processes import Process
 from eagleray.cluster.state import ClusterState
@@ -24,14 +20,7 @@ from eagleray.errors import ClusterError, ClusterNotRunning
 from eagleray.specs import LocalSpec
 
 Say = Callable[[str], None]
-PROVIDER = "eagleray.cluster.provider_ray260.LocalNodeProvider"
-_PORTS = (
-    "gcs", "dashboard", "agent_http", "agent_grpc", "metrics", "runtime_env_agent", "node_manager",
-    "object_manager", "autoscaler_metrics", "dashboard_metrics",
-)  # fmt: skip
 _READY_TIMEOUT_S = 60.0
-_LONGEST_RUNTIME_DIR = 34
-"""A node's own folder adds 8; Ray's sockets in it then end at byte 107, which is all that Unix allows."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +77,7 @@ class _HeadFailedError(Exception):
 def _start(name: str, spec: LocalSpec, types: list[NodeCapacity], say: Say) -> ClusterState:
     """Start a cluster once; whatever goes wrong, nothing of it stays. Raises: _HeadFailedError."""
     try:
-        cluster = _prepare(name, spec, types)
+        cluster = preparation.prepare(name, spec, types)
         _start_supervisor(cluster, spec)
         _await_ready(cluster, say)
         return cluster
@@ -121,87 +110,6 @@ def _clear_stale(name: str, say: Say) -> None:
         )
     say(f"cleaning up after cluster {name!r}, which ended without `eagleray down`")
     _remove(cluster)
-
-
-def _prepare(name: str, spec: LocalSpec, types: list[NodeCapacity]) -> ClusterState:
-    """Make the folders, the token and all files of a cluster that is about to start."""
-    import yaml
-
-    wanted = {} if spec.dashboard_port == 0 else {"dashboard": spec.dashboard_port}
-    if wanted and not ports.is_free(spec.host, spec.dashboard_port):
-        raise ClusterError(
-            f"dashboard_port {spec.dashboard_port} of {spec.host} is in use; choose another, or 0 for any"
-        )
-    others = [state.read(other) for other in state.names()]
-    taken = [port for other in others if other for port in other.ports.values()]
-    free = ports.free_ports(spec.host, _PORTS, taken=[*taken, *wanted.values()])
-    settings.home().mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings.clusters_dir().mkdir(mode=0o700, exist_ok=True)
-    cluster = ClusterState(
-        name=name,
-        marker=secrets.token_hex(12),
-        host=spec.host,
-        ports=free | wanted,
-        runtime_dir=_make_runtime_dir(),
-        starter=processes.this_process("up"),
-        created_s=time.time(),
-    )
-    try:
-        _write_files(cluster, spec, types, yaml.safe_dump)
-    except BaseException:
-        remove_tree(cluster.runtime_dir)
-        raise
-    return cluster
-
-
-def _write_files(
-    cluster: ClusterState, spec: LocalSpec, types: list[NodeCapacity], dump: Callable[[object], str]
-) -> None:
-    """Fill a new folder, then give it its name: of two `up`s at once one wins; none sees half a cluster."""
-    folder = Path(tempfile.mkdtemp(prefix=".new-", dir=settings.clusters_dir()))
-    try:
-        for part in ("nodes", "logs"):
-            (folder / part).mkdir(mode=0o700)
-        write_json(folder / "state.json", state.to_json(cluster))
-        write_json(folder / "head_plan.json", _head_plan(spec, types))
-        config = node_types.autoscaling_config(
-            types, spec, cluster_name=cluster.name, module=PROVIDER, directory=cluster.directory
-        )
-        (folder / "autoscaling.yaml").write_text(dump(config))
-        # Ray itself would write it readable for all.
-        descriptor = os.open(folder / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-        for part in ("gcs", "tmp"):
-            (cluster.runtime_dir / part).mkdir(mode=0o700)
-        try:
-            folder.rename(cluster.directory)
-        except OSError:
-            raise ClusterError(
-                f"cluster {cluster.name!r} was started by someone else just now; see `eagleray status`"
-            ) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _head_plan(spec: LocalSpec, types: list[NodeCapacity]) -> Mapping[str, object]:
-    return {
-        "memory_mib": spec.head_memory_mib,
-        "object_store_mib": spec.object_store_mib,
-        "max_nodes": spec.max_nodes,
-        "node_types": [asdict(node_type) for node_type in types],
-    }
-
-
-def _make_runtime_dir() -> Path:
-    """A new 0700 folder with a short path. Raises: ClusterError where no temp folder is short enough."""
-    for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]):
-        if len(parent) + len("/er-12345678") <= _LONGEST_RUNTIME_DIR and os.access(parent, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix="er-", dir=parent))
-    raise ClusterError(
-        f"no writable temp folder with a path of at most {_LONGEST_RUNTIME_DIR - 12} characters (Unix "
-        "sockets need short paths); set TMPDIR to one"
-    )
 
 
 def _start_supervisor(cluster: ClusterState, spec: LocalSpec) -> None:
@@ -245,12 +153,12 @@ def is_ready(cluster: ClusterState, *, timeout_s: float = 2.0) -> bool:
 
 
 def _answers(cluster: ClusterState, url: str, timeout_s: float) -> bool:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {cluster.token}"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through the user's proxy
     try:
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {cluster.token}"})
         with opener.open(request, timeout=timeout_s) as response:
             return response.status == 200
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):  # URLError is an OSError
         return False
 
 
@@ -277,11 +185,18 @@ def down(name: str, *, say: Say = print) -> DownReport:
 
 
 def _remove(cluster: ClusterState) -> list[Process]:
-    """End the cluster's processes and delete its folders; returns what was ended."""
+    """End the cluster's processes and delete its folders; returns what was ended. Raises: ClusterError."""
     for process in cluster.processes():
         if process.role == "supervisor":
             processes.send(process, processes.signal.SIGKILL)  # or it would restart what we end
     ended = processes.sweep(lambda: processes.belonging(cluster.marker))
+    if left := processes.belonging(cluster.marker):
+        pids = ", ".join(str(process.pid) for process in left)
+        raise ClusterError(
+            f"cluster {cluster.name!r}: these processes do not end, even by SIGKILL: {pids} (waiting for a device or a "
+            f"file system?); see `ps -o pid,stat,wchan:32,args -p {pids}`, then run "
+            f"`eagleray down --name {cluster.name}` again"
+        )
     remove_tree(cluster.runtime_dir)
     remove_tree(cluster.directory)
     return ended

@@ -19,7 +19,7 @@ from ray.autoscaler.tags import (
     TAG_RAY_USER_NODE_TYPE,
 )
 
-from eagleray.cluster import files, gpus, local, node_types, nodes, processes, provider_ray260, state
+from eagleray.cluster import files, gpus, node_types, nodes, preparation, processes, provider_ray260, state
 from eagleray.errors import SpecError
 from eagleray.specs import LocalSpec, load
 
@@ -93,14 +93,14 @@ def test_a_type_that_cluster_yaml_does_not_have(spec):
 
 def test_ray_accepts_the_autoscaling_config(spec, tmp_path):
     config = node_types.autoscaling_config(
-        node_types.read_types(spec), spec, cluster_name="one", module=local.PROVIDER, directory=tmp_path
+        node_types.read_types(spec), spec, cluster_name="one", module=preparation.PROVIDER, directory=tmp_path
     )
     prepared = prepare_config(yaml.safe_load(yaml.safe_dump(config)))
     validate_config(prepared)
     assert prepared["idle_timeout_minutes"] * 60 == spec.idle_timeout_s
     assert prepared["max_workers"] == spec.max_nodes
     assert prepared["available_node_types"]["head"]["resources"]["CPU"] == 0
-    module, _, name = local.PROVIDER.rpartition(".")
+    module, _, name = preparation.PROVIDER.rpartition(".")
     assert (module, name) == (provider_ray260.__name__, provider_ray260.LocalNodeProvider.__name__)
 
 
