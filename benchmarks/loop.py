@@ -74,7 +74,10 @@ def rank_main(rank: int, folder: str) -> None:
             if turn >= 0:
                 times[name].append((time.perf_counter() - started) / STEPS)
         if rank == 0 and turn >= 0:
-            print(f"turn {turn + 1}/{TURNS}: " + "  ".join(f"{k} {v[-1] * 1e3:.2f} ms" for k, v in times.items()))
+            print(
+                f"turn {turn + 1}/{TURNS}: "
+                + "  ".join(f"{k} {v[-1] * 1e3:.2f} ms" for k, v in times.items())
+            )
     if rank == 0:
         Path(folder, "times.json").write_text(json.dumps(times))
 
@@ -141,7 +144,9 @@ class Bare:
         arrays = dataset.train.fetch(range_of(dataset.train.num_samples))
         self.inputs, self.targets = torch.from_numpy(arrays.inputs), torch.from_numpy(arrays.targets)
         torch.manual_seed(spec.seed)
-        self.model = DistributedDataParallel(models.build(spec.model, dataset.signature), gradient_as_bucket_view=True)
+        self.model = DistributedDataParallel(
+            models.build(spec.model, dataset.signature), gradient_as_bucket_view=True
+        )
         optimizer = spec.optimizer
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=optimizer.lr, weight_decay=optimizer.weight_decay

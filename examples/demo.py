@@ -87,7 +87,9 @@ def play(tally: Tally) -> None:
     watcher = NodeWatcher(tally)
     with watcher:
         step(2, "A CNN on real handwritten digits: 2 workers, a logical GPU each, gradients in bf16")
-        console.print("   (and step 3: half-way, one of the two workers is ended with kill -9)\n", style="dim")
+        console.print(
+            "   (and step 3: half-way, one of the two workers is ended with kill -9)\n", style="dim"
+        )
         digits = submit("examples/train/digits.toml", environment, KillOnce(tally, at_fraction=0.4))
         check_digits(digits, tally)
 
@@ -209,14 +211,26 @@ def check_digits(folder: Path, tally: Tally) -> None:
     require(len(tally.kills) == 1, "no worker could be killed: the run was over too soon")
     require(len(recoveries) == 1, f"one worker was killed, but the run says it lost {len(recoveries)}")
     require(report["num_nodes"] >= 2, f"the workers were on {report['num_nodes']} node, not on 2")
-    require(1.9 < report["compression_ratio"] < 2.1, f"bf16 should halve the bytes: {report['compression_ratio']:.2f}x")
+    require(
+        1.9 < report["compression_ratio"] < 2.1,
+        f"bf16 should halve the bytes: {report['compression_ratio']:.2f}x",
+    )
     for name in ("spec.json", "curves.png", "checkpoints", "history"):
         require((folder / name).exists(), f"{folder / name} is missing")
     lost = recoveries[0]
-    tally.add("digits: first step after submission (2 nodes started for it)", f"{report['submit_to_first_step_s']:.1f} s")
+    tally.add(
+        "digits: first step after submission (2 nodes started for it)",
+        f"{report['submit_to_first_step_s']:.1f} s",
+    )
     tally.add("digits: test accuracy", f"{accuracy:.2%}")
-    tally.add("digits: gradients sent", f"{report['sent_bytes'] / 1e6:.1f} MB, {report['compression_ratio']:.1f}x less")
-    tally.add("digits: worker killed, training again after", f"{lost['pause_s']:.1f} s, {lost['redone_steps']} steps redone")
+    tally.add(
+        "digits: gradients sent",
+        f"{report['sent_bytes'] / 1e6:.1f} MB, {report['compression_ratio']:.1f}x less",
+    )
+    tally.add(
+        "digits: worker killed, training again after",
+        f"{lost['pause_s']:.1f} s, {lost['redone_steps']} steps redone",
+    )
 
 
 def check_gpt(folder: Path, tally: Tally) -> None:
@@ -226,9 +240,13 @@ def check_gpt(folder: Path, tally: Tally) -> None:
     losses = (report["first_loss"], report["metrics"]["validation_loss"])
     require(losses[1] < 0.6 * losses[0], f"the GPT learned little: loss {losses[0]:.2f} -> {losses[1]:.2f}")
     require(report["completion"].startswith("def "), "the GPT completed nothing")
-    tally.add("gpt: first step after submission (nodes already up)", f"{report['submit_to_first_step_s']:.1f} s")
+    tally.add(
+        "gpt: first step after submission (nodes already up)", f"{report['submit_to_first_step_s']:.1f} s"
+    )
     tally.add("gpt: loss per byte", f"{losses[0]:.2f} -> {losses[1]:.2f} in {report['steps']} steps")
-    tally.add("gpt: gradients sent", f"{report['sent_bytes'] / 1e6:.1f} MB, {report['compression_ratio']:.1f}x less")
+    tally.add(
+        "gpt: gradients sent", f"{report['sent_bytes'] / 1e6:.1f} MB, {report['compression_ratio']:.1f}x less"
+    )
     tally.add("gpt: speed", f"{report['samples'] * 128 / report['step_seconds']:,.0f} tokens/s")
 
 
@@ -276,10 +294,15 @@ def wait_for_no_nodes(tally: Tally) -> None:
     idle_timeout_s = 30.0
     while nodes := status()["nodes"]:
         waited = time.monotonic() - began
-        require(waited < idle_timeout_s + IDLE_GRACE_S, f"after {waited:.0f} s these nodes are still there: {nodes}")
+        require(
+            waited < idle_timeout_s + IDLE_GRACE_S,
+            f"after {waited:.0f} s these nodes are still there: {nodes}",
+        )
         console.print(f"   {len(nodes)} nodes idle, {waited:.0f} s", end="\r")
         time.sleep(1)
-    console.print(f"   no worker node left after {time.monotonic() - began:.0f} s ({len(tally.nodes_seen)} were started)")
+    console.print(
+        f"   no worker node left after {time.monotonic() - began:.0f} s ({len(tally.nodes_seen)} were started)"
+    )
     tally.add("idle nodes gone after", f"{time.monotonic() - began:.0f} s")
 
 

@@ -30,8 +30,9 @@ class GroupConfig(BackendConfig):
 class GroupBackend(Backend):
     """Forms the default group over gloo; the groups for gradients and votes are made from it by the ranks."""
 
-    def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Rank 0 names an address that it listens on, and everybody joins there."""
+        assert isinstance(backend_config, GroupConfig)
         address = worker_group.execute_single(0, choose_address)
         world_size = len(worker_group)
         ray.get(

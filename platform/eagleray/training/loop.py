@@ -97,10 +97,13 @@ def backward(parts: Parts, shard: Shard) -> Tensor:
 
 
 def clip_and_check(parts: Parts, step: int) -> None:
-    """Clip the gradient's norm if asked. The gradient is the ranks' mean, the same on all of them, so each
-    finds by itself, and at the same step, that it is not finite.
+    """Clip the gradient's norm if asked.
 
-    Raises: TrainingError, unless a gradient scaler is there to skip the step.
+    The gradient is the ranks' mean, the same on all of them, so each finds by itself, and at the same step,
+    that it is not finite.
+
+    Raises:
+        TrainingError: it is not finite, and there is no gradient scaler to skip the step.
     """
     parts.scaler.unscale_(parts.optimizer)
     gradients = [p.grad for p in parts.module.parameters() if p.grad is not None]

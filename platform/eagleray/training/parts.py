@@ -114,7 +114,7 @@ def _transform(spec: TrainSpec, dataset: data.Dataset) -> data.Transform | None:
 
 
 def shared_batch_norm(parts: Parts) -> bool:
-    """Whether the module keeps batch statistics of each rank's own (BatchNorm on the CPU, more than one rank)."""
+    """Whether the module keeps batch statistics of each rank's own: BatchNorm on the CPU, over many ranks."""
     is_local = any(
         isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, nn.SyncBatchNorm)
         for layer in parts.module.modules()

@@ -7,6 +7,7 @@ import of ray.train to create one.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,8 +22,6 @@ class WorkerActor:
     """Ray Train's `RayTrainWorker`, with everything that a rank imports imported at construction."""
 
     def __init__(self) -> None:
-        import torch._dynamo  # DistributedDataParallel needs it: 1.7 s that would else fall into step 1
-        import torch.nn.parallel
         from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
 
         import eagleray.training.worker_imports  # noqa: F401
@@ -59,7 +58,10 @@ class WorkerActor:
 
     def init_train_context(self, **context: Any) -> None:
         """Take rank, world size and storage of this attempt."""
-        return self._worker.init_train_context(**context)
+        self._worker.init_train_context(**context)
+        logging.getLogger("ray.train").setLevel(logging.WARNING)  # else a line per rank and checkpoint
+        # Else a traceback for each error that our driver says in one line; it shows others' by itself.
+        logging.getLogger("ray.train.v2._internal.util").setLevel(logging.CRITICAL)
 
 
 def create_actors(group: PlacementGroup, bundle: Mapping[str, float], count: int) -> list[Any]:
@@ -84,8 +86,11 @@ class Reservation:
 
     def __init__(self, bundle: Mapping[str, float], count: int, label_selector: Mapping[str, str]):
         self.bundle, self.count = dict(bundle), count
-        selectors = [dict(label_selector)] * count if label_selector else None
-        self.group = placement_group([self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors)
+        self.group = placement_group(
+            [self.bundle] * count,
+            strategy="SPREAD",
+            bundle_label_selector=[dict(label_selector)] * count if label_selector else [],
+        )
         self.actors: list[Any] = []
         self.placed_at: float | None = None
         self._is_released = False

@@ -91,7 +91,7 @@ def _require_same_data(parts: Parts, checkpoint: Checkpoint) -> None:
 
 
 def weights_digest(module: torch.nn.Module) -> str:
-    """SHA-256 of the weights' bytes in the order of their names: equal on all ranks, or something is wrong."""
+    """SHA-256 of the weights' bytes in the order of their names: the same on all ranks, if all is well."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())

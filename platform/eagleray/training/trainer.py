@@ -41,7 +41,7 @@ def fit(
 
     for name, value in trainer_ray260.SETTINGS.items():
         os.environ.setdefault(name, value)
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from eagleray.training.backend_ray260 import GroupConfig
@@ -63,14 +63,15 @@ def fit(
             name=run_id,
             storage_path=parent,
             failure_config=FailureConfig(max_failures=spec.scaling.max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),  # else a line per rank and checkpoint
         ),
         observer=observer,
         first_attempt=first_attempt,
         reservation=reservation,
     )
     try:
-        return trainer.fit().return_value
+        outcome = trainer.fit().return_value
+        assert outcome is not None
+        return outcome
     except TrainingFailedError as error:
         raise in_words(error) from error
 

@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -131,15 +132,20 @@ def failures(error: TrainingFailedError) -> dict[int, Exception]:
 def final_error(error: TrainingFailedError) -> EaglerayError | None:
     """The error of ours that would come again if the workers were started again, if there is one."""
     found = failures(error).values()
-    if any(isinstance(failure, ray.exceptions.RayActorError) for failure in found):
+    if any(isinstance(failure, RayActorError) for failure in found):
         return None
     ours = [failure for failure in found if isinstance(failure, EaglerayError)]
     return next((failure for failure in ours if not isinstance(failure, PeerLost)), None)
 
 
 def _unwrapped(failure: Exception) -> Exception:
-    """The exception that the train function raised, or that ended its process, inside Ray's wrappers."""
-    return getattr(failure, "_base_exc", None) or getattr(failure, "health_check_failure", None) or failure
+    """What the train function raised (its traceback in a note), or what ended its process."""
+    raised = getattr(failure, "_base_exc", None)
+    if raised is not None:
+        if not getattr(raised, "__notes__", None):
+            raised.add_note(getattr(failure, "_traceback_str", ""))
+        return raised
+    return getattr(failure, "health_check_failure", None) or failure
 
 
 class Watch(WorkerGroupCallback):
@@ -181,7 +187,7 @@ class Watch(WorkerGroupCallback):
             return
         try:
             records = ray.get(self._pending, timeout=2)
-        except (ray.exceptions.RayError, TimeoutError):
+        except (RayError, TimeoutError):
             records = []  # rank 0 is gone, and so are its last records; the run's state is in its checkpoint
         self._pending = None
         if records:
@@ -214,9 +220,7 @@ class Trainer(TorchTrainer):
 
     def _initialize_and_run_controller(self, **controller: Any) -> Any:
         callbacks = [
-            callback
-            for callback in controller.pop("callbacks")
-            if not isinstance(callback, UNUSED_CALLBACKS)
+            callback for callback in controller.pop("callbacks") if not isinstance(callback, UNUSED_CALLBACKS)
         ]
         controller["callbacks"] = [*callbacks, Watch(self._observer, self._first_attempt)]
         controller["failure_policy"] = RetryPolicy(self.run_config.failure_config, self._observer)

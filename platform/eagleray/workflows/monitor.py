@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from eagleray.errors import EaglerayError
 from eagleray.metrics import Emitter
 from eagleray.packaging import Folder
 from eagleray.registry.tracking import Tracker
@@ -60,6 +61,8 @@ class RunMonitor:
         dead = [rank for rank, failure in failures.items() if is_death(failure)] or list(failures)
         who = ", ".join(self._describe(rank) for rank in sorted(dead))
         reason = reason_of(failures[dead[0]])
+        for line in traceback_of(failures[dead[0]]):
+            self._say(line)
         if not is_retried:
             self._say(f"{who} failed after step {self.account.step}: {reason}")
             return
@@ -134,9 +137,7 @@ class RunMonitor:
             f"{record['num_samples'] / record['seconds']:,.0f} samples/s",
             f"ETA {clock((total - step) * seconds_per_step)}",
             f"{_count(len(self._workers), 'worker')} on {_count(nodes, 'node')}",
-            f"sent {self.account.sent_bytes / 1e6:.1f} MB ({self.account.compression_ratio:.1f}x less than uncompressed)"
-            if self.account.compression_ratio > 1
-            else f"sent {self.account.sent_bytes / 1e6:.1f} MB",
+            sent(self.account),
         ]
         return "  ".join(parts)
 
@@ -152,7 +153,7 @@ class RunMonitor:
 
 
 class Segments:
-    """The history of metrics as numbered immutable Parquet files, so that a killed driver loses seconds of it."""
+    """The history of metrics as numbered immutable Parquet files: a killed driver loses seconds of it."""
 
     def __init__(self, folder: Folder):
         self._folder = folder.child("history")
@@ -187,7 +188,13 @@ def read_history(folder: Folder) -> list[dict[str, float]]:
     if not frames:
         return []
     rows = pd.concat(frames).to_dict(orient="records")
-    return [{str(key): value for key, value in row.items() if value == value} for row in rows]
+    return [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]
+
+
+def sent(account: Account) -> str:
+    """For instance "sent 12.3 MB (2.0x less)"."""
+    less = f" ({account.compression_ratio:.1f}x less)" if account.compression_ratio > 1 else ""
+    return f"sent {account.sent_bytes / 1e6:.1f} MB{less}"
 
 
 def is_death(failure: Exception) -> bool:
@@ -202,7 +209,15 @@ def reason_of(failure: Exception) -> str:
     if is_death(failure):
         return "its process ended"
     lines = str(failure).strip().splitlines()
-    return f"{type(failure).__name__}: {lines[0]}" if lines else type(failure).__name__
+    name = "" if isinstance(failure, EaglerayError) else f"{type(failure).__name__}: "
+    return name + (lines[0] if lines else "no message")
+
+
+def traceback_of(failure: Exception) -> list[str]:
+    """The lines of the traceback of an error that is not ours (the user's code, a bug)."""
+    if isinstance(failure, EaglerayError) or is_death(failure):
+        return []
+    return [line for note in getattr(failure, "__notes__", []) for line in note.splitlines()]
 
 
 def clock(seconds: float) -> str:

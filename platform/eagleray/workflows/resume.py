@@ -1,4 +1,4 @@
-"""`python -m eagleray.workflows.resume RUN`: go on with a stopped or failed run, as the driver of a Ray job."""
+"""`python -m eagleray.workflows.resume RUN`: go on with a stopped or failed run, as a Ray job's driver."""
 
 from __future__ import annotations
 

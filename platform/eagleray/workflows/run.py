@@ -7,6 +7,7 @@ and the workers do their part meanwhile.
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import secrets
 import signal
@@ -53,7 +54,8 @@ class Run:
         """An earlier run. Raises: InputError where the storage has none of that id."""
         folder = runs().child(run_id)
         if "/" in run_id or not folder.exists("spec.json"):
-            known = [name for name in runs().list() if name.startswith(run_id.split("-")[0])][-5:]
+            stem = run_id.partition("-")[0]
+            known = [name for name in runs().list() if name.startswith(stem)][-5:]
             hint = f"; runs like it: {', '.join(known)}" if known else ""
             raise InputError(f"no run {run_id!r} in {runs().url}{hint}")
         return cls(run_id, TrainSpec.model_validate(folder.read_json("spec.json")), folder)
@@ -120,7 +122,7 @@ def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None])
     from eagleray.training.reservation_ray260 import Reservation
     from eagleray.training.trainer import bundle
 
-    ray.init(logging_level="warning")
+    ray.init(logging_level=logging.WARNING)
     account.marks["submitted_at"] = job_ray260.submitted_at() or account.marks["submitted_at"]
     scaling = run.spec.scaling
     resources = bundle(run.spec)
@@ -225,7 +227,8 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
     """The last lines of a run's log."""
     spans = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in report["spans_s"].items())
     lines = [
-        f"run {run.run_id}: {report['status'].lower()} after {report['seconds']:.1f} s, {report['steps']} steps",
+        f"run {run.run_id}: {report['status'].lower()} after {report['seconds']:.1f} s, "
+        f"{report['steps']} steps",
         f"  first step {report['submit_to_first_step_s']:.1f} s after submission: {spans}",
         f"  sent {report['sent_bytes'] / 1e6:.1f} MB of gradients as {run.spec.compression.kind}, "
         f"{report['compression_ratio']:.2f}x less than uncompressed",

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from support.worlds import run_world
-from unit.training.runs import digits_spec, train_rank, weights
 
 from eagleray.errors import TrainingError
+from support.worlds import run_world
+from unit.training.runs import digits_spec, train_rank, weights
 
 FLOAT64 = {"steps": 12, "global_batch_size": 50, "precision": "float64"}
 

@@ -1,0 +1,79 @@
+"""What ranks agree on, in a world of one and of three."""
+
+import pytest
+import torch
+from torch import nn
+
+from eagleray import groups
+from eagleray.errors import PeerLost, TrainingError
+from eagleray.training.agreement import Agreement
+from support.worlds import run_world
+
+
+def agrees(rank, world_size):
+    group = groups.new_group("votes", backend="gloo", timeout_s=30)
+    agreement = Agreement(group)
+    total = sum(range(world_size))
+    assert agreement.sum({"rank": rank, "half": 0.5}) == {"rank": total, "half": 0.5 * world_size}
+    large = float(2**40 + rank)  # float32 could not hold it
+    assert agreement.sum({"large": large}) == {"large": 2.0**40 * world_size + total}
+    assert agreement.sum({}) == {}
+
+    assert agreement.any(rank == world_size - 1)
+    assert not agreement.any(False)
+
+    pending = agreement.vote({"stop": rank == 0, "step": rank})
+    later = agreement.vote({"stop": 0.0})
+    assert pending.result() == {"stop": 1.0, "step": world_size - 1}
+    assert pending.result() == {"stop": 1.0, "step": world_size - 1}
+    assert later.result() == {"stop": 0.0}
+
+    agreement.same("the step", 7)
+    agreement.same("the digest", "a" * 64)
+    averages_buffers(agreement, rank, world_size)
+    if world_size == 3:
+        names_the_odd_rank(agreement, rank)
+        lost(agreement, rank)
+    groups.close(group)
+
+
+def averages_buffers(agreement, rank, world_size):
+    module = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4))
+    norm = module[0]
+    norm.running_mean.fill_(float(rank))
+    norm.running_var.copy_(torch.arange(4.0) + rank)
+    norm.num_batches_tracked.fill_(10 + rank)
+    module.register_buffer("tiny", torch.tensor(1e-12 * rank, dtype=torch.float64))
+    weight = module[1].weight.clone()
+    agreement.average_buffers(module)
+    mean = sum(range(world_size)) / world_size
+    assert torch.equal(norm.running_mean, torch.full((4,), mean))
+    assert torch.equal(norm.running_var, torch.arange(4.0) + mean)
+    assert int(norm.num_batches_tracked) == 10
+    assert module.tiny.dtype == torch.float64
+    assert float(module.tiny) == pytest.approx(1e-12 * mean)
+    assert torch.equal(module[1].weight, weight)
+    agreement.average_buffers(nn.Linear(2, 2))
+
+
+def names_the_odd_rank(agreement, rank):
+    with pytest.raises(TrainingError, match=r"the step is not .*: rank 1 has 8, the others have 7"):
+        agreement.same("the step", 8 if rank == 1 else 7)
+    long = "x" * 100
+    with pytest.raises(TrainingError, match=r"rank 2 has x+"):
+        agreement.same("long text", long + ("!" if rank == 2 else "?"))
+
+
+def lost(agreement, rank):
+    if rank == 2:
+        groups.break_groups()
+        return
+    with pytest.raises(PeerLost, match=rf"rank {rank} of 3: summing loss failed"):
+        agreement.sum({"loss": 1.0})
+    with pytest.raises(PeerLost, match="voting on stop failed"):
+        agreement.vote({"stop": 1.0}).result()
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_agreement(world_size):
+    run_world(world_size, agrees)
