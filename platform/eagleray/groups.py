@@ -1,9 +1,9 @@
 """Makes, watches and breaks process groups. torch is imported inside the functions.
 
 gloo alone lets a survivor hang: after a peer's death a rank may wait for a live peer that has already failed
-(20 of 20 kills of one of four ranks left one hanging for 4 s or more), and aborting a group does nothing. So each
-group knows its own TCP endpoints, and `break_groups` shuts those sockets down: every pending operation, here
-and on the peers, raises at once.
+(20 of 20 kills of one of four ranks left one hanging for 4 s or more), and aborting a group does nothing. So
+each group knows its own TCP endpoints, and `break_groups` shuts those sockets down: every pending operation,
+here and on the peers, raises at once.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def form(
     except RuntimeError as error:
         where = store_path if address is None else address
         raise PeerLost(
-            f"rank {rank} of {world_size} could not meet the others at {where} within {timeout_s:g} s: {error}"
+            f"rank {rank} of {world_size} could not meet the others at {where} in {timeout_s:g} s: {error}"
         ) from error
 
 
@@ -101,7 +101,7 @@ def new_group(name: str, *, backend: Backend, timeout_s: float) -> Group:
     before = _listening()
     try:
         process_group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s), group_desc=name)
-        assert process_group is not None
+        assert isinstance(process_group, dist.ProcessGroup)
         return _register(name, process_group, backend, before)
     except RuntimeError as error:
         raise PeerLost(f"rank {dist.get_rank()} could not form the group {name!r}: {error}") from error

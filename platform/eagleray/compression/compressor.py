@@ -14,37 +14,37 @@ class Compressor(Protocol):
     """Turns a gradient into a payload and back. Holds no state of a bucket."""
 
     name: str
+    is_encoded: bool
+    """False: the gradient travels as it is, in its own dtype and buffer; the methods below are not called."""
 
-    def payload_dtype(self, gradient_dtype: torch.dtype) -> torch.dtype:
-        """The dtype on the wire; the gradient's own where nothing is to be encoded."""
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the payload; None where nothing is encoded."""
         ...
 
     def encode(self, gradient: Tensor, payload: Tensor) -> None:
-        """Write the payload of `gradient`, [N]; `payload`, [N], holds it afterwards."""
+        """Write the payload of `gradient`, [N] floating, into `payload`, [N]."""
         ...
 
-    def decode(self, payload: Tensor, gradient: Tensor) -> None:
-        """Write what `payload`, [N], stands for into `gradient`, [N]."""
+    def decode(self, payload: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
+        """Write what `payload`, [N], stands for into `out`, [N] floating, or add it there."""
         ...
 
 
 class None_:  # noqa: N801 - named as in the spec
-    """Sends the gradient as it is."""
+    """Sends the gradient as it is: float64 stays float64."""
 
     name = "none"
-
-    def payload_dtype(self, gradient_dtype: torch.dtype) -> torch.dtype:
-        """The gradient's own: float64 stays float64."""
-        return gradient_dtype
+    is_encoded = False
+    dtype = None
 
     def encode(self, gradient: Tensor, payload: Tensor) -> None:
-        """Copy, where the payload is not the gradient itself."""
-        if payload.data_ptr() != gradient.data_ptr():
-            payload.copy_(gradient)
+        """A copy."""
+        payload.copy_(gradient)
 
-    def decode(self, payload: Tensor, gradient: Tensor) -> None:
-        """Copy, where the payload is not the gradient itself."""
-        self.encode(payload, gradient)
+    def decode(self, payload: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
+        """A copy, or a sum."""
+        out.add_(payload) if accumulate else out.copy_(payload)
 
 
 class _Cast:
@@ -56,33 +56,30 @@ class _Cast:
     """
 
     name: str
-    _dtype: torch.dtype
-
-    def payload_dtype(self, gradient_dtype: torch.dtype) -> torch.dtype:
-        """The narrow float, whatever the gradient's dtype."""
-        return self._dtype
+    is_encoded = True
+    dtype: torch.dtype
 
     def encode(self, gradient: Tensor, payload: Tensor) -> None:
         """Round to nearest even."""
         payload.copy_(gradient)
 
-    def decode(self, payload: Tensor, gradient: Tensor) -> None:
+    def decode(self, payload: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
         """Widen; exact."""
-        gradient.copy_(payload)
+        out.add_(payload) if accumulate else out.copy_(payload)
 
 
 class Fp16(_Cast):
     """Half precision: 10 bits of mantissa, values from 6e-8 to 65504."""
 
     name = "fp16"
-    _dtype = torch.float16
+    dtype = torch.float16
 
 
 class Bf16(_Cast):
     """Brain float: 7 bits of mantissa, the range of float32."""
 
     name = "bf16"
-    _dtype = torch.bfloat16
+    dtype = torch.bfloat16
 
 
 _KINDS: dict[str, type[None_] | type[Fp16] | type[Bf16]] = {"none": None_, "fp16": Fp16, "bf16": Bf16}

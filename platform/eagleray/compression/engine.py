@@ -1,4 +1,4 @@
-"""The engine: one thread that encodes, exchanges and decodes buckets, in the order in which DDP hands them over.
+"""The engine: one thread that encodes, exchanges and decodes buckets, in the order in which DDP gives them.
 
 It is the only code that sends gradients. One thread, because collectives of one group must be issued in the
 same order on all ranks, and DDP launches its buckets in index order everywhere.
@@ -19,7 +19,7 @@ from eagleray import groups
 from eagleray.compression.compressor import Compressor
 from eagleray.compression.exchange import Exchange, make_exchange
 from eagleray.compression.stats import Stats, ring_bytes
-from eagleray.errors import EaglerayError, PeerLost
+from eagleray.errors import EaglerayError, PeerLost, TrainingError
 
 _JOIN_S = 2.0
 
@@ -35,7 +35,7 @@ class Job:
     step: int
     index: int
     future: Future[Tensor]
-    ready: torch.cuda.Event | None = None
+    ready: torch.Event | None = None
     """On CUDA: when the gradient is there."""
     failure: EaglerayError | None = field(default=None)
 
@@ -54,7 +54,7 @@ class Engine:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Take a bucket; its future is done when its gradient holds the mean, or `job.failure` says why not."""
+        """Take a bucket; when its future is done, its gradient is the mean, or `job.failure` says why not."""
         if self._failure is not None:
             self._fail(job)
             return
@@ -100,11 +100,15 @@ class Engine:
     def _encode_exchange_decode(self, job: Job) -> None:
         started = time.perf_counter()
         exchange = self._exchange_of(job)
-        self._compressor.encode(job.gradient, exchange.payload)
+        if self._compressor.is_encoded:
+            self._compressor.encode(job.gradient, exchange.payload)
         encoded = time.perf_counter()
-        mean = exchange.run()
+        try:
+            exchange.send()
+        except RuntimeError as error:  # what torch raises for a lost connection and for a time-out
+            raise PeerLost(f"{error}; another rank died or stopped answering") from error
         exchanged = time.perf_counter()
-        self._compressor.decode(mean, job.gradient)
+        exchange.read(job.gradient)
         self._count(job.gradient, exchange.payload, started, encoded, exchanged)
 
     def _exchange_of(self, job: Job) -> Exchange:
@@ -114,8 +118,7 @@ class Engine:
         if known is not None and known[0] == address:
             return known[1]
         self._forget(set(job.key))
-        dtype = self._compressor.payload_dtype(job.gradient.dtype)
-        exchange = make_exchange(job.gradient, dtype, self._group)
+        exchange = make_exchange(job.gradient, self._compressor, self._group)
         self._exchanges[job.key] = (address, exchange)
         return exchange
 
@@ -140,11 +143,12 @@ class Engine:
         )
 
     def _explain(self, job: Job, error: Exception) -> EaglerayError:
-        more = f" and {len(job.key) - 1} more" if len(job.key) > 1 else ""
-        return PeerLost(
-            f"rank {self._group.rank} of {self._group.world_size}: exchanging gradients failed in step {job.step} "
-            f"(counted from the start of this process), bucket {job.index} ({job.key[0]}{more}): {error}; "
-            "another rank died or stopped answering"
+        first, *others = job.key
+        more = f" and {len(others)} more" if others else ""
+        kind = PeerLost if isinstance(error, PeerLost) else TrainingError
+        return kind(
+            f"rank {self._group.rank} of {self._group.world_size}: exchanging gradients failed in "
+            f"step {job.step} since the hook was attached, bucket {job.index} ({first}{more}): {error}"
         )
 
     def _fail(self, job: Job) -> None:

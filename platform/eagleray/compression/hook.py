@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import Variable
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -65,14 +66,29 @@ class Hook:
         ready = torch.cuda.current_stream(gradient.device).record_event() if is_cuda else None
         job = Job(self._key(bucket), gradient, step, bucket.index(), future, ready)
         self._engine.submit(job)
+        return self._watch(job) if bucket.is_last() else future
 
-        def result(done: Future[Tensor]) -> Tensor:
-            # Raised here, because Future.set_exception loses the type on its way through DDP.
+    def _watch(self, job: Job) -> Future[Tensor]:
+        """Let backward raise the failure of this step's buckets, of which `job` is the last to be exchanged.
+
+        A failed future would reach the caller as a RuntimeError, whatever was raised; a callback at the end
+        of backward keeps the type. It runs before DDP's own, which is queued after this hook returns.
+        """
+
+        def check() -> None:
+            job.future.wait()
             if job.failure is not None:
                 raise job.failure
+
+        def checked(done: Future[Tensor]) -> Tensor:
+            check()
             return done.value()
 
-        return future.then(result)
+        try:
+            Variable._execution_engine.queue_callback(check)
+        except RuntimeError:  # not in backward: DDP.join() stands in for a rank that has no more input
+            return job.future.then(checked)
+        return job.future
 
     def _key(self, bucket: dist.GradBucket) -> tuple[str, ...]:
         parameters = bucket.parameters()

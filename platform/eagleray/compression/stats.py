@@ -10,7 +10,7 @@ class Stats:
     """Sums of one rank since its hook was attached."""
 
     sent_bytes: int = 0
-    """Payload handed to the exchange: 2 (n-1)/n of the payload's size for n ranks, rounded up to whole bytes."""
+    """Handed to the exchange: 2 (n-1)/n of the payload's size for n ranks, rounded up to whole bytes."""
     uncompressed_bytes: int = 0
     """The same formula for the gradient in its own dtype: what a plain ring all-reduce would have sent."""
     num_buckets: int = 0
@@ -22,5 +22,5 @@ class Stats:
 
 
 def ring_bytes(payload_bytes: int, world_size: int) -> int:
-    """Bytes that each rank sends to sum a payload over `world_size` ranks: reduce-scatter, then all-gather."""
+    """Bytes that each rank sends to sum a payload over all ranks: reduce-scatter, then all-gather."""
     return -(-2 * (world_size - 1) * payload_bytes // world_size)

@@ -1,0 +1,49 @@
+"""The hook on worlds of two and three ranks; each world is started once and runs every check."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from eagleray import compression, groups
+from eagleray.errors import InputError
+from eagleray.specs.train import CompressionSpec
+from support.worlds import run_world
+from unit.compression.checks import CHECKS, run_checks
+
+
+@pytest.fixture(scope="module")
+def failures():
+    """By world size: each rank's failed checks."""
+    return {world_size: run_world(world_size, run_checks, timeout_s=100) for world_size in (2, 3)}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("name", CHECKS)
+def test_hook(failures, world_size, name):
+    found = {rank: failed[name] for rank, failed in enumerate(failures[world_size]) if name in failed}
+    assert not found, "\n".join(f"rank {rank}:\n{text}" for rank, text in found.items())
+
+
+def alone(rank, world_size):
+    group = groups.new_group("gradients", backend="gloo", timeout_s=30)
+    before = threading.active_count()
+    net = nn.Linear(3, 1, bias=False)
+    model = DistributedDataParallel(net)
+    hook = compression.attach(model, compression.make_compressor(CompressionSpec(kind="bf16")), group)
+    value = 1 + 2.0**-20  # not a bf16
+    model(torch.full((1, 3), value)).sum().backward()
+    assert net.weight.grad is not None
+    assert torch.equal(net.weight.grad, torch.full((1, 3), value))
+    assert hook.stats() == compression.Stats()
+    assert threading.active_count() == before
+    hook.load_state_dict(hook.state_dict())
+    with pytest.raises(InputError, match="version 99"):
+        hook.load_state_dict({"version": 99})
+    hook.close()
+
+
+def test_one_rank_sends_nothing_and_keeps_its_gradient():
+    run_world(1, alone)

@@ -1,0 +1,108 @@
+"""Process groups: how they form, where they listen, what breaks them."""
+
+import socket
+import threading
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from eagleray import groups
+from eagleray.errors import PeerLost
+from support.worlds import run_world
+
+
+def reduce(group):
+    value = torch.ones(1)
+    group.process_group.allreduce([value]).wait()
+    return float(value)
+
+
+def forms_over_tcp(rank, world_size, address):
+    dist.destroy_process_group()  # the one that run_world made
+    groups._open_groups.clear()
+    group = groups.form(address=address, rank=rank, world_size=world_size, backend="gloo", timeout_s=30)
+    assert (group.name, group.rank, group.world_size, group.backend) == ("default", rank, world_size, "gloo")
+    more = groups.new_group("more", backend="gloo", timeout_s=30)
+    assert len(group.endpoints | more.endpoints) == 2 * world_size
+    assert reduce(group) == reduce(more) == world_size
+    listening = {ip for _, (ip, _) in groups._listening_endpoints()}
+    groups.close(more)
+    groups.close(more)
+    groups.close(group)
+    return listening
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def test_a_group_over_tcp_listens_on_loopback_only():
+    assert run_world(3, forms_over_tcp, free_address()) == [{"127.0.0.1"}] * 3
+
+
+def is_broken_by_a_peer(rank, world_size):
+    """Ranks 0 and 1 wait for rank 2 in different groups; what rank 2 does wakes them both."""
+    first = groups.new_group("first", backend="gloo", timeout_s=60)
+    second = groups.new_group("second", backend="gloo", timeout_s=60)
+    bystander = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(bystander.getsockname())
+    server, _ = bystander.accept()
+    dist.barrier()
+    started = time.monotonic()
+    if rank == 2:
+        assert groups.break_groups() > 0
+        assert groups.break_groups() >= 0
+    else:
+        with pytest.raises(RuntimeError):
+            reduce((first, second)[rank])
+    assert time.monotonic() - started < 5
+    client.sendall(b"unharmed")
+    assert server.recv(8) == b"unharmed"
+    for one in (client, server, bystander):
+        one.close()
+
+
+def test_breaking_wakes_peers_in_every_group_and_leaves_other_sockets_alone():
+    run_world(3, is_broken_by_a_peer)
+
+
+def is_broken_from_another_thread(rank, world_size):
+    group = groups.new_group("gradients", backend="gloo", timeout_s=60)
+    if rank == 0:
+        timer = threading.Timer(0.2, groups.break_groups)
+        timer.start()
+        with pytest.raises(RuntimeError):
+            reduce(group)
+        timer.join()
+    else:
+        socket_ends = [connection for _, connection in groups._sockets()]
+        assert socket_ends
+        buffer = torch.ones(1)
+        with pytest.raises(RuntimeError):
+            group.process_group.recv([buffer], 0, 9).wait()
+    groups.close(group)
+
+
+def test_breaking_from_another_thread_wakes_this_one():
+    run_world(2, is_broken_from_another_thread)
+
+
+def test_one_of_store_path_and_address(tmp_path):
+    for wrong in ({}, {"store_path": str(tmp_path / "s"), "address": "127.0.0.1:1"}):
+        with pytest.raises(ValueError, match="either"):
+            groups.form(rank=0, world_size=1, backend="gloo", timeout_s=1, **wrong)
+
+
+def waits_for_a_missing_rank(rank, world_size, store_path):
+    dist.destroy_process_group()
+    groups._open_groups.clear()
+    with pytest.raises(PeerLost, match=r"rank 0 of 2 could not meet the others at .*store in 1 s"):
+        groups.form(store_path=store_path, rank=0, world_size=2, backend="gloo", timeout_s=1)
+
+
+def test_a_rank_that_never_comes_is_reported(tmp_path):
+    run_world(1, waits_for_a_missing_rank, str(tmp_path / "store"))
