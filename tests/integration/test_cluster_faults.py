@@ -1,9 +1,11 @@
 """A second cluster beside the shared one, and what happens when its parts are killed."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -166,9 +168,21 @@ def test_a_killed_node_is_replaced_and_actors_go_on(second, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ["dashboard", "log_monitor", "monitor"])
-def test_head_parts_are_restarted(second, role):
+@pytest.mark.parametrize("role", ["dashboard", "log_monitor", "monitor", "raylet"])
+def test_head_parts_are_restarted_and_jobs_run(second, role):
     killed = one(second, role)
     kill(killed)
     await_replaced(second, role, killed)
     assert processes.wait_until(lambda: local.is_ready(second), timeout_s=20)
+    submitted = ask(second, "/api/jobs/", {"entrypoint": "true"})["submission_id"]
+    assert processes.wait_until(
+        lambda: ask(second, f"/api/jobs/{submitted}")["status"] == "SUCCEEDED", timeout_s=60, interval_s=0.5
+    ), ask(second, f"/api/jobs/{submitted}")
+
+
+def ask(cluster, path, body=None):
+    headers = {"Authorization": f"Bearer {cluster.token}", "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{cluster.dashboard_url}{path}", data=data, headers=headers)
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)

@@ -193,8 +193,8 @@ def _remove(cluster: ClusterState) -> list[Process]:
     if left := processes.belonging(cluster.marker):
         pids = ", ".join(str(process.pid) for process in left)
         raise ClusterError(
-            f"cluster {cluster.name!r}: these processes do not end, even by SIGKILL: {pids} (waiting for a device or a "
-            f"file system?); see `ps -o pid,stat,wchan:32,args -p {pids}`, then run "
+            f"cluster {cluster.name!r}: these processes do not end, even by SIGKILL: {pids} (waiting for a "
+            f"device or a file system?); see `ps -o pid,stat,wchan:32,args -p {pids}`, then run "
             f"`eagleray down --name {cluster.name}` again"
         )
     remove_tree(cluster.runtime_dir)

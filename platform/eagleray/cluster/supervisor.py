@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from eagleray.cluster import processes, state
+from eagleray.cluster import processes, raylet_ray260, state
 from eagleray.cluster.files import read_json, write_json
 
-FAILED = "failed"
-RESTARTED_ROLES = ("gcs_server", "monitor", "dashboard", "log_monitor")
+RAYLET = "raylet"
+RESTARTED_ROLES = ("gcs_server", "monitor", "dashboard", "log_monitor", RAYLET)
 _POLL_S = 0.1
 _MAX_BACKOFF_S = 10.0
 _SETTLED_S = 60.0
@@ -101,7 +101,7 @@ class Supervisor:
         part = self.parts[role]
         code = os.waitstatus_to_exitcode(status)
         if role not in RESTARTED_ROLES:
-            _say(f"{role} ended ({code}) and cannot be replaced; run `eagleray down` and `eagleray up`")
+            _say(f"{role} ended ({code})")
             return
         if time.monotonic() - part.started_s > _SETTLED_S:
             part.restarts = 0
@@ -119,6 +119,8 @@ class Supervisor:
                 _say(f"restarted {role} as {part.process.pid}")
 
     def _restart(self, role: str, part: Part) -> processes.Process:
+        if role == RAYLET:
+            part.arguments = raylet_ray260.renew(part.arguments)
         with (self.cluster.logs_dir / f"{role}.restarted.log").open("ab") as log:
             child = subprocess.Popen(
                 part.arguments,

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from eagleray.cluster import files, processes, state
+from eagleray.cluster import files, processes, raylet_ray260, state
 from eagleray.cluster import supervisor as supervisor_module
 
 HEAD = """
@@ -18,7 +18,7 @@ from eagleray.cluster import processes
 folder = Path(sys.argv[1])
 sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
 start = lambda: subprocess.Popen(sleep, stdout=subprocess.DEVNULL).pid
-found = [processes.of(start(), role) for role in ("gcs_server", "monitor", "raylet")]
+found = [processes.of(start(), role) for role in ("gcs_server", "monitor", "reaper")]
 (folder / "head.json").write_text(json.dumps([vars(process) for process in found]))
 os._exit(int(os.environ.get("HEAD_STATUS", "0")))
 """
@@ -64,7 +64,7 @@ def by_role(cluster):
 
 
 def await_roles(cluster):
-    assert processes.wait_until(lambda: "raylet" in by_role(cluster), timeout_s=10)
+    assert processes.wait_until(lambda: "reaper" in by_role(cluster), timeout_s=10)
 
 
 def test_parts_are_restarted_as_they_were_and_written_down(cluster):
@@ -78,13 +78,13 @@ def test_parts_are_restarted_as_they_were_and_written_down(cluster):
             timeout_s=5,
         )
         assert processes.carries(by_role(cluster)[role].pid, cluster.marker)
-    raylet = by_role(cluster)["raylet"]
-    processes.send(raylet, signal.SIGKILL)
+    other = by_role(cluster)["reaper"]
+    processes.send(other, signal.SIGKILL)
     supervisor.terminate()
     printed, _ = supervisor.communicate(timeout=10)
     assert supervisor.returncode == 0
     assert "gcs_server ended (-9); restarting it in 0.0 s" in printed
-    assert by_role(cluster)["raylet"] == raylet
+    assert by_role(cluster)["reaper"] == other
 
 
 def test_killing_the_supervisor_ends_nothing_else(cluster):
@@ -93,7 +93,7 @@ def test_killing_the_supervisor_ends_nothing_else(cluster):
     supervisor.kill()
     supervisor.wait(10)
     alive = {role for role, process in by_role(cluster).items() if process.is_alive}
-    assert alive == {"gcs_server", "monitor", "raylet"}
+    assert alive == {"gcs_server", "monitor", "reaper"}
     assert cluster.is_running
 
 
@@ -117,3 +117,22 @@ def test_a_part_that_keeps_ending_is_restarted_ever_more_slowly(cluster, capsys)
     part.started_s -= 120  # it ran for two minutes since
     watching._ended("gcs_server", 9)
     assert part.restart_at_s - time.monotonic() < 0.1
+
+
+def test_a_raylet_comes_back_as_a_new_node(tmp_path):
+    (tmp_path / "raylet").touch()
+    old = "ab" * 28
+    arguments = [
+        "raylet",
+        f"--raylet_socket_name={tmp_path}/raylet",
+        f"--node_id={old}",
+        f"agent --node-id={old} -x",
+    ]
+    renewed = raylet_ray260.renew(arguments)
+    assert not (tmp_path / "raylet").exists()
+    new = renewed[2].removeprefix("--node_id=")
+    assert len(new) == len(old)
+    assert new != old
+    assert renewed[3] == f"agent --node-id={new} -x"
+    with pytest.raises(ValueError, match="Ray has changed"):
+        raylet_ray260.renew(["raylet"])
