@@ -179,7 +179,7 @@ class TrainSpec(FileSpec):
     """Lower-case letters, digits, dots, dashes; run ids start with it."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     code: tuple[ExistingPath, ...] = ()
-    """Files or folders of the user's own that travel with the job and are importable there."""
+    """Files or packages (folders) of the user's own; they travel with the job and are importable there."""
     data: DataSpec
     model: ModelSpec
     loss: LossSpec

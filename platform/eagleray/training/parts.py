@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +55,6 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         DataError, SpecError: the dataset or the model cannot be built from the spec.
         CheckpointError: `training.init_from` does not verify.
     """
-    import_user_code(spec)
     dataset = data.open_dataset(spec.data)
     loader = data.Loader(
         dataset.train,
@@ -94,15 +91,6 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         agreement=Agreement(votes),
         per_sample_loss=models.per_sample_loss(spec.loss),
     )
-
-
-def import_user_code(spec: TrainSpec) -> None:
-    """Put the spec's `code` on the import path: folders themselves, and the folders of files."""
-    for entry in spec.code:
-        path = Path(entry)
-        folder = str(path if path.is_dir() and not (path / "__init__.py").exists() else path.parent)
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
 
 
 def _transform(spec: TrainSpec, dataset: data.Dataset) -> data.Transform | None:

@@ -59,9 +59,20 @@ class WorkerActor:
     def init_train_context(self, **context: Any) -> None:
         """Take rank, world size and storage of this attempt."""
         self._worker.init_train_context(**context)
-        logging.getLogger("ray.train").setLevel(logging.WARNING)  # else a line per rank and checkpoint
-        # Else a traceback for each error that our driver says in one line; it shows others' by itself.
-        logging.getLogger("ray.train.v2._internal.util").setLevel(logging.CRITICAL)
+        _quiet()
+
+
+def _quiet() -> None:
+    """Keep two of Ray Train's loggers out of the job's log (both are named in no hierarchy that could be set).
+
+    One says a line per rank and checkpoint; the other a traceback for each error, which our driver says in
+    one line, or shows by itself where it is not ours.
+    """
+    from ray.train.v2._internal import util
+    from ray.train.v2._internal.execution import context
+
+    context.logger.setLevel(logging.WARNING)
+    util.logger.setLevel(logging.CRITICAL)
 
 
 def create_actors(group: PlacementGroup, bundle: Mapping[str, float], count: int) -> list[Any]:

@@ -59,13 +59,15 @@ def run(attempt: Attempt, *, rank: int, sink: Sink, report_pointer) -> dict[str,
     import torch
 
     from eagleray import device, groups
-    from eagleray.packaging import CheckpointStore
+    from eagleray.packaging import CheckpointStore, Folder
     from eagleray.training import loop, state
+    from eagleray.training.code import import_code
     from eagleray.training.evaluate import count_parameters, evaluate
     from eagleray.training.parts import build, shared_batch_norm
     from eagleray.training.progress import Progress
 
     spec = attempt.spec
+    import_code(Folder(attempt.run_url))
     torch.set_num_threads(max(1, int(spec.scaling.cpus_per_worker)))
     place = device.pick(spec.scaling.gpus_per_worker)
     gradients = groups.new_group("gradients", backend=place.backend, timeout_s=GROUP_TIMEOUT_S)

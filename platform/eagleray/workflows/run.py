@@ -42,10 +42,13 @@ class Run:
 
     @classmethod
     def create(cls, spec: TrainSpec) -> Run:
-        """A new run of `spec`, its folder made and the resolved spec saved in it."""
+        """A new run of `spec`, its folder made, the resolved spec and the user's code saved in it."""
+        from eagleray.training.code import store_code
+
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         run_id = f"{spec.name}-{stamp}-{secrets.token_hex(2)}"
         run = cls(run_id, spec, runs().child(run_id))
+        store_code(spec.code, run.folder)
         run.folder.write_json("spec.json", spec.model_dump(mode="json"))
         return run
 

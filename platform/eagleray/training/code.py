@@ -1,0 +1,37 @@
+"""A user's own code: kept in the run's folder, so that every node has it, and a resumed run too."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from eagleray.packaging import Folder
+
+_SKIPPED = ("__pycache__", ".git", ".venv", "node_modules")
+
+
+def store_code(paths: Iterable[str], run: Folder) -> None:
+    """Copy each file or folder of `paths` into the run's `code` folder, under its own name."""
+    target = run.child("code")
+    for path in map(Path, paths):
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            name = file.relative_to(path.parent)
+            if file.is_file() and not any(part in _SKIPPED for part in name.parts):
+                target.write_bytes(name.as_posix(), file.read_bytes())
+
+
+def import_code(run: Folder) -> None:
+    """Put the run's code on this process's import path, in front."""
+    source = run.child("code")
+    names = source.files()
+    if not names:
+        return
+    root = source.local_path
+    if root is None:
+        root = Path(tempfile.mkdtemp(prefix="eagleray-code-"))
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(source.read_bytes(name))
+    sys.path.insert(0, str(root))
