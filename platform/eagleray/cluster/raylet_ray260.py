@@ -1,6 +1,6 @@
 """How the head's raylet is started again after a crash (Ray 2.60): as a new node, on the old ports and paths.
 
-To the GCS a node id that died is dead for ever, and the raylet does not bind over a socket file that is there.
+To the GCS a node id that died is dead for ever, and the raylet does not bind over a socket file that exists.
 Jobs whose drivers were on the head are lost with it; the cluster, its worker nodes and new jobs go on.
 """
 
