@@ -1,0 +1,177 @@
+"""Training runs on a real cluster, by Ray's own command line and by the driver's: kills, errors, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DIGITS = "examples/train/digits.toml"
+DRIVER = (sys.executable, "-m", "eagleray.workflows.train")
+
+
+@dataclass
+class Log:
+    """What a job printed, and what can be read from it."""
+
+    exit_code: int = -1
+    lines: list[str] = field(default_factory=list)
+    pids: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def run_id(self) -> str:
+        return next(line.split()[1] for line in self.lines if re.match(r"run \S+-\d{8}-\d{6}-\w+$", line))
+
+    def take(self, line: str) -> None:
+        self.lines.append(line)
+        if match := re.search(r"rank (\d+): node \S+, pid (\d+)", line):
+            self.pids[int(match[1])] = int(match[2])
+
+
+def follow(
+    command: tuple[str, ...], env: Mapping[str, str], watch: Callable[[str, Log], None] = lambda *_: None
+) -> Log:
+    """Run a command in the checkout to its end; `watch` sees each line of its output as it comes."""
+    log = Log()
+    with _process(command, env) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.take(line.rstrip())
+            watch(line, log)
+        log.exit_code = process.wait(10)
+    return log
+
+
+@contextmanager
+def _process(command: tuple[str, ...], env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**env, "PYTHONPATH": str(ROOT / "platform")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+
+
+def report(home: Path, run_id: str) -> dict:
+    return json.loads((home / "storage" / "runs" / run_id / "report.json").read_text())
+
+
+def test_a_job_goes_on_after_kill_9_of_a_worker(eagleray_home: Path, cluster_env: dict[str, str]) -> None:
+    killed: list[int] = []
+
+    def kill_one(line: str, log: Log) -> None:
+        match = re.search(r"step (\d+)/", line)
+        if match and int(match[1]) >= 60 and not killed:
+            killed.append(log.pids[1])
+            os.kill(log.pids[1], signal.SIGKILL)
+
+    submit = ("ray", "job", "submit", "--runtime-env", "runtime_env.yaml", "--", "python", "jobs/train.py")
+    log = follow((*submit, DIGITS, "--set", "training.epochs=12"), cluster_env, kill_one)
+    assert log.exit_code == 0, log.text
+    found = report(eagleray_home, log.run_id)
+    assert found["status"] == "FINISHED"
+    assert found["metrics"]["test_accuracy"] >= 0.95
+    assert [recovery["ranks"] for recovery in found["recoveries"]] == [[1]]
+    recovery = found["recoveries"][0]
+    assert recovery["resumed_step"] % 50 == 0
+    assert recovery["redone_steps"] == recovery["lost_step"] - recovery["resumed_step"]
+    assert re.search(rf"lost rank 1 \(node \S+, pid {killed[0]}\) after step \d+: its process ended", log.text)
+    assert f"training again after {recovery['pause_s']:.1f} s" in log.text
+    assert found["compression_ratio"] == pytest.approx(2.0)
+    assert set(found["spans_s"]) == {"submitted", "driver", "nodes", "workers", "group", "first step"}
+    folder = eagleray_home / "storage" / "runs" / log.run_id
+    assert json.loads((folder / "spec.json").read_text())["training"]["epochs"] == 12
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (folder / "attempts").iterdir()) == ["000001.json", "000002.json"]
+    assert "Traceback" not in log.text
+
+
+def test_what_can_never_be_placed_is_refused_at_once(cluster_env: dict[str, str]) -> None:
+    log = follow((*DRIVER, DIGITS, "--set", "scaling.num_workers=9"), cluster_env)
+    assert log.exit_code == 3, log.text
+    assert re.search(r"error: .*wants 9 workers with .*1 GPU.*node types allow at most 4", log.text)
+    assert "Traceback" not in log.text
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(cluster_env: dict[str, str]) -> None:
+    log = follow((*DRIVER, DIGITS, "--set", "optimizer={kind='sgd', lr=1e30}"), cluster_env)
+    assert log.exit_code == 1, log.text
+    assert re.search(r"error: step \d+: the gradient of \S+ is not finite.*lower optimizer.lr", log.text)
+    assert log.text.count("attempt ") == 1, "an error that would come again is not retried"
+    assert "Traceback" not in log.text
+
+
+@pytest.mark.slow
+def test_a_stopped_run_is_resumed_with_its_own_code(
+    eagleray_home: Path, cluster_env: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "my_net.py").write_text(
+        "import torch\n"
+        "def build(signature, width):\n"
+        "    print('building my own net')\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, width), torch.nn.ReLU(),\n"
+        "                               torch.nn.Linear(width, signature.num_classes))\n"
+    )
+    spec = tmp_path / "mine.toml"
+    spec.write_text(
+        "kind = 'train'\nname = 'mine'\ncode = ['my_net.py']\n"
+        "[data]\nkind = 'digits'\nnormalize = 'standard'\n"
+        "[model]\nkind = 'module'\nfunction = 'my_net:build'\narguments = { width = 32 }\n"
+        "[loss]\nkind = 'cross_entropy'\n[optimizer]\nkind = 'adamw'\nlr = 1e-2\n"
+        "[training]\nsteps = 4000\n[checkpoint]\nevery_steps = 100\n"
+    )
+
+    def stop(line: str, log: Log) -> None:
+        match = re.search(r"step (\d+)/", line)
+        if match and int(match[1]) >= 300 and stopped[0] is None:
+            stopped[0] = int(match[1])
+            os.kill(driver_pid(log), signal.SIGTERM)
+
+    def driver_pid(log: Log) -> int:
+        return int(subprocess.check_output(["pgrep", "-f", f"workflows.train {spec}"]).split()[0])
+
+    stopped: list[int | None] = [None]
+    first = follow((*DRIVER, str(spec)), cluster_env, stop)
+    assert first.exit_code == 1, first.text
+    assert f"go on with it: eagleray resume {first.run_id}" in first.text
+    assert report(eagleray_home, first.run_id)["status"] == "STOPPED"
+    (tmp_path / "my_net.py").unlink()
+    resume = (sys.executable, "-m", "eagleray.workflows.resume", first.run_id)
+    second = follow(resume, cluster_env)
+    assert second.exit_code == 0, second.text
+    found = report(eagleray_home, first.run_id)
+    assert (found["status"], found["steps"]) == ("FINISHED", 4000)
+    assert found["metrics"]["test_accuracy"] > 0.9
+    assert "attempt 2" in second.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["nothing-like-it", "../etc"])
+def test_an_unknown_run_is_refused(cluster_env: dict[str, str], run: str) -> None:
+    log = follow((sys.executable, "-m", "eagleray.workflows.resume", run), cluster_env)
+    assert log.exit_code == 2
+    assert f"error: no run {run!r}" in log.text
