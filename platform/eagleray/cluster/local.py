@@ -78,8 +78,7 @@ def _start(name: str, spec: LocalSpec, types: list[NodeCapacity], say: Say) -> C
     """Start a cluster once; whatever goes wrong, nothing of it stays. Raises: _HeadFailedError."""
     try:
         cluster = preparation.prepare(name, spec, types)
-        _start_supervisor(cluster, spec)
-        _await_ready(cluster, say)
+        _await_ready(cluster, _start_supervisor(cluster, spec), say)
         return cluster
     except BaseException:
         mine = state.read(name)
@@ -112,10 +111,10 @@ def _clear_stale(name: str, say: Say) -> None:
     _remove(cluster)
 
 
-def _start_supervisor(cluster: ClusterState, spec: LocalSpec) -> None:
+def _start_supervisor(cluster: ClusterState, spec: LocalSpec) -> subprocess.Popen[bytes]:
     """Start the supervisor in a session of its own, so that Ctrl-C in this terminal does not reach it."""
     with (cluster.logs_dir / "supervisor.log").open("ab") as log:
-        subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "eagleray.cluster.supervisor", str(cluster.directory)],
             env=environment.of_cluster(cluster, profile=spec.profile, extra=spec.env),
             cwd=cluster.runtime_dir,
@@ -126,13 +125,13 @@ def _start_supervisor(cluster: ClusterState, spec: LocalSpec) -> None:
         )
 
 
-def _await_ready(cluster: ClusterState, say: Say) -> None:
+def _await_ready(cluster: ClusterState, supervisor: subprocess.Popen[bytes], say: Say) -> None:
     """Wait until the job API and the head's agent answer. Raises: _HeadFailedError."""
     began = time.monotonic()
     say(f"starting cluster {cluster.name!r}")
     while not (_is_supervised(cluster) and is_ready(cluster)):
         waited = time.monotonic() - began
-        head_failed = waited > 2 and not any(process.is_alive for process in cluster.processes())
+        head_failed = supervisor.poll() is not None
         if head_failed or waited > _READY_TIMEOUT_S:
             reason = "its head ended" if head_failed else f"no answer in {_READY_TIMEOUT_S:.0f} s"
             raise _HeadFailedError(

@@ -1,6 +1,7 @@
 """State on disk: found by name, private, and read without ray or torch."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,9 +11,11 @@ import pytest
 
 from eagleray.cluster import environment, files, local, processes, settings, state
 from eagleray.errors import ClusterError, ClusterNotRunning, InputError
+from eagleray.specs import LocalSpec, load
 from eagleray.workflows import env as env_workflow
 from eagleray.workflows import status as status_workflow
 
+ROOT = Path(__file__).parents[3]
 ENDED = processes.Process(2**22 + 1, 1, "supervisor")
 
 
@@ -181,3 +184,36 @@ def test_everything_but_ray_itself_loads_without_ray_and_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("num_failures", [1, 2])
+def test_a_head_that_does_not_come_up_is_tried_once_more(tmp_path, monkeypatch, num_failures):
+    started = []
+
+    def start(cluster, _spec):
+        started.append(cluster)
+        code = (
+            "print('no raylet'); raise SystemExit(3)"
+            if len(started) <= num_failures
+            else "import time; time.sleep(60)"
+        )
+        with (cluster.logs_dir / "supervisor.log").open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", code], stdout=log, env={**os.environ, processes.MARKER: cluster.marker}
+            )
+
+    monkeypatch.setattr(local, "_start_supervisor", start)
+    monkeypatch.setattr(local, "is_ready", lambda _cluster: len(started) > num_failures)
+    monkeypatch.setattr(local, "_is_supervised", lambda _cluster: True)
+    spec, said = load(LocalSpec, ROOT / "local.toml"), []
+    if num_failures == 1:
+        assert local.up("one", spec, say=said.append) == started[1]
+        assert local.down("one").num_processes == 1
+    else:
+        with pytest.raises(
+            ClusterError, match=r"'one' did not start: its head ended; its log ends with:\nno raylet"
+        ):
+            local.up("one", spec, say=said.append)
+    assert len(started) == 2
+    assert any("trying once more" in line for line in said)
+    assert not any(cluster.runtime_dir.exists() or cluster.directory.exists() for cluster in started)
