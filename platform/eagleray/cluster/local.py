@@ -138,6 +138,7 @@ def _await_ready(cluster: ClusterState, supervisor: subprocess.Popen[bytes], say
                 f"{reason}; its log ends with:\n{_tail(cluster.logs_dir / 'supervisor.log')}"
             )
         time.sleep(0.1)
+    say(f"ready after {time.monotonic() - began:.1f} s: dashboard {cluster.dashboard_url}")
 
 
 def _is_supervised(cluster: ClusterState) -> bool:
@@ -180,7 +181,9 @@ def down(name: str, *, say: Say = print) -> DownReport:
         state.find(name)  # raises, with what to do
         raise ClusterNotRunning(name)
     ended = _remove(cluster)
-    return DownReport(name, len(ended), time.monotonic() - began)
+    report = DownReport(name, len(ended), time.monotonic() - began)
+    say(f"cluster {name!r} is down: {report.num_processes} processes ended in {report.seconds:.1f} s")
+    return report
 
 
 def _remove(cluster: ClusterState) -> list[Process]:
