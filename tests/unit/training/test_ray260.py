@@ -1,0 +1,73 @@
+"""Ray 2.60's internals that training stands on: these fail loudly when Ray moves them."""
+
+import inspect
+
+import pytest
+import ray
+
+from eagleray.training import reservation_ray260, trainer_ray260
+
+
+def test_this_is_the_ray_that_the_room_was_written_for():
+    assert ray.__version__.startswith("2.60.")
+
+
+@pytest.mark.parametrize(
+    ("ours", "overridden"),
+    [
+        (trainer_ray260.SeatedWorkerGroup, ("_create_placement_group", "_create_workers", "_init_train_context_on_workers")),
+        (trainer_ray260.RetryPolicy, ("make_decision", "_log_decision")),
+        (trainer_ray260.Trainer, ("_initialize_and_run_controller",)),
+        (trainer_ray260.Watch, ("after_worker_group_start", "after_worker_group_poll_status", "before_worker_group_shutdown")),
+    ],
+)  # fmt: skip
+def test_what_is_overridden_exists_with_the_same_parameters(ours, overridden):
+    base = ours.__mro__[1]
+    for name in overridden:
+        theirs, mine = (inspect.signature(getattr(cls, name)) for cls in (base, ours))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in mine.parameters.values()):
+            assert list(theirs.parameters) == list(mine.parameters), f"{base.__name__}.{name} was changed"
+
+
+def test_the_worker_actor_has_every_method_of_rays_worker():
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+    theirs = {name for name, _ in inspect.getmembers(RayTrainWorker, inspect.isfunction) if name[0] != "_"}
+    ours = {name for name in vars(reservation_ray260.WorkerActor) if name[0] != "_"}
+    assert ours == theirs
+
+
+def test_the_context_takes_no_more_than_we_give_it():
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+    required = {
+        name
+        for name, parameter in inspect.signature(RayTrainWorker.init_train_context).parameters.items()
+        if parameter.default is parameter.empty and name != "self"
+    }
+    assert required <= {
+        "train_run_context", "distributed_context", "synchronization_actor", "storage_context",
+        "worker_callbacks", "controller_actor",
+    }  # fmt: skip
+
+
+def test_errors_that_would_come_again_are_final_and_lost_peers_are_not():
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from eagleray.errors import PeerLost, TrainingError
+
+    def group_error(**failures):
+        return WorkerGroupError("", {int(rank[1:]): failure for rank, failure in failures.items()})
+
+    final = UserExceptionWithTraceback(TrainingError("not finite"), "Traceback …")
+    lost = UserExceptionWithTraceback(PeerLost("no answer"), "Traceback …")
+    death = WorkerHealthCheckFailedError("", ActorDiedError())
+    users = UserExceptionWithTraceback(KeyError("x"), "Traceback …")
+    assert isinstance(trainer_ray260.final_error(group_error(r0=final)), TrainingError)
+    assert isinstance(trainer_ray260.final_error(group_error(r0=lost, r1=final)), TrainingError)
+    assert trainer_ray260.final_error(group_error(r0=lost)) is None
+    assert trainer_ray260.final_error(group_error(r0=final, r1=death)) is None
+    assert trainer_ray260.final_error(group_error(r0=users)) is None
+    assert trainer_ray260.failures(group_error(r0=users))[0].__notes__ == ["Traceback …"]

@@ -1,0 +1,89 @@
+"""What a run's monitor says, exports and writes; the tracker is a list."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from unit.workflows.test_report import at, phase, step, workers
+
+from eagleray.errors import PeerLost, TrainingError
+from eagleray.metrics import NullEmitter
+from eagleray.packaging import Folder
+from eagleray.workflows.monitor import RunMonitor, clock, read_history
+from eagleray.workflows.report import Account
+
+
+@dataclass
+class Tracked:
+    logged: list = field(default_factory=list)
+
+    def log(self, metrics, step):
+        self.logged.append((step, dict(metrics)))
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def monitor(tmp_path, said):
+    return RunMonitor(
+        "r", Folder(str(tmp_path)), Account(), tracker=Tracked(), emitter=NullEmitter(), say=said.append,
+        node_name=lambda node_id: node_id.upper(),
+    )  # fmt: skip
+
+
+def test_a_recovery_in_words(monitor, said):
+    monitor.started(1, workers("a", "b"))
+    monitor.records([phase(0, 0.0), step(10, 5.0), at(18, 6.0)])
+    monitor.failed({0: PeerLost("rank 0: the exchange broke"), 1: _death()}, True)
+    monitor.started(2, workers("a", "b"))
+    monitor.records([phase(10, 14.0), step(11, 16.0)])
+    assert "lost rank 1 (node B, pid 101) after step 18: its process ended; starting the workers again" in said
+    assert "going on from the checkpoint of step 10" in said
+    assert "training again after 10.0 s; 8 steps to redo" in said
+
+
+def test_a_final_error_of_ours_is_one_line(monitor, said):
+    monitor.started(1, workers("a"))
+    monitor.failed({0: TrainingError("step 3: the gradient of w is not finite")}, False)
+    assert said[-1] == "rank 0 (node A, pid 100) failed after step 0: step 3: the gradient of w is not finite"
+
+
+def test_an_error_of_the_users_code_comes_with_its_traceback(monitor, said):
+    error = KeyError("width")
+    error.add_note("Traceback (most recent call last):\n  my_net.py, line 3")
+    monitor.started(1, workers("a"))
+    monitor.failed({0: error}, False)
+    assert "  my_net.py, line 3" in said
+    assert said[-1].endswith("KeyError: 'width'")
+
+
+def test_progress_lines_are_rare_but_the_last_step_is_always_said(monitor, said):
+    monitor.started(1, workers("a", "b"))
+    monitor.records([step(10 * number, 100 + 0.1 * number) for number in range(1, 11)])
+    lines = [line for line in said if line.startswith("step ")]
+    assert len(lines) == 2
+    assert lines[-1].startswith("step 100/100 (100 %)  epoch 1  loss 0.0100  640 samples/s  ETA 0:00")
+    assert lines[-1].endswith("2 workers on 2 nodes  sent 0.0 MB (2.0x less)")
+
+
+def test_history_is_written_in_segments_and_read_back(monitor, tmp_path):
+    monitor.records([step(10, 1.0), {"kind": "evaluation", "time": 1, "step": 10, "validation_loss": 0.5}])
+    monitor.close()
+    history = read_history(Folder(str(tmp_path)))
+    assert [row["step"] for row in history] == [10.0, 10.0]
+    assert history[0]["loss"] == 0.1
+    assert "loss" not in history[1]
+    assert monitor.tracker.logged[-1] == (10, {"validation_loss": 0.5})
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (61, "1:01"), (3723, "1:02:03")])
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def _death():
+    from ray.exceptions import ActorDiedError
+
+    return ActorDiedError()

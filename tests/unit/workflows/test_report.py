@@ -1,0 +1,78 @@
+"""The account of a run, from records by table."""
+
+import pytest
+
+from eagleray.training.observer import WorkerInfo
+from eagleray.workflows.report import Account
+
+
+def step(number, time, *, samples=640, seconds=1.0, sent=100.0):
+    return {
+        "kind": "step", "time": time, "step": number, "epoch": 0, "total_steps": 100, "loss": 1.0 / number,
+        "learning_rate": 0.1, "num_steps": 10, "num_samples": samples, "seconds": seconds,
+        "sent_bytes": sent, "uncompressed_bytes": 2 * sent,
+    }  # fmt: skip
+
+
+def phase(number, time):
+    return {"kind": "phase", "name": "training", "time": time, "step": number, "world_size": 2}
+
+
+def at(number, time):
+    return {"kind": "at", "time": time, "step": number}
+
+
+def workers(*nodes):
+    return [WorkerInfo(rank, node, 100 + rank, "127.0.0.1") for rank, node in enumerate(nodes)]
+
+
+def test_spans_from_submission_to_the_first_step_add_up():
+    account = Account(marks={"submitted_at": 100.0, "submitted": 102.0, "driver": 103.0, "nodes": 109.0})
+    account.started(workers("a", "b"), 115.0)
+    account.take(phase(0, 116.0))
+    account.take(step(1, 118.0))
+    assert account.spans() == {
+        "submitted": 2.0, "driver": 1.0, "nodes": 6.0, "workers": 6.0, "group": 1.0, "first step": 2.0,
+    }  # fmt: skip
+    assert account.to_json()["submit_to_first_step_s"] == 18.0
+
+
+def test_a_span_that_was_never_reached_is_left_out():
+    account = Account(marks={"submitted_at": 100.0, "submitted": 102.0})
+    assert account.spans() == {"submitted": 2.0}
+
+
+def test_a_loss_counts_redone_steps_and_the_pause_from_step_to_step():
+    account = Account()
+    for record in (phase(0, 0.0), step(1, 1.0), step(60, 6.0), at(68, 6.8)):
+        account.take(record)
+    account.lost([1], "its process ended")
+    assert account.pending is account.recoveries[0]
+    account.take(phase(50, 15.0))
+    account.take(step(51, 16.8))
+    recovery = account.recoveries[0]
+    assert account.pending is None
+    assert (recovery.lost_step, recovery.resumed_step, recovery.redone_steps) == (68, 50, 18)
+    assert recovery.pause_s == pytest.approx(10.0)
+
+
+def test_a_step_of_before_the_loss_that_arrives_late_is_not_the_way_back():
+    account = Account()
+    account.take(step(60, 6.0))
+    account.lost([1], "its process ended")
+    account.take(step(70, 6.5))
+    assert account.recoveries[0].first_step_at is None
+    assert account.pending is not None
+
+
+def test_sums_and_the_compression_ratio():
+    account = Account()
+    assert account.compression_ratio == 1.0
+    for record in (step(10, 1.0), step(20, 2.0), {"kind": "commit", "time": 2.0, "step": 20, "seconds": 0.5}):
+        account.take(record)
+    account.take({"kind": "evaluation", "time": 2.0, "step": 20, "part": "validation", "validation_loss": 0.3})
+    found = account.to_json()
+    assert (found["samples"], found["sent_bytes"], found["compression_ratio"]) == (1280, 200.0, 2.0)
+    assert (found["num_commits"], found["commit_seconds"], found["first_loss"]) == (1, 0.5, 0.1)
+    assert found["metrics"]["validation_loss"] == 0.3
+    assert account.history[-1] == {"step": 20.0, "validation_loss": 0.3}
