@@ -31,7 +31,7 @@ def open_digits(spec: DigitsData) -> Dataset:
         labels=tuple(str(digit) for digit in range(10)),
     )
     images = table[:, :-1].astype(np.float32).reshape(-1, 1, 8, 8)
-    return in_memory.dataset(images, table[:, -1].astype(np.int64), signature, spec, "digits")
+    return in_memory.dataset(images, table[:, -1].astype(np.int64), signature, spec, what="digits")
 
 
 def _read() -> Array:

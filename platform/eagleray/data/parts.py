@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,18 +64,29 @@ class Dataset:
     test: Part | None
 
 
+Finish = Callable[[Array, Array | None], Arrays]
+"""From rows as they are kept in memory (inputs, targets) to a batch as the signature describes it."""
+
+
 class ArrayPart:
     """Samples that lie in memory, one row each."""
 
     blocks = None
 
-    def __init__(self, inputs: Array, targets: Array):
+    def __init__(self, inputs: Array, targets: Array | None, finish: Finish):
         self.num_samples = len(inputs)
-        self._inputs, self._targets = inputs, targets
+        self._inputs, self._targets, self._finish = inputs, targets, finish
 
     def fetch(self, positions: Positions) -> Arrays:
-        """Copies of the rows at `positions`."""
-        return Arrays(self._inputs[positions], self._targets[positions])
+        """Copies of the rows at `positions`, finished."""
+        targets = None if self._targets is None else self._targets[positions]
+        return self._finish(self._inputs[positions], targets)
+
+
+def as_they_are(inputs: Array, targets: Array | None) -> Arrays:
+    """The `Finish` of rows that are kept as batches need them."""
+    assert targets is not None
+    return Arrays(inputs, targets)
 
 
 class WindowPart:
