@@ -31,7 +31,7 @@ CLUSTER = os.environ.get("EAGLERAY_DEMO_CLUSTER", "demo")
 IDLE_GRACE_S = 60.0
 RAY_CHATTER = re.compile(r"\d{4}-\d\d-\d\d .*\b(INFO|WARNING|SUCC)\b|Running entrypoint for job")
 """What `ray job submit` says about packaging and itself; the lines of the job are the others."""
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 class DemoError(Exception):
@@ -298,7 +298,8 @@ def wait_for_no_nodes(tally: Tally) -> None:
             waited < idle_timeout_s + IDLE_GRACE_S,
             f"after {waited:.0f} s these nodes are still there: {nodes}",
         )
-        console.print(f"   {len(nodes)} nodes idle, {waited:.0f} s", end="\r")
+        if int(waited) % 10 == 0:
+            console.print(f"   {len(nodes)} idle nodes after {waited:.0f} s")
         time.sleep(1)
     console.print(
         f"   no worker node left after {time.monotonic() - began:.0f} s ({len(tally.nodes_seen)} were started)"

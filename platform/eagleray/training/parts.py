@@ -69,9 +69,9 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         module.load_state_dict(load_weights(spec.training.init_from))
     if place.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    # DDP itself talks on the default group (start, unused parameters): the hook's group is the engine's alone.
     model = DistributedDataParallel(
         module,
-        process_group=gradients.process_group,
         forward_sync_buffers=False,  # averaged at each commit instead: no message per forward
         gradient_as_bucket_view=True,
         find_unused_parameters=spec.model.kind == "module",  # what a user's module uses is not known

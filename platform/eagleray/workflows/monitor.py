@@ -68,7 +68,7 @@ class RunMonitor:
             return
         self.account.lost(dead, reason)
         self._emitter.add("eagleray_train_recoveries_total", 1, self._labels)
-        self._say(f"lost {who} after step {self.account.step}: {reason}; starting the workers again")
+        self._say(f"lost {who}: {reason}; starting the workers again")
 
     def records(self, records: Sequence[Record]) -> None:
         """Count, print, track and export what rank 0 recorded."""
@@ -77,7 +77,10 @@ class RunMonitor:
             self.account.take(record)
             self._track(record)
             if record["kind"] == "phase" and was_pending is not None:
-                self._say(f"going on from the checkpoint of step {record['step']}")
+                self._say(
+                    f"going on from the checkpoint of step {record['step']}; "
+                    f"the last step before the loss was {was_pending.lost_step}"
+                )
             if was_pending is not None and was_pending.first_step_at is not None:
                 self._recovered(was_pending.pause_s or 0.0, was_pending.redone_steps or 0)
         self._segments.add(self.account.history)

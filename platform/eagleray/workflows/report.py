@@ -99,13 +99,13 @@ class Account:
             self.num_commits += 1
             self.commit_seconds += record["seconds"]
         elif kind == "at":
-            self.step, self.step_at = max(self.step, record["step"]), record["time"]
+            self._reach(record)
 
     def _take_step(self, record: Record) -> None:
         self.marks.setdefault("first step", record["time"])
         if self.pending is not None and self.pending.resumed_step is not None:
             self.pending.first_step_at = record["time"]
-        self.step, self.step_at = max(self.step, record["step"]), record["time"]
+        self._reach(record)
         self.samples += record["num_samples"]
         self.step_seconds += record["seconds"]
         self.sent_bytes += record["sent_bytes"]
@@ -117,6 +117,13 @@ class Account:
             record["step"],
             {"loss": record["loss"], "learning_rate": record["learning_rate"], "samples_per_second": rate},
         )
+
+    def _reach(self, record: Record) -> None:
+        """Rank 0 was at this step; what it tells of the time before a loss may arrive after it."""
+        self.step, self.step_at = max(self.step, record["step"]), record["time"]
+        lost = self.pending
+        if lost is not None and lost.resumed_step is None:
+            lost.lost_step, lost.lost_at = self.step, self.step_at
 
     @property
     def pending(self) -> Recovery | None:

@@ -39,8 +39,8 @@ def test_a_recovery_in_words(monitor, said):
     monitor.failed({0: PeerLost("rank 0: the exchange broke"), 1: _death()}, True)
     monitor.started(2, workers("a", "b"))
     monitor.records([phase(10, 14.0), step(11, 16.0)])
-    assert "lost rank 1 (node B, pid 101) after step 18: its process ended; starting the workers again" in said
-    assert "going on from the checkpoint of step 10" in said
+    assert "lost rank 1 (node B, pid 101): its process ended; starting the workers again" in said
+    assert "going on from the checkpoint of step 10; the last step before the loss was 18" in said
     assert "training again after 10.0 s; 8 steps to redo" in said
 
 

@@ -56,13 +56,17 @@ def test_a_loss_counts_redone_steps_and_the_pause_from_step_to_step():
     assert recovery.pause_s == pytest.approx(10.0)
 
 
-def test_a_step_of_before_the_loss_that_arrives_late_is_not_the_way_back():
+def test_what_rank_0_tells_of_the_time_before_a_loss_may_arrive_after_it():
     account = Account()
     account.take(step(60, 6.0))
     account.lost([1], "its process ended")
     account.take(step(70, 6.5))
-    assert account.recoveries[0].first_step_at is None
-    assert account.pending is not None
+    account.take(at(73, 6.8))
+    recovery = account.recoveries[0]
+    assert (recovery.lost_step, recovery.lost_at, recovery.first_step_at) == (73, 6.8, None)
+    account.take(phase(50, 15.0))
+    account.take(step(51, 16.8))
+    assert (recovery.redone_steps, recovery.pause_s) == (23, pytest.approx(10.0))
 
 
 def test_sums_and_the_compression_ratio():
