@@ -30,6 +30,10 @@ def open_module(spec: ModuleData) -> Dataset:
     inputs, targets, table = _unpacked(_called(spec, what), what)
     inputs = _inputs(inputs, table, what)
     if targets is None:
+        if table.get("input_kind") not in ("text", "tokens") or inputs.shape[1] < 2:
+            raise DataError(
+                f"{what} returned no targets (None), which is for windows of tokens; return {_RETURNS}"
+            )
         signature = _signature(
             table, what, input_shape=(inputs.shape[1] - 1,), target_kind="tokens", target_shape=(
                 inputs.shape[1] - 1,

@@ -173,11 +173,7 @@ class CsvReader(_LinesReader):
 
     def read(self, block: int, columns: Mapping[str, Role]) -> pa.Table:
         """One block of lines; classes come as text, whatever they look like in this block."""
-        types = {"number": pa.float64(), "text": pa.string(), "label": pa.string()}
-        column_types = {
-            name: pa.bool_() if role == "number" and pa.types.is_boolean(self._type(name)) else types[role]
-            for name, role in columns.items()
-        }
+        column_types = {name: self._read_as(name, role) for name, role in columns.items()}
         convert = pyarrow.csv.ConvertOptions(
             include_columns=list(columns),
             column_types=column_types,
@@ -190,8 +186,12 @@ class CsvReader(_LinesReader):
             options = self._options(data, None if block == 0 else self.schema.names)
             return pyarrow.csv.read_csv(pa.py_buffer(data), convert_options=convert, **options)
 
-    def _type(self, name: str) -> pa.DataType:
-        return self.schema.field(name).type
+    def _read_as(self, name: str, role: Role) -> pa.DataType:
+        found = self.schema.field(name).type
+        if role == "number":
+            return found if pa.types.is_boolean(found) else pa.float64()
+        # Fractions are not classes, and are refused as such; the rest is text until all of it has been seen.
+        return found if role == "label" and pa.types.is_floating(found) else pa.string()
 
 
 class JsonReader(_LinesReader):

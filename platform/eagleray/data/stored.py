@@ -19,6 +19,9 @@ from eagleray.data.targets import Classes, Values
 from eagleray.specs import Normalization
 from eagleray.specs.data import TableData
 
+_ORDER_BYTES = 32
+"""Of each row of a window: its position, and while the window is shuffled its row, sort key and place."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -115,7 +118,7 @@ class StoredPart:
     ):
         """`sizes` [num_blocks]: how many rows of each block belong to the part."""
         self.num_samples = int(sizes.sum())
-        self.blocks = Blocks(sizes, max(1, capacity_bytes // table.row_bytes))
+        self.blocks = Blocks(sizes, max(1, capacity_bytes // (table.row_bytes + _ORDER_BYTES)))
         self._table, self._part, self._normalization = table, part, normalization
         self._ends = np.cumsum(sizes)
         self._kept: OrderedDict[int, Rows] = OrderedDict()

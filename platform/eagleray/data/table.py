@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from eagleray.specs import Signature
 from eagleray.specs.data import TableData
 
 _MIB = 1 << 20
-_LINE_BLOCK_FRACTION, _MIN_LINE_BLOCK, _MAX_LINE_BLOCK = 1 / 64, 64 << 10, 8 << 20
+_LINE_BLOCK_FRACTION, _MIN_LINE_BLOCK, _MAX_LINE_BLOCK = 1 / 64, 4 << 10, 4 << 20
 _SAMPLED_BYTES, _NUM_SAMPLED = 64 << 10, 16
 
 # How the memory budget is spent. In memory: the table and its split copies. In storage: a window of the
@@ -153,7 +154,7 @@ def _check_blocks(table: Table, budget: float) -> None:
             rows = max(1, int(block.num_rows * budget * _BLOCK_FRACTION / needed))
             raise DataError(
                 f"{block.reader.source.name}: block {block.index} ({block.num_rows} rows) takes about "
-                f"{needed / _MIB:.0f} MiB to read, more than a quarter of data.memory_budget_mib "
+                f"{needed / _MIB:.3g} MiB to read, more than a quarter of data.memory_budget_mib "
                 f"({budget / _MIB:g}); raise it to {math.ceil(needed / _BLOCK_FRACTION / _MIB)}, or write "
                 f"the file with at most {rows} rows a row group (Parquet) or record batch (Arrow)"
             )
@@ -195,16 +196,15 @@ def _content(table: Table) -> str:
         source = reader.source
         content.update(f"{source.num_bytes} {reader.rows_of_block} {source.version}\n".encode())
         with reading(source):
-            content.update(_sampled(source))
+            for piece in _sampled(source):
+                content.update(piece)
     return content.hexdigest()
 
 
-def _sampled(source: Source) -> bytes:
+def _sampled(source: Source) -> Iterator[bytes]:
     last = max(0, source.num_bytes - _SAMPLED_BYTES)
     starts = sorted({last * step // (_NUM_SAMPLED - 1) for step in range(_NUM_SAMPLED)})
     with source.open() as file:
-        pieces = []
         for start in starts:
             file.seek(start)
-            pieces.append(file.read(_SAMPLED_BYTES))
-        return b"".join(pieces)
+            yield file.read(_SAMPLED_BYTES)

@@ -71,9 +71,11 @@ class Scan:
         self._num_missing = 0
         self._first_missing: Where | None = None
         self._size = 1
+        self._file = ""
 
     def add(self, column: pa.ChunkedArray, where: Where) -> None:
         """Take in a block. Raises: DataError if class values are not whole numbers or text."""
+        self._file = where.file
         self._count_missing(column, where)
         if not self._is_class:
             if _is_list(column.type) and column.length() and where.first_row == 0:
@@ -102,13 +104,25 @@ class Scan:
             )
         if not self._is_class:
             return Values(self._name, self._size)
-        values = _ordered(self._distinct)
+        values = self._ordered()
         if len(values) < 2:
             raise DataError(
-                f"target {self._name!r} has one class only ({', '.join(map(repr, values))}); "
+                f"{self._file}: target {self._name!r} has one class only ({', '.join(map(repr, values))}); "
                 "a class target needs two at least"
             )
         return Classes(values)
+
+    def _ordered(self) -> tuple[Any, ...]:
+        """Sorted; text that is all whole numbers is sorted (and kept) as such, so that 10 comes after 9."""
+        names = [value for value in self._distinct if isinstance(value, str) and not _WHOLE.fullmatch(value)]
+        if not names:
+            return tuple(sorted({int(float(value)) for value in self._distinct}))
+        if not all(isinstance(value, str) for value in self._distinct):
+            raise DataError(
+                f"{self._file}: target {self._name!r} has numbers in one file and text such as "
+                f"{names[0]!r} in another; write all files alike"
+            )
+        return tuple(sorted(self._distinct))
 
 
 def classes_of(values: Array, name: str, what: str) -> tuple[Classes, Array]:
@@ -119,13 +133,6 @@ def classes_of(values: Array, name: str, what: str) -> tuple[Classes, Array]:
     classes = scan.result()
     assert isinstance(classes, Classes)
     return classes, classes.decode(column, where)
-
-
-def _ordered(values: set[Any]) -> tuple[Any, ...]:
-    """Sorted; text that is all whole numbers is sorted (and kept) as such, so that 10 comes after 9."""
-    if all(isinstance(value, str) and _WHOLE.fullmatch(value) for value in values):
-        return tuple(sorted({int(float(value)) for value in values}))
-    return tuple(sorted(values))
 
 
 def _plain(column: pa.ChunkedArray, name: str = "", where: Where | None = None) -> pa.ChunkedArray:

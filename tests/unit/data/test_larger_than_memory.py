@@ -131,30 +131,31 @@ def test_the_order_mixes_blocks(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow", "csv", "jsonl"])
 def test_memory_stays_within_the_budget(tmp_path, suffix):
-    budget_mib = 8
-    table = wide(160_000 if suffix in ("parquet", "arrow") else 120_000)
-    path = write(table, tmp_path / f"t.{suffix}", rows_per_block=4000)
-    del table
-    tracemalloc.start()
-    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    budget_mib, num_rows = 1, 16_000  # 0.7 MB decoded, 3 MB as lines
+    path = write(wide(num_rows), tmp_path / f"t.{suffix}", rows_per_block=1000)
     usual = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(usual)
     pa.set_memory_pool(pool)
+    tracemalloc.start()
     try:
         spec = make_spec(paths=path, target="y", memory_budget_mib=budget_mib, normalize="standard")
         dataset = open_dataset(spec)
         assert isinstance(dataset.train, StoredPart)
-        loader = Loader(dataset.train, global_batch_size=2048, seed=1)
-        num_seen = sum(shard.global_size for shard in epoch_of(loader))
+        loader = Loader(dataset.train, global_batch_size=512, seed=1)
+        num_seen = sum(
+            shard.global_size for shard in loader.iterate(0, 0, 1, stop_after=loader.steps_per_epoch)
+        )
         for part in (dataset.validation, dataset.test):
             num_seen += sum(
                 shard.global_size for shard in Loader(part, global_batch_size=512, seed=1).once(0, 1, 512)
             )
         python_peak, arrow_peak = tracemalloc.get_traced_memory()[1], pool.max_memory()
     finally:
-        pa.set_memory_pool(usual)
         tracemalloc.stop()
-    assert num_seen == 120_000 if suffix in ("csv", "jsonl") else 160_000
-    assert python_peak + arrow_peak < 1.25 * budget_mib * MIB, (python_peak / MIB, arrow_peak / MIB)
+        pa.set_memory_pool(usual)
+    assert num_seen == num_rows
+    # Both peaks need not come together: their sum is more than was ever held at once.
+    assert python_peak + arrow_peak < budget_mib * MIB, (python_peak / MIB, arrow_peak / MIB)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -219,7 +220,7 @@ def test_a_file_that_is_damaged_later_stops_the_iteration_by_name(tmp_path):
     path = tmp_path / "d/part-1.parquet"
     path.write_bytes(path.read_bytes()[:4] + b"\0" * (path.stat().st_size - 4))
     shards = Loader(dataset.train, global_batch_size=64, seed=1).iterate(0, 0, 1)
-    with pytest.raises(DataError, match="part-1.parquet: cannot be read as parquet"):
+    with pytest.raises(DataError, match=r"part-1\.parquet: cannot be read as parquet"):
         for _ in shards:
             pass
 

@@ -11,7 +11,8 @@ TABULAR = """
 import numpy as np
 def make(n=40, **signature):
     rng = np.random.default_rng(0)
-    return rng.normal(5, 2, (n, 3)), [("x", "y")[i % 2] for i in range(n)], {"input_kind": "tabular", **signature}
+    names = [("x", "y")[i % 2] for i in range(n)]
+    return rng.normal(5, 2, (n, 3)), names, {"input_kind": "tabular", **signature}
 """
 
 
@@ -102,7 +103,7 @@ def test_other_kinds(module, returned, kind, targets):
             ["vocabulary_size (5)", "1 to 7"],
         ),
         ("def make(): return [[1], [2]], [[0], [1]], {'input_kind': 'tabular'}", ["must be [samples]"]),
-        ("def make(): return [[1], [2]], None, {'input_kind': 'tabular'}", ["tabular"]),
+        ("def make(): return [[1], [2]], None, {'input_kind': 'tabular'}", ["no targets (None)"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(module, source, words):
