@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-TURNS, STEPS, LIMIT = 15, 60, 1.15
+TURNS, STEPS, LIMIT = 15, 100, 1.15
 
 
 def main() -> int:

@@ -54,6 +54,11 @@ class Decoder:
         return None if self.spec.vocabulary_size is None else self.spec.vocabulary_size + 2
 
     @property
+    def padding_token(self) -> int | None:
+        """The token that fills up short rows; the mask comes after it."""
+        return None if self.vocabulary_size is None else self.vocabulary_size - 2
+
+    @property
     def kept_dtype(self) -> np.dtype:
         """Of the arrays that are kept."""
         if not self.is_tokens:
@@ -88,8 +93,8 @@ class Decoder:
             return self._vectors(values, offsets, where)
         if self.spec.input_kind == "tokens":
             self._check_tokens(values, offsets, where)
-        assert self.vocabulary_size is not None
-        return windows(values, offsets, self._window, self.vocabulary_size - 2, self.kept_dtype)
+        assert self.padding_token is not None
+        return windows(values, offsets, self._window, self.padding_token, self.kept_dtype)
 
     def finish(self, kept: Array, targets: Array | None, normalization: Normalization | None) -> Arrays:
         """A batch of rows as they were kept, as the signature describes them."""
@@ -98,9 +103,8 @@ class Decoder:
             return Arrays(normalize.apply(kept, normalization), targets)
         if targets is not None:
             return Arrays(kept.astype(np.int64), targets)
-        assert self.vocabulary_size is not None
         following = kept[:, 1:].astype(np.int64)
-        following[following == self.vocabulary_size - 2] = IGNORED_TARGET
+        following[following == self.padding_token] = IGNORED_TARGET
         return Arrays(kept[:, :-1].astype(np.int64), following)
 
     def _vectors(self, values: Array, offsets: NDArray[np.int64], where: Where) -> Array:
@@ -137,7 +141,8 @@ def tabular(table: pa.Table, names: Sequence[str], where: Where) -> NDArray[np.f
     """Columns [N, F] float32. Raises: DataError for NaN and infinite values."""
     rows = np.empty((table.num_rows, len(names)), np.float32)
     for index, name in enumerate(names):
-        rows[:, index] = numbers(table.column(name))
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found
+            rows[:, index] = numbers(table.column(name))
         check_finite(rows[:, index : index + 1], name, where)
     return rows
 

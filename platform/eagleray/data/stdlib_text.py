@@ -53,6 +53,8 @@ def open_stdlib_text(spec: StdlibTextData) -> Dataset:
             target_shape=(length,),
             vocabulary_size=ByteTokenizer.vocabulary_size,
             tokenizer="bytes",
+            padding_token=ByteTokenizer.padding_token,
+            mask_token=ByteTokenizer.mask_token,
         ),
         digest=digest.of_dataset(hashlib.sha256(text).hexdigest(), spec),
         train=parts["train"],

@@ -179,6 +179,8 @@ def _signature(table: Table) -> Signature:
         labels=labels,
         vocabulary_size=decoder.vocabulary_size,
         tokenizer="bytes" if spec.input_kind == "text" else None,
+        padding_token=decoder.padding_token,
+        mask_token=None if decoder.padding_token is None else decoder.padding_token + 1,
         sample_rate_hz=spec.sample_rate_hz,
     )
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from eagleray.data import hashing
 from eagleray.data.parts import Array, Arrays, Positions
 from eagleray.data.tokenizer import ByteTokenizer
-from eagleray.specs import IGNORED_TARGET
+from eagleray.errors import DataError
+from eagleray.specs import IGNORED_TARGET, Signature
 from eagleray.specs.data import Augment as AugmentSpec
 
 _SHIFT_Y, _SHIFT_X, _FLIP, _NOISE, _MASK = 11, 12, 13, 14, 15
@@ -58,12 +59,22 @@ class Masking:
         fraction: float,
         mask_token: int = ByteTokenizer.mask_token,
         ignored: int = IGNORED_TARGET,
-        padding_token: int = ByteTokenizer.padding_token,
+        padding_token: int | None = ByteTokenizer.padding_token,
     ):
         self._fraction = fraction
         self._mask_token = mask_token
         self._ignored = ignored
         self._padding_token = padding_token
+
+    @classmethod
+    def of(cls, fraction: float, signature: Signature) -> Masking:
+        """With the tokens of a dataset. Raises: DataError if it has none to mask with."""
+        if signature.mask_token is None:
+            raise DataError(
+                f"masked-token training needs tokens and a mask, and this dataset ({signature.input_kind} "
+                "input) has no mask_token in its signature; use text, or add one to the vocabulary"
+            )
+        return cls(fraction, signature.mask_token, padding_token=signature.padding_token)
 
     def __call__(self, arrays: Arrays, *, seed: int, epoch: int, positions: Positions) -> Arrays:
         """Inputs with about `fraction` of the tokens masked, targets ignored everywhere else; both [B, T].
@@ -72,7 +83,8 @@ class Masking:
         """
         tokens_BT = arrays.inputs
         values_BT = hashing.uniform(_bits_of_elements(seed, epoch, _MASK, positions, tokens_BT.shape[1]))
-        values_BT[tokens_BT == self._padding_token] = 2.0
+        if self._padding_token is not None:
+            values_BT[tokens_BT == self._padding_token] = 2.0
         lowest_B1 = values_BT.min(axis=1, keepdims=True)
         is_masked_BT = (values_BT < np.maximum(self._fraction, np.nextafter(lowest_B1, 3))) & (values_BT < 1)
         targets_BT = np.where(is_masked_BT, tokens_BT, self._ignored)

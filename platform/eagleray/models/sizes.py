@@ -22,5 +22,7 @@ def num_outputs(signature: Signature) -> int:
 
 
 def padding_token(signature: Signature) -> int | None:
-    """The token that stands for nothing, if the tokenizer has one."""
+    """The token that stands for nothing, if the dataset or its tokenizer has one."""
+    if signature.padding_token is not None:
+        return signature.padding_token
     return BYTE_PADDING if signature.tokenizer == "bytes" else None

@@ -43,6 +43,10 @@ class Signature(Spec):
     """Of text and tokens, special tokens included."""
     tokenizer: Literal["bytes"] | None = None
     """`bytes`: UTF-8 bytes 0..255, then 256 = padding, 257 = mask."""
+    padding_token: int | None = Field(default=None, ge=0)
+    """The token that fills up short rows, if there is one."""
+    mask_token: int | None = Field(default=None, ge=0)
+    """The token that masked-token training hides others behind, if there is one."""
     sample_rate_hz: int | None = Field(default=None, gt=0)
     normalization: Normalization | None = None
 

@@ -7,6 +7,7 @@ take it at the same step.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from eagleray.training.parts import Parts
 from eagleray.training.progress import Progress
 from eagleray.training.telemetry import Sink
 
-LOG_EVERY_STEPS = 10
+LOG_EVERY_STEPS = 20
 
 
 def train(parts: Parts, progress: Progress, sink: Sink, commit: Callable[[Progress], None]) -> Progress:
@@ -45,7 +46,7 @@ def train(parts: Parts, progress: Progress, sink: Sink, commit: Callable[[Progre
         step = progress.step + 1
         lr = learning_rate(spec.optimizer.lr, spec.schedule, step, total_steps)
         set_learning_rate(parts.optimizer, lr)
-        torch.manual_seed(step_seed(spec.seed, step, parts.rank))
+        seed_dropout(parts, step)
         meter.add(backward(parts, shard), shard)
         clip_and_check(parts, step)
         parts.scaler.step(parts.optimizer)
@@ -68,8 +69,10 @@ def train(parts: Parts, progress: Progress, sink: Sink, commit: Callable[[Progre
     return progress
 
 
-def backward(parts: Parts, shard: Shard) -> Tensor:
-    """Add the gradient of the global batch's mean loss to every parameter; returns this rank's loss sum.
+def backward(parts: Parts, shard: Shard) -> list[Tensor]:
+    """Add the gradient of the global batch's mean loss to every parameter.
+
+    Returns this rank's loss sums, one per micro-batch, on the device: reading them would wait for it.
 
     A rank's loss is its samples' sum over the global batch size, times the world size, because DDP's hook
     returns the mean over ranks: uneven shards and micro-batches then weigh each sample alike.
@@ -79,21 +82,20 @@ def backward(parts: Parts, shard: Shard) -> Tensor:
         place_array(array, parts) for array in (shard.inputs, shard.targets, shard.weights)
     )
     scale = parts.world_size / shard.global_size
-    chunks = [chunk for chunk in torch.arange(len(inputs)).chunk(spec.training.accumulate) if len(chunk)]
-    total = torch.zeros((), dtype=torch.float64)
-    for index, chunk in enumerate(chunks):
-        is_last = index == len(chunks) - 1
-        window = slice(int(chunk[0]), int(chunk[-1]) + 1)
+    size = math.ceil(len(inputs) / spec.training.accumulate)
+    sums = []
+    for start in range(0, len(inputs), size):
+        window, is_last = slice(start, start + size), start + size >= len(inputs)
         with nullcontext() if is_last else parts.model.no_sync():
             with device.autocast(parts.place, spec.training.precision):
                 losses = parts.per_sample_loss(parts.model(inputs[window]), targets[window])
-            loss_sum = (losses * weights[window].to(losses.dtype)).sum()
+            loss_sum = torch.dot(losses, weights[window].to(losses.dtype))
             objective = loss_sum * scale
             if is_last and spec.optimizer.l1 > 0:
                 objective = objective + spec.optimizer.l1 * l1_norm(parts)
             parts.scaler.scale(objective).backward()
-        total += loss_sum.detach().cpu()
-    return total
+        sums.append(loss_sum.detach())
+    return sums
 
 
 def clip_and_check(parts: Parts, step: int) -> None:
@@ -164,9 +166,12 @@ def place_array(array, parts: Parts) -> Tensor:
     return tensor.to(parts.place.device, dtype, non_blocking=True)
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of a rank's own randomness in a step (dropout): a pure function, so that nothing is saved."""
-    return (seed * 1_000_003 + step * 8_191 + rank) % 2**63
+def seed_dropout(parts: Parts, step: int) -> None:
+    """Seed this rank's own randomness in a step: a pure function of (seed, step, rank), so nothing is saved."""
+    seed = (parts.spec.seed * 1_000_003 + step * 8_191 + parts.rank) % 2**63
+    torch.default_generator.manual_seed(seed)
+    if parts.place.device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class Meter:
@@ -179,13 +184,13 @@ class Meter:
     def _reset(self) -> None:
         self._since = time.perf_counter()
         self._num_steps = 0
-        self._loss_sum = torch.zeros((), dtype=torch.float64)
+        self._loss_sums: list[Tensor] = []
         self._num_samples = 0
         self._stats = self._parts.hook.stats()
 
-    def add(self, loss_sum: Tensor, shard: Shard) -> None:
-        """Count one step: this rank's loss sum, and the global batch."""
-        self._loss_sum += loss_sum
+    def add(self, loss_sums: list[Tensor], shard: Shard) -> None:
+        """Count one step: this rank's loss sums, and the global batch."""
+        self._loss_sums += loss_sums
         self._num_samples += shard.global_size
         self._num_steps += 1
 
@@ -194,7 +199,7 @@ class Meter:
         stats = self._parts.hook.stats()
         sums = self._parts.agreement.sum(
             {
-                "loss": float(self._loss_sum),
+                "loss": float(torch.stack(self._loss_sums).double().sum()),
                 "sent_bytes": stats.sent_bytes - self._stats.sent_bytes,
                 "uncompressed_bytes": stats.uncompressed_bytes - self._stats.uncompressed_bytes,
             }

@@ -1,7 +1,7 @@
 """A run's state to and from a checkpoint: weights, optimizer, data cursor, compression, gradient scaler.
 
 No random state is saved: the order of samples, augmentation and dropout are pure functions of the seed and
-the position (`data`'s order, `loop.step_seed`).
+the position (`data`'s order, `loop.seed_dropout`).
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def test_tokens_are_padded_with_a_token_of_their_own(tmp_path, no_split, suffix)
     signature, inputs, targets = opened(
         path, no_split, input_kind="tokens", features=["t"], sequence_length=3, vocabulary_size=10
     )
-    assert signature.vocabulary_size == 12  # 10 is the padding, 11 the mask
+    assert (signature.vocabulary_size, signature.padding_token, signature.mask_token) == (12, 10, 11)
     assert inputs.tolist() == [[1, 2, 3], [9, 10, 10], [0, 0, 10]]
     i = IGNORED_TARGET
     assert targets.tolist() == [[2, 3, 4], [i, i, i], [0, i, i]]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from eagleray.data import Arrays, Augment, ByteTokenizer, Masking
-from eagleray.specs import IGNORED_TARGET
+from eagleray.errors import DataError
+from eagleray.specs import IGNORED_TARGET, Signature
 from eagleray.specs.data import Augment as AugmentSpec
 
 IMAGES = np.arange(6 * 2 * 5 * 4, dtype=np.float32).reshape(6, 2, 5, 4)
@@ -88,6 +89,16 @@ def test_one_token_at_least_is_masked_and_padding_never():
     assert (is_masked[:40].sum(axis=1) == 1).all()
     assert not is_masked[:, 3:].any()
     assert not is_masked[40:].any()
+
+
+def test_masking_takes_its_tokens_from_the_signature():
+    tokens = {"input_kind": "tokens", "input_shape": (4,), "target_kind": "tokens", "vocabulary_size": 12}
+    masking = Masking.of(0.5, Signature(**tokens, padding_token=10, mask_token=11))
+    result = run(masking, np.array([[1, 2, 3, 10]]), [0])
+    assert set(result.inputs[0]) <= {1, 2, 3, 10, 11}
+    assert result.inputs[0, 3] == 10
+    with pytest.raises(DataError, match="no mask_token in its signature"):
+        Masking.of(0.5, Signature(**tokens))
 
 
 @pytest.mark.parametrize("text", ["def f():\n    return 1", "", "naïve ☃ 漢字"])
