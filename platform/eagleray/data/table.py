@@ -21,7 +21,7 @@ from eagleray.specs import Signature
 from eagleray.specs.data import TableData
 
 _MIB = 1 << 20
-_LINE_BLOCK_FRACTION, _MIN_LINE_BLOCK, _MAX_LINE_BLOCK = 1 / 64, 4 << 10, 4 << 20
+_LINE_BLOCK_FRACTION, _MIN_LINE_BLOCK, _MAX_LINE_BLOCK = 1 / 32, 4 << 10, 4 << 20
 _SAMPLED_BYTES, _NUM_SAMPLED = 64 << 10, 16
 
 # How the memory budget is spent. In memory: the table and its split copies. In storage: a window of the

@@ -131,7 +131,7 @@ def test_the_order_mixes_blocks(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow", "csv", "jsonl"])
 def test_memory_stays_within_the_budget(tmp_path, suffix):
-    budget_mib, num_rows = 1, 16_000  # 0.7 MB decoded, 3 MB as lines
+    budget_mib, num_rows = 1, 14_000  # 0.6 MB decoded, 2.6 MB as lines
     path = write(wide(num_rows), tmp_path / f"t.{suffix}", rows_per_block=1000)
     usual = pa.default_memory_pool()
     pool = pa.proxy_memory_pool(usual)
