@@ -32,7 +32,7 @@ class Transformer(nn.Module):
         )
         self.norm = nn.LayerNorm(spec.width)
         self.head = nn.Linear(spec.width, num_outputs(signature))
-        initialise(self, self.blocks)
+        initialise(self, self.blocks, spec.width)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits or values [B, N]; for token targets logits [B, T, vocabulary]."""

@@ -53,7 +53,7 @@ def _add(sums: dict[str, float], parts: Parts, shard: data.Shard) -> None:
 def _fixed_masks(parts: Parts) -> data.Transform | None:
     """Masked-token models are judged on masks too (always the same ones); nothing is augmented."""
     if parts.spec.loss.kind == "masked_token":
-        return data.Masking(parts.spec.loss.mask_fraction)
+        return data.Masking.of(parts.spec.loss.mask_fraction, parts.dataset.signature)
     return None
 
 

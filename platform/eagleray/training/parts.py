@@ -95,7 +95,7 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
 
 def _transform(spec: TrainSpec, dataset: data.Dataset) -> data.Transform | None:
     if spec.loss.kind == "masked_token":
-        return data.Masking(spec.loss.mask_fraction)
+        return data.Masking.of(spec.loss.mask_fraction, dataset.signature)
     if spec.data.augment is not None:
         return data.Augment(spec.data.augment)
     return None

@@ -88,6 +88,7 @@ def run(attempt: Attempt, *, rank: int, sink: Sink, report_pointer) -> dict[str,
     if shared_batch_norm(parts):
         say("BatchNorm on the CPU: statistics stay per rank between commits, where they are averaged")
     try:
+        parts.agreement.same("the dataset's digest", parts.dataset.digest)
         progress = state.restore(parts, store, say)
         parts.agreement.same("the step to go on from", progress.step)
         sink.put("phase", name="training", step=progress.step, world_size=parts.world_size)

@@ -167,12 +167,12 @@ def test_no_step_sees_the_tokens_after_it(kind):
     assert not torch.allclose(after[:, 6:], before[:, 6:])
 
 
-def test_a_gpt_starts_near_the_uniform_guess_and_has_one_embedding():
+def test_a_gpt_starts_within_a_nat_of_the_uniform_guess_and_has_one_embedding():
     signature = signature_of("tokens", "tokens")
     model = model_of("gpt", signature, width=64, num_layers=4)
     tokens, following = torch.randint(256, (2, 16, STEPS))
     loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
-    assert loss.item() == pytest.approx(math.log(VOCABULARY), abs=0.15)
+    assert loss.item() == pytest.approx(math.log(VOCABULARY), abs=1.0)
     assert [key for key, value in model.state_dict().items() if value.shape == (VOCABULARY, 64)] == [
         "tokens.weight"
     ]

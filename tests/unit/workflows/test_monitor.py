@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 
 import pytest
-from unit.workflows.test_report import at, phase, step, workers
 
 from eagleray.errors import PeerLost, TrainingError
 from eagleray.metrics import NullEmitter
 from eagleray.packaging import Folder
 from eagleray.workflows.monitor import RunMonitor, clock, read_history
 from eagleray.workflows.report import Account
+from unit.workflows.test_report import at, phase, step, workers
 
 
 @dataclass

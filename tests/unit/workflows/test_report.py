@@ -74,7 +74,9 @@ def test_sums_and_the_compression_ratio():
     assert account.compression_ratio == 1.0
     for record in (step(10, 1.0), step(20, 2.0), {"kind": "commit", "time": 2.0, "step": 20, "seconds": 0.5}):
         account.take(record)
-    account.take({"kind": "evaluation", "time": 2.0, "step": 20, "part": "validation", "validation_loss": 0.3})
+    account.take(
+        {"kind": "evaluation", "time": 2.0, "step": 20, "part": "validation", "validation_loss": 0.3}
+    )
     found = account.to_json()
     assert (found["samples"], found["sent_bytes"], found["compression_ratio"]) == (1280, 200.0, 2.0)
     assert (found["num_commits"], found["commit_seconds"], found["first_loss"]) == (1, 0.5, 0.1)
