@@ -168,8 +168,8 @@ def submit(spec: str, environment: dict[str, str], watch: Callable[[str], None] 
     run_folder = None
     assert process.stdout is not None
     with ending(process):
-        for line in process.stdout:
-            line = line.rstrip()
+        for raw in process.stdout:
+            line = raw.rstrip()
             if line and not RAY_CHATTER.match(line):
                 console.print(f"   {line}", markup=False)
             if match := re.search(r"files in (\S+)", line):
@@ -301,10 +301,9 @@ def wait_for_no_nodes(tally: Tally) -> None:
         if int(waited) % 10 == 0:
             console.print(f"   {len(nodes)} idle nodes after {waited:.0f} s")
         time.sleep(1)
-    console.print(
-        f"   no worker node left after {time.monotonic() - began:.0f} s ({len(tally.nodes_seen)} were started)"
-    )
-    tally.add("idle nodes gone after", f"{time.monotonic() - began:.0f} s")
+    seconds = f"{time.monotonic() - began:.0f} s"
+    console.print(f"   no worker node left after {seconds}; {len(tally.nodes_seen)} were started in all")
+    tally.add("idle nodes gone after", seconds)
 
 
 def left_up() -> None:

@@ -1,4 +1,4 @@
-"""Runs a function on N ranks: processes forked from one that has imported torch already, so a world is cheap."""
+"""Runs a function on N ranks: processes forked from one that has imported torch already, so it is cheap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = mp.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch._dynamo", "eagleray.training.worker_imports"])
+_CONTEXT.set_forkserver_preload(["eagleray.training.worker_imports"])
 
 
 def run_world(

@@ -167,7 +167,7 @@ def place_array(array, parts: Parts) -> Tensor:
 
 
 def seed_dropout(parts: Parts, step: int) -> None:
-    """Seed this rank's own randomness in a step: a pure function of (seed, step, rank), so nothing is saved."""
+    """Seed this rank's own randomness in a step by (seed, step, rank), so that none of it need be saved."""
     seed = (parts.spec.seed * 1_000_003 + step * 8_191 + parts.rank) % 2**63
     torch.default_generator.manual_seed(seed)
     if parts.place.device.type == "cuda":

@@ -69,7 +69,7 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         module.load_state_dict(load_weights(spec.training.init_from))
     if place.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    # DDP itself talks on the default group (start, unused parameters): the hook's group is the engine's alone.
+    # DDP itself talks on the default group (start, unused parameters); the hook's is the engine's alone.
     model = DistributedDataParallel(
         module,
         forward_sync_buffers=False,  # averaged at each commit instead: no message per forward

@@ -7,7 +7,9 @@ import of ray.train to create one.
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,14 +19,19 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+WORKER_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # a user's print would come out twice
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+}
+
 
 class WorkerActor:
     """Ray Train's `RayTrainWorker`, with everything that a rank imports imported at construction."""
 
     def __init__(self) -> None:
+        os.environ.update(WORKER_SETTINGS)  # read when ray.train is imported
+        importlib.import_module("eagleray.training.worker_imports")
         from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
-
-        import eagleray.training.worker_imports  # noqa: F401
 
         self._worker = RayTrainWorker()
 
@@ -63,10 +70,10 @@ class WorkerActor:
 
 
 def _quiet() -> None:
-    """Keep two of Ray Train's loggers out of the job's log (both are named in no hierarchy that could be set).
+    """Keep two of Ray Train's loggers out of the job's log; they are in no hierarchy that could be set.
 
     One says a line per rank and checkpoint; the other a traceback for each error, which our driver says in
-    one line, or shows by itself where it is not ours.
+    one line, or shows by itself where the error is not ours.
     """
     from ray.train.v2._internal import util
     from ray.train.v2._internal.execution import context

@@ -15,12 +15,22 @@ def test_this_is_the_ray_that_the_room_was_written_for():
 @pytest.mark.parametrize(
     ("ours", "overridden"),
     [
-        (trainer_ray260.SeatedWorkerGroup, ("_create_placement_group", "_create_workers", "_init_train_context_on_workers")),
+        (
+            trainer_ray260.SeatedWorkerGroup,
+            ("_create_placement_group", "_create_workers", "_init_train_context_on_workers"),
+        ),
         (trainer_ray260.RetryPolicy, ("make_decision", "_log_decision")),
         (trainer_ray260.Trainer, ("_initialize_and_run_controller",)),
-        (trainer_ray260.Watch, ("after_worker_group_start", "after_worker_group_poll_status", "before_worker_group_shutdown")),
+        (
+            trainer_ray260.Watch,
+            (
+                "after_worker_group_start",
+                "after_worker_group_poll_status",
+                "before_worker_group_shutdown",
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_overridden_exists_with_the_same_parameters(ours, overridden):
     base = ours.__mro__[1]
     for name in overridden:
