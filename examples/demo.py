@@ -255,8 +255,9 @@ def jobs_listed(environment: dict[str, str]) -> None:
     listed = subprocess.run(
         [BIN / "ray", "job", "list"], env=environment, capture_output=True, text=True, check=False
     ).stdout
-    require(listed.count("SUCCEEDED") >= 2, f"`ray job list` does not show two succeeded jobs:\n{listed}")
-    console.print(f"   $ ray job list: {listed.count('SUCCEEDED')} jobs succeeded", style="green")
+    num_succeeded = len(re.findall(r"status=<JobStatus\.SUCCEEDED", listed))
+    require(num_succeeded == 2, f"`ray job list` does not show two succeeded jobs:\n{listed}")
+    console.print("   $ ray job list: 2 jobs succeeded", style="green")
 
 
 def status() -> dict[str, Any]:

@@ -136,6 +136,11 @@ class Reservation:
         assert self.placed_at is not None
         return self.placed_at
 
+    def take_actors(self) -> list[Any]:
+        """The workers made ahead of time, at the first call; new ones on the same seats afterwards."""
+        actors, self.actors = self.actors, []
+        return actors or create_actors(self.group, self.bundle, self.count)
+
     def release(self) -> None:
         """Give the resources back."""
         self._is_released = True

@@ -25,7 +25,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from eagleray.errors import EaglerayError, PeerLost
 from eagleray.training.observer import Observer, WorkerInfo
-from eagleray.training.reservation_ray260 import Reservation, create_actors
+from eagleray.training.reservation_ray260 import Reservation
 from eagleray.training.telemetry import drain
 
 SETTINGS = {
@@ -42,15 +42,25 @@ UNUSED_CALLBACKS = (
 """Each would start an actor: a process, and 2 s of CPU for its imports, while the workers start."""
 
 
-class SeatedWorkerGroup(WorkerGroup):
-    """A worker group that first takes the seats of a reservation, and makes its own when started again."""
+class Seats(DefaultPlacementGroupHandle):
+    """The run's placement group: it outlives a worker group, and ends with the run's reservation.
 
-    reservation: Reservation | None = None
+    A new group for each start would be asked for while the old one's resources are still held: the
+    autoscaler then starts nodes that nobody needs, and the run waits for them. Ray itself moves the bundles
+    of a node that died.
+    """
+
+    def shutdown(self) -> None:
+        """Nothing: `Reservation.release` does it."""
+
+
+class SeatedWorkerGroup(WorkerGroup):
+    """A worker group on the seats of a reservation, whose actors it takes over at its first start."""
+
+    reservation: Reservation
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
-        if SeatedWorkerGroup.reservation is not None:
-            return DefaultPlacementGroupHandle(SeatedWorkerGroup.reservation.group)
-        return super()._create_placement_group(scaling_config, worker_group_context)
+        return Seats(self.reservation.group)
 
     def _create_workers(
         self,
@@ -62,12 +72,7 @@ class SeatedWorkerGroup(WorkerGroup):
         world_size: int | None = None,
         replica_group_size: int | None = None,
     ) -> list[Worker]:
-        reservation, SeatedWorkerGroup.reservation = SeatedWorkerGroup.reservation, None
-        actors = (
-            reservation.actors
-            if reservation is not None
-            else create_actors(placement_group, resources_per_worker, num_workers)
-        )
+        actors = self.reservation.take_actors()
         metadata = ray.get([actor.get_metadata.remote() for actor in actors])
         workers = [
             Worker(actor, meta, resources_per_worker, placement_group_bundle_index=index)
