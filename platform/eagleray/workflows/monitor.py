@@ -15,7 +15,7 @@ from eagleray.training.observer import WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.workflows.report import Account
 
-LINE_EVERY_S = 2.0
+LINE_EVERY_S = 1.0
 SEGMENT_EVERY_S = 10.0
 
 

@@ -1,10 +1,13 @@
 """Tables in memory: every format, input kind and target kind."""
 
+import contextlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from eagleray.data import open_dataset
+from eagleray.errors import DataError
 from eagleray.specs import IGNORED_TARGET
 from unit.data.conftest import flowers, make_spec, write
 
@@ -251,9 +254,14 @@ def test_booleans_and_integers_of_any_width_are_numbers(tmp_path, no_split):
 
 
 def test_metadata_of_extension_types_is_never_evaluated(tmp_path, no_split):
-    """CVE-2026-41486 was a pickle in a Parquet schema; here it is bytes that nobody looks at."""
+    """CVE-2026-41486 was a pickle in a Parquet schema; here it is bytes that nobody looks at.
+
+    Where `ray.data` was imported (in every worker) its types are known to pyarrow: it may refuse the file.
+    """
     import os
     import pickle
+
+    import ray.data  # noqa: F401 - registers its types
 
     class Attack:
         def __reduce__(self):
@@ -267,6 +275,7 @@ def test_metadata_of_extension_types_is_never_evaluated(tmp_path, no_split):
             [pa.array([1.0, 2.0]), pa.array(["a", "b"])], schema=pa.schema([field, ("y", pa.string())])
         )
         for suffix in ("parquet", "arrow"):
-            _, inputs, _ = opened(write(table, tmp_path / f"t.{suffix}"), no_split, target="y")
-            assert inputs.tolist() == [[1], [2]]
+            with contextlib.suppress(DataError):
+                _, inputs, _ = opened(write(table, tmp_path / f"t.{suffix}"), no_split, target="y")
+                assert inputs.tolist() == [[1], [2]]
     assert not (tmp_path / "evaluated").exists()
