@@ -84,20 +84,51 @@ def test_rays_own_commands_work_after_env(cluster, cluster_env):
     assert any(entry["is_head_node"] for entry in json.loads(listed))
 
 
-def test_everything_listens_on_loopback_only(cluster):
-    owned = {process.pid for process in processes.belonging(cluster.marker)}
-    listeners = _listeners(owned)
+def test_every_listener_is_on_loopback_and_in_the_table_of_docs_security(cluster):
+    table = re.findall(r"^\| `([a-z_ ]+)`", SECURITY.read_text(), re.MULTILINE)
+    assert set(table) == {*cluster.ports, *KINDS, DRIVER}, "docs/security.md and the cluster's ports differ"
+    listeners = _listeners({process.pid for process in processes.belonging(cluster.marker)})
     assert len(listeners) >= len(cluster.ports)
-    beyond = {address for address in listeners if not state.is_loopback(address[0])}
+    without_row, beyond, seen = [], [], set()
+    for pid, host, port in listeners:
+        name, command = _row(cluster, pid, port)
+        seen.add(name)
+        if name not in table:
+            without_row.append(f"{host}:{port} of {command}")
+        if not state.is_loopback(host):
+            beyond.append(f"{host}:{port} ({name}) of {command}")
+    assert not without_row, "no row in docs/security.md for " + "; ".join(without_row)
     assert not beyond
-    assert {cluster.ports[name] for name in ("gcs", "dashboard", "agent_http")} <= {
-        port for _, port in listeners
-    }
+    assert set(cluster.ports) <= seen
 
 
-def _listeners(pids: set[int]) -> set[tuple[str, int]]:
-    """(address, port) of every TCP socket in state LISTEN that one of these processes holds."""
-    inodes = set()
+SECURITY = Path(__file__).parents[2] / "docs/security.md"
+KINDS = {
+    "node raylet": r"\S*/raylet ",
+    "node agent": r"ray::DashboardAgent|\S*python\S* .*/dashboard/agent\.py ",
+    "node runtime env agent": r"ray::RuntimeEnvAgent|\S*python\S* .*/runtime_env/agent/main\.py ",
+    "worker": r"ray::|\S*python\S* .*/workers/default_worker\.py ",
+}
+"""Rows of the table for processes whose ports Ray picks; what their command lines start with."""
+DRIVER = "driver"
+
+
+def _row(cluster: state.ClusterState, pid: int, port: int) -> tuple[str | None, str]:
+    """The row that a listener belongs to, by its fixed port or by its process; and the process in words."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        command = (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+        is_driver = b"RAY_JOB_CONFIG_JSON_ENV_VAR=" in (folder / "environ").read_bytes()
+    except OSError:
+        command, is_driver = "(ended)", False
+    fixed = next((name for name, number in cluster.ports.items() if number == port), None)
+    kind = next((name for name, start in KINDS.items() if re.match(start, command)), None)
+    return fixed or kind or (DRIVER if is_driver else None), f"process {pid}: {command[:120]}"
+
+
+def _listeners(pids: set[int]) -> set[tuple[int, str, int]]:
+    """(pid, address, port) of every TCP socket in state LISTEN that one of these processes holds."""
+    owners = {}
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").glob("*"):
             try:
@@ -105,13 +136,12 @@ def _listeners(pids: set[int]) -> set[tuple[str, int]]:
             except OSError:
                 continue
             if found:
-                inodes.add(found[1])
+                owners[found[1]] = pid
     return {
-        address
+        (owners[fields[9]], *_address(fields[1]))
         for table in ("/proc/net/tcp", "/proc/net/tcp6")
         for line in Path(table).read_text().splitlines()[1:]
-        if (fields := line.split())[3] == "0A" and fields[9] in inodes
-        for address in [_address(fields[1])]
+        if (fields := line.split())[3] == "0A" and fields[9] in owners
     }
 
 

@@ -107,7 +107,7 @@ class Reservation:
         self.group = placement_group(
             [self.bundle] * count,
             strategy="SPREAD",
-            bundle_label_selector=[dict(label_selector)] * count if label_selector else [],
+            bundle_label_selector=[dict(label_selector)] * count if label_selector else None,
         )
         self.actors: list[Any] = []
         self.placed_at: float | None = None

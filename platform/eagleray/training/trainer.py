@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from eagleray.errors import EaglerayError, TrainingError
+from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec
 from eagleray.training.observer import Observer
 from eagleray.training.reservation_ray260 import Reservation
@@ -48,6 +49,8 @@ def fit(
     from eagleray.training.worker import train_worker
 
     parent, _, run_id = run_url.rstrip("/").rpartition("/")
+    # Ray's own list of an earlier driver's checkpoints, some of them pruned since: ours is the one truth.
+    Folder(run_url).remove("checkpoint_manager_snapshot.json")
     trainer = trainer_ray260.Trainer(
         train_worker,
         train_loop_config={"spec": spec.model_dump(mode="json"), "run_url": run_url},
