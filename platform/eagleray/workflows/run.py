@@ -126,6 +126,7 @@ def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None])
     from eagleray.training.trainer import bundle
 
     ray.init(logging_level=logging.WARNING)
+    _stop_on_sigterm()  # again: Ray's own handler would end the process without a report
     account.marks["submitted_at"] = job_ray260.submitted_at() or account.marks["submitted_at"]
     scaling = run.spec.scaling
     resources = bundle(run.spec)
