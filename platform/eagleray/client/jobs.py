@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60.0
 """So long the head may be away (it restarts within seconds) while a job is followed."""
+QUIET_S = 10.0
+"""After so long without a word of its log, a job that is followed is asked whether it still runs."""
 _POLL_S = 0.5
 _FINISHED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
@@ -177,23 +179,33 @@ class JobClient:
 
     def _tail(self, job_id: str) -> Iterator[str]:
         """The log from its start, until the stream ends. Raises: NoAnswerError where it breaks."""
-        from websockets.exceptions import WebSocketException
+        from websockets.exceptions import ConnectionClosedOK, WebSocketException
         from websockets.sync.client import connect
 
         url = f"ws{self.address.removeprefix('http')}{_path(job_id)}/logs/tail"
         try:
             # Without compression: Ray 2.60's dashboard passes the offer on to the process behind it, and then
-            # every frame is lost; the stream ends as if the log were empty.
+            # every frame is lost; the stream ends as if the log were empty. And it never reads, so that a ping
+            # finds no answer and a job that prints nothing for 40 s would look lost: the job itself is asked.
             with connect(
                 url,
                 additional_headers=self._headers,
                 compression=None,
                 max_size=None,
                 close_timeout=1,
+                ping_interval=None,
                 proxy=self._proxy,
             ) as socket:
-                for message in socket:
+                while True:
+                    try:
+                        message = socket.recv(timeout=QUIET_S)
+                    except TimeoutError:
+                        if self.status(job_id).is_finished:
+                            return
+                        continue
                     yield message if isinstance(message, str) else message.decode()
+        except ConnectionClosedOK:
+            return
         except (OSError, WebSocketException) as error:
             raise NoAnswerError(f"the log of job {job_id} broke off: {error}") from None
 

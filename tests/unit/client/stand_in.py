@@ -27,6 +27,8 @@ class Ray:
     """While there is an entry, a connection to the tail breaks after so many characters."""
     agentless: int = 0
     """So many submissions are answered as by a cluster whose agent is not up yet."""
+    hangs: bool = False
+    """Whether a tail stays open, and silent, when it has told all, though its job has ended."""
     num_tails: int = 0
 
     def add(
@@ -134,6 +136,8 @@ def _app(ray: Ray) -> web.Application:
             request.transport.close()
         else:
             entry["status"] = entry.pop("ends_as", entry["status"])
+        while ray.hangs:
+            await asyncio.sleep(0.01)
         return socket
 
     app = web.Application(middlewares=[authenticate], client_max_size=2**28)

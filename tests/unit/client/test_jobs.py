@@ -109,6 +109,16 @@ def test_following_gives_the_whole_log_once(ray: Ray, client: JobClient, breaks:
     assert client.status("j").status == "SUCCEEDED"
 
 
+def test_following_ends_where_the_tail_goes_silent(
+    ray: Ray, client: JobClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "QUIET_S", 0.05)
+    ray.add("j", "RUNNING", LOG, ends_as="SUCCEEDED")
+    ray.hangs = True
+    assert "".join(client.follow("j")) == LOG
+    ray.hangs = False
+
+
 def test_following_a_finished_job_or_one_that_is_not_there(ray: Ray, client: JobClient) -> None:
     ray.add("j", "FAILED", LOG)
     assert "".join(client.follow("j")) == LOG
