@@ -116,10 +116,11 @@ def down(name: str | None) -> None:
 @_json
 def status(name: str | None, as_json: bool) -> None:
     """Show what runs: head, nodes, addresses."""
+    from eagleray.workflows.status import as_json as to_json
     from eagleray.workflows.status import as_text, status
 
     found = status(name or DEFAULT_CLUSTER)
-    click.echo(_as_json(found) if as_json else as_text(found))
+    click.echo(to_json(found) if as_json else as_text(found))
 
 
 @cli.command()
