@@ -19,7 +19,7 @@ from pathlib import Path
 from eagleray.cluster import settings
 from eagleray.cluster.files import read_json
 from eagleray.cluster.processes import Process
-from eagleray.errors import ClusterNotRunning, InputError
+from eagleray.errors import AuthError, ClusterNotRunning, InputError
 
 DEFAULT_NAME = "local"
 LOOPBACK = "127.0.0.1"
@@ -54,8 +54,14 @@ class ClusterState:
 
     @property
     def token(self) -> str:
-        """Ray's authentication token."""
-        return self.token_path.read_text().strip()
+        """Ray's authentication token. Raises: AuthError where its file is gone or cannot be read."""
+        try:
+            return self.token_path.read_text().strip()
+        except OSError as error:
+            raise AuthError(
+                f"the token of cluster {self.name!r} cannot be read: {self.token_path}: {error.strerror}; put "
+                f"it back, or start the cluster anew: `eagleray down --name {self.name}`, then `eagleray up`"
+            ) from None
 
     @property
     def nodes_dir(self) -> Path:

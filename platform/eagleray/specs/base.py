@@ -109,7 +109,11 @@ def validate(
 def _lines(
     spec_type: type[Spec], table: Mapping[str, Any], error: ValidationError, name: str
 ) -> Iterator[str]:
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    for problem in problems:
+        if problem["type"] == "too_short" and problem["loc"] in inner:
+            continue  # a list whose entries are wrong is not too short as well
         location = _dotted(problem["loc"], table)
         where = f"{name}: {location}" if location else name
         yield f"{where}: {_sentence(spec_type, problem, location)}"
