@@ -6,6 +6,7 @@ Subclasses of Ray 2.60's internals; `tests/unit/training/test_ray260.py` fails l
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import Any
 
@@ -16,8 +17,10 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller import controller as controller_module
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 from ray.train.v2._internal.execution.worker_group.worker import Worker
@@ -213,6 +216,11 @@ def _info(worker: Worker) -> WorkerInfo:
     )
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Whether Ray's controller may log `record`: not where the storage refused: the run says it."""
+    return not (record.exc_info and isinstance(record.exc_info[1], OSError))
+
+
 class Trainer(TorchTrainer):
     """A TorchTrainer whose controller runs in this process: no actor of its own to start and import for."""
 
@@ -229,6 +237,9 @@ class Trainer(TorchTrainer):
         ]
         controller["callbacks"] = [*callbacks, Watch(self._observer, self._first_attempt)]
         controller["failure_policy"] = RetryPolicy(self.run_config.failure_config, self._observer)
+        # A request for nodes that are reserved already, late on a busy machine: a warning with a traceback.
+        autoscaling_coordinator_client.logger.setLevel(logging.ERROR)
+        controller_module.logger.addFilter(_without_traceback)
         running = Controller(**controller)
         try:
             asyncio.run(running.run())

@@ -7,6 +7,7 @@ and the workers do their part meanwhile.
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 import os
 import secrets
@@ -26,6 +27,7 @@ from eagleray.specs import TrainSpec
 from eagleray.workflows.report import PHASES, Account
 
 EXPERIMENT = "eagleray"
+_STORAGE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class Stopped(BaseException):
@@ -272,6 +274,18 @@ def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:
         if run is not None and error.exit_code == 1:
             _say(f"go on with it: eagleray resume {run.run_id}")
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _STORAGE_TROUBLE:
+            raise
+        print(
+            f"error: the run's files cannot be written to {settings.storage_url()}: "
+            f"{os.strerror(error.errno)}; make room there, or give the right to write",
+            file=sys.stderr,
+            flush=True,
+        )
+        if run is not None:
+            _say(f"then go on with it: eagleray resume {run.run_id}")
+        return 1
     except (Stopped, KeyboardInterrupt):
         _say(f"stopped; go on with it: eagleray resume {run.run_id}" if run else "stopped")
         return 1
