@@ -185,8 +185,8 @@ class JobClient:
         url = f"ws{self.address.removeprefix('http')}{_path(job_id)}/logs/tail"
         try:
             # Without compression: Ray 2.60's dashboard passes the offer on to the process behind it, and then
-            # every frame is lost; the stream ends as if the log were empty. And it never reads, so that a ping
-            # finds no answer and a job that prints nothing for 40 s would look lost: the job itself is asked.
+            # every frame is lost; the stream ends as if the log were empty. It never reads: a ping finds no
+            # answer, and a job that prints nothing for 40 s would look lost; so the job itself is asked.
             with connect(
                 url,
                 additional_headers=self._headers,

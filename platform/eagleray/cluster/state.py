@@ -59,8 +59,8 @@ class ClusterState:
             return self.token_path.read_text().strip()
         except OSError as error:
             raise AuthError(
-                f"the token of cluster {self.name!r} cannot be read: {self.token_path}: {error.strerror}; put "
-                f"it back, or start the cluster anew: `eagleray down --name {self.name}`, then `eagleray up`"
+                f"the token of cluster {self.name!r} cannot be read: {self.token_path}: {error.strerror}; "
+                f"put it back, or start the cluster anew: `eagleray down --name {self.name}`, then `eagleray up`"
             ) from None
 
     @property
