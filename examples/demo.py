@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 CLUSTER = os.environ.get("EAGLERAY_DEMO_CLUSTER", "demo")
 IDLE_GRACE_S = 60.0
+ENDING_S = 30.0
 RAY_CHATTER = re.compile(r"\d{4}-\d\d-\d\d .*\b(INFO|WARNING|SUCC)\b|Running entrypoint for job")
 """What `ray job submit` says about packaging and itself; the lines of the job are the others."""
 console = Console(highlight=False, soft_wrap=True)
@@ -115,10 +116,11 @@ def eagleray(*arguments: str, check: bool = True, quiet: bool = False) -> str:
     )
     assert process.stdout is not None
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if not quiet:
-            console.print(f"   {line.rstrip()}", markup=False)
+    with ending(process):
+        for line in process.stdout:
+            lines.append(line)
+            if not quiet:
+                console.print(f"   {line.rstrip()}", markup=False)
     if process.wait() != 0 and check:
         raise DemoError(f"`eagleray {' '.join(arguments)}` ended with exit code {process.returncode}")
     return "".join(lines)
@@ -183,12 +185,16 @@ def submit(spec: str, environment: dict[str, str], watch: Callable[[str], None] 
 
 @contextmanager
 def ending(process: subprocess.Popen[str]) -> Iterator[None]:
-    """End the process when the block is left early."""
+    """End the process as Ctrl-C does when the block is left early: `eagleray up` takes back what it began."""
     try:
         yield
-    finally:
-        if process.poll() is None and sys.exc_info()[0] is not None:
-            process.terminate()
+    except BaseException:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(ENDING_S)
+        process.kill()
+        raise
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -319,12 +325,12 @@ def left_up() -> None:
 def take_down(tally: Tally) -> int:
     """End the cluster and look that nothing is left; returns an exit code."""
     from eagleray.cluster import processes, state
-    from eagleray.errors import ClusterNotRunning
 
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # an impatient second Ctrl-C would leave half of it
     step(6, "Everything that was started is stopped")
-    try:
-        found = state.find(CLUSTER)
-    except ClusterNotRunning:
+    found = state.read(CLUSTER)
+    if found is None:
         return 0
     began = time.monotonic()
     eagleray("down", "--name", CLUSTER, check=False)

@@ -83,8 +83,9 @@ def _start(name: str, spec: LocalSpec, types: list[NodeCapacity], say: Say) -> C
     except BaseException:
         mine = state.read(name)
         if mine and mine.starter == processes.this_process("up"):
-            say(f"stopping what was started for cluster {name!r}")
-            _remove(mine)
+            with processes.undisturbed():
+                say(f"stopping what was started for cluster {name!r}")
+                _remove(mine)
         raise
 
 

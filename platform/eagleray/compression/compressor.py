@@ -15,7 +15,7 @@ class Compressor(Protocol):
 
     name: str
     is_encoded: bool
-    """False: the gradient travels as it is, in its own dtype and buffer; the methods below are not called."""
+    """False: the gradient travels in its own dtype, where the exchange allows in its own buffer."""
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -100,7 +100,7 @@ class Engine:
     def _encode_exchange_decode(self, job: Job) -> None:
         started = time.perf_counter()
         exchange = self._exchange_of(job)
-        if self._compressor.is_encoded:
+        if exchange.payload.data_ptr() != job.gradient.data_ptr():
             self._compressor.encode(job.gradient, exchange.payload)
         encoded = time.perf_counter()
         try:
