@@ -60,7 +60,7 @@ class ClusterState:
         except OSError as error:
             raise AuthError(
                 f"the token of cluster {self.name!r} cannot be read: {self.token_path}: {error.strerror}; "
-                f"put it back, or start the cluster anew: `eagleray down --name {self.name}`, then `eagleray up`"
+                f"put it back, or `eagleray down --name {self.name}` and start the cluster anew"
             ) from None
 
     @property
