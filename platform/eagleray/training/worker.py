@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from eagleray.errors import EaglerayError
 from eagleray.specs import TrainSpec
 from eagleray.training.telemetry import BUFFER, Sink
 
@@ -48,7 +50,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             {"step": step}, checkpoint=pointer, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD
         )
 
-    return run(attempt, rank=context.get_world_rank(), sink=BUFFER, report_pointer=report_pointer)
+    try:
+        return run(attempt, rank=context.get_world_rank(), sink=BUFFER, report_pointer=report_pointer)
+    except EaglerayError:
+        raise
+    except Exception as error:
+        error.add_note(traceback.format_exc())  # Ray hands the exception to the driver without it
+        raise
 
 
 def run(attempt: Attempt, *, rank: int, sink: Sink, report_pointer) -> dict[str, Any]:
