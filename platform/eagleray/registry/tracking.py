@@ -26,6 +26,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 # MLflow's own limits (mlflow/utils/validation.py, 3.17), which servers enforce.
 _MAX_KEY, _MAX_PARAM, _MAX_TAG = 250, 6000, 8000
+_RUN_ID_TIMEOUT_S = 60.0
 _MAX_METRICS, _MAX_PARAMS = 1000, 100
 
 _SETTINGS = {
@@ -102,9 +103,14 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's run id; waits for the first try to make the run, None where that failed."""
+        """MLflow's run id; waits up to a minute for the first try to make the run, None if that failed."""
         if self._start is not None:
-            self._start.is_tried.wait()
+            self._start.is_tried.wait(_RUN_ID_TIMEOUT_S)
+        return self._run_id
+
+    @property
+    def known_run_id(self) -> str | None:
+        """MLflow's run id, None as long as it is not known; waits for nothing."""
         return self._run_id
 
     def start(

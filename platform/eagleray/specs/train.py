@@ -42,6 +42,9 @@ LossSpec = Annotated[
 ]
 
 
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
 class _Optimizer(Spec):
     lr: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -68,7 +71,7 @@ class AdamOptimizer(_Optimizer):
     """Adam, or AdamW with decoupled weight decay."""
 
     kind: Literal["adam", "adamw"]
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
 
 
@@ -133,8 +136,8 @@ class TrainingSpec(Spec):
     evaluate_every_steps: int | None = Field(default=None, ge=1)
     """Where not given: after each epoch and at the end."""
     early_stopping: EarlyStopping | None = None
-    init_from: str | None = None
-    """A checkpoint or model package whose weights are loaded first."""
+    init_from: ExistingPath | None = None
+    """A checkpoint, run folder or model package whose weights are loaded first."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSpec:
@@ -161,6 +164,12 @@ class ScalingSpec(Spec):
     """Node labels that a worker's node must have (Ray's label selector syntax)."""
     max_failures: int = Field(default=3, ge=0)
     """How often the workers may be started again after one was lost."""
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> ScalingSpec:
+        if self.cpus_per_worker == 0 and self.gpus_per_worker == 0:
+            raise ValueError("cpus_per_worker and gpus_per_worker are both 0; a worker needs one of them")
+        return self
 
 
 class CompletionSpec(Spec):

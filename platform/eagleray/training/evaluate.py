@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from eagleray import data, device, models
-from eagleray.training.parts import Parts, shared_batch_norm
+from eagleray.training.parts import Parts, has_local_buffers
 
 BATCH_SIZE = 256
 
@@ -17,7 +17,7 @@ def evaluate(parts: Parts, part: data.Part) -> dict[str, float]:
 
     All ranks must call it at the same step; each takes its share. Leaves the module in training mode.
     """
-    if shared_batch_norm(parts):
+    if has_local_buffers(parts):
         parts.agreement.average_buffers(parts.module)
     loader = data.Loader(part, global_batch_size=BATCH_SIZE, seed=0, transform=_fixed_masks(parts))
     sums = {"loss": 0.0, "correct": 0.0, "counted": 0.0, "samples": 0.0}

@@ -105,12 +105,14 @@ def clip_and_check(parts: Parts, step: int) -> None:
     that it is not finite.
 
     Raises:
-        TrainingError: it is not finite, and there is no gradient scaler to skip the step.
+        TrainingError: it is not finite, and no gradient scaler skips the step (one that is below 1 has
+            skipped so many that the loss itself must be at fault).
     """
     parts.scaler.unscale_(parts.optimizer)
     gradients = [p.grad for p in parts.module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if not parts.scaler.is_enabled() and not torch.isfinite(norm):
+    may_skip = parts.scaler.is_enabled() and parts.scaler.get_scale() >= 1
+    if not may_skip and not torch.isfinite(norm):
         raise TrainingError(not_finite(parts, step))
     if parts.spec.training.clip_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parts.module.parameters(), parts.spec.training.clip_norm, norm)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, data, device, groups, models
+from eagleray.errors import SpecError
 from eagleray.packaging import load_weights
 from eagleray.specs import TrainSpec
 from eagleray.training.agreement import Agreement
@@ -66,7 +67,7 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
     module = models.build(spec.model, dataset.signature)
     module = module.to(place.device, device.dtype(spec.training.precision))
     if spec.training.init_from is not None:
-        module.load_state_dict(load_weights(spec.training.init_from))
+        load_initial(module, spec.training.init_from)
     if place.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     # DDP itself talks on the default group (start, unused parameters); the hook's is the engine's alone.
@@ -101,10 +102,27 @@ def _transform(spec: TrainSpec, dataset: data.Dataset) -> data.Transform | None:
     return None
 
 
-def shared_batch_norm(parts: Parts) -> bool:
+def has_local_buffers(parts: Parts) -> bool:
+    """Whether the ranks have buffers, which training may change on each by itself (BatchNorm, code books)."""
+    return parts.world_size > 1 and any(True for _ in parts.module.buffers())
+
+
+def has_local_batch_norm(parts: Parts) -> bool:
     """Whether the module keeps batch statistics of each rank's own: BatchNorm on the CPU, over many ranks."""
     is_local = any(
         isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, nn.SyncBatchNorm)
         for layer in parts.module.modules()
     )
     return is_local and parts.world_size > 1
+
+
+def load_initial(module: nn.Module, url: str) -> None:
+    """Load the weights of a checkpoint or package into `module`. Raises: SpecError where they do not fit."""
+    try:
+        module.load_state_dict(load_weights(url))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise SpecError(
+            f"training.init_from {url}: its weights are of another model: {first} "
+            "Give the model that they were trained with, or other weights"
+        ) from error

@@ -104,23 +104,26 @@ class Reservation:
 
     def __init__(self, bundle: Mapping[str, float], count: int, label_selector: Mapping[str, str]):
         self.bundle, self.count = dict(bundle), count
+        selectors: Any = [dict(label_selector)] * count if label_selector else None
         self.group = placement_group(
-            [self.bundle] * count,
-            strategy="SPREAD",
-            bundle_label_selector=[dict(label_selector)] * count if label_selector else None,
+            [self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors
         )
         self.actors: list[Any] = []
         self.placed_at: float | None = None
         self._is_released = False
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._seat, daemon=True)
         self._thread.start()
 
     def _seat(self) -> None:
-        while not self.group.wait(1):
-            if self._is_released:
-                return
-        self.placed_at = time.time()
-        self.actors = create_actors(self.group, self.bundle, self.count)
+        try:
+            while not self.group.wait(1):
+                if self._is_released:
+                    return
+            self.actors = create_actors(self.group, self.bundle, self.count)
+            self.placed_at = time.time()
+        except Exception as error:  # told by `wait`, in the driver's own thread
+            self._failure = error
 
     def wait(self, say: Callable[[str], None], *, every_s: float = 5.0) -> float:
         """Block until the workers are being made; returns the time at which their nodes were there.
@@ -133,6 +136,8 @@ class Reservation:
             waited = time.monotonic() - started
             say(f"waiting for {self.count} x ({describe(self.bundle)}): {waited:.0f} s; nodes are starting")
             self._thread.join(every_s)
+        if self._failure is not None:
+            raise self._failure
         assert self.placed_at is not None
         return self.placed_at
 

@@ -14,7 +14,7 @@ import torch
 
 from eagleray.errors import CheckpointError
 from eagleray.packaging import Checkpoint, CheckpointStore, flatten, unflatten
-from eagleray.training.parts import Parts, shared_batch_norm
+from eagleray.training.parts import Parts, has_local_buffers
 from eagleray.training.progress import Progress
 from eagleray.training.telemetry import Sink
 
@@ -24,11 +24,11 @@ def commit(
 ) -> Checkpoint | None:
     """Commit the state; all ranks must call it at the same step, rank 0 writes and returns the checkpoint.
 
-    BatchNorm statistics of each rank's own are averaged over the ranks first, in place on all of them, so
-    that the committed state is the state everybody goes on with.
+    Buffers (BatchNorm statistics, for instance) are averaged over the ranks first, in place on all of them,
+    so that the committed state is the state everybody goes on with.
     """
     started = time.perf_counter()
-    if shared_batch_norm(parts):
+    if has_local_buffers(parts):
         parts.agreement.average_buffers(parts.module)
     if parts.rank != 0:
         return None

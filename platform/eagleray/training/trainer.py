@@ -32,7 +32,7 @@ def fit(
         spec: the run.
         run_url: its folder in storage, "<storage>/runs/<run id>".
         first_attempt: the number of the first start of the workers.
-        reservation: workers of the first start; later ones reserve for themselves.
+        reservation: the run's seats, and the workers of the first start.
         observer: hears what happens.
 
     Raises:
@@ -81,12 +81,10 @@ def fit(
 
 def in_words(error: Exception) -> EaglerayError:
     """The first cause of a failed run: ours as it is, another's with its type and text."""
-    from eagleray.training.trainer_ray260 import failures
+    from eagleray.training.trainer_ray260 import failures, root_failure
 
-    found = failures(error)  # type: ignore[arg-type]
-    ours = [failure for failure in found.values() if isinstance(failure, EaglerayError)]
-    if ours:
-        return ours[0]
-    rank, failure = min(found.items())
+    rank, failure = root_failure(failures(error))  # type: ignore[arg-type]
+    if isinstance(failure, EaglerayError):
+        return failure
     who = "the run's controller" if rank < 0 else f"rank {rank}"
     return TrainingError(f"{who} failed: {type(failure).__name__}: {failure}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -111,19 +112,25 @@ class Controller(TrainController):
 
 
 class RetryPolicy(DefaultFailurePolicy):
-    """Ray's policy, but an error of ours that would come again (loss not finite, bad data) ends the run."""
+    """Ray's policy, but an error that would come again ends the run.
 
-    def __init__(self, failure_config: Any, observer: Observer):
+    That is an error of ours (loss not finite, bad data), and one of the user's code before the first step.
+    """
+
+    def __init__(self, failure_config: Any, observer: Observer, watch: Watch):
         super().__init__(failure_config)
-        self._observer = observer
+        self._observer, self._watch = observer, watch
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE; the observer hears of it."""
-        if final_error(training_failed_error) is not None:
+        failed = failures(training_failed_error)
+        is_lost = any(isinstance(failure, RayActorError | PeerLost) for failure in failed.values())
+        is_users = isinstance(training_failed_error, WorkerGroupError) and not is_lost
+        if final_error(training_failed_error) is not None or (is_users and not self._watch.has_stepped):
             decision = FailureDecision.RAISE
         else:
             decision = super().make_decision(training_failed_error)
-        self._observer.failed(failures(training_failed_error), decision == FailureDecision.RETRY)
+        self._observer.failed(failed, decision == FailureDecision.RETRY)
         return decision
 
     def _log_decision(self, *args: Any, **kwargs: Any) -> None:
@@ -146,6 +153,16 @@ def final_error(error: TrainingFailedError) -> EaglerayError | None:
     return next((failure for failure in ours if not isinstance(failure, PeerLost)), None)
 
 
+def root_failure(failed: Mapping[int, Exception]) -> tuple[int, Exception]:
+    """The rank and failure that the others follow from: a death, else what is not just a lost peer."""
+
+    def order(item: tuple[int, Exception]) -> tuple[bool, bool, int]:
+        rank, failure = item
+        return not isinstance(failure, RayActorError), isinstance(failure, PeerLost), rank
+
+    return min(failed.items(), key=order)
+
+
 def _unwrapped(failure: Exception) -> Exception:
     """What the train function raised (its traceback in a note), or what ended its process."""
     raised = getattr(failure, "_base_exc", None)
@@ -164,6 +181,8 @@ class Watch(WorkerGroupCallback):
         self._next_attempt = first_attempt
         self._rank_0: Any = None
         self._pending: Any = None
+        self.has_stepped = False
+        """Whether the current attempt has told of a step."""
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Tell the ranks their attempt's number, and the observer who they are."""
@@ -171,7 +190,7 @@ class Watch(WorkerGroupCallback):
         self._next_attempt += 1
         worker_group.execute(_set_attempt, attempt)
         workers = worker_group.get_workers()
-        self._rank_0, self._pending = workers[0], None
+        self._rank_0, self._pending, self.has_stepped = workers[0], None, False
         self._observer.started(attempt, [_info(worker) for worker in workers])
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -199,6 +218,7 @@ class Watch(WorkerGroupCallback):
             records = []  # rank 0 is gone, and so are its last records; the run's state is in its checkpoint
         self._pending = None
         if records:
+            self.has_stepped |= any(record["kind"] == "at" for record in records)
             self._observer.records(records)
 
 
@@ -235,8 +255,9 @@ class Trainer(TorchTrainer):
         callbacks = [
             callback for callback in controller.pop("callbacks") if not isinstance(callback, UNUSED_CALLBACKS)
         ]
-        controller["callbacks"] = [*callbacks, Watch(self._observer, self._first_attempt)]
-        controller["failure_policy"] = RetryPolicy(self.run_config.failure_config, self._observer)
+        watch = Watch(self._observer, self._first_attempt)
+        controller["callbacks"] = [*callbacks, watch]
+        controller["failure_policy"] = RetryPolicy(self.run_config.failure_config, self._observer, watch)
         # A request for nodes that are reserved already, late on a busy machine: a warning with a traceback.
         autoscaling_coordinator_client.logger.setLevel(logging.ERROR)
         controller_module.logger.addFilter(_without_traceback)

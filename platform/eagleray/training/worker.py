@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eagleray.errors import EaglerayError
 from eagleray.specs import TrainSpec
 from eagleray.training.telemetry import BUFFER, Sink
+
+if TYPE_CHECKING:
+    from eagleray.training.parts import Parts
+    from eagleray.training.progress import Progress
 
 GROUP_TIMEOUT_S = 600.0
 """Backstop only: a rank that died is found by its closed sockets and by the driver."""
@@ -59,28 +64,19 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         raise
 
 
-def run(attempt: Attempt, *, rank: int, sink: Sink, report_pointer) -> dict[str, Any]:
+def run(
+    attempt: Attempt, *, rank: int, sink: Sink, report_pointer: Callable[[int, str | None], None]
+) -> dict[str, Any]:
     """Train to the end over the default process group, which the caller has made.
 
     `report_pointer(step, url)` is called on all ranks after each commit; `url` is None but on rank 0.
     """
-    import torch
-
-    from eagleray import device, groups
     from eagleray.packaging import CheckpointStore, Folder
     from eagleray.training import loop, state
     from eagleray.training.code import import_code
-    from eagleray.training.evaluate import count_parameters, evaluate
-    from eagleray.training.parts import build, shared_batch_norm
     from eagleray.training.progress import Progress
 
-    spec = attempt.spec
     import_code(Folder(attempt.run_url))
-    torch.set_num_threads(max(1, int(spec.scaling.cpus_per_worker)))
-    place = device.pick(spec.scaling.gpus_per_worker)
-    gradients = groups.new_group("gradients", backend=place.backend, timeout_s=GROUP_TIMEOUT_S)
-    votes = groups.new_group("votes", backend="gloo", timeout_s=GROUP_TIMEOUT_S)
-    parts = build(spec, gradients=gradients, votes=votes, place=place)
     store = CheckpointStore(f"{attempt.run_url}/checkpoints")
 
     def say(text: str) -> None:
@@ -91,34 +87,64 @@ def run(attempt: Attempt, *, rank: int, sink: Sink, report_pointer) -> dict[str,
         checkpoint = state.commit(parts, progress, store, attempt.number, sink)
         report_pointer(progress.step, None if checkpoint is None else checkpoint.url)
 
-    if place.is_logical_gpu:
-        say("no CUDA device here: the GPU is a logical one and the maths runs on the CPU")
-    if shared_batch_norm(parts):
-        say("BatchNorm on the CPU: statistics stay per rank between commits, where they are averaged")
+    parts = assemble(attempt.spec, rank, say)
     try:
         parts.agreement.same("the dataset's digest", parts.dataset.digest)
         progress = state.restore(parts, store, say)
         parts.agreement.same("the step to go on from", progress.step)
-        sink.put("phase", name="training", step=progress.step, world_size=parts.world_size)
+        sink.put("phase", name="training", step=progress.step, attempt=attempt.number)
         progress = loop.train(parts, progress, sink, commit)
-        outcome: dict[str, Any] = {
-            "progress": progress.to_json(),
-            "total_steps": parts.total_steps,
-            "num_parameters": count_parameters(parts.module),
-            "dataset_digest": parts.dataset.digest,
-            "weights_digest": state.weights_digest(parts.module),
-        }
-        parts.agreement.same("weights at the end", outcome["weights_digest"])
-        if parts.dataset.test is not None:
-            outcome["test"] = evaluate(parts, parts.dataset.test)
-        if spec.completion is not None and rank == 0:
-            outcome["completion"] = complete(parts)
-        return outcome
+        return outcome(parts, progress)
     finally:
         parts.close()
 
 
-def complete(parts) -> str:
+def assemble(spec: TrainSpec, rank: int, say: Callable[[str], None]) -> Parts:
+    """This rank's parts on process groups of their own; says what a user would wonder about."""
+    import torch
+
+    from eagleray import device, groups
+    from eagleray.training.agreement import Agreement
+    from eagleray.training.parts import build, has_local_batch_norm
+    from eagleray.training.placing import agree_on_place
+
+    torch.set_num_threads(max(1, int(spec.scaling.cpus_per_worker)))
+    votes = groups.new_group("votes", backend="gloo", timeout_s=GROUP_TIMEOUT_S)
+    picked = device.pick(spec.scaling.gpus_per_worker)
+    place = agree_on_place(picked, Agreement(votes), rank, votes.world_size)
+    gradients = groups.new_group("gradients", backend=place.backend, timeout_s=GROUP_TIMEOUT_S)
+    parts = build(spec, gradients=gradients, votes=votes, place=place)
+    if place.is_logical_gpu:
+        say("no CUDA device for each worker: GPUs are logical ones and the maths runs on the CPU")
+    if has_local_batch_norm(parts):
+        say("BatchNorm on the CPU: statistics stay per rank between commits, where they are averaged")
+    return parts
+
+
+def outcome(parts: Parts, progress: Progress) -> dict[str, Any]:
+    """What the driver wants to know of the end; all ranks must call it.
+
+    Raises: TrainingError where the ranks do not hold the same weights.
+    """
+    from eagleray.training import state
+    from eagleray.training.evaluate import count_parameters, evaluate
+
+    found: dict[str, Any] = {
+        "progress": progress.to_json(),
+        "total_steps": parts.total_steps,
+        "num_parameters": count_parameters(parts.module),
+        "dataset_digest": parts.dataset.digest,
+        "weights_digest": state.weights_digest(parts.module),
+    }
+    parts.agreement.same("weights at the end", found["weights_digest"])
+    if parts.dataset.test is not None:
+        found["test"] = evaluate(parts, parts.dataset.test)
+    if parts.spec.completion is not None and parts.rank == 0:
+        found["completion"] = complete(parts)
+    return found
+
+
+def complete(parts: Parts) -> str:
     """The spec's prompt and what the model makes of it."""
     import torch
 
@@ -126,6 +152,7 @@ def complete(parts) -> str:
     from eagleray.data import ByteTokenizer
 
     completion, tokenizer = parts.spec.completion, ByteTokenizer()
+    assert completion is not None
     tokens = torch.from_numpy(tokenizer.encode(completion.prompt))[None]
     parts.module.eval()
     produced = models.complete(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eagleray.errors import EaglerayError
+from eagleray.errors import EaglerayError, PeerLost
 from eagleray.metrics import Emitter
 from eagleray.packaging import Folder
 from eagleray.registry.tracking import Tracker
@@ -39,11 +39,12 @@ class RunMonitor:
         self._say, self._node_name = say, node_name
         self._workers: dict[int, WorkerInfo] = {}
         self._said_at = 0.0
+        self._is_mlflow_noted = False
         self._segments = Segments(folder)
 
     def started(self, attempt: int, workers: Sequence[WorkerInfo]) -> None:
         """Say who the workers are, and note the attempt in the run's folder."""
-        self.account.started(workers, time.time())
+        self.account.started(attempt, workers, time.time())
         self._workers = {worker.rank: worker for worker in workers}
         nodes = {worker.node_id for worker in workers}
         self._folder.write_json(
@@ -58,7 +59,7 @@ class RunMonitor:
 
     def failed(self, failures: Mapping[int, Exception], is_retried: bool) -> None:
         """Say what was lost; whether the run goes on is the caller's decision."""
-        dead = [rank for rank, failure in failures.items() if is_death(failure)] or list(failures)
+        dead = [rank for rank, failure in failures.items() if is_death(failure)] or root_ranks(failures)
         who = ", ".join(self._describe(rank) for rank in sorted(dead))
         reason = reason_of(failures[dead[0]])
         for line in traceback_of(failures[dead[0]]):
@@ -84,6 +85,7 @@ class RunMonitor:
             if was_pending is not None and was_pending.first_step_at is not None:
                 self._recovered(was_pending.pause_s or 0.0, was_pending.redone_steps or 0)
         self._segments.add(self.account.history)
+        self._remember_mlflow()
 
     def _recovered(self, pause_s: float, redone_steps: int) -> None:
         self._emitter.add("eagleray_train_redone_steps_total", redone_steps, self._labels)
@@ -150,9 +152,17 @@ class RunMonitor:
             return "the run's controller" if rank < 0 else f"rank {rank}"
         return f"rank {rank} (node {self._node_name(worker.node_id)}, pid {worker.pid})"
 
+    def _remember_mlflow(self) -> None:
+        """Note MLflow's id of the run as soon as it is known, so that a resumed run goes on with it."""
+        run_id = self.tracker.known_run_id
+        if run_id is not None and not self._is_mlflow_noted:
+            self._folder.write_json("mlflow.json", {"run_id": run_id})
+            self._is_mlflow_noted = True
+
     def close(self) -> None:
         """Write the rest of the history."""
         self._segments.add(self.account.history, is_last=True)
+        self._remember_mlflow()
 
 
 class Segments:
@@ -160,7 +170,7 @@ class Segments:
 
     def __init__(self, folder: Folder):
         self._folder = folder.child("history")
-        self._number = len(self._folder.list())
+        self._number = len(segment_names(folder))
         self._written, self._written_at = 0, time.monotonic()
 
     def add(self, history: Sequence[Mapping[str, float]], *, is_last: bool = False) -> None:
@@ -182,16 +192,26 @@ def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue()
 
 
+def segment_names(run: Folder) -> list[str]:
+    """The run's segments; not what a killed driver left half written."""
+    return [name for name in run.child("history").list() if not name.startswith(".")]
+
+
 def read_history(folder: Folder) -> list[dict[str, float]]:
     """All rows of a run's history segments, in their order."""
     import pandas as pd
 
     segments = folder.child("history")
-    frames = [pd.read_parquet(io.BytesIO(segments.read_bytes(name))) for name in segments.list()]
+    frames = [pd.read_parquet(io.BytesIO(segments.read_bytes(name))) for name in segment_names(folder)]
     if not frames:
         return []
     rows = pd.concat(frames).to_dict(orient="records")
     return [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]
+
+
+def root_ranks(failures: Mapping[int, Exception]) -> list[int]:
+    """The ranks that failed by themselves, not because another did; all where none did."""
+    return [rank for rank, failure in failures.items() if not isinstance(failure, PeerLost)] or list(failures)
 
 
 def sent(account: Account) -> str:

@@ -30,6 +30,8 @@ class Recovery:
     lost_at: float
     """Time of the last step that was seen before."""
     lost_step: int
+    lost_attempt: int = 0
+    """Number of the attempt that ended."""
     resumed_step: int | None = None
     """Step of the checkpoint that the run went on from."""
     first_step_at: float | None = None
@@ -58,6 +60,8 @@ class Account:
     """Time at the end of each span of PHASES, and of `submitted_at`."""
     recoveries: list[Recovery] = field(default_factory=list)
     num_attempts: int = 0
+    attempt: int = 0
+    """Number of the current one."""
     nodes: set[str] = field(default_factory=set)
     step: int = 0
     step_at: float = 0.0
@@ -72,15 +76,16 @@ class Account:
     history: list[dict[str, float]] = field(default_factory=list)
     first_loss: float | None = None
 
-    def started(self, workers: Sequence[WorkerInfo], now: float) -> None:
+    def started(self, attempt: int, workers: Sequence[WorkerInfo], now: float) -> None:
         """An attempt's workers are up."""
+        self.attempt = attempt
         self.num_attempts += 1
         self.nodes |= {worker.node_id for worker in workers}
         self.marks.setdefault("workers", now)
 
     def lost(self, ranks: Sequence[int], reason: str) -> Recovery:
         """Ranks failed and the workers will be started again."""
-        recovery = Recovery(list(ranks), reason, self.step_at, self.step)
+        recovery = Recovery(list(ranks), reason, self.step_at, self.step, self.attempt)
         self.recoveries.append(recovery)
         return recovery
 
@@ -89,7 +94,8 @@ class Account:
         kind = record["kind"]
         if kind == "phase" and record["name"] == "training":
             self.marks.setdefault("group", record["time"])
-            if self.pending is not None:
+            # The attempt that was lost may still tell of its own start.
+            if self.pending is not None and record["attempt"] > self.pending.lost_attempt:
                 self.pending.resumed_step = record["step"]
         elif kind == "step":
             self._take_step(record)

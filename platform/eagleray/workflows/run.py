@@ -21,9 +21,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from eagleray.cluster import settings
-from eagleray.errors import EaglerayError, InputError
+from eagleray.errors import EaglerayError, InputError, SpecError
 from eagleray.packaging import Folder
-from eagleray.specs import TrainSpec
+from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.report import PHASES, Account
 
 EXPERIMENT = "eagleray"
@@ -63,15 +63,31 @@ class Run:
             known = [name for name in runs().list() if name.startswith(stem)][-5:]
             hint = f"; runs like it: {', '.join(known)}" if known else ""
             raise InputError(f"no run {run_id!r} in {runs().url}{hint}")
-        return cls(run_id, TrainSpec.model_validate(folder.read_json("spec.json")), folder)
+        if folder.exists("report.json") and folder.read_json("report.json")["status"] == "FINISHED":
+            raise InputError(
+                f"run {run_id} is finished; its results are in {folder.url}. To train further, start a "
+                f"new run with --set training.init_from={folder.url}"
+            )
+        return cls(run_id, _saved_spec(folder), folder)
 
     def next_attempt(self) -> int:
         """Number of the next start of the workers: above every one that was made before."""
         from eagleray.packaging import CheckpointStore
 
-        attempts = [int(Path(name).stem) for name in self.folder.child("attempts").list()]
+        names = self.folder.child("attempts").list()
+        attempts = [int(Path(name).stem) for name in names if not name.startswith(".")]
         store = CheckpointStore(self.folder.child("checkpoints").url)
         return max([store.next_attempt(), *(number + 1 for number in attempts)])
+
+
+def _saved_spec(folder: Folder) -> TrainSpec:
+    """The spec that a run was started with. Raises: SpecError where it is damaged."""
+    name = f"{folder.url}/spec.json"
+    try:
+        table = folder.read_json("spec.json")
+    except ValueError as error:
+        raise SpecError(f"{name}: not JSON: {error}; the run cannot go on without it") from error
+    return validate(TrainSpec, table, name=name)
 
 
 def runs() -> Folder:
@@ -87,6 +103,7 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
         Stopped: SIGTERM came; the run can be resumed.
     """
     _stop_on_sigterm()
+    _keep_earlier_report(run)
     account = Account(marks={"submitted_at": driver_started_at, "submitted": driver_started_at})
     report: dict[str, Any] = {"run_id": run.run_id, "status": "RUNNING", "started_at": driver_started_at}
     monitor = None
@@ -108,6 +125,14 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
         report |= {"seconds": time.time() - driver_started_at, **account.to_json()}
         _finish(run, report, monitor, say)
     return report
+
+
+def _keep_earlier_report(run: Run) -> None:
+    """Move the report of an earlier driver of the run aside, into reports/."""
+    if run.folder.exists("report.json"):
+        number = len([name for name in run.folder.child("reports").list() if name[0] != "."]) + 1
+        run.folder.write_bytes(f"reports/{number:06d}.json", run.folder.read_bytes("report.json"))
+        run.folder.remove("report.json")
 
 
 def _stop_on_sigterm() -> None:
@@ -185,20 +210,32 @@ def _train(
 
 
 def _finish(run: Run, report: dict[str, Any], monitor: Any, say: Callable[[str], None]) -> None:
-    """Write the report, the history and the picture, and hand all of it to MLflow."""
+    """Write the report, the history and the picture, and hand all of it to MLflow.
+
+    What fails is said and replaces nothing: the run ended as it ended.
+    """
+    try:
+        run.folder.write_json("report.json", report)
+    except OSError as error:
+        say(f"the report cannot be written to {run.folder.url}: {error.strerror or error}")
+    if monitor is None:
+        return
+    try:
+        _publish(run, report, monitor, say)
+    except Exception as error:
+        say(f"history, picture or MLflow record are not complete: {type(error).__name__}: {error}")
+
+
+def _publish(run: Run, report: dict[str, Any], monitor: Any, say: Callable[[str], None]) -> None:
     from eagleray.evaluation.curves import plot_curves
     from eagleray.workflows.monitor import read_history
 
-    run.folder.write_json("report.json", report)
-    if monitor is None:
-        return
     monitor.close()
-    history = read_history(run.folder)
     tracker = monitor.tracker
     with TemporaryDirectory(prefix="eagleray-") as scratch:
         curves = Path(scratch, "curves.png")
         losses = [(recovery["lost_step"], "worker lost") for recovery in report["recoveries"]]
-        plot_curves(history, curves, title=run.run_id, events=losses)
+        plot_curves(read_history(run.folder), curves, title=run.run_id, events=losses)
         run.folder.upload(curves, "curves.png")
         tracker.artifact(curves)
         for name in ("spec.json", "report.json"):
@@ -210,8 +247,6 @@ def _finish(run: Run, report: dict[str, Any], monitor: Any, say: Callable[[str],
         status = {"FINISHED": "FINISHED", "STOPPED": "KILLED"}.get(report["status"], "FAILED")
         for trouble in tracker.finish(status):
             say(f"MLflow: {trouble}")
-    if tracker.run_id is not None:
-        run.folder.write_json("mlflow.json", {"run_id": tracker.run_id, "uri": settings.tracking_uri()})
 
 
 def _track_checkpoint(run: Run, tracker: Any, scratch: Path) -> None:

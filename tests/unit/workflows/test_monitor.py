@@ -15,6 +15,7 @@ from unit.workflows.test_report import at, phase, step, workers
 @dataclass
 class Tracked:
     logged: list = field(default_factory=list)
+    known_run_id: str | None = "m1"
 
     def log(self, metrics, step):
         self.logged.append((step, dict(metrics)))
@@ -38,7 +39,7 @@ def test_a_recovery_in_words(monitor, said):
     monitor.records([phase(0, 0.0), step(10, 5.0), at(18, 6.0)])
     monitor.failed({0: PeerLost("rank 0: the exchange broke"), 1: _death()}, True)
     monitor.started(2, workers("a", "b"))
-    monitor.records([phase(10, 14.0), step(11, 16.0)])
+    monitor.records([phase(10, 14.0, attempt=2), step(11, 16.0)])
     assert "lost rank 1 (node B, pid 101): its process ended; starting the workers again" in said
     assert "going on from the checkpoint of step 10; the last step before the loss was 18" in said
     assert "training again after 10.0 s; 8 steps to redo" in said
@@ -75,6 +76,7 @@ def test_history_is_written_in_segments_and_read_back(monitor, tmp_path):
     assert [row["step"] for row in history] == [10.0, 10.0]
     assert history[0]["loss"] == 0.1
     assert "loss" not in history[1]
+    assert Folder(str(tmp_path)).read_json("mlflow.json") == {"run_id": "m1"}
     assert monitor.tracker.logged[-1] == (10, {"validation_loss": 0.5})
 
 

@@ -14,8 +14,8 @@ def step(number, time, *, samples=640, seconds=1.0, sent=100.0):
     }  # fmt: skip
 
 
-def phase(number, time):
-    return {"kind": "phase", "name": "training", "time": time, "step": number, "world_size": 2}
+def phase(number, time, attempt=1):
+    return {"kind": "phase", "name": "training", "time": time, "step": number, "attempt": attempt}
 
 
 def at(number, time):
@@ -28,7 +28,7 @@ def workers(*nodes):
 
 def test_spans_from_submission_to_the_first_step_add_up():
     account = Account(marks={"submitted_at": 100.0, "submitted": 102.0, "driver": 103.0, "nodes": 109.0})
-    account.started(workers("a", "b"), 115.0)
+    account.started(1, workers("a", "b"), 115.0)
     account.take(phase(0, 116.0))
     account.take(step(1, 118.0))
     assert account.spans() == {
@@ -43,12 +43,12 @@ def test_a_span_that_was_never_reached_is_left_out():
 
 
 def test_a_loss_counts_redone_steps_and_the_pause_from_step_to_step():
-    account = Account()
+    account = Account(attempt=1)
     for record in (phase(0, 0.0), step(1, 1.0), step(60, 6.0), at(68, 6.8)):
         account.take(record)
     account.lost([1], "its process ended")
     assert account.pending is account.recoveries[0]
-    account.take(phase(50, 15.0))
+    account.take(phase(50, 15.0, attempt=2))
     account.take(step(51, 16.8))
     recovery = account.recoveries[0]
     assert account.pending is None
@@ -57,14 +57,15 @@ def test_a_loss_counts_redone_steps_and_the_pause_from_step_to_step():
 
 
 def test_what_rank_0_tells_of_the_time_before_a_loss_may_arrive_after_it():
-    account = Account()
+    account = Account(attempt=1)
     account.take(step(60, 6.0))
     account.lost([1], "its process ended")
+    account.take(phase(0, 0.0))
     account.take(step(70, 6.5))
     account.take(at(73, 6.8))
     recovery = account.recoveries[0]
     assert (recovery.lost_step, recovery.lost_at, recovery.first_step_at) == (73, 6.8, None)
-    account.take(phase(50, 15.0))
+    account.take(phase(50, 15.0, attempt=2))
     account.take(step(51, 16.8))
     assert (recovery.redone_steps, recovery.pause_s) == (23, pytest.approx(10.0))
 
