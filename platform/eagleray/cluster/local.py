@@ -175,13 +175,15 @@ def down(name: str, *, say: Say = print) -> DownReport:
 
     Raises:
         ClusterNotRunning: there is nothing of that name, neither running nor left behind.
+        ClusterError: a process does not end, or a folder cannot be deleted; `down` can be run again.
     """
     began = time.monotonic()
     cluster = state.read(name)
     if cluster is None:
         state.find(name)  # raises, with what to do
         raise ClusterNotRunning(name)
-    ended = _remove(cluster)
+    with processes.undisturbed():
+        ended = _remove(cluster)
     report = DownReport(name, len(ended), time.monotonic() - began)
     say(f"cluster {name!r} is down: {report.num_processes} processes ended in {report.seconds:.1f} s")
     return report
@@ -200,8 +202,14 @@ def _remove(cluster: ClusterState) -> list[Process]:
             f"device or a file system?); see `ps -o pid,stat,wchan:32,args -p {pids}`, then run "
             f"`eagleray down --name {cluster.name}` again"
         )
-    remove_tree(cluster.runtime_dir)
-    remove_tree(cluster.directory)
+    try:
+        remove_tree(cluster.runtime_dir)
+        remove_tree(cluster.directory)  # last: `down` finds the cluster by it
+    except ClusterError as error:
+        raise ClusterError(
+            f"cluster {cluster.name!r}: its processes have ended, but {error}; see to that, then run "
+            f"`eagleray down --name {cluster.name}` again"
+        ) from None
     return ended
 
 

@@ -84,14 +84,21 @@ def read_all(nodes_dir: Path) -> list[Node]:
 
 
 def retag(nodes_dir: Path, node_id: str, tags: Mapping[str, str]) -> None:
-    """Lay `tags` over those of a node; nothing happens where there is no such node."""
+    """Lay `tags` over those of a node; nothing happens where there is no such node.
+
+    The caller keeps other writers of the node's file away meanwhile: their change would be lost.
+    """
     node = read(path_of(nodes_dir, node_id))
     if node:
         write(path_of(nodes_dir, node_id), replace(node, tags={**node.tags, **tags}))
 
 
 def forget(nodes_dir: Path, logs_dir: Path, node: Node) -> None:
-    """Keep the end of an ended node's logs under `logs_dir`, then delete its folder and its file."""
+    """Keep the end of an ended node's logs under `logs_dir`, then delete its folder and its file.
+
+    Raises:
+        ClusterError: the folder cannot be deleted; its file is left too, so that the next call tries again.
+    """
     keep_logs(Path(node.temp_dir), logs_dir / node.node_id)
     remove_tree(Path(node.temp_dir))
     for path in (path_of(nodes_dir, node.node_id), plan_of(nodes_dir, node.node_id)):

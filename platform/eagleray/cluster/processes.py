@@ -153,7 +153,8 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+            # None: whoever set it was not Python, and Python cannot set it again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def wait_until(condition: Callable[[], bool], *, timeout_s: float, interval_s: float = 0.05) -> bool:

@@ -30,8 +30,8 @@ from ray.autoscaler.tags import (
 
 from eagleray.cluster import gpus, nodes, processes, state
 from eagleray.cluster.node_types import HEAD
+from eagleray.errors import ClusterError
 
-MODULE = "eagleray.cluster.provider_ray260.LocalNodeProvider"
 _TERMINATION_S = 10.0
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,9 @@ class LocalNodeProvider(NodeProvider):
         assert found is not None, f"no cluster state in {provider_config['directory']}"
         self.cluster = found
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._choosing = threading.Lock()  # Ray launches batches of nodes from several threads
+        # Ray launches batches of nodes from several threads: held for both dicts, and while a node's file is
+        # read and written again.
+        self._lock = threading.Lock()
         self._held_gpus = {
             node.node_id: list(node.options.get("gpus", ())) for node in nodes.read_all(found.nodes_dir)
         }
@@ -64,17 +66,28 @@ class LocalNodeProvider(NodeProvider):
         live = []
         for node in nodes.read_all(self.cluster.nodes_dir):
             if not node.has_process:
-                nodes.forget(self.cluster.nodes_dir, self.cluster.logs_dir, node)
-                self._held_gpus.pop(node.node_id, None)
+                self._forget(node)
             elif not node.terminated_s:
                 live.append(node)
             elif node.process and time.time() - node.terminated_s > _TERMINATION_S:
                 processes.send(node.process, signal.SIGKILL)  # the kernel ends the rest of the node with it
         return live
 
+    def _forget(self, node: nodes.Node) -> None:
+        """Release an ended node's GPUs and clean up after it; what cannot be deleted yet is tried again."""
+        with self._lock:
+            self._held_gpus.pop(node.node_id, None)
+        try:
+            nodes.forget(self.cluster.nodes_dir, self.cluster.logs_dir, node)
+        except ClusterError as error:  # raised here, it would end the autoscaler's whole update
+            _log.warning("node %s has ended, but %s; trying again at the next update", node.node_id, error)
+
     def _reap(self) -> None:
         """Take the exit status of ended nodes, or they would stay zombies."""
-        self._started = {key: process for key, process in self._started.items() if process.poll() is None}
+        with self._lock:
+            for node_id, process in list(self._started.items()):
+                if process.poll() is not None:
+                    self._started.pop(node_id)
 
     def _node(self, node_id: str) -> nodes.Node | None:
         return nodes.read(nodes.path_of(self.cluster.nodes_dir, node_id))
@@ -110,7 +123,8 @@ class LocalNodeProvider(NodeProvider):
 
     def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:
         """Lay `tags` over the node's own."""
-        nodes.retag(self.cluster.nodes_dir, node_id, tags)
+        with self._lock:
+            nodes.retag(self.cluster.nodes_dir, node_id, tags)
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
         """Never called by v2, which always knows resources and labels."""
@@ -138,7 +152,7 @@ class LocalNodeProvider(NodeProvider):
         """Start one node and write it down; its tags carry the launch request that v2 waits for."""
         node_id = f"n{uuid.uuid4().hex[:6]}"
         real, num_gpus = gpus.real_gpus(), int(resources.get("GPU", 0))
-        with self._choosing:
+        with self._lock:
             chosen = gpus.choose(real, num_gpus, self._held_gpus.values())
             self._held_gpus[node_id] = chosen
         node = nodes.Node(
@@ -170,15 +184,18 @@ class LocalNodeProvider(NodeProvider):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._started[node_id] = process
+        with self._lock:
+            self._started[node_id] = process
         self._write(replace(node, process=processes.of(process.pid, node.node_type)))
         _log.info("started node %s (%s), pid %s", node_id, node.node_type, process.pid)
 
     def terminate_node(self, node_id: str) -> None:
         """Ask a node to end; a no-op for unknown ids, which v2 asks for after its own restart."""
-        node = self._node(node_id)
+        with self._lock:
+            node = self._node(node_id)
+            if node and node.process:
+                self._write(replace(node, terminated_s=time.time()))
         if node and node.process:
-            self._write(replace(node, terminated_s=time.time()))
             processes.send(node.process, signal.SIGTERM)
 
     def terminate_nodes(self, node_ids: list[str]) -> None:

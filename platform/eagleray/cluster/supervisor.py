@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -48,6 +49,7 @@ class Supervisor:
         self.cluster = cluster
         self.parts: dict[str, Part] = {}
         self.is_stopping = False
+        self.is_written_down = False
 
     def run(self) -> int:
         """Start the head, then watch it. Returns the exit status."""
@@ -61,6 +63,8 @@ class Supervisor:
         while not self.is_stopping:
             self._reap()
             self._restart_due()
+            if not self.is_written_down:
+                self._try_to_write_down()
             time.sleep(_POLL_S)
         return 0
 
@@ -105,17 +109,20 @@ class Supervisor:
             return
         if time.monotonic() - part.started_s > _SETTLED_S:
             part.restarts = 0
-        wait_s = min(_MAX_BACKOFF_S, 0.0 if part.restarts == 0 else 0.5 * 2**part.restarts)
-        part.restart_at_s = time.monotonic() + wait_s + 1e-9
+        wait_s = _plan_restart(part)
         _say(f"{role} ended ({code}); restarting it in {wait_s:.1f} s")
 
     def _restart_due(self) -> None:
         """Start again what has ended and waited long enough."""
         for role, part in self.parts.items():
             if part.restart_at_s and time.monotonic() >= part.restart_at_s:
-                part.process = self._restart(role, part)
                 part.restarts, part.started_s, part.restart_at_s = part.restarts + 1, time.monotonic(), 0.0
-                self._write_down()
+                try:
+                    part.process = self._restart(role, part)
+                except (OSError, ValueError) as error:  # the other parts still need a supervisor
+                    _say(f"cannot restart {role}: {error}; trying again in {_plan_restart(part):.1f} s")
+                    continue
+                self.is_written_down = False
                 _say(f"restarted {role} as {part.process.pid}")
 
     def _restart(self, role: str, part: Part) -> processes.Process:
@@ -136,6 +143,19 @@ class Supervisor:
         """Write supervisor and head with pid and start time, for `status` and `find`."""
         found = [processes.this_process("supervisor"), *(part.process for part in self.parts.values())]
         write_json(self.cluster.directory / "processes.json", [vars(process) for process in found])
+        self.is_written_down = True
+
+    def _try_to_write_down(self) -> None:
+        """Write down what runs; where that fails (a full disk), the next round tries again."""
+        with suppress(OSError):
+            self._write_down()
+
+
+def _plan_restart(part: Part) -> float:
+    """Set when `part` is to be started again; returns the wait in seconds, longer after each restart."""
+    wait_s = min(_MAX_BACKOFF_S, 0.0 if part.restarts == 0 else 0.5 * 2**part.restarts)
+    part.restart_at_s = time.monotonic() + wait_s + 1e-9
+    return wait_s
 
 
 def _part(process: processes.Process) -> Part:
@@ -148,7 +168,8 @@ def _part(process: processes.Process) -> Part:
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    with suppress(OSError):  # a full disk must not end the supervisor
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from eagleray.specs.base import ExistingPath, FileSpec, Spec
+
+_LOOPBACK = "127.0.0.1"
+
+
+def _own_ipv4(host: str) -> str:
+    """`host`, an IPv4 address of this machine. Raises: ValueError where it is anything else."""
+    if host == _LOOPBACK:
+        return host
+    import ipaddress
+    import socket
+
+    advice = f"give an IPv4 address of this machine (see `ip -4 addr`), or {_LOOPBACK}"
+    try:
+        address = ipaddress.IPv4Address(host)
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IPv4 address; {advice}") from None
+    if address.is_unspecified or address.is_multicast or address.is_reserved:
+        raise ValueError(f"{host!r} is not the address of one machine; {advice}")
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ValueError(f"Ray cannot listen on {host!r} ({error.strerror}); {advice}") from None
+    return host
 
 
 class LocalNodeType(Spec):
@@ -34,7 +58,7 @@ class LocalSpec(FileSpec):
     """Of each node."""
     profile: Literal["default", "fast"] = "default"
     """Recovery settings: `fast` finds dead nodes sooner, and gives false alarms on a loaded machine."""
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_own_ipv4)] = _LOOPBACK
     """The address on which Ray listens. Any but a loopback address opens the cluster to the network."""
     dashboard_port: int = Field(default=0, ge=0, le=65535)
     """Port of Ray's dashboard and job API; 0 takes any free one."""

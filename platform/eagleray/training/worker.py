@@ -74,7 +74,6 @@ def run(
     from eagleray.packaging import CheckpointStore, Folder
     from eagleray.training import loop, state
     from eagleray.training.code import import_code
-    from eagleray.training.progress import Progress
 
     import_code(Folder(attempt.run_url))
     store = CheckpointStore(f"{attempt.run_url}/checkpoints")
