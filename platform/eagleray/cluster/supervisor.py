@@ -40,6 +40,8 @@ class Part:
     """In a row, each within a minute of the last."""
     restart_at_s: float = 0.0
     """Monotonic time; 0 while it runs."""
+    child: subprocess.Popen[bytes] | None = None
+    """Kept once restarted: dropped, it would take the exit status that `_reap` waits for."""
 
 
 class Supervisor:
@@ -104,6 +106,8 @@ class Supervisor:
     def _ended(self, role: str, status: int) -> None:
         part = self.parts[role]
         code = os.waitstatus_to_exitcode(status)
+        if part.child:
+            part.child.returncode = code
         if role not in RESTARTED_ROLES:
             _say(f"{role} ended ({code})")
             return
@@ -129,7 +133,7 @@ class Supervisor:
         if role == RAYLET:
             part.arguments = raylet_ray260.renew(part.arguments)
         with (self.cluster.logs_dir / f"{role}.restarted.log").open("ab") as log:
-            child = subprocess.Popen(
+            part.child = subprocess.Popen(
                 part.arguments,
                 env=part.environment,
                 cwd=part.folder,
@@ -137,7 +141,7 @@ class Supervisor:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        return processes.of(child.pid, role)
+        return processes.of(part.child.pid, role)
 
     def _write_down(self) -> None:
         """Write supervisor and head with pid and start time, for `status` and `find`."""

@@ -105,6 +105,36 @@ def test_nodes_start_with_metrics_and_our_environment(config, commands):
     assert "0.0.0.0" not in start
 
 
+PYTHON = """#!/bin/bash
+# `python3` of a machine, and of the venv that it makes; $HOME/venv_works: whether python3-venv is there.
+uv=~/eagleray/uv/bin/uv
+if [ "$2" = pip ]; then printf '#!/bin/bash\\necho "$@" >> ~/uv_calls' > $uv; chmod +x $uv; exit; fi
+mkdir -p ~/eagleray/uv/bin; cp "$0" ~/eagleray/uv/bin/python
+test -e ~/venv_works
+"""
+
+
+@pytest.mark.parametrize("has_venv", [True, False])
+def test_uv_comes_in_a_venv_of_its_own_with_or_without_the_distributions_package(config, tmp_path, has_venv):
+    stubs = {"python3": PYTHON, "sudo": '#!/bin/bash\necho "$@" >> ~/sudo_calls; touch ~/venv_works\n'}
+    for name, text in stubs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    if has_venv:
+        (tmp_path / "venv_works").touch()
+    (tmp_path / "eagleray" / "dist").mkdir(parents=True)
+    (tmp_path / "eagleray" / "dist" / "eagleray-1-py3-none-any.whl").touch()
+    environment = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for command in config["setup_commands"][:4]:
+        subprocess.run(["bash", "-c", command], env=environment, check=True)
+    venv, install = (tmp_path / "uv_calls").read_text().splitlines()
+    assert venv == f"venv --python 3.11 {tmp_path}/eagleray/venv"
+    assert install == f"pip install {tmp_path}/eagleray/dist/eagleray-1-py3-none-any.whl[platform,aws]"
+    asked = tmp_path / "sudo_calls"
+    assert asked.exists() != has_venv
+    assert has_venv or "install --quiet=2 --yes python3-venv" in asked.read_text()
+
+
 def test_the_environment_file_switches_on_authentication_and_recovery(config, tmp_path):
     # Through Ray's own quoting, as `ray up` would run it over ssh.
     (tmp_path / "eagleray").mkdir()
@@ -124,6 +154,7 @@ def test_the_environment_file_switches_on_authentication_and_recovery(config, tm
     assert found["RAY_AUTH_TOKEN_PATH"] == f"{tmp_path}/.ray/auth_token"
     assert found["RAY_health_check_period_ms"] == "1000"
     assert found["RAY_gcs_storage"] == "rocksdb"
+    assert found["RAY_JOB_STOP_WAIT_TIME_S"] == "20"
     assert found["PATH"].startswith(f"{tmp_path}/eagleray/venv/bin:")
     assert "GLOO_SOCKET_IFNAME" in found
 

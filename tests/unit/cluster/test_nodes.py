@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -220,6 +221,59 @@ def test_a_terminated_node_is_no_longer_listed_and_ends(provider):
         lambda: provider.non_terminated_nodes({}) == ["head"] and not os.listdir(provider.cluster.nodes_dir),
         timeout_s=5,
     )
+
+
+def test_a_tag_update_does_not_undo_a_termination(provider, monkeypatch):
+    (node_id,) = create(provider)
+    path = nodes.path_of(provider.cluster.nodes_dir, node_id)
+    has_read, may_write, read = threading.Event(), threading.Event(), nodes.read
+
+    def slow_read(found):
+        node = read(found)
+        if threading.current_thread() is tagging:
+            has_read.set()
+            may_write.wait(5)
+        return node
+
+    monkeypatch.setattr(nodes, "read", slow_read)
+    tagging = threading.Thread(target=provider.set_node_tags, args=(node_id, {"more": "1"}))
+    ending = threading.Thread(target=provider.terminate_node, args=(node_id,))
+    tagging.start()
+    assert has_read.wait(5)
+    ending.start()
+    ending.join(0.2)  # it must wait for the other
+    may_write.set()
+    tagging.join(5)
+    ending.join(5)
+    node = read(path)
+    assert node.terminated_s
+    assert node.tags["more"] == "1"
+
+
+def test_nodes_are_listed_while_others_are_started(provider):
+    launching = [threading.Thread(target=create, args=(provider, 2)) for _ in range(3)]
+    for thread in launching:
+        thread.start()
+    while any(thread.is_alive() for thread in launching):
+        provider.non_terminated_nodes({})
+    assert len(provider._started) == len(provider._held_gpus) == 6
+    assert len(provider.non_terminated_nodes({})) == 7
+
+
+def test_a_folder_that_cannot_be_deleted_is_tried_again(provider, monkeypatch, caplog):
+    (node_id,) = create(provider)
+    temp = Path(nodes.read(nodes.path_of(provider.cluster.nodes_dir, node_id)).temp_dir)
+    temp.mkdir()
+    provider._started[node_id].kill()
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_DELETE_PAUSE_S", 0)
+        patch.setattr(files.shutil, "rmtree", lambda _path, onerror: None)
+        assert processes.wait_until(lambda: provider.non_terminated_nodes({}) == ["head"], timeout_s=5)
+        assert f"node {node_id} has ended, but the folder {temp} cannot be deleted" in caplog.text
+        assert provider._held_gpus == {}
+    assert provider.non_terminated_nodes({}) == ["head"]
+    assert not temp.exists()
+    assert os.listdir(provider.cluster.nodes_dir) == []
 
 
 def test_logs_of_old_nodes_are_dropped(tmp_path):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 
 import pytest
@@ -96,3 +97,29 @@ def test_a_port_with_a_listener_is_not_free():
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert not ports.is_free("127.0.0.1", listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_undisturbed_ignores_a_signal_and_hears_the_next(number):
+    heard = []
+    before = signal.signal(number, lambda *_: heard.append(number))
+    try:
+        with processes.undisturbed():
+            os.kill(os.getpid(), number)
+        assert heard == []
+        os.kill(os.getpid(), number)
+        assert heard == [number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_undisturbed_does_nothing_in_another_thread():
+    def run():
+        with processes.undisturbed():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    seen = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(5)
+    assert seen == [signal.getsignal(signal.SIGTERM)]

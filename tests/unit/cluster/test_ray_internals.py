@@ -1,7 +1,6 @@
 """Each thing of Ray 2.60 that has no public name and that cluster/*_ray260.py uses: red when Ray moves it."""
 
 import inspect
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -71,11 +70,13 @@ def test_settings_are_still_read():
         for path in (
             "_private/ray_constants.py", "autoscaler/_private/constants.py", "_private/services.py",
             "_private/node.py", "autoscaler/v2/utils.py", "dashboard/consts.py",
+            "dashboard/modules/job/job_supervisor.py",
         )
     )  # fmt: skip
     for name in (
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "AUTOSCALER_UPDATE_INTERVAL_S", "AUTOSCALER_METRIC_PORT",
         "DASHBOARD_METRIC_PORT", "RAY_CLOUD_INSTANCE_ID", "gcs_storage",
+        "RAY_JOB_STOP_WAIT_TIME_S",
     ):  # fmt: skip
         assert name in source, f"{name}: {MOVED}"
     library = (RAY / "_raylet.so").read_bytes()
@@ -110,22 +111,3 @@ def test_serve_still_binds_its_replicas_where_we_patch(monkeypatch):
     replica.add_port_to_grpc_server(None, "[::]:0")
     replica.add_port_to_grpc_server(None, "10.0.0.1:7")
     assert bound == ["127.0.0.1:0", "10.0.0.1:7"]
-
-
-@pytest.mark.slow
-def test_the_store_of_torch_listens_on_one_address():
-    import importlib
-
-    rendezvous = importlib.import_module("torch.distributed.rendezvous")
-    ours, theirs = (
-        list(inspect.signature(function).parameters)
-        for function in (loopback_ray260.create_store, rendezvous._create_c10d_store)
-    )
-    assert ours == theirs, "torch moved this"
-    store = loopback_ray260.create_store("127.0.0.1", 0, 0, 1, timedelta(seconds=5))
-    store.set("key", "value")
-    assert store.get("key") == b"value"
-    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    assert f"0100007F:{store.port:04X}" in listening
-    config = loopback_ray260.torch_config()
-    assert config.backend_cls.__mro__[1].__name__ == "_TorchBackend"

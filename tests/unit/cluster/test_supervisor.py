@@ -119,6 +119,56 @@ def test_a_part_that_keeps_ending_is_restarted_ever_more_slowly(cluster, capsys)
     assert part.restart_at_s - time.monotonic() < 0.1
 
 
+@pytest.mark.parametrize(
+    ("role", "arguments", "reason"),
+    [("gcs_server", ["/no/such/program"], "No such file"), ("raylet", ["raylet"], "Ray has changed")],
+)
+def test_a_restart_that_fails_is_tried_again_later(cluster, capsys, role, arguments, reason):
+    watching = supervisor_module.Supervisor(cluster)
+    part = supervisor_module.Part(processes.this_process(role), arguments, {}, ".", restart_at_s=1e-9)
+    watching.parts[role] = part
+    watching._restart_due()
+    printed = capsys.readouterr().out
+    assert f"cannot restart {role}: " in printed
+    assert reason in printed
+    assert "trying again in 1.0 s" in printed
+    assert 0.5 < part.restart_at_s - time.monotonic() <= 1.0
+    part.arguments, part.restart_at_s = ["sleep", "--node_id=1"], 1e-9
+    watching._restart_due()
+    assert f"restarted {role} as {part.process.pid}" in capsys.readouterr().out
+    watching._ended(role, os.waitpid(part.process.pid, 0)[1])
+
+
+def test_a_part_that_ends_as_soon_as_it_is_restarted_is_seen_to_end(cluster, monkeypatch):
+    of = processes.of
+
+    def once_ended(pid, role=""):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return of(pid, role)
+
+    watching = supervisor_module.Supervisor(cluster)
+    part = supervisor_module.Part(processes.this_process("monitor"), ["false"], {}, ".", restart_at_s=1e-9)
+    watching.parts["monitor"] = part
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "of", once_ended)
+        watching._restart_due()
+    assert part.restart_at_s == 0
+    subprocess.run(["true"], check=True)  # a new process makes subprocess look for forgotten ones
+    watching._reap()
+    assert part.restart_at_s > 0
+
+
+def test_what_cannot_be_written_down_is_written_later(cluster, monkeypatch):
+    watching = supervisor_module.Supervisor(cluster)
+    with monkeypatch.context() as patch:
+        patch.setattr(supervisor_module, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        watching._try_to_write_down()
+    assert not watching.is_written_down
+    watching._try_to_write_down()
+    assert watching.is_written_down
+    assert [process.role for process in cluster.processes()] == ["supervisor"]
+
+
 def test_a_raylet_comes_back_as_a_new_node(tmp_path):
     (tmp_path / "raylet").touch()
     old = "ab" * 28
