@@ -129,7 +129,9 @@ def test_the_order_mixes_blocks(tmp_path):
     assert set(first) != set(other)
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "arrow", "csv", "jsonl"])
+@pytest.mark.parametrize(
+    "suffix", ["parquet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("arrow", "csv", "jsonl"))]
+)
 def test_memory_stays_within_the_budget(tmp_path, suffix):
     budget_mib, num_rows = 1, 14_000  # 0.6 MB decoded, 2.6 MB as lines
     path = write(wide(num_rows), tmp_path / f"t.{suffix}", rows_per_block=1000)

@@ -9,6 +9,7 @@ from eagleray.errors import TrainingError
 from support.worlds import run_world
 from unit.training.runs import digits_spec, train_rank, weights
 
+SLOW = pytest.mark.slow
 FLOAT64 = {"steps": 12, "global_batch_size": 50, "precision": "float64"}
 
 
@@ -22,8 +23,12 @@ def train(tmp_path, spec, world_size, name="run", attempt=1):
     ("changes", "world_sizes"),
     [
         ({}, (2, 3, 4)),
-        ({"model": {"kind": "cnn", "channels": [4], "hidden": 8, "norm": "layer"}}, (3,)),
-        ({"optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "l1": 1e-4}}, (2,)),
+        pytest.param(
+            {"model": {"kind": "cnn", "channels": [4], "hidden": 8, "norm": "layer"}}, (2, 3, 4), marks=SLOW
+        ),
+        pytest.param(
+            {"optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "l1": 1e-4}}, (2, 3, 4), marks=SLOW
+        ),
     ],
     ids=["mlp-adamw", "cnn-layer-norm", "sgd-l1"],
 )
@@ -46,6 +51,7 @@ def test_micro_batches_and_a_batch_that_the_ranks_cannot_share_evenly_change_not
         torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-9)
 
 
+@SLOW
 def test_fewer_samples_than_ranks_in_the_last_batch_of_an_epoch(tmp_path):
     batch = {"epochs": 2, "global_batch_size": 1436, "precision": "float64"}  # leaves a few samples over
     spec = digits_spec(training=batch)
@@ -59,8 +65,8 @@ def test_fewer_samples_than_ranks_in_the_last_batch_of_an_epoch(tmp_path):
     [
         ("none", 3),
         ("bf16", 2),
-        pytest.param("none", 2, marks=pytest.mark.slow),
-        pytest.param("fp16", 3, marks=pytest.mark.slow),
+        pytest.param("none", 2, marks=SLOW),
+        pytest.param("fp16", 3, marks=SLOW),
     ],
 )
 def test_a_resumed_run_is_bit_equal_at_the_same_size(tmp_path, compression, world_size):
@@ -101,6 +107,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_with_step_and_parameter(tmp_p
     assert all(words in text for words in ("rank 0", "rank 1", "gradient of"))
 
 
+@SLOW
 def test_other_data_than_the_checkpoints_is_refused(tmp_path):
     train(tmp_path, digits_spec(), 1)
     other = digits_spec(data={"kind": "digits", "normalize": "none", "split_seed": 5})
