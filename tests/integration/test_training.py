@@ -89,7 +89,7 @@ def test_a_job_goes_on_after_kill_9_of_a_worker(eagleray_home: Path, cluster_env
             os.kill(log.pids[1], signal.SIGKILL)
 
     submit = ("ray", "job", "submit", "--runtime-env", "runtime_env.yaml", "--", "python", "jobs/train.py")
-    log = follow((*submit, DIGITS, "--set", "training.epochs=12"), cluster_env, kill_one)
+    log = follow((*submit, DIGITS, "--set", "training.epochs=30"), cluster_env, kill_one)
     assert log.exit_code == 0, log.text
     found = report(eagleray_home, log.run_id)
     assert found["status"] == "FINISHED"
@@ -103,7 +103,7 @@ def test_a_job_goes_on_after_kill_9_of_a_worker(eagleray_home: Path, cluster_env
     assert found["compression_ratio"] == pytest.approx(2.0)
     assert set(found["spans_s"]) == {"submitted", "driver", "nodes", "workers", "group", "first step"}
     folder = eagleray_home / "storage" / "runs" / log.run_id
-    assert json.loads((folder / "spec.json").read_text())["training"]["epochs"] == 12
+    assert json.loads((folder / "spec.json").read_text())["training"]["epochs"] == 30
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (folder / "attempts").iterdir()) == ["000001.json", "000002.json"]
     assert "Traceback" not in log.text
