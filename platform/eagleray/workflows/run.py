@@ -24,7 +24,7 @@ from eagleray.cluster import settings
 from eagleray.errors import EaglerayError, InputError, SpecError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
-from eagleray.workflows.report import PHASES, Account
+from eagleray.workflows.report import Account
 
 EXPERIMENT = "eagleray"
 _STORAGE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -172,8 +172,12 @@ def _monitor(run: Run, account: Account, say: Callable[[str], None]) -> Any:
     from eagleray.registry.tracking import Tracker
     from eagleray.workflows.monitor import RunMonitor
 
+    local = run.folder.local_path
     tracker = Tracker(
-        settings.tracking_uri(), EXPERIMENT, artifact_root=f"{settings.storage_url()}/mlflow-artifacts"
+        settings.tracking_uri(),
+        EXPERIMENT,
+        artifact_root=f"{settings.storage_url()}/mlflow-artifacts",
+        spill=None if local is None else local / "mlflow-unwritten.jsonl",
     )
     earlier = run.folder.read_json("mlflow.json")["run_id"] if run.folder.exists("mlflow.json") else None
     tracker.start(
@@ -287,11 +291,6 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
         f"  {name} {value:.4f}" for name, value in report["metrics"].items() if name.startswith("test_")
     ]
     return [*lines, f"  files in {run.folder.url}"]
-
-
-def phases_text() -> str:
-    """Names and meanings of the spans, for the docs."""
-    return "\n".join(f"{name}: {meaning}" for name, meaning in PHASES)
 
 
 def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:
