@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from eagleray.data.parts import Array, Arrays, Dataset, Finish, as_they_are
 from eagleray.errors import DataError, SpecError
 from eagleray.specs import IGNORED_TARGET, Signature, validate
 from eagleray.specs.data import ModuleData
+from eagleray.specs.functions import import_function
 
 _RETURNS = "(inputs, targets, signature table)"
 
@@ -48,17 +48,7 @@ def open_module(spec: ModuleData) -> Dataset:
 
 
 def _called(spec: ModuleData, what: str) -> Any:
-    module_name, _, name = spec.function.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise DataError(
-            f"{what}: cannot import {module_name!r} ({error}); install it where the workers run, "
-            "or name its file or folder in `code`"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise DataError(f"{what}: {module_name!r} has no function {name!r}")
+    function = import_function(spec.function, what, DataError)
     try:
         return function(**spec.arguments)
     except Exception as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -16,6 +14,7 @@ from eagleray.models.mlp import Mlp
 from eagleray.models.recurrent import Recurrent
 from eagleray.models.transformer import Transformer
 from eagleray.specs import Signature
+from eagleray.specs.functions import import_function
 from eagleray.specs.model import CnnModel, GptModel, MlpModel, ModelSpec, ModuleModel, RecurrentModel
 
 
@@ -47,7 +46,8 @@ def _from_function(spec: ModuleModel, signature: Signature) -> nn.Module:
     if spec.pass_signature:
         arguments["signature"] = signature
     try:
-        model = _imported(spec.function)(**arguments)
+        function = import_function(spec.function, f"model.function {spec.function!r}", SpecError)
+        model = function(**arguments)
     except TypeError as error:
         hint = "; a function that takes no `signature` needs pass_signature = false" * spec.pass_signature
         raise SpecError(
@@ -59,19 +59,3 @@ def _from_function(spec: ModuleModel, signature: Signature) -> nn.Module:
             f"model.function {spec.function!r} returned {found}; it must return a torch.nn.Module"
         )
     return model
-
-
-def _imported(function: str) -> Callable[..., Any]:
-    """The function that `module:function` names. Raises: SpecError."""
-    module_name, _, name = function.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise SpecError(
-            f"model.function {function!r}: cannot import {module_name!r} ({error}); "
-            "install it where the workers run, or name its file or folder in `code`"
-        ) from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise SpecError(f"model.function {function!r}: {module_name!r} has no function {name!r}")
-    return found
