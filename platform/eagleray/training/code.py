@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -31,6 +33,7 @@ def import_code(run: Folder) -> None:
     root = source.local_path
     if root is None:
         root = Path(tempfile.mkdtemp(prefix="eagleray-code-"))
+        atexit.register(shutil.rmtree, root, ignore_errors=True)
         for name in names:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(source.read_bytes(name))
