@@ -17,7 +17,9 @@ class Spec(BaseModel):
     """A frozen, typed table of a user's file; unknown keys are errors."""
 
     # Built at first use: `eagleray check` pays only for the kind of spec that it reads.
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, defer_build=True, allow_inf_nan=False
+    )
 
 
 def _existing(path: str, info: ValidationInfo) -> str:

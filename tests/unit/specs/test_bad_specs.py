@@ -160,3 +160,13 @@ def test_paths_are_relative_to_the_spec(good: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").touch()
     spec = specs.load(specs.TrainSpec, good, ['code=["mine.py"]'])
     assert spec.code == (str(tmp_path / "mine.py"),)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_numbers_are_finite(value):
+    with pytest.raises(SpecError, match=r"optimizer\.lr: .*finite"):
+        specs.load(
+            specs.TrainSpec,
+            Path(__file__).parents[3] / "examples/train/digits.toml",
+            [f"optimizer.lr={value}"],
+        )
