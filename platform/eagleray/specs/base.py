@@ -47,7 +47,12 @@ def load(spec_type: type[SpecT], path: str | Path, overrides: Sequence[str] = ()
             each with the file, the dotted path and what to do.
     """
     path = Path(path)
-    return validate(spec_type, _table(path, overrides), name=str(path), base_dir=path.resolve().parent)
+    table = _table(path, overrides)
+    other = FileSpec.registry.get(str(table.get("kind")))
+    if other is not None and not issubclass(other, spec_type):
+        wanted = [kind for kind, known in FileSpec.registry.items() if issubclass(known, spec_type)]
+        raise SpecError(f"{path}: kind: is a {table['kind']} spec; give a {' or '.join(wanted)} spec here")
+    return validate(spec_type, table, name=str(path), base_dir=path.resolve().parent)
 
 
 def _table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:

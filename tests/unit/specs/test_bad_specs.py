@@ -170,3 +170,9 @@ def test_numbers_are_finite(value):
             Path(__file__).parents[3] / "examples/train/digits.toml",
             [f"optimizer.lr={value}"],
         )
+
+
+def test_a_spec_of_another_kind_is_one_line():
+    with pytest.raises(SpecError) as caught:
+        specs.load(specs.LocalSpec, Path(__file__).parents[3] / "examples/train/digits.toml")
+    assert str(caught.value).endswith("digits.toml: kind: is a train spec; give a local spec here")
