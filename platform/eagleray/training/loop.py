@@ -7,7 +7,6 @@ take it at the same step.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -77,25 +76,31 @@ def backward(parts: Parts, shard: Shard) -> list[Tensor]:
     A rank's loss is its samples' sum over the global batch size, times the world size, because DDP's hook
     returns the mean over ranks: uneven shards and micro-batches then weigh each sample alike.
     """
-    spec = parts.spec
-    inputs, targets, weights = (
-        place_array(array, parts) for array in (shard.inputs, shard.targets, shard.weights)
-    )
-    scale = parts.world_size / shard.global_size
-    size = math.ceil(len(inputs) / spec.training.accumulate)
+    spec, scale = parts.spec, parts.world_size / shard.global_size
+    arrays = (place_array(array, parts) for array in (shard.inputs, shard.targets, shard.weights))
+    number = num_micro_batches(spec.training.accumulate, shard.global_size, parts.world_size)
+    micro_batches = zip(*(array.tensor_split(number) for array in arrays), strict=True)
     sums = []
-    for start in range(0, len(inputs), size):
-        window, is_last = slice(start, start + size), start + size >= len(inputs)
+    for index, (inputs, targets, weights) in enumerate(micro_batches, start=1):
+        is_last = index == number
         with nullcontext() if is_last else parts.model.no_sync():
             with device.autocast(parts.place, spec.training.precision):
-                losses = parts.per_sample_loss(parts.model(inputs[window]), targets[window])
-            loss_sum = torch.dot(losses, weights[window].to(losses.dtype))
+                losses = parts.per_sample_loss(parts.model(inputs), targets)
+            loss_sum = torch.dot(losses, weights.to(losses.dtype))
             objective = loss_sum * scale
             if is_last and spec.optimizer.l1 > 0:
                 objective = objective + spec.optimizer.l1 * l1_norm(parts)
             parts.scaler.scale(objective).backward()
         sums.append(loss_sum.detach())
     return sums
+
+
+def num_micro_batches(accumulate: int, global_size: int, world_size: int) -> int:
+    """How many forwards each rank runs for one batch: as many on all, for SyncBatchNorm meets in each.
+
+    At most `accumulate`, and no more than the smallest share has samples (one that is empty has a filler).
+    """
+    return min(accumulate, max(1, global_size // world_size))
 
 
 def clip_and_check(parts: Parts, step: int) -> None:

@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from eagleray import compression, groups
 from eagleray.errors import InputError
 from eagleray.specs.train import CompressionSpec
+from integration.ranks.checks import CHECKS, run_checks
 from support.worlds import run_world
-from unit.compression.checks import CHECKS, run_checks
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from eagleray import compression, groups
 from eagleray.compression import engine
 from eagleray.errors import PeerLost, TrainingError
 from eagleray.specs.train import CompressionSpec
+from integration.ranks.checks import Net, batch
+from integration.ranks.kills import training_world
 from support.worlds import run_world
-from unit.compression.checks import Net, batch
-from unit.compression.kills import training_world
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eagleray.errors import TrainingError
+from integration.ranks.runs import digits_spec, train_rank, weights
 from support.worlds import run_world
-from unit.training.runs import digits_spec, train_rank, weights
 
 SLOW = pytest.mark.slow
 FLOAT64 = {"steps": 12, "global_batch_size": 50, "precision": "float64"}
