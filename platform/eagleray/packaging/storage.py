@@ -25,6 +25,7 @@ class _Backend(Protocol):
 
     def write(self, path: str, data: bytes) -> None: ...
     def replace(self, path: str, data: bytes) -> None: ...
+    def create(self, path: str, data: bytes) -> bool: ...
     def upload(self, source: Path, path: str) -> None: ...
     def read(self, path: str) -> Iterator[bytes]: ...
     def exists(self, path: str) -> bool: ...
@@ -75,6 +76,14 @@ class Folder:
         """Write and sync a file in place: for folders that nobody reads yet; `sync` the folder afterwards."""
         self._make_parent(name)
         self._backend.write(self._join(name), data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a whole file where none of that name is yet; of many that try at once one gets True.
+
+        An object store must know conditional writes (S3 does); on one that does not, two may get True.
+        """
+        self._make_parent(name)
+        return self._backend.create(self._join(name), data)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as indented JSON, as `write_bytes` does."""
@@ -151,6 +160,16 @@ class _Disk:
         with self._replacing(path) as temporary:
             self.write(temporary, data)
 
+    def create(self, path: str, data: bytes) -> bool:
+        with self._beside(path) as temporary:
+            self.write(temporary, data)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+        self.sync(os.path.dirname(path))
+        return True
+
     def upload(self, source: Path, path: str) -> None:
         with self._replacing(path) as temporary, source.open("rb") as file:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -164,16 +183,21 @@ class _Disk:
     @contextlib.contextmanager
     def _replacing(self, path: str) -> Iterator[str]:
         """A temporary name beside `path` that takes its place at the end."""
+        with self._beside(path) as temporary:
+            yield temporary
+            os.replace(temporary, path)
+        self.sync(os.path.dirname(path))
+
+    @contextlib.contextmanager
+    def _beside(self, path: str) -> Iterator[str]:
+        """A temporary name beside `path`; nothing is left of it."""
         folder, name = os.path.split(path)
         temporary = f"{folder}/.{name}.{secrets.token_hex(4)}"
         try:
             yield temporary
-            os.replace(temporary, path)
-        except OSError:
+        finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-            raise
-        self.sync(folder)
 
     def read(self, path: str) -> Iterator[bytes]:
         with open(path, "rb") as file:
@@ -236,6 +260,15 @@ class _Objects:
         self._fs.pipe_file(path, data)
 
     replace = write
+
+    def create(self, path: str, data: bytes) -> bool:
+        try:
+            self._fs.pipe_file(path, data, mode="create")
+        except OSError as error:
+            if isinstance(error, FileExistsError) or self.exists(path):
+                return False  # S3 answers 412, which s3fs passes on as a plain OSError
+            raise
+        return True
 
     def upload(self, source: Path, path: str) -> None:
         self._fs.put_file(str(source), path)

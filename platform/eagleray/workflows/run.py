@@ -20,10 +20,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from eagleray.cluster import settings
+from eagleray.cluster import job_ray260, settings
 from eagleray.errors import EaglerayError, InputError, SpecError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
+from eagleray.workflows.lock import RunLock
 from eagleray.workflows.report import Account
 
 EXPERIMENT = "eagleray"
@@ -148,7 +149,7 @@ def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None])
     os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
     import ray
 
-    from eagleray.cluster import capacity_ray260, job_ray260
+    from eagleray.cluster import capacity_ray260
     from eagleray.training.reservation_ray260 import Reservation
     from eagleray.training.trainer import bundle
 
@@ -299,7 +300,8 @@ def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:
     try:
         run = make_run()
         print(f"run {run.run_id}", flush=True)
-        report = execute(run, driver_started_at=driver_started_at, say=_say)
+        with RunLock(run.folder, job_ray260.submission_id()):
+            report = execute(run, driver_started_at=driver_started_at, say=_say)
         for line in summary(run, report):
             _say(line)
         return 0

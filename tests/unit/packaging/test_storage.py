@@ -1,6 +1,7 @@
 import errno
 import os
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -35,6 +36,23 @@ def test_what_is_written_is_read(folder, tmp_path):
 def test_a_missing_file_is_not_found(folder):
     with pytest.raises(FileNotFoundError):
         folder.read_bytes("nothing")
+
+
+def test_a_file_is_created_once(folder):
+    assert folder.create("drivers/1.json", b"first")
+    assert not folder.create("drivers/1.json", b"second")
+    assert folder.read_bytes("drivers/1.json") == b"first"
+    assert folder.files() == ["drivers/1.json"]
+
+
+def test_of_many_that_create_at_once_one_does(tmp_path):
+    folder = Folder(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(20):
+            name = f"{number}.json"
+            won = list(threads.map(lambda i, name=name: folder.create(name, b"%d" % i), range(8)))
+            assert won.count(True) == 1
+            assert folder.read_bytes(name) == b"%d" % won.index(True)
 
 
 def test_a_disk_that_fills_leaves_the_old_content_and_no_temporary_file(tmp_path, monkeypatch):
