@@ -1,0 +1,5 @@
+"""`python -m eagleray.cli`: the same as `eagleray`."""
+
+from eagleray.cli import main
+
+main()
