@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DIGITS = "examples/train/digits.toml"
 DRIVER = (sys.executable, "-m", "eagleray.workflows.train")
+RESUME = (sys.executable, "-m", "eagleray.workflows.resume")
 
 
 @dataclass
@@ -81,12 +82,14 @@ def report(home: Path, run_id: str) -> dict:
 
 def test_a_job_goes_on_after_kill_9_of_a_worker(eagleray_home: Path, cluster_env: dict[str, str]) -> None:
     killed: list[int] = []
+    meanwhile: list[Log] = []
 
     def kill_one(line: str, log: Log) -> None:
         match = re.search(r"step (\d+)/", line)
         if match and int(match[1]) >= 60 and not killed:
             killed.append(log.pids[1])
             os.kill(log.pids[1], signal.SIGKILL)
+            meanwhile.append(follow((*RESUME, log.run_id), cluster_env))
 
     submit = ("ray", "job", "submit", "--runtime-env", "runtime_env.yaml", "--", "python", "jobs/train.py")
     log = follow((*submit, DIGITS, "--set", "training.epochs=30"), cluster_env, kill_one)
@@ -107,6 +110,8 @@ def test_a_job_goes_on_after_kill_9_of_a_worker(eagleray_home: Path, cluster_env
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (folder / "attempts").iterdir()) == ["000001.json", "000002.json"]
     assert "Traceback" not in log.text
+    assert (meanwhile[0].exit_code, len(meanwhile[0].lines)) == (2, 2), meanwhile[0].text
+    assert f"run {log.run_id} goes on already (job " in meanwhile[0].text
 
 
 def test_what_can_never_be_placed_is_refused_at_once(cluster_env: dict[str, str]) -> None:
@@ -160,8 +165,7 @@ def test_a_stopped_run_is_resumed_with_its_own_code(
     assert f"go on with it: eagleray resume {first.run_id}" in first.text
     assert report(eagleray_home, first.run_id)["status"] == "STOPPED"
     (tmp_path / "my_net.py").unlink()
-    resume = (sys.executable, "-m", "eagleray.workflows.resume", first.run_id)
-    second = follow(resume, cluster_env)
+    second = follow((*RESUME, first.run_id), cluster_env)
     assert second.exit_code == 0, second.text
     found = report(eagleray_home, first.run_id)
     assert (found["status"], found["steps"]) == ("FINISHED", 4000)
@@ -172,6 +176,6 @@ def test_a_stopped_run_is_resumed_with_its_own_code(
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["nothing-like-it", "../etc"])
 def test_an_unknown_run_is_refused(cluster_env: dict[str, str], run: str) -> None:
-    log = follow((sys.executable, "-m", "eagleray.workflows.resume", run), cluster_env)
+    log = follow((*RESUME, run), cluster_env)
     assert log.exit_code == 2
     assert f"error: no run {run!r}" in log.text
