@@ -3,12 +3,14 @@
 EaglerayError                exit code 1   the run, or the command, failed
 ├── InputError               exit code 2   what was asked cannot be right
 │   ├── SpecError                          a spec file does not validate
-│   └── DataError                          a dataset is missing, empty or of the wrong kind
+│   ├── DataError                          a dataset is missing, empty or of the wrong kind
+│   └── ModelNotFound                      no model, version or alias of that name
 ├── CapacityError            exit code 3   the cluster's node types can never place it
 ├── ClusterError             exit code 1   a local cluster could not be started, found or stopped
 │   ├── ClusterNotRunning
 │   └── AuthError                          a token or key is missing or wrong
 ├── CheckpointError          exit code 1   no checkpoint of a run verifies
+├── PackageError             exit code 1   a model package is damaged, or may not be loaded
 ├── TrainingError            exit code 1   a run stopped by itself (loss not finite, …); no use to retry
 ├── PeerLost                 exit code 1   another rank stopped answering; the run may be started again
 └── ServiceError             exit code 1   another service refused or did not answer (Grafana, Ray's jobs)
@@ -37,6 +39,10 @@ class DataError(InputError):
     """A dataset is missing, empty, unreadable or of another kind than its spec says."""
 
 
+class ModelNotFound(InputError):
+    """The registry, or the ingress, has no model, version or alias of that name."""
+
+
 class CapacityError(EaglerayError):
     """The cluster's node types can never place what was asked."""
 
@@ -57,6 +63,10 @@ class AuthError(ClusterError):
 
 class CheckpointError(EaglerayError):
     """No checkpoint of the run verifies, or one could not be written."""
+
+
+class PackageError(EaglerayError):
+    """A model package is damaged or missing, or names an architecture that may not be loaded."""
 
 
 class TrainingError(EaglerayError):
