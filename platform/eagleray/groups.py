@@ -56,11 +56,12 @@ def form(
         backend: of the group.
         timeout_s: how long a rank waits for the others, here and in each later operation, seconds.
         store_path: a file that all ranks see (one machine), or
-        address: `ip:port` where rank 0 will listen; gloo then uses each rank's interface towards it.
+        address: `ip:port` where rank 0 will listen; gloo and NCCL then use each rank's interface towards it,
+            unless its environment names another.
 
     Raises:
         ValueError: not exactly one of `store_path` and `address`.
-        PeerLost: the ranks did not meet within the time.
+        PeerLost: the ranks did not meet within the time, or there is no way from here to there.
     """
     import torch.distributed as dist
 
@@ -72,17 +73,17 @@ def form(
     before = _listening()
     try:
         if store_path is not None:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            _use_interface("lo")
             store: Store = dist.FileStore(store_path, world_size)
         else:
             assert address is not None
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_towards(address))
+            _use_interface(_interface_towards(address))
             store = _tcp_store(address, rank, world_size, timeout)
             before |= _listening()  # the store's own listener is not gloo's
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         assert dist.group.WORLD is not None
         return _register("default", dist.group.WORLD, backend, before)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         where = store_path if address is None else address
         raise PeerLost(
             f"rank {rank} of {world_size} could not meet the others at {where} in {timeout_s:g} s: {error}"
@@ -190,8 +191,21 @@ def _tcp_store(address: str, rank: int, world_size: int, timeout: timedelta) -> 
     )
 
 
+def _use_interface(name: str) -> None:
+    """Have gloo and NCCL listen on this interface, unless the environment says otherwise.
+
+    By itself gloo takes the address that the hostname resolves to, on many machines a loopback one, and NCCL
+    the first interface it finds. NCCL takes a name for a prefix (eth0.100, too) where it has no "=".
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+
+
 def _interface_towards(address: str) -> str:
-    """Name of the interface whose address this host uses to reach `address` (`ip:port`)."""
+    """Name of the interface whose address this host uses to reach `address` (`ip:port`).
+
+    Raises: OSError: there is no way from here to there.
+    """
     import psutil
 
     host, _, port = address.rpartition(":")
@@ -200,8 +214,10 @@ def _interface_towards(address: str) -> str:
         own = probe.getsockname()[0]
     if own.startswith("127."):
         return "lo"
-    interfaces = psutil.net_if_addrs().items()
-    return next(name for name, addresses in interfaces if any(one.address == own for one in addresses))
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == own for one in addresses):
+            return name
+    raise OSError(f"no interface of this host has the address {own}, from which {host} would be reached")
 
 
 def _sockets() -> list[tuple[int, socket.socket]]:
