@@ -1,0 +1,1 @@
+"""Messages that the client and the server share: neither ray nor torch is imported here."""
