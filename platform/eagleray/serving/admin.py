@@ -1,0 +1,54 @@
+"""`AdminBackend`: what the ingress's admin API asks of the control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class AdminBackend(Protocol):
+    """Sole writer of routes, model applications and keys; every answer is plain values, for JSON.
+
+    Any method raises an EaglerayError, which the ingress answers with a status: ModelNotFound 404, InputError
+    400, AuthError 401, CapacityError 409, ServiceError 503, any other 500.
+    """
+
+    async def status(self) -> dict[str, Any]:
+        """{"version", "cluster", "nodes", "models", …}: the whole in short."""
+        ...
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Every model of the registry: {"name", "versions": [int], "aliases": {alias: int}, …}."""
+        ...
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """{"name", "versions": [{"version", "digest", "aliases", "metrics", "lineage", "created_at"}]}."""
+        ...
+
+    async def promote(self, name: str, version: int, alias: str) -> dict[str, Any]:
+        """Point `alias` of the registry's model at `version`; {"name", "version", "alias"}."""
+        ...
+
+    async def services(self) -> list[dict[str, Any]]:
+        """Every deployed version: {"name", "version", "state", "replicas", "spec", "message", …}."""
+        ...
+
+    async def deploy(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Start what the ServiceSpec says; {"name", "version", "state"} at once, before it is ready."""
+        ...
+
+    async def undeploy(self, name: str, version: int | None) -> dict[str, Any]:
+        """End one version, or all of a model; {"name", "versions": [int]}."""
+        ...
+
+    async def keys(self) -> list[dict[str, Any]]:
+        """Every key without its secret: {"id", "name", "scopes", "created_at"}."""
+        ...
+
+    async def create_key(self, name: str, scopes: Sequence[str]) -> dict[str, Any]:
+        """{"id", "name", "scopes", "created_at", "key"}: `key` is shown this once and kept nowhere."""
+        ...
+
+    async def revoke_key(self, key_id: str) -> dict[str, Any]:
+        """{"id"}; from now on the key opens nothing."""
+        ...

@@ -1,0 +1,57 @@
+"""`Transport`: how the ingress reaches the replicas of a model version, whatever carries the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from eagleray.errors import InputError, ServiceError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+    from eagleray.serving.routes import Target
+
+
+class Overloaded(ServiceError):
+    """The model version takes no more requests now; `retry_after_s` is an honest guess of when it will."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BadInput(InputError):
+    """The replica refused the values: what it said is for the caller."""
+
+
+class ReplicaFailed(ServiceError):
+    """The replica broke, or went away, while it worked on the request."""
+
+
+class Transport(Protocol):
+    """Carries one request to a replica of `target` and its answer back; safe for many requests at once.
+
+    A target that is scaled to zero is started by the call, which waits; the wait is part of `timeout_s`.
+    """
+
+    async def infer(
+        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float
+    ) -> dict[str, np.ndarray]:
+        """The card's outputs for `inputs` (raw values, batch first; BYTES as object arrays of str).
+
+        Raises:
+            BadInput: the replica refused the values.
+            Overloaded: the queue is full.
+            ReplicaFailed: the replica broke.
+            TimeoutError: no answer within `timeout_s`.
+        """
+        ...
+
+    def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+        """Pieces of text as they come; the last has a `finish_reason`. Closed early, the replica stops.
+
+        Raises, at the first piece or any later: as `infer`.
+        """
+        ...
