@@ -18,8 +18,6 @@ _WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 NAME = re.compile(_WORD)
 """A model's name: also a folder, part of a Serve application's name, and a segment of a path."""
 _REFERENCE = re.compile(rf"({_WORD})(?:@({_WORD})|/versions/([0-9]{{1,9}}))?")
-    rf"({NAME.pattern})(?:@([A-Za-z0-9][A-Za-z0-9._-]{{0,127}})|/versions/([0-9]{{1,9}}))?"
-)
 
 
 class UnknownModel(ModelNotFound):
