@@ -2,7 +2,9 @@
 
 from eagleray.packaging.checkpoint import Checkpoint, CheckpointStore
 from eagleray.packaging.manifest import Manifest, verify_directory
+from eagleray.packaging.model_package import ModelPackage, open_package, write_package
 from eagleray.packaging.storage import Folder
+from eagleray.packaging.store import ModelStore, ModelVersion
 from eagleray.packaging.tree import flatten, unflatten
 from eagleray.packaging.weights import load_weights
 
@@ -11,8 +13,13 @@ __all__ = [
     "CheckpointStore",
     "Folder",
     "Manifest",
+    "ModelPackage",
+    "ModelStore",
+    "ModelVersion",
     "flatten",
     "load_weights",
+    "open_package",
     "unflatten",
     "verify_directory",
+    "write_package",
 ]

@@ -1,17 +1,22 @@
 """Typed files that users write: TOML read into frozen pydantic models."""
 
 from eagleray.specs.base import FileSpec, Spec, apply_override, load, load_any, validate
+from eagleray.specs.card import Architecture, Lineage, ModelCard, TensorInfo
 from eagleray.specs.local import LocalSpec
 from eagleray.specs.signature import IGNORED_TARGET, Normalization, Signature
 from eagleray.specs.train import TrainSpec
 
 __all__ = [
     "IGNORED_TARGET",
+    "Architecture",
     "FileSpec",
+    "Lineage",
     "LocalSpec",
+    "ModelCard",
     "Normalization",
     "Signature",
     "Spec",
+    "TensorInfo",
     "TrainSpec",
     "apply_override",
     "load",

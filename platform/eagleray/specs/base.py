@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
 from eagleray.errors import SpecError
 
@@ -35,6 +35,9 @@ def _existing(path: str, info: ValidationInfo) -> str:
 
 ExistingPath = Annotated[str, AfterValidator(_existing)]
 """A local path (relative to the spec's own folder, globs allowed) or an fsspec URL."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+"""Of runs, models, services, searches: a folder's name and a part of a URL as it is."""
 
 SpecT = TypeVar("SpecT", bound=Spec)
 

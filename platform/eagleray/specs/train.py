@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from eagleray.specs.base import ExistingPath, FileSpec, Spec
+from eagleray.specs.base import ExistingPath, FileSpec, Name, Spec
 from eagleray.specs.data import DataSpec
 from eagleray.specs.model import ModelSpec
 
@@ -184,7 +184,7 @@ class TrainSpec(FileSpec):
     """One training run."""
 
     kind: Literal["train"]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    name: Name
     """Lower-case letters, digits, dots, dashes; run ids start with it."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     code: tuple[ExistingPath, ...] = ()
