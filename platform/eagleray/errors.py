@@ -11,6 +11,7 @@ EaglerayError                exit code 1   the run, or the command, failed
 │   └── AuthError                          a token or key is missing or wrong
 ├── CheckpointError          exit code 1   no checkpoint of a run verifies
 ├── PackageError             exit code 1   a model package is damaged, or may not be loaded
+├── EvaluationError          exit code 1   a model's outputs cannot be judged (NaN, another shape)
 ├── TrainingError            exit code 1   a run stopped by itself (loss not finite, …); no use to retry
 ├── PeerLost                 exit code 1   another rank stopped answering; the run may be started again
 └── ServiceError             exit code 1   another service refused or did not answer (Grafana, Ray's jobs)
@@ -67,6 +68,10 @@ class CheckpointError(EaglerayError):
 
 class PackageError(EaglerayError):
     """A model package is damaged or missing, or names an architecture that may not be loaded."""
+
+
+class EvaluationError(EaglerayError):
+    """A model's outputs cannot be judged: they are not finite, or not of the shape of the targets."""
 
 
 class TrainingError(EaglerayError):
