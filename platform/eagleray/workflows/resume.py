@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from eagleray.workflows.run import Run, drive, process_started_at
+from eagleray.workflows.stopping import stoppable
 
 
+@stoppable
 def main(argv: Sequence[str] | None = None) -> int:
     """Go on with the run named in `argv`; returns the exit code as `train` does."""
     import argparse
+
+    from eagleray.workflows.run import Run, drive, process_started_at
 
     parser = argparse.ArgumentParser(prog="resume", description="Go on with RUN from its newest checkpoint.")
     parser.add_argument("run", help="run id, the name of its folder in storage")

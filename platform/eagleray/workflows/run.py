@@ -26,13 +26,10 @@ from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.lock import RunLock
 from eagleray.workflows.report import Account
+from eagleray.workflows.stopping import Stopped, stop_on_sigterm
 
 EXPERIMENT = "eagleray"
 _STORAGE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-
-
-class Stopped(BaseException):
-    """The job was asked to stop (SIGTERM)."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,9 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
 
     Raises:
         EaglerayError: the run failed; the report says so too.
-        Stopped: SIGTERM came; the run can be resumed.
+        KeyboardInterrupt: SIGTERM (Stopped) or Ctrl-C came; the run can be resumed.
     """
-    _stop_on_sigterm()
+    stop_on_sigterm()
     _keep_earlier_report(run)
     account = Account(marks={"submitted_at": driver_started_at, "submitted": driver_started_at})
     report: dict[str, Any] = {"run_id": run.run_id, "status": "RUNNING", "started_at": driver_started_at}
@@ -113,7 +110,7 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
         monitor = _monitor(run, account, say)
         outcome = _train(run, account, reservation, monitor, say)
         report |= {"status": "FINISHED", **outcome}
-    except Stopped:
+    except KeyboardInterrupt:
         report |= {"status": "STOPPED", "error": "stopped by a signal"}
         raise
     except EaglerayError as error:
@@ -123,6 +120,7 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
         report |= {"status": "FAILED", "error": f"{type(error).__name__}: {error}"}
         raise
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # how it ended is known: that is told to the end
         report |= {"seconds": time.time() - driver_started_at, **account.to_json()}
         _finish(run, report, monitor, say)
     return report
@@ -136,13 +134,6 @@ def _keep_earlier_report(run: Run) -> None:
         run.folder.remove("report.json")
 
 
-def _stop_on_sigterm() -> None:
-    def stop(*_: Any) -> None:
-        raise Stopped
-
-    signal.signal(signal.SIGTERM, stop)
-
-
 def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None]) -> Any:
     """Connect, refuse what can never be placed, ask for the nodes; then import what training needs."""
     # Read when ray is imported: the autoscaler's own lines; ours say what matters.
@@ -153,8 +144,11 @@ def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None])
     from eagleray.training.reservation_ray260 import Reservation
     from eagleray.training.trainer import bundle
 
-    ray.init(logging_level=logging.WARNING)
-    _stop_on_sigterm()  # again: Ray's own handler would end the process without a report
+    try:
+        ray.init(logging_level=logging.WARNING)
+        stop_on_sigterm()  # again, for Ray has set its own handler, which exits
+    except SystemExit:
+        raise Stopped from None
     account.marks["submitted_at"] = job_ray260.submitted_at() or account.marks["submitted_at"]
     scaling = run.spec.scaling
     resources = bundle(run.spec)
@@ -322,7 +316,7 @@ def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:
         if run is not None:
             _say(f"then go on with it: eagleray resume {run.run_id}")
         return 1
-    except (Stopped, KeyboardInterrupt):
+    except KeyboardInterrupt:
         _say(f"stopped; go on with it: eagleray resume {run.run_id}" if run else "stopped")
         return 1
 
