@@ -2,6 +2,7 @@
 
 from eagleray.specs.base import FileSpec, Spec, apply_override, load, load_any, validate
 from eagleray.specs.card import Architecture, Lineage, ModelCard, TensorInfo
+from eagleray.specs.evaluate import EvaluateSpec
 from eagleray.specs.local import LocalSpec
 from eagleray.specs.signature import IGNORED_TARGET, Normalization, Signature
 from eagleray.specs.train import TrainSpec
@@ -9,6 +10,7 @@ from eagleray.specs.train import TrainSpec
 __all__ = [
     "IGNORED_TARGET",
     "Architecture",
+    "EvaluateSpec",
     "FileSpec",
     "Lineage",
     "LocalSpec",

@@ -10,6 +10,7 @@ import pytest
 from eagleray import specs
 from eagleray.errors import SpecError
 
+KINDS = ", ".join(sorted(specs.FileSpec.registry))
 GOOD = """\
 kind = "train"
 name = "t"
@@ -80,7 +81,7 @@ def test_the_good_one_loads(good: Path) -> None:
         ('code=["nowhere.py"]', "code.0: 'nowhere.py' does not exist (looked for "),
         ("name=Bad Name", "name: string should match pattern"),
         ("checkpoint.keep=1", "checkpoint.keep: input should be greater than or equal to 2 (found 1)"),
-        ("kind=trian", "kind: 'trian' is not known; write one of: local, train"),
+        ("kind=trian", f"kind: 'trian' is not known; write one of: {KINDS}"),
         ("kind=[1]", "kind: [1] is not known"),
         ("optimizer", "--set optimizer: expected a.b=value"),
         ("=3", "--set =3: expected a.b=value"),
@@ -97,7 +98,7 @@ def test_an_override_that_does_not_fit(good: Path, override: str, expected: str)
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "kind: is required and missing; write one of: local, train"),
+        (b"", f"kind: is required and missing; write one of: {KINDS}"),
         (b"[data]\nkind = 'digits'\n", "kind: is required and missing"),
         (b"kind = \n", "not valid TOML: "),
         (b"[a\n", "not valid TOML: "),
