@@ -4,6 +4,7 @@ from eagleray.specs.base import FileSpec, Spec, apply_override, load, load_any, 
 from eagleray.specs.card import Architecture, Lineage, ModelCard, TensorInfo
 from eagleray.specs.evaluate import EvaluateSpec
 from eagleray.specs.local import LocalSpec
+from eagleray.specs.service import ServiceSpec
 from eagleray.specs.signature import IGNORED_TARGET, Normalization, Signature
 from eagleray.specs.train import TrainSpec
 
@@ -16,6 +17,7 @@ __all__ = [
     "LocalSpec",
     "ModelCard",
     "Normalization",
+    "ServiceSpec",
     "Signature",
     "Spec",
     "TensorInfo",

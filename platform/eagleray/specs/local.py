@@ -43,6 +43,32 @@ class LocalNodeType(Spec):
     max_workers: int | None = Field(default=None, ge=0)
 
 
+class LocalServing(Spec):
+    """The ingress: one HTTP address for all models and for the admin API."""
+
+    enabled: bool = True
+    """Without it the cluster trains and tunes only, and its head takes less memory."""
+    host: Annotated[str, AfterValidator(_own_ipv4)] = _LOOPBACK
+    """The address on which the ingress listens."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """0 takes any free one."""
+    insecure: bool = False
+    """Let the ingress listen beyond this machine, in plain HTTP: keys and data can be read on the way."""
+    max_body_mib: float = Field(default=16.0, gt=0, le=512)
+    """A larger request is answered 413."""
+    request_timeout_s: float = Field(default=60.0, gt=0)
+    """Until an answer, the wait for a replica included."""
+
+    @model_validator(mode="after")
+    def _is_said_aloud(self) -> LocalServing:
+        if not self.host.startswith("127.") and not self.insecure:
+            raise ValueError(
+                f"host {self.host} opens the ingress to the network in plain HTTP; put a proxy with TLS in "
+                f"front and keep {_LOOPBACK}, or say insecure = true"
+            )
+        return self
+
+
 class LocalSpec(FileSpec):
     """A local cluster: every node a process group on this machine."""
 
@@ -62,6 +88,7 @@ class LocalSpec(FileSpec):
     """The address on which Ray listens. Any but a loopback address opens the cluster to the network."""
     dashboard_port: int = Field(default=0, ge=0, le=65535)
     """Port of Ray's dashboard and job API; 0 takes any free one."""
+    serving: LocalServing = LocalServing()
     env: dict[str, str] = {}
     """Environment variables for every process of the cluster."""
     node_types: dict[str, LocalNodeType] = {}

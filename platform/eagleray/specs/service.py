@@ -1,0 +1,83 @@
+"""`ServiceSpec`: one version of a model behind the ingress, and how many replicas of it there may be."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from eagleray.specs.base import FileSpec, Name
+
+LATEST = "latest"
+_ALIAS = re.compile(r"@[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def _version(value: int | str) -> int | str:
+    """`value` itself. Raises: ValueError where it names no version."""
+    if isinstance(value, str) and value != LATEST and not _ALIAS.fullmatch(value):
+        raise ValueError(f'{value!r} is no version; write a number, "{LATEST}", or an alias as "@candidate"')
+    return value
+
+
+class ServiceSpec(FileSpec):
+    """One model version, served."""
+
+    kind: Literal["service"]
+    name: Name
+    """The model's name in the registry, and in the routes of the ingress."""
+    version: Annotated[Annotated[int, Field(strict=True, ge=1)] | str, AfterValidator(_version)] = LATEST
+    """A number, "latest", or an alias of the registry ("@candidate"), looked up when it is deployed."""
+    default: bool = True
+    """Whether the plain name leads to this version: the one it led to is replaced, without a failed request.
+    If not, it is served beside, under NAME/versions/NUMBER and its aliases, until it is undeployed."""
+    min_replicas: int = Field(default=1, ge=0)
+    """0: none while nothing is asked; the next request waits until one is up."""
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: float = Field(default=2.0, gt=0)
+    """Requests per replica, running and waiting, that the number of replicas is chosen for."""
+    idle_s: float = Field(default=30.0, ge=0)
+    """A replica more than needed goes away after so long."""
+    max_queued_requests: int = Field(default=100, ge=1)
+    """Requests that may wait for a replica; one more is answered 503 with a Retry-After."""
+    max_batch_size: int = Field(default=16, ge=1)
+    """Samples of one forward pass, taken from requests that wait."""
+    batch_wait_s: float = Field(default=0.005, ge=0)
+    """So long a request waits for others to share its forward pass."""
+    cpus_per_replica: float = Field(default=1.0, ge=0)
+    gpus_per_replica: float = Field(default=0.0, ge=0)
+    """A part of one GPU, or whole ones."""
+    label_selector: dict[str, str] = {}
+    """Node labels that a replica's node must have (Ray's label selector syntax)."""
+    allow_code: bool = False
+    """Load a package that brings code of the user's own: it runs with all rights of the cluster's user."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ServiceSpec:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}) exceeds max_replicas ({self.max_replicas}); "
+                "lower one or raise the other"
+            )
+        if self.gpus_per_replica > 1 and not self.gpus_per_replica.is_integer():
+            raise ValueError(
+                f"gpus_per_replica ({self.gpus_per_replica:g}) must be a whole number above 1; "
+                "give a part of one GPU, or whole ones"
+            )
+        if self.cpus_per_replica == 0 and self.gpus_per_replica == 0:
+            raise ValueError("cpus_per_replica and gpus_per_replica are both 0; a replica needs one of them")
+        return self
+
+    @property
+    def ref(self) -> str:
+        """The version as a reference of the registry: "digits", "digits@candidate", "digits/versions/3"."""
+        if self.version == LATEST:
+            return self.name
+        separator = "" if isinstance(self.version, str) else "/versions/"
+        return f"{self.name}{separator}{self.version}"
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What one replica takes of its node."""
+        found = {"CPU": self.cpus_per_replica, "GPU": self.gpus_per_replica}
+        return {key: amount for key, amount in found.items() if amount > 0}
