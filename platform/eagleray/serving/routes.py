@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 TargetState = Literal["ready", "starting", "failed", "stopping"]
 
-_WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-NAME = re.compile(_WORD)
-"""A model's name: also a folder, part of a Serve application's name, and a segment of a path."""
-_REFERENCE = re.compile(rf"({_WORD})(?:@({_WORD})|/versions/([0-9]{{1,9}}))?")
+_NAME = "[a-z0-9][a-z0-9._-]{0,62}"
+_REFERENCE = re.compile(rf"({_NAME})(?:@({_NAME})|/versions/([1-9][0-9]{{0,8}}))?")
+_VERSION = re.compile("[1-9][0-9]{0,8}")
 
 
 class UnknownModel(ModelNotFound):
@@ -152,7 +151,7 @@ class Routes:
         return self._of_version(name, route, str(version))
 
     def _of_version(self, name: str, route: ModelRoute, version: str) -> Target:
-        target = route.versions.get(int(version)) if version.isascii() and version.isdecimal() else None
+        target = route.versions.get(int(version)) if _VERSION.fullmatch(version) else None
         if target is None:
             deployed = _listed([str(number) for number in sorted(route.versions)])
             raise UnknownModel(
