@@ -21,4 +21,8 @@ class ByteTokenizer:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of the tokens; padding and masks are left out, broken characters become U+FFFD."""
-        return bytes(int(token) for token in tokens if token < self.padding_token).decode("utf-8", "replace")
+        return self.to_bytes(tokens).decode("utf-8", "replace")
+
+    def to_bytes(self, tokens: Iterable[int]) -> bytes:
+        """The bytes that the tokens stand for (none for padding and mask); may end within a character."""
+        return bytes(int(token) for token in tokens if token < self.padding_token)

@@ -5,6 +5,6 @@ Each model says in its docstring which inputs it takes; `pairs.py` holds the tab
 
 from eagleray.models.building import build
 from eagleray.models.losses import num_correct, per_sample_loss
-from eagleray.models.sampling import complete
+from eagleray.models.sampling import Sampler, complete
 
-__all__ = ["build", "complete", "num_correct", "per_sample_loss"]
+__all__ = ["Sampler", "build", "complete", "num_correct", "per_sample_loss"]

@@ -5,9 +5,14 @@ Names: B batch, T time steps, W width, H heads, D = W / H.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from eagleray.models.cache import LayerCache
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of each position's angles, each [T, D / 2]."""
@@ -41,11 +46,17 @@ class Attention(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(
-        self, x_BTW: Tensor, keep_BT: Tensor | None, is_causal: bool, rotation: Rotation | None = None
+        self,
+        x_BTW: Tensor,
+        keep_BT: Tensor | None,
+        is_causal: bool,
+        rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """`keep_BT` (bool) is False where a step is padding that no step may look at.
 
-        With a `rotation` queries and keys are turned by their positions.
+        With a `rotation` queries and keys are turned by their positions. With a `cache` the steps also look
+        at those it holds, and are held by it afterwards; `is_causal` then needs an empty one.
         """
         heads = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -54,6 +65,8 @@ class Attention(nn.Module):
         q_BHTD, k_BHTD, v_BHTD = heads
         if rotation is not None:
             q_BHTD, k_BHTD = rotate(q_BHTD, rotation), rotate(k_BHTD, rotation)
+        if cache is not None:
+            k_BHTD, v_BHTD = cache.extend(k_BHTD, v_BHTD)
         mask = None if keep_BT is None else keep_BT[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
         mixed_BHTD = F.scaled_dot_product_attention(
@@ -79,9 +92,10 @@ class Block(nn.Module):
         keep_BT: Tensor | None = None,
         is_causal: bool = False,
         rotation: Rotation | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """[B, T, W] -> [B, T, W]."""
-        mixed_BTW = self.attention(self.attention_norm(x_BTW), keep_BT, is_causal, rotation)
+        """[B, T, W] -> [B, T, W]; for the arguments see `Attention`."""
+        mixed_BTW = self.attention(self.attention_norm(x_BTW), keep_BT, is_causal, rotation, cache)
         x_BTW = x_BTW + self.dropout(mixed_BTW)
         return x_BTW + self.dropout(self.feed(self.feed_norm(x_BTW)))
 

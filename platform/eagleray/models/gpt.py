@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagleray.models.attention import Block, initialise, rotation_of
+from eagleray.models.cache import KeyValueCache
 from eagleray.specs import Signature
 from eagleray.specs.model import GptModel
 
@@ -16,6 +17,9 @@ class Gpt(nn.Module):
     Causal attention, rotary positions, pre-norm. Padding stands at the end and needs no mask: no earlier
     step sees it, and its own targets are ignored. Logits are products with the embedding itself, so the tied
     weight is one parameter and appears once in the state dict.
+
+    To generate, `prefill` a cache with the tokens so far and `step` with each new one: the logits are those
+    of `forward` (in evaluation mode) on all tokens since the prefill.
     """
 
     def __init__(self, spec: GptModel, signature: Signature):
@@ -23,6 +27,7 @@ class Gpt(nn.Module):
         assert signature.vocabulary_size is not None
         self.context = signature.input_shape[0]
         self.tokens = nn.Embedding(signature.vocabulary_size, spec.width)
+        self.num_heads = spec.num_heads
         self.head_width = spec.width // spec.num_heads
         self.dropout = nn.Dropout(spec.dropout)
         feed_forward = spec.feed_forward or 4 * spec.width
@@ -39,3 +44,30 @@ class Gpt(nn.Module):
         for block in self.blocks:
             x_BTW = block(x_BTW, is_causal=True, rotation=rotation)
         return F.linear(self.norm(x_BTW), self.tokens.weight)
+
+    def new_cache(self, batch_size: int = 1) -> KeyValueCache:
+        """An empty cache for the signature's number of steps, on the model's device."""
+        return KeyValueCache(
+            len(self.blocks),
+            batch_size=batch_size,
+            num_heads=self.num_heads,
+            capacity=self.context,
+            head_width=self.head_width,
+            like=self.tokens.weight,
+        )
+
+    def prefill(self, tokens_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits [B, vocabulary] after these tokens, which alone `cache` holds afterwards (T <= capacity)."""
+        cache.clear()
+        return self._extend(tokens_BT, cache, is_causal=True)
+
+    def step(self, tokens_B: Tensor, cache: KeyValueCache) -> Tensor:
+        """Logits [B, vocabulary] after one more token, which `cache` holds too afterwards."""
+        return self._extend(tokens_B[:, None], cache, is_causal=False)
+
+    def _extend(self, tokens_BT: Tensor, cache: KeyValueCache, *, is_causal: bool) -> Tensor:
+        rotation = cache.rotation(tokens_BT.shape[1])
+        x_BTW = self.dropout(self.tokens(tokens_BT))
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x_BTW = block(x_BTW, is_causal=is_causal, rotation=rotation, cache=layer)
+        return F.linear(self.norm(x_BTW[:, -1]), self.tokens.weight)

@@ -17,9 +17,18 @@ MAX_STOP_LENGTH = 256
 """Characters of one stop string: as many may be held back from a stream."""
 
 
+class FieldError(InputError):
+    """A field of a request is not as it must be."""
+
+    def __init__(self, message: str, field: str | None = None):
+        super().__init__(message)
+        self.field = field
+        """Its name, without an index; None if the request as a whole is wrong."""
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to complete and how; a value outside its range raises InputError, naming the field.
+    """What to complete and how; a value outside its range raises FieldError.
 
     A prompt longer than the model's context is cut from the left by the model's side; all of it counts as
     `prompt_tokens`. An empty prompt is refused: the model needs a first token to go on from.
@@ -35,12 +44,12 @@ class GenerationRequest:
     seed: int | None = None
     """Any int64. Equal requests with a seed have equal answers on one machine; None draws a fresh one."""
     stop: tuple[str, ...] = ()
-    """The text ends before the first of these; none of them, nor a beginning of one, is in the answer."""
+    """The text ends before the first of these to be complete; none of them is in the answer."""
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt)
         if not self.prompt:
-            raise InputError("prompt is empty; give at least one character to go on from")
+            raise FieldError("prompt is empty; give at least one character to go on from", "prompt")
         _check_number("max_tokens", self.max_tokens, 1, MAX_TOKENS, is_whole=True)
         _check_number("temperature", self.temperature, 0, 2)
         _check_number("top_p", self.top_p, 0, 1)
@@ -69,30 +78,31 @@ class GenerationChunk:
 def _check_number(name: str, value: object, lowest: float, highest: float, *, is_whole: bool = False) -> None:
     allowed = int if is_whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed):
-        raise InputError(f"{name} is {value!r}; give a {'whole ' if is_whole else ''}number")
+        raise FieldError(f"{name} is {value!r}; give a {'whole ' if is_whole else ''}number", name)
     if not lowest <= value <= highest:  # NaN is refused too
-        raise InputError(f"{name} is {value}; give a number from {lowest} to {highest}")
+        raise FieldError(f"{name} is {value}; give a number from {lowest} to {highest}", name)
 
 
 def _check_stop(stop: object) -> None:
     if not isinstance(stop, tuple):
-        raise InputError(f"stop is {stop!r}; give a tuple of strings")
+        raise FieldError(f"stop is {stop!r}; give a tuple of strings", "stop")
     if len(stop) > MAX_STOP_STRINGS:
-        raise InputError(f"stop has {len(stop)} strings; give at most {MAX_STOP_STRINGS}")
+        raise FieldError(f"stop has {len(stop)} strings; give at most {MAX_STOP_STRINGS}", "stop")
     for position, text in enumerate(stop):
         _check_text(f"stop[{position}]", text)
         if not 1 <= len(text) <= MAX_STOP_LENGTH:
-            raise InputError(
-                f"stop[{position}] has {len(text)} characters; give 1 to {MAX_STOP_LENGTH} of them"
+            raise FieldError(
+                f"stop[{position}] has {len(text)} characters; give 1 to {MAX_STOP_LENGTH}", "stop"
             )
 
 
 def _check_text(name: str, text: object) -> None:
+    field = name.partition("[")[0]
     if not isinstance(text, str):
-        raise InputError(f"{name} is {type(text).__name__}; give a string")
+        raise FieldError(f"{name} is {type(text).__name__}; give a string", field)
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{name} has half a surrogate pair at character {error.start}; give valid Unicode"
+        raise FieldError(
+            f"{name} has half a surrogate pair at character {error.start}; give valid Unicode", field
         ) from error

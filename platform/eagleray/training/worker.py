@@ -152,14 +152,17 @@ def complete(parts: Parts) -> str:
 
     completion, tokenizer = parts.spec.completion, ByteTokenizer()
     assert completion is not None
-    tokens = torch.from_numpy(tokenizer.encode(completion.prompt))[None]
+    sampler = models.Sampler(
+        completion.temperature,
+        generator=torch.Generator().manual_seed(parts.spec.seed),
+        num_choices=tokenizer.padding_token,
+    )
     parts.module.eval()
     produced = models.complete(
         parts.module,
-        tokens.to(parts.place.device),
+        tokenizer.encode(completion.prompt).tolist(),
         num_tokens=completion.num_tokens,
-        temperature=completion.temperature,
-        generator=torch.Generator(parts.place.device).manual_seed(parts.spec.seed),
+        sampler=sampler,
         context=parts.dataset.signature.input_shape[0],
     )
     return completion.prompt + tokenizer.decode(list(produced))

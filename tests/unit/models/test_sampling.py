@@ -1,7 +1,9 @@
+import pytest
 import torch
 from torch import nn
 
-from eagleray.models import complete
+from eagleray.errors import EaglerayError
+from eagleray.models import Sampler, complete
 
 
 class Successor(nn.Module):
@@ -16,31 +18,92 @@ class Successor(nn.Module):
         return nn.functional.one_hot((tokens + 1) % 10, 10).float() * 2
 
 
-def sample(temperature, seed=0, model=None, num_tokens=20):
-    generator = torch.Generator().manual_seed(seed)
-    arguments = {"num_tokens": num_tokens, "temperature": temperature, "generator": generator, "context": 4}
-    return list(complete(model or Successor(), torch.tensor([[3]]), **arguments))
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def sample(temperature, seed=0, module=None, num_tokens=20):
+    sampler = Sampler(temperature, generator=seeded(seed))
+    return list(complete(module or Successor(), [3], num_tokens=num_tokens, sampler=sampler, context=4))
 
 
 def test_temperature_zero_is_greedy():
     assert sample(0.0, num_tokens=5) == [4, 5, 6, 7, 8]
 
 
-def test_the_generator_alone_decides_a_sample():
-    assert sample(1.0, seed=1) == sample(1.0, seed=1)
-    assert sample(1.0, seed=1) != sample(1.0, seed=2)
+@pytest.mark.parametrize("seed", [1, -(2**63), 2**63 - 1])
+def test_the_generator_alone_decides_a_sample(seed):
+    torch.manual_seed(0)
+    assert sample(1.0, seed=seed) == sample(1.0, seed=seed)
+    assert sample(1.0, seed=seed) != sample(1.0, seed=2)
 
 
 def test_the_model_never_sees_more_than_the_context():
-    model = Successor()
-    sample(0.0, model=model, num_tokens=6)
-    assert model.lengths == [1, 2, 3, 4, 4, 4]
+    module = Successor()
+    sample(0.0, module=module, num_tokens=6)
+    assert module.lengths == [1, 2, 3, 4, 4, 4]
 
 
-def test_the_model_is_as_before_after_the_iterator_is_closed():
-    model = Successor()
-    tokens = complete(model, torch.tensor([[3]]), num_tokens=5, temperature=0, generator=None, context=4)
+def test_the_model_is_as_before_after_the_iterator_is_closed_and_did_no_more_than_was_asked():
+    module = Successor()
+    tokens = complete(module, [3], num_tokens=5, sampler=Sampler(0), context=4)
     next(tokens)
-    assert not model.training
+    assert not module.training
     tokens.close()
-    assert model.training
+    assert module.training
+    assert module.lengths == [1]
+
+
+PROBABILITIES = [0.1, 0.4, 0.2, 0.25, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "likely"),
+    [
+        (0, {1}),
+        (0.39, {1}),
+        (0.41, {1, 3}),
+        (0.8, {1, 3, 2}),
+        (0.94, {1, 3, 2, 0}),
+        (1, {0, 1, 2, 3, 4}),
+    ],
+)
+def test_a_sample_follows_the_softmax_of_the_likeliest_tokens(top_p, likely):
+    sampler = Sampler(1, top_p, seeded(5))
+    logits = torch.tensor(PROBABILITIES).log() + 3
+    num_draws = 2000
+    counts = torch.bincount(torch.tensor([sampler.choose(logits) for _ in range(num_draws)]), minlength=5)
+    total = sum(PROBABILITIES[token] for token in likely)
+    for token, probability in enumerate(PROBABILITIES):
+        expected = probability / total if token in likely else 0.0
+        deviation = (expected * (1 - expected) / num_draws) ** 0.5
+        assert counts[token] / num_draws == pytest.approx(expected, abs=4 * deviation), (token, counts)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 0.01, 1, 2])
+def test_an_impossible_token_is_never_drawn(temperature):
+    sampler = Sampler(temperature, generator=seeded(0))
+    logits = torch.tensor([-torch.inf, 1.0, -torch.inf])
+    assert {sampler.choose(logits) for _ in range(50)} == {1}
+
+
+def test_temperature_sharpens():
+    logits = torch.tensor([1.0, 2.0])
+    low, high = (
+        sum(Sampler(temperature, generator=seeded(seed)).choose(logits) for seed in range(300))
+        for temperature in (0.3, 2.0)
+    )
+    assert low > high + 50
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_only_tokens_that_stand_for_text_are_chosen(temperature):
+    sampler = Sampler(temperature, generator=seeded(0), num_choices=2)
+    assert {sampler.choose(torch.tensor([0.0, 1.0, 50.0])) for _ in range(50)} <= {0, 1}
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_logits_that_are_not_finite_are_an_error(temperature, bad):
+    with pytest.raises(EaglerayError, match=r"largest logit is (nan|inf)"):
+        Sampler(temperature).choose(torch.tensor([1.0, bad, 0.0]))

@@ -1,0 +1,97 @@
+"""Text from a trained next-token model: whole characters as they come, up to a stop string or a length."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Generator, Sequence
+from contextlib import closing
+
+import torch
+from torch import nn
+
+from eagleray import models
+from eagleray.data import ByteTokenizer
+from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+
+
+def generate(
+    module: nn.Module, tokenizer: ByteTokenizer, request: GenerationRequest, *, context: int
+) -> Generator[GenerationChunk]:
+    """Yield the answer piece by piece; each token is computed when it is asked for.
+
+    A piece is yielded as soon as its text is certain: bytes of an unfinished character and what may be the
+    beginning of a stop string wait for the next tokens. A character that is still unfinished at the end is
+    U+FFFD. Only the last `context` tokens of a longer prompt are seen; all are counted. Closing the iterator
+    ends the work. Tokens that stand for no text (padding, mask) are never drawn.
+
+    Raises: EaglerayError if the model's logits are not finite.
+    """
+    prompt = tokenizer.encode(request.prompt).tolist()
+    produced = models.complete(
+        module,
+        prompt[-context:],
+        num_tokens=request.max_tokens,
+        sampler=_sampler_of(request, tokenizer),
+        context=context,
+    )
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    stop = StopFilter(request.stop)
+    text, num_tokens = "", 0
+    with closing(produced):
+        for num_tokens, token in enumerate(produced, start=1):
+            text = stop.feed(decoder.decode(tokenizer.to_bytes([token])))
+            if stop.is_stopped or num_tokens == request.max_tokens:
+                break
+            if text:
+                yield GenerationChunk(text, None, len(prompt), num_tokens)
+    text += stop.feed(decoder.decode(b"", final=True)) + stop.flush()
+    yield GenerationChunk(text, "stop" if stop.is_stopped else "length", len(prompt), num_tokens)
+
+
+def _sampler_of(request: GenerationRequest, tokenizer: ByteTokenizer) -> models.Sampler:
+    generator = torch.Generator()
+    if request.seed is None:
+        generator.seed()  # a new generator is not random: it has torch's default seed
+    else:
+        generator.manual_seed(request.seed)
+    return models.Sampler(request.temperature, request.top_p, generator, num_choices=tokenizer.padding_token)
+
+
+class StopFilter:
+    """Passes a text on up to the first of the stop strings, wherever the pieces it comes in are cut.
+
+    The first is the one that ends first in the text, and of several that end there the longest; so no whole
+    stop string is ever passed on.
+    """
+
+    def __init__(self, stop: Sequence[str]):
+        self.is_stopped = False
+        """Whether a stop string has come; nothing is passed on any more."""
+        self._stop = tuple(stop)
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """What is certain to stand before any stop string: of what was held back, and of `text`."""
+        if self.is_stopped:
+            return ""
+        self._held += text
+        ends = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
+        if ends:
+            self.is_stopped = True
+            passed, self._held = self._held[: min(ends)[1]], ""
+            return passed
+        return self._take(len(self._held) - self._num_doubtful())
+
+    def flush(self) -> str:
+        """What was held back; for the end of the text."""
+        return self._take(len(self._held))
+
+    def _take(self, num_characters: int) -> str:
+        taken, self._held = self._held[:num_characters], self._held[num_characters:]
+        return taken
+
+    def _num_doubtful(self) -> int:
+        """Characters at the end that a stop string begins with."""
+        longest = min(len(self._held), max(map(len, self._stop), default=1) - 1)
+        endings = (self._held[-length:] for length in range(longest, 0, -1))
+        return next((len(e) for e in endings if any(stop.startswith(e) for stop in self._stop)), 0)
