@@ -93,6 +93,33 @@ def test_an_error_is_one_message(
     assert captured.out == ""
 
 
+@pytest.mark.parametrize("found", ["file", "/dev/null"])
+@pytest.mark.parametrize("below", ["", "/below"])
+@pytest.mark.parametrize(
+    "verb",
+    [["up"], ["down"], ["status"], ["env"], ["train", DIGITS], ["resume", "r"], ["jobs"], ["logs", "j"]],
+    ids=lambda verb: verb[0],
+)
+def test_a_home_that_is_no_folder_is_named(
+    verb: list[str],
+    below: str,
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    found = str(tmp_path / found)
+    kind = "special file" if found == "/dev/null" else "file"
+    monkeypatch.setenv("EAGLERAY_HOME", found + below)
+    assert cli.run(verb) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"eagleray: EAGLERAY_HOME {found}{below}: {found} is a {kind}, not a folder; "
+        "set EAGLERAY_HOME to a folder (`up` makes it where there is none)\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -5,10 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from eagleray.errors import InputError
+
 
 def home() -> Path:
-    """EAGLERAY_HOME, or ~/.eagleray: state of local clusters and of the serving controller."""
-    return Path(os.environ.get("EAGLERAY_HOME") or "~/.eagleray").expanduser().absolute()
+    """EAGLERAY_HOME, or ~/.eagleray: state of local clusters and of the serving controller.
+
+    Raises:
+        InputError: what is there, or above it, is not a folder.
+    """
+    given = os.environ.get("EAGLERAY_HOME")
+    path = Path(given or "~/.eagleray").expanduser().absolute()
+    found = next(filter(os.path.exists, (path, *path.parents)))
+    if not found.is_dir():
+        kind = "file" if found.is_file() else "special file"
+        raise InputError(
+            f"EAGLERAY_HOME {path}{'' if given else ' (the default)'}: {found} is a {kind}, not a folder; "
+            "set EAGLERAY_HOME to a folder (`up` makes it where there is none)"
+        )
+    return path
 
 
 def storage_url() -> str:
