@@ -94,13 +94,19 @@ def verify_directory(url: str | os.PathLike[str]) -> Manifest:
 
 def verify(folder: Folder) -> Manifest:
     """As `verify_directory`. Raises: DamageError; CheckpointError where the storage itself fails."""
-    manifest = Manifest.from_bytes(read(folder, NAME))
-    present = set(folder.files())
+    manifest = verify_names(folder)
     for name, entry in manifest.files.items():
-        if name not in present:
-            raise DamageError(f"{name} is missing")
         if _entry_at(folder, name) != entry:
             raise DamageError(f"{name} does not match its manifest")
+    return manifest
+
+
+def verify_names(folder: Folder) -> Manifest:
+    """The manifest, after looking for its files but not into them. Raises: as `verify`."""
+    manifest = Manifest.from_bytes(read(folder, NAME))
+    present = set(folder.files())
+    if missing := sorted(set(manifest.files) - present):
+        raise DamageError(f"{missing[0]} is missing")
     unlisted = sorted(present - set(manifest.files) - {NAME, MARKER})
     if unlisted := [name for name in unlisted if not os.path.basename(name).startswith(".")]:
         raise DamageError(f"{unlisted[0]} is not listed in its manifest")

@@ -127,7 +127,7 @@ def check_alias(alias: str) -> str:
     if not NAME.fullmatch(alias) or alias == "latest" or re.fullmatch(r"v?\d+", alias):
         raise InputError(
             f"alias {_shown(alias)} cannot be used: take 1 to 63 lower-case letters, digits, dots, "
-            'dashes and underscores, but no number and not "latest" (that is what a name without an alias means)'
+            'dashes and underscores, but no number and not "latest" (a name without an alias means that)'
         )
     return alias
 

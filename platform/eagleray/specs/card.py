@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from math import prod
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, model_validator
 
 from eagleray.specs.base import Name, Spec
 from eagleray.specs.data import FUNCTION
+from eagleray.specs.model import ModelSpec, ModuleModel
 from eagleray.specs.signature import Signature
 
 REGISTERED = "eagleray.models:build"
@@ -34,6 +37,41 @@ class Architecture(Spec):
     arguments: dict[str, Any] = {}
     pass_signature: bool = True
     """Whether the function also takes the card's `signature`."""
+
+    @model_validator(mode="after")
+    def _has_a_spec(self) -> Architecture:
+        if self.is_registered and (set(self.arguments) != {"spec"} or isinstance(self.spec, ModuleModel)):
+            raise ValueError(f"{REGISTERED} takes one argument, the spec of a model of ours")
+        return self
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Architecture:
+        """The architecture of a train spec's model."""
+        if isinstance(spec, ModuleModel):
+            return cls(function=spec.function, arguments=spec.arguments, pass_signature=spec.pass_signature)
+        return cls(arguments={"spec": spec.model_dump(mode="json")})
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether it is one of ours, which any service may load."""
+        return self.function == REGISTERED
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's spec, as `of` was given it."""
+        if self.is_registered:
+            return _model_specs().validate_python(self.arguments["spec"])
+        return ModuleModel(
+            kind="module",
+            function=self.function,
+            arguments=self.arguments,
+            pass_signature=self.pass_signature,
+        )
+
+
+@cache
+def _model_specs() -> TypeAdapter[ModelSpec]:
+    return TypeAdapter(ModelSpec)
 
 
 class Lineage(Spec):
@@ -71,18 +109,11 @@ class ModelCard(Spec):
     lineage: Lineage
 
     @property
-    def is_registered(self) -> bool:
-        """Whether the architecture is one of ours, which any service may load."""
-        return self.architecture.function == REGISTERED
-
-    @property
     def is_generative(self) -> bool:
         """Whether the model can complete text: a next-token GPT with a tokenizer."""
-        spec = self.architecture.arguments.get("spec")
         return (
-            self.is_registered
-            and isinstance(spec, dict)
-            and spec.get("kind") == "gpt"
+            self.architecture.is_registered
+            and self.architecture.spec.kind == "gpt"
             and self.signature.target_kind == "tokens"
             and self.signature.tokenizer is not None
         )
@@ -119,7 +150,4 @@ def outputs_of(signature: Signature) -> tuple[TensorInfo, ...]:
     if signature.target_kind == "tokens":
         assert signature.vocabulary_size is not None
         return (TensorInfo(name="logits", datatype="FP32", shape=(-1, -1, signature.vocabulary_size)),)
-    size = 1
-    for length in signature.target_shape:
-        size *= length
-    return (TensorInfo(name="value", datatype="FP32", shape=(-1, size)),)
+    return (TensorInfo(name="value", datatype="FP32", shape=(-1, prod(signature.target_shape))),)

@@ -1,0 +1,47 @@
+"""A package's own Python files, made importable in this process."""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+
+def import_carried(files: Mapping[str, bytes]) -> None:
+    """Put `files` on this process's import path, in front, as a private copy.
+
+    Never from the package's own folder: Python would write its bytecode there, and a file could change after
+    it was verified. A module of the same name that was imported from elsewhere (another package's `net.py`)
+    is forgotten, and what was made of it keeps working; an installed library of that name stays.
+    """
+    if not files:
+        return
+    root = Path(tempfile.mkdtemp(prefix="eagleray-code-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    carried = {name.partition("/")[0].removesuffix(".py") for name in files}
+    for name in list(sys.modules):
+        if name.partition(".")[0] in carried and not _is_installed(sys.modules[name]):
+            del sys.modules[name]
+    sys.path.insert(0, str(root))
+    importlib.invalidate_caches()
+
+
+def _is_installed(module: ModuleType) -> bool:
+    """Whether a module is Python's own, a library's or ours."""
+    top = module.__name__.partition(".")[0]
+    libraries = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    return (
+        top == "eagleray"
+        or top in sys.stdlib_module_names
+        or str(getattr(module, "__file__", None) or "").startswith(libraries)
+    )
