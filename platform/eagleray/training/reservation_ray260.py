@@ -16,13 +16,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from eagleray.errors import TrainingError
 
 WORKER_SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # a user's print would come out twice
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
 }
+
+MAX_DEATHS_AT_START = 5
+"""In a row, of workers whose node goes on living (killed for memory, say): then the run ends."""
 
 
 class WorkerActor:
@@ -96,6 +102,25 @@ def create_actors(group: PlacementGroup, bundle: Mapping[str, float], count: int
     ]
 
 
+class Seats(PlacementGroup):
+    """A run's placement group: what waits for it waits without a limit, and `Reservation` says so.
+
+    Ray Train gives up after 60 s, each time as a failure of the run's controller. But a node that died may
+    take longer to come back: a new machine of a cloud, or one that somebody has to start again.
+    """
+
+    def __init__(self, group: PlacementGroup, tell: Callable[[float], None]):
+        super().__init__(group.id, group.bundle_cache)
+        self._tell = tell
+
+    def wait(self, timeout_seconds: float = 0.0) -> bool:
+        """True, once every bundle has a node. Ray moves those of a dead node as soon as another has room."""
+        started = time.monotonic()
+        while not super().wait(1):
+            self._tell(time.monotonic() - started)
+        return True
+
+
 class Reservation:
     """A placement group of one bundle per worker, and the worker actors in it, made as soon as it is placed.
 
@@ -105,22 +130,24 @@ class Reservation:
     def __init__(self, bundle: Mapping[str, float], count: int, label_selector: Mapping[str, str]):
         self.bundle, self.count = dict(bundle), count
         selectors: Any = [dict(label_selector)] * count if label_selector else None
-        self.group = placement_group(
-            [self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors
-        )
+        group = placement_group([self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors)
+        self.group = Seats(group, self._tell)
         self.actors: list[Any] = []
+        self._made: list[Any] = []
         self.placed_at: float | None = None
+        self._say: Callable[[str], None] = lambda _: None
+        self._every_s, self._tell_after_s = 5.0, 5.0
         self._is_released = False
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._seat, daemon=True)
+        self._thread = threading.Thread(target=self._seat, args=(group,), daemon=True)
         self._thread.start()
 
-    def _seat(self) -> None:
+    def _seat(self, group: PlacementGroup) -> None:
         try:
-            while not self.group.wait(1):
+            while not group.wait(1):
                 if self._is_released:
                     return
-            self.actors = create_actors(self.group, self.bundle, self.count)
+            self.actors = self._made = create_actors(group, self.bundle, self.count)
             self.placed_at = time.time()
         except Exception as error:  # told by `wait`, in the driver's own thread
             self._failure = error
@@ -128,28 +155,75 @@ class Reservation:
     def wait(self, say: Callable[[str], None], *, every_s: float = 5.0) -> float:
         """Block until the workers are being made; returns the time at which their nodes were there.
 
-        `say` hears of the waiting.
+        `say` hears of the waiting, here and after later losses, at intervals that double up to a minute.
         """
+        self._say, self._every_s, self._tell_after_s = say, every_s, every_s
         started = time.monotonic()
-        self._thread.join(every_s)
         while self._thread.is_alive():
-            waited = time.monotonic() - started
-            say(f"waiting for {self.count} x ({describe(self.bundle)}): {waited:.0f} s; nodes are starting")
-            self._thread.join(every_s)
+            self._thread.join(min(every_s, 1.0))
+            self._tell(time.monotonic() - started)
         if self._failure is not None:
             raise self._failure
         assert self.placed_at is not None
         return self.placed_at
 
+    def _tell(self, waited_s: float) -> None:
+        """Say that nodes are waited for, if enough time has passed since it was said last."""
+        if waited_s < self._tell_after_s:
+            return
+        self._tell_after_s = waited_s + min(max(waited_s, self._every_s), 60.0)
+        self._say(
+            f"waiting for {self.count} x ({describe(self.bundle)}): {waited_s:.0f} s; "
+            "a node is starting, busy or missing"
+        )
+
     def take_actors(self) -> list[Any]:
-        """The workers made ahead of time, at the first call; new ones on the same seats afterwards."""
+        """One worker per seat, and each answers: those made ahead of time at the first call, else new ones.
+
+        If a node dies meanwhile, this waits for another and makes the workers anew. It often does: the other
+        ranks hear at once of a host that is gone, Ray only 3 to 20 s later.
+
+        Raises:
+            TrainingError: workers ended while they started, several times, and no node was lost.
+            RayActorError: a worker cannot be made: its constructor raised.
+        """
         actors, self.actors = self.actors, []
-        return actors or create_actors(self.group, self.bundle, self.count)
+        num_left = MAX_DEATHS_AT_START
+        while True:
+            present = _live_nodes()
+            actors = self._made = actors or create_actors(self.group, self.bundle, self.count)
+            try:
+                ray.get([actor.get_metadata.remote() for actor in actors])
+                return actors
+            except RayActorError as error:
+                for actor in actors:
+                    ray.kill(actor)
+                if error.actor_init_failed:
+                    raise
+                is_node_lost = not present <= _live_nodes()
+                num_left -= not is_node_lost
+                if num_left == 0:
+                    raise TrainingError(
+                        f"workers ended while they started, {MAX_DEATHS_AT_START} times: "
+                        f"{str(error).strip().splitlines()[-1].strip()}"
+                    ) from error
+                what = "its node was lost" if is_node_lost else "its process ended"
+                self._say(f"a worker was lost while it started ({what}); starting the workers again")
+            actors = []
+            self._tell_after_s = self._every_s
+            self.group.wait()
 
     def release(self) -> None:
-        """Give the resources back."""
+        """End the workers that are left, and give the resources back."""
         self._is_released = True
+        # A worker that still imports when its group is removed ends in a page of C++ frames (Ray 2.60).
+        for actor in self._made:
+            ray.kill(actor)
         remove_placement_group(self.group)
+
+
+def _live_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def describe(bundle: Mapping[str, float]) -> str:
