@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from eagleray.client import JobClient, pack
+from eagleray.client.jobs import NoJobError
 from eagleray.client.submission import eagleray_package
 from eagleray.cluster.state import ClusterState
-from eagleray.errors import AuthError, ServiceError
+from eagleray.errors import AuthError
 
 SCRIPT = b"""\
 import sys
@@ -57,8 +58,9 @@ def test_a_job_runs_what_it_carries_and_its_exit_code_comes_back(client: JobClie
     assert job_id in [listed.id for listed in client.list()]
     assert log == client.logs(job_id) == "".join(client.follow(job_id))
     assert client.delete(job_id)
-    with pytest.raises(ServiceError, match=f"Job {job_id} does not exist"):
-        client.status(job_id)
+    for ask in (client.status, client.logs, client.stop):
+        with pytest.raises(NoJobError, match=f"no job '{job_id}' on the cluster"):
+            ask(job_id)
 
 
 def test_stopping_ends_a_job(client: JobClient) -> None:

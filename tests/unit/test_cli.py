@@ -243,6 +243,19 @@ def test_stop_says_whether_it_ran(ray: stand_in.Ray, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "j: asked to stop\nj: had ended before\n"
 
 
+@pytest.mark.parametrize("verb", [["logs"], ["logs", "-f"], ["stop"]])
+def test_an_unknown_job_is_one_line(
+    verb: list[str], ray: stand_in.Ray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.add("train-digits-1", "RUNNING")
+    assert cli.run([*verb, "digits"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"eagleray: no job 'digits' on the cluster at {ray.address}: it knows train-digits-1; "
+        "see `eagleray jobs`\n",
+    )
+
+
 def test_a_wrong_token_names_the_way_out(
     ray: stand_in.Ray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

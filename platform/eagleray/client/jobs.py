@@ -22,6 +22,7 @@ PATIENCE_S = 60.0
 QUIET_S = 10.0
 """After so long without a word of its log, a job that is followed is asked whether it still runs."""
 _POLL_S = 0.5
+_NUM_NAMED = 3
 _FINISHED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
 
@@ -60,7 +61,7 @@ class JobClient:
     """Jobs of the cluster whose dashboard is at `address`; close it, or use it in a `with` block.
 
     Every method raises ServiceError where the cluster does not answer or refuses, AuthError where the token
-    is missing or wrong.
+    is missing or wrong, NoJobError where it does not know the job.
     """
 
     def __init__(self, address: str, token: str | None = None, *, timeout_s: float = 30.0) -> None:
@@ -123,7 +124,7 @@ class JobClient:
 
     def status(self, job_id: str) -> Job:
         """The job as it is now."""
-        return _job(self._json("GET", _path(job_id)))
+        return _job(self._of_job("GET", job_id))
 
     def list(self) -> list[Job]:
         """Every submitted job that the cluster remembers, newest first."""
@@ -132,15 +133,15 @@ class JobClient:
 
     def logs(self, job_id: str) -> str:
         """All that the job's driver has printed so far."""
-        return str(self._json("GET", f"{_path(job_id)}/logs")["logs"])
+        return str(self._of_job("GET", job_id, "/logs")["logs"])
 
     def stop(self, job_id: str) -> bool:
         """Ask the job to end; False where it had ended."""
-        return bool(self._json("POST", f"{_path(job_id)}/stop")["stopped"])
+        return bool(self._of_job("POST", job_id, "/stop")["stopped"])
 
     def delete(self, job_id: str) -> bool:
         """Forget a finished job."""
-        return bool(self._json("DELETE", _path(job_id))["deleted"])
+        return bool(self._of_job("DELETE", job_id)["deleted"])
 
     def follow(self, job_id: str, *, patience_s: float = PATIENCE_S) -> Iterator[str]:
         """What the job's driver prints, piece by piece from the start, until the job has ended.
@@ -148,7 +149,8 @@ class JobClient:
         A lost connection is made anew, and goes on where it broke off.
 
         Raises:
-            ServiceError: there is no such job, or the cluster was away for more than `patience_s`.
+            NoJobError: there is no such job.
+            ServiceError: the cluster was away for more than `patience_s`.
         """
         num_seen, away_since_s = 0, None
         while True:
@@ -231,9 +233,26 @@ class JobClient:
             )
         return self._opened
 
-    def _json(self, method: str, path: str, **arguments: Any) -> Any:
-        response = self._request(method, path, **arguments)
-        assert response is not None
+    def _of_job(self, method: str, job_id: str, what: str = "") -> Any:
+        """The answer about one job. Raises: NoJobError."""
+        is_name = job_id.strip(".") != ""  # as a path, "" and dots are another address
+        found = is_name and self._json(method, f"{_path(job_id)}{what}", missing_ok=True)
+        if not found:
+            raise self._unknown(job_id)
+        return found
+
+    def _unknown(self, job_id: str) -> NoJobError:
+        jobs = self.list()
+        newest = ", ".join(job.id for job in jobs[:_NUM_NAMED])
+        more = f" and {len(jobs) - _NUM_NAMED} more" if len(jobs) > _NUM_NAMED else ""
+        known = f"it knows {newest}{more}; see `eagleray jobs`" if jobs else "it has had none yet"
+        return NoJobError(f"no job {job_id!r} on the cluster at {self.address}: {known}")
+
+    def _json(self, method: str, path: str, *, missing_ok: bool = False, **arguments: Any) -> Any:
+        """What the answer holds; None for 404 where `missing_ok`."""
+        response = self._request(method, path, missing_ok=missing_ok, **arguments)
+        if response is None:
+            return None
         try:
             return response.json()
         except ValueError:
@@ -267,6 +286,10 @@ class JobClient:
         lines = [line.strip() for line in response.text.splitlines() if line.strip(" .")]
         reason = lines[-1] if lines else "no reason given"
         return ServiceError(f"the cluster at {self.address} refused ({response.status_code}): {reason}")
+
+
+class NoJobError(InputError):
+    """The cluster does not know the job."""
 
 
 class NoAnswerError(ServiceError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,8 +64,20 @@ def test_a_refusal_is_one_line(ray: Ray, client: JobClient) -> None:
     with pytest.raises(ServiceError) as caught:
         client.submit("true", job_id="j1")
     assert str(caught.value) == f"the cluster at {ray.address} refused (400): ValueError: Job j1 exists."
-    with pytest.raises(ServiceError, match="Job none does not exist"):
-        client.status("none")
+
+
+@pytest.mark.parametrize("ask", [JobClient.status, JobClient.logs, JobClient.stop, JobClient.delete])
+@pytest.mark.parametrize("job_id", ["none", "a/b", "..", ""])
+def test_an_unknown_job_is_told_with_those_that_are_known(
+    ray: Ray, client: JobClient, ask: Callable[[JobClient, str], object], job_id: str
+) -> None:
+    with pytest.raises(jobs.NoJobError) as caught:
+        ask(client, job_id)
+    assert str(caught.value) == f"no job {job_id!r} on the cluster at {ray.address}: it has had none yet"
+    for index in range(5):
+        ray.add(f"j{index}", "RUNNING", start_time=1000 + index)
+    with pytest.raises(InputError, match=r"it knows j4, j3, j2 and 2 more; see `eagleray jobs`$"):
+        ask(client, job_id)
 
 
 def test_status_and_list(ray: Ray, client: JobClient) -> None:
@@ -122,7 +134,7 @@ def test_following_ends_where_the_tail_goes_silent(
 def test_following_a_finished_job_or_one_that_is_not_there(ray: Ray, client: JobClient) -> None:
     ray.add("j", "FAILED", LOG)
     assert "".join(client.follow("j")) == LOG
-    with pytest.raises(ServiceError, match="Job none does not exist"):
+    with pytest.raises(jobs.NoJobError, match="no job 'none'"):
         next(client.follow("none"))
 
 
