@@ -9,10 +9,10 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Metric:
-    """A row of the table. `name` is what Prometheus shows after the prefix `ray_`; it ends with its unit."""
+    """A row of a table; `name` ends with its unit."""
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     unit: Literal["", "seconds", "bytes", "samples", "steps", "nodes", "ratio", "workers"]
     labels: tuple[str, ...]
     meaning: str
@@ -39,6 +39,20 @@ TABLE: tuple[Metric, ...] = (
     Metric("eagleray_train_recoveries_total", "counter", "", _RUN, "Times the run went on after losing a worker."),
     Metric("eagleray_train_redone_steps_total", "counter", "steps", _RUN, "Steps trained again after a loss."),
 )  # fmt: skip
+
+"""What goes through Ray's exporter, which puts `ray_` before the name."""
+
+_ROUTE = ("route", "model", "version")
+
+INGRESS_TABLE: tuple[Metric, ...] = (
+    Metric("eagleray_ingress_requests_total", "counter", "", (*_ROUTE, "code"), "Requests answered."),
+    Metric("eagleray_ingress_seconds", "histogram", "seconds", _ROUTE,
+           "From a request's arrival to the last byte of its answer."),
+    Metric("eagleray_ingress_in_flight", "gauge", "", (), "Requests that are being answered now."),
+    Metric("eagleray_ingress_received_bytes_total", "counter", "bytes", _ROUTE, "Bytes of request bodies."),
+    Metric("eagleray_ingress_sent_bytes_total", "counter", "bytes", _ROUTE, "Bytes of answers' bodies."),
+)  # fmt: skip
+"""What the ingress itself answers under /metrics, without a prefix."""
 
 BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in TABLE}
 

@@ -20,6 +20,17 @@ default) after its process ended; a counter stays until its node ends.
 |---|---|---|---|---|
 """
 
+_INGRESS = """
+## The ingress
+
+The ingress answers these itself under `/metrics` on its own port, without a prefix (with an API key where
+inference needs one). `route` is the pattern of the path; `model` and `version` are empty where a request
+reached no deployed model. `eagleray_ingress_seconds` has buckets from 0.5 ms to 60 s.
+
+| name in Prometheus | kind | unit | labels | meaning |
+|---|---|---|---|---|
+"""
+
 _TAIL = """
 ## Prometheus
 
@@ -58,11 +69,16 @@ overwritten, and stay in the dashboard's version history.
 
 def document() -> str:
     """The page, as Markdown."""
-    rows = (
-        f"| `{PREFIX}{m.name}` | {m.kind} | {m.unit or '-'} | {', '.join(m.labels)} | {m.meaning} |\n"
-        for m in metrics.TABLE
+    through_ray = "".join(_row(PREFIX, metric) for metric in metrics.TABLE)
+    ingress = "".join(_row("", metric) for metric in metrics.INGRESS_TABLE)
+    return _HEAD + through_ray + _INGRESS + ingress + _TAIL
+
+
+def _row(prefix: str, metric: metrics.Metric) -> str:
+    labels = ", ".join(metric.labels) or "-"
+    return (
+        f"| `{prefix}{metric.name}` | {metric.kind} | {metric.unit or '-'} | {labels} | {metric.meaning} |\n"
     )
-    return _HEAD + "".join(rows) + _TAIL
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""The admin API: JSON in and out of the control plane; always for keys of scope `admin`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eagleray.errors import InputError, ModelNotFound
+from eagleray.protocol.infer import loads
+from eagleray.serving.ingress import schemas
+from eagleray.serving.ingress.call import Call, only
+from eagleray.serving.ingress.http import JSON, Response, json_response
+from eagleray.serving.ingress.routing import Handler, Route
+
+TAG = "Admin"
+
+
+async def status(call: Call) -> Response:
+    """The whole in short."""
+    return json_response(await call.admin.status())
+
+
+async def models(call: Call) -> Response:
+    """Every model of the registry."""
+    return json_response({"models": await call.admin.models()})
+
+
+async def model(call: Call) -> Response:
+    """One model of the registry with its versions."""
+    return json_response(await call.admin.model(call.params["model"]))
+
+
+async def promote(call: Call) -> Response:
+    """Point an alias at a version."""
+    values = only(await call.decoded(loads), "version", "alias")
+    version, alias = _version(values, is_needed=True), values.get("alias")
+    if not isinstance(alias, str):
+        raise InputError("alias: expected a string, such as candidate")
+    assert version is not None
+    return json_response(await call.admin.promote(call.params["model"], version, alias))
+
+
+async def services(call: Call) -> Response:
+    """Every deployed version."""
+    return json_response({"services": await call.admin.services()})
+
+
+async def service(call: Call) -> Response:
+    """The deployed versions of one model."""
+    found = [entry for entry in await call.admin.services() if entry["name"] == call.params["model"]]
+    if not found:
+        raise ModelNotFound(
+            f"no version of {call.params['model'][:60]!r} is deployed; GET /admin/services lists all"
+        )
+    return json_response({"services": found})
+
+
+async def deploy(call: Call) -> Response:
+    """Start what a service spec says."""
+    spec = await call.decoded(loads)
+    if not isinstance(spec, dict):
+        raise InputError('the body: expected a service spec, such as {"kind": "service", "name": "digits"}')
+    return json_response(await call.admin.deploy(spec), 202)
+
+
+async def undeploy(call: Call) -> Response:
+    """End a version, or all of a model."""
+    values = only(await call.decoded(loads), "name", "version")
+    name = values.get("name")
+    if not isinstance(name, str):
+        raise InputError("name: expected the name of a deployed model")
+    return json_response(await call.admin.undeploy(name, _version(values, is_needed=False)))
+
+
+async def keys(call: Call) -> Response:
+    """Every key, without its secret."""
+    return json_response({"keys": await call.admin.keys()})
+
+
+async def create_key(call: Call) -> Response:
+    """A new key, whose text is in this answer and nowhere else."""
+    values = only(await call.decoded(loads), "name", "scopes")
+    name, scopes = values.get("name"), values.get("scopes", ["infer"])
+    if not isinstance(name, str):
+        raise InputError("name: expected a string to know the key by")
+    if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
+        raise InputError('scopes: expected a list of "infer" and "admin"')
+    return json_response(await call.admin.create_key(name, scopes), 201)
+
+
+async def revoke_key(call: Call) -> Response:
+    """Make a key open nothing any more."""
+    return json_response(await call.admin.revoke_key(call.params["id"]))
+
+
+def _version(values: dict[str, Any], *, is_needed: bool) -> int | None:
+    version = values.get("version")
+    if version is None and not is_needed:
+        return None
+    if type(version) is not int or version < 1:
+        raise InputError("version: expected a whole number from 1 on")
+    return version
+
+
+def routes() -> list[Route]:
+    """The routes of this page."""
+
+    def get(path: str, handler: Handler, summary: str) -> Route:
+        return Route("GET", path, handler, summary, TAG, scope="admin", answer=schemas.OBJECT)
+
+    def post(path: str, handler: Handler, summary: str, body: Any, code: int = 200) -> Route:
+        return Route(
+            "POST", path, handler, summary, TAG, scope="admin", accepts={JSON: body}, answer=schemas.OBJECT,
+            status=code,
+        )  # fmt: skip
+
+    return [
+        get("/admin/status", status, "The whole in short"),
+        get("/admin/models", models, "Models of the registry"),
+        get("/admin/models/{model}", model, "One model of the registry"),
+        post("/admin/models/{model}/promote", promote, "Point an alias at a version", schemas.PROMOTE),
+        get("/admin/services", services, "Deployed versions"),
+        get("/admin/services/{model}", service, "Deployed versions of one model"),
+        post("/admin/deploy", deploy, "Deploy a model version", schemas.SERVICE_SPEC, 202),
+        post("/admin/undeploy", undeploy, "End a model version, or all of a model", schemas.UNDEPLOY),
+        get("/admin/keys", keys, "API keys"),
+        post("/admin/keys", create_key, "Make an API key", schemas.CREATE_KEY, 201),
+        Route("DELETE", "/admin/keys/{id}", revoke_key, "Revoke an API key", TAG, scope="admin",
+              answer=schemas.OBJECT),
+    ]  # fmt: skip

@@ -1,0 +1,141 @@
+"""`IngressApp`: the ingress as a raw ASGI application, without Ray."""
+
+from __future__ import annotations
+
+import time
+
+from eagleray.serving.admin import AdminBackend
+from eagleray.serving.ingress import admin, failures, headers, openai, pages, people, v2
+from eagleray.serving.ingress.call import Call
+from eagleray.serving.ingress.failures import Failure
+from eagleray.serving.ingress.http import (
+    ClientGone,
+    Message,
+    Receive,
+    Request,
+    Response,
+    Scope,
+    Send,
+    Stream,
+    json_response,
+)
+from eagleray.serving.ingress.metrics import IngressMetrics
+from eagleray.serving.ingress.routing import Route, Table
+from eagleray.serving.state import IngressState
+from eagleray.serving.transport import Transport
+
+NO_ROUTE = "(none)"
+"""Label of requests that found no route: paths that strangers try are no labels."""
+CLIENT_GONE = 499
+"""nginx's code for a client that left before its answer; in the counters only."""
+
+
+class IngressApp:
+    """Answers HTTP for the models of `state`.
+
+    `state` may be replaced at any time (`app.state = newer`); a request keeps the one it began with. For one
+    event loop.
+    """
+
+    def __init__(self, state: IngressState, transport: Transport, admin_backend: AdminBackend) -> None:
+        self.state = state
+        self.metrics = IngressMetrics()
+        self.table = Table(all_routes())
+        self._transport = transport
+        self._admin = admin_backend
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI's entry: HTTP and lifespan; a websocket is refused."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started_s = time.perf_counter()
+        pairs = headers.strip(scope["headers"])
+        request = Request(
+            scope, receive, {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in pairs}
+        )
+        request_id = headers.request_id(request.headers.get("x-request-id"))
+        call = Call(request, self.state, self._transport, self._admin, self.metrics, self.table)
+        exchange = _Exchange(request_id)
+        self.metrics.in_flight += 1
+        try:
+            answer = await self._answer(call, exchange)
+            exchange.status = answer.status
+            answer.headers["x-request-id"] = request_id
+            exchange.answer = answer
+            await answer.send(request, send)
+        except BaseException:
+            exchange.status = exchange.status if exchange.answer else CLIENT_GONE
+            raise
+        finally:
+            self.metrics.in_flight -= 1
+            self._count(call, exchange, time.perf_counter() - started_s)
+
+    async def _answer(self, call: Call, exchange: _Exchange) -> Response | Stream:
+        try:
+            exchange.route, call.params = self.table.find(call.request.method, call.request.segments())
+            _authorize(call, exchange.route)
+            return await exchange.route.handler(call)
+        except ClientGone:
+            return Response(status=CLIENT_GONE)  # nobody reads it
+        except Exception as error:
+            return _failed(call.request, failures.failure(error, exchange.request_id))
+
+    def _count(self, call: Call, exchange: _Exchange, seconds: float) -> None:
+        target = call.target
+        self.metrics.count(
+            route=exchange.route.path if exchange.route else NO_ROUTE,
+            model=target.name if target else "",
+            version=str(target.version) if target else "",
+            code=exchange.status,
+            seconds=seconds,
+            received=call.request.num_body_bytes,
+            sent=exchange.answer.num_bytes if exchange.answer else 0,
+        )
+
+
+class _Exchange:
+    """What becomes known of an exchange while it lasts, for the counters."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.route: Route | None = None
+        self.answer: Response | Stream | None = None
+        self.status = CLIENT_GONE
+
+
+def all_routes() -> list[Route]:
+    """Every route of the ingress, in the order of the documentation."""
+    return [*v2.routes(), *openai.routes(), *people.routes(), *admin.routes(), *pages.routes()]
+
+
+def _authorize(call: Call, route: Route) -> None:
+    """Raises: AuthError, WrongScope where the route needs a key that the request does not have."""
+    if route.scope is None or (route.scope == "infer" and not call.state.is_key_needed_for_infer):
+        return
+    call.state.keys.check(call.request.headers.get("authorization", ""), route.scope)
+
+
+def _failed(request: Request, failure: Failure) -> Response:
+    """The failure in the form that the route's clients know."""
+    if request.scope["path"].startswith("/v1/"):
+        response = json_response(openai.error_of(failure), failure.status)
+    else:
+        response = json_response({"error": failure.message}, failure.status)
+    response.headers.update(failure.headers)
+    return response
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message: Message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return

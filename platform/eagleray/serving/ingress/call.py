@@ -1,0 +1,97 @@
+"""`Call`: all that a handler has in hand while it answers one request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from eagleray.errors import InputError, ServiceError
+from eagleray.protocol.tensors import Array
+from eagleray.serving.admin import AdminBackend
+from eagleray.serving.ingress.http import HttpError, Request
+from eagleray.serving.ingress.metrics import IngressMetrics
+from eagleray.serving.ingress.routing import Table
+from eagleray.serving.routes import Target
+from eagleray.serving.state import IngressState
+from eagleray.serving.transport import Overloaded, Transport
+
+OFF_LOOP_BYTES = 128 * 2**10
+"""Bodies from here on are decoded in a thread: JSON takes about 20 ms a megabyte, and others wait."""
+
+STARTING_S = 2.0
+"""After so long a version that is starting is worth another try."""
+
+T = TypeVar("T")
+
+
+@dataclass
+class Call:
+    """One request on one route; `target` is set when the request has found its model version."""
+
+    request: Request
+    state: IngressState
+    transport: Transport
+    admin: AdminBackend
+    metrics: IngressMetrics
+    table: Table
+    params: Mapping[str, str] = field(default_factory=dict)
+    target: Target | None = None
+
+    async def body(self) -> bytes:
+        """The request's body. Raises: HttpError 413, 408, 415."""
+        limits = self.state.limits
+        return await self.request.body(limits.max_body_bytes, limits.timeout_s)
+
+    async def decoded(self, decode: Callable[[bytes], T]) -> T:
+        """`decode` of the body, in a thread where the body is large. Raises: what `decode` raises."""
+        body = await self.body()
+        if len(body) < OFF_LOOP_BYTES:
+            return decode(body)
+        return await asyncio.to_thread(decode, body)
+
+    def find(self, model: str | None = None, version: str | None = None) -> Target:
+        """The model version that the path names, or `model`; ready or not. Raises: UnknownModel."""
+        self.target = self.state.routes.resolve(
+            self.params["model"] if model is None else model,
+            self.params.get("version") if version is None else version,
+        )
+        return self.target
+
+    def ready(self, model: str | None = None) -> Target:
+        """As `find`. Raises: Overloaded where it is still starting, ServiceError where it failed."""
+        target = self.find(model)
+        if target.state == "starting":
+            raise Overloaded(f"{named(target)} is starting; try again in a moment", STARTING_S)
+        if target.state != "ready":
+            why = f": {target.message}" if target.message else ""
+            raise ServiceError(f"{named(target)} is {target.state}{why}")
+        return target
+
+    async def infer(self, target: Target, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The replica's outputs. Raises: as `Transport.infer`, and HttpError 504 instead of TimeoutError."""
+        timeout_s = self.state.limits.timeout_s
+        try:
+            return await self.transport.infer(target, inputs, timeout_s=timeout_s)
+        except TimeoutError:
+            raise no_answer(target, timeout_s) from None
+
+
+def named(target: Target) -> str:
+    """For messages."""
+    return f"model {target.name!r} version {target.version}"
+
+
+def no_answer(target: Target, timeout_s: float) -> HttpError:
+    """The answer where a replica took too long."""
+    return HttpError(504, f"{named(target)} did not answer within {timeout_s:g} s")
+
+
+def only(values: Any, *allowed: str, what: str = "the body") -> dict[str, Any]:
+    """`values`, an object with none but the `allowed` keys. Raises: InputError."""
+    if not isinstance(values, dict):
+        raise InputError(f"{what}: expected an object with {' and '.join(allowed)}")
+    if unknown := [key for key in values if key not in allowed]:
+        raise InputError(f"{what}: unknown key {unknown[0][:60]!r}; known: {', '.join(allowed)}")
+    return values

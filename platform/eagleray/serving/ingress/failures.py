@@ -1,0 +1,67 @@
+"""From an exception to an answer: its status, its message, its headers."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+from eagleray.errors import (
+    AuthError,
+    CapacityError,
+    EaglerayError,
+    InputError,
+    ModelNotFound,
+    ServiceError,
+)
+from eagleray.serving.ingress.http import HttpError
+from eagleray.serving.keys import WrongScope
+from eagleray.serving.transport import Overloaded, ReplicaFailed
+
+_log = logging.getLogger("eagleray.ingress")
+
+# The first that fits; a class comes before its bases.
+_STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (ModelNotFound, 404),
+    (InputError, 400),
+    (WrongScope, 403),
+    (AuthError, 401),
+    (CapacityError, 409),
+    (Overloaded, 503),
+    (ReplicaFailed, 502),
+    (ServiceError, 503),
+    (EaglerayError, 500),
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What goes wrong, as HTTP says it."""
+
+    status: int
+    message: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def failure(error: Exception, request_id: str) -> Failure:
+    """How `error` is answered; one that is not meant to be read is logged, and told by its request's id."""
+    if isinstance(error, HttpError):
+        return Failure(error.status, str(error), error.headers)
+    for kind, status in _STATUS:
+        if isinstance(error, kind):
+            return Failure(status, str(error), _headers(error, status))
+    _log.error("request %s failed", request_id, exc_info=error)
+    return Failure(500, f"the ingress failed; its log has the reason under request {request_id}")
+
+
+def _headers(error: Exception, status: int) -> dict[str, str]:
+    if status == 401:
+        return {"www-authenticate": 'Bearer realm="eagleray"'}
+    if isinstance(error, Overloaded):
+        # Whole seconds is what HTTP has; the second header is what OpenAI's clients read first.
+        wait_s = max(0.0, error.retry_after_s)
+        return {
+            "retry-after": str(max(1, math.ceil(wait_s))),
+            "retry-after-ms": str(math.ceil(wait_s * 1000)),
+        }
+    return {}

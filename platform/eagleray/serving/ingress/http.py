@@ -1,0 +1,183 @@
+"""One HTTP exchange on raw ASGI: a request whose body is counted as it comes, and two kinds of answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+from eagleray.protocol.infer import dumps
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON = "application/json"
+
+
+class HttpError(Exception):
+    """An answer other than the one asked for, when no error of ours says it better."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+class ClientGone(Exception):
+    """The client closed the connection before it had sent its whole request: nobody to answer."""
+
+
+@dataclass
+class Request:
+    """What a client sent. The body is read when it is asked for, and never beyond the limit."""
+
+    scope: Scope
+    receive: Receive
+    headers: Mapping[str, str]
+    """Lower-case names; of a repeated header the last."""
+    num_body_bytes: int = 0
+
+    @property
+    def method(self) -> str:
+        """GET, POST, and so on."""
+        return self.scope["method"]
+
+    def segments(self) -> list[str]:
+        """The path's parts, percent-decoded one by one: an encoded slash does not divide.
+
+        Raises:
+            HttpError: 400, where the path is not UTF-8.
+        """
+        raw = self.scope.get("raw_path") or self.scope["path"].encode()
+        path = raw.partition(b"?")[0].decode("latin-1").removeprefix(self.scope.get("root_path", ""))
+        try:
+            parts = [unquote(part, errors="strict") for part in path.split("/")[1:]]
+        except UnicodeDecodeError:
+            raise HttpError(400, "the path is not UTF-8") from None
+        return parts[:-1] if parts and not parts[-1] else parts
+
+    @property
+    def media_type(self) -> str:
+        """Content-Type without parameters, lower-case; "" where there is none."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    async def body(self, limit_bytes: int, timeout_s: float) -> bytes:
+        """The whole body.
+
+        Raises:
+            HttpError: 413 as soon as it is known to be larger than `limit_bytes`, whether its length was
+                announced or not; 408 after `timeout_s`; 415 where it is compressed.
+            ClientGone: the connection ended before the body did.
+        """
+        self._check_announced(limit_bytes)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._read(limit_bytes)
+        except TimeoutError:
+            raise HttpError(408, f"the body was not there within {timeout_s:g} s") from None
+
+    def _check_announced(self, limit_bytes: int) -> None:
+        encoding = self.headers.get("content-encoding", "identity").lower()
+        if encoding != "identity":
+            raise HttpError(
+                415, f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is"
+            )
+        length = self.headers.get("content-length", "0")
+        if length.isascii() and length.isdecimal() and int(length[:20]) > limit_bytes:
+            raise _too_large(limit_bytes, f"it has {length[:20]}")
+
+    async def _read(self, limit_bytes: int) -> bytes:
+        parts: list[bytes] = []
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            if part := message.get("body", b""):
+                self.num_body_bytes += len(part)
+                if self.num_body_bytes > limit_bytes:
+                    raise _too_large(limit_bytes, f"{self.num_body_bytes} came and it went on")
+                parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit_bytes: int, found: str) -> HttpError:
+    return HttpError(413, f"the body is larger than {limit_bytes} bytes ({found}); send less at a time")
+
+
+@dataclass
+class Response:
+    """An answer that is known as a whole."""
+
+    body: bytes = b""
+    status: int = HTTPStatus.OK
+    media_type: str = JSON
+    headers: dict[str, str] = field(default_factory=dict)
+    num_bytes: int = 0
+    """Sent so far."""
+
+    async def send(self, request: Request, send: Send) -> None:
+        """Send it, once."""
+        length = str(len(self.body))
+        await send(_start(self.status, self.media_type, {**self.headers, "content-length": length}))
+        body = b"" if request.method == "HEAD" else self.body
+        self.num_bytes = len(body)
+        await send({"type": "http.response.body", "body": body})
+
+
+@dataclass
+class Stream:
+    """An answer that comes piece by piece; `pieces` is closed as soon as the client has gone."""
+
+    pieces: AsyncGenerator[bytes]
+    media_type: str = "text/event-stream"
+    status: int = HTTPStatus.OK
+    headers: dict[str, str] = field(default_factory=dict)
+    num_bytes: int = 0
+    """Sent so far."""
+
+    async def send(self, request: Request, send: Send) -> None:
+        """Send what comes until it ends or the client has gone."""
+        # A proxy that buffers would hold the tokens back: nginx is told so by this header.
+        headers = {**self.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
+        pump = asyncio.ensure_future(self._pump(send, _start(self.status, self.media_type, headers)))
+        gone = asyncio.ensure_future(_disconnected(request.receive))
+        try:
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                pump.result()
+        finally:
+            for task in (pump, gone):
+                task.cancel()
+            await asyncio.wait({pump, gone})
+            with contextlib.suppress(RuntimeError):  # it never began
+                await self.pieces.aclose()
+
+    async def _pump(self, send: Send, start: Message) -> None:
+        await send(start)
+        async for piece in self.pieces:
+            self.num_bytes += len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(status: int, media_type: str, headers: Mapping[str, str]) -> Message:
+    lines = [(b"content-type", media_type.encode()), (b"x-content-type-options", b"nosniff")]
+    lines += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": int(status), "headers": lines}
+
+
+def json_response(values: Any, status: int = HTTPStatus.OK) -> Response:
+    """`values` as JSON."""
+    return Response(dumps(values), status)
