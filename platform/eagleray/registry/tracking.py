@@ -7,18 +7,17 @@ put aside.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
-import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from eagleray.registry.connection import connect, first_line, one_at_a_time
 
 _log = logging.getLogger(__name__)
 
@@ -28,14 +27,6 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 _MAX_KEY, _MAX_PARAM, _MAX_TAG = 250, 6000, 8000
 _RUN_ID_TIMEOUT_S = 60.0
 _MAX_METRICS, _MAX_PARAMS = 1000, 100
-
-_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # on by default; it would call out of the machine
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # 7 means 4 minutes for one call to a server that is away
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 
 
 @dataclass(frozen=True)
@@ -203,8 +194,8 @@ class Tracker:
 
     def _open(self, start: _Start) -> None:
         """Make the run, or go on with the earlier one."""
-        with _one_at_a_time(self._uri):
-            self._client = _client(self._uri)
+        with one_at_a_time(self._uri):
+            self._client = connect(self._uri)
             experiment_id = _experiment_id(self._client, self._experiment, self._root())
         run_id = _reopened(self._client, start.run_id) if start.run_id else None
         if run_id is None:
@@ -265,24 +256,6 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return names
 
 
-def first_line(error: Exception) -> str:
-    """An exception's message without the page that follows it."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0].partition(' with exception ')[0]}"[:300]
-
-
-def _client(uri: str) -> Any:
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if path := _sqlite_path(uri):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # they log each of the 50 migrations of a new file
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
-
-
 def _experiment_id(client: Any, name: str, artifact_root: str | None) -> str:
     """The experiment's id; it is made where it is missing. Another process may make it in between."""
     from mlflow.exceptions import MlflowException
@@ -321,20 +294,3 @@ def _describe(client: Any, run_id: str, start: _Start) -> None:
     params = [Param(name, value) for name, value in start.params.items() if name not in known]
     for begin in range(0, len(params), _MAX_PARAMS):
         client.log_batch(run_id, params=params[begin : begin + _MAX_PARAMS])
-
-
-@contextlib.contextmanager
-def _one_at_a_time(uri: str) -> Iterator[None]:
-    """Hold the lock beside a SQLite file: two processes that migrate a new one at once break it (3.17)."""
-    path = _sqlite_path(uri)
-    if path is None:
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{path}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
