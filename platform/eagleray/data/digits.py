@@ -20,7 +20,7 @@ from eagleray.specs.data import DigitsData
 _FILE = "datasets/data/digits.csv.gz"
 
 
-def open_digits(spec: DigitsData) -> Dataset:
+def open_digits(spec: DigitsData, is_raw: bool = False) -> Dataset:
     """Images [B, 1, 8, 8] float32 and classes 0..9. Raises: DataError if scikit-learn's file is not there."""
     table = _read()
     signature = Signature(
@@ -31,7 +31,8 @@ def open_digits(spec: DigitsData) -> Dataset:
         labels=tuple(str(digit) for digit in range(10)),
     )
     images = table[:, :-1].astype(np.float32).reshape(-1, 1, 8, 8)
-    return in_memory.dataset(images, table[:, -1].astype(np.int64), signature, spec, what="digits")
+    targets = table[:, -1].astype(np.int64)
+    return in_memory.dataset(images, targets, signature, spec, what="digits", is_raw=is_raw)
 
 
 def _read() -> Array:

@@ -16,6 +16,7 @@ def dataset(
     *,
     what: str,
     finish: Finish = as_they_are,
+    is_raw: bool = False,
 ) -> Dataset:
     """Split, measured on the training part and normalised.
 
@@ -26,13 +27,14 @@ def dataset(
         spec: whose split, seed and normalisation hold.
         what: the dataset's name in messages.
         finish: makes batches of rows.
+        is_raw: leave the inputs as they are, whatever the spec says of normalisation.
 
     Raises: DataError if a part of the split stays empty or the input cannot be normalised.
     """
     rows = split.indices(spec.split, spec.split_seed, len(inputs), what)
     normalize.check_kind(spec.normalize, signature.input_kind)
     content = digest.of_arrays(inputs) if targets is None else digest.of_arrays(inputs, targets)
-    if spec.normalize == "standard":
+    if spec.normalize == "standard" and not is_raw:
         normalization = normalize.measure([inputs[rows["train"]]])
         signature = signature.model_copy(update={"normalization": normalization})
         inputs = normalize.apply(inputs, normalization)

@@ -16,7 +16,7 @@ from eagleray.specs.functions import import_function
 _RETURNS = "(inputs, targets, signature table)"
 
 
-def open_module(spec: ModuleData) -> Dataset:
+def open_module(spec: ModuleData, is_raw: bool = False) -> Dataset:
     """The arrays that `module:function` returns, checked, split and measured.
 
     It returns (inputs [N, ...], targets [N, ...], table): the table holds `input_kind` and what else the
@@ -44,7 +44,7 @@ def open_module(spec: ModuleData) -> Dataset:
         targets, found = _targets(np.asarray(targets), table, len(inputs), what)
         signature = _signature(table, what, input_shape=inputs.shape[1:], **found)
         finish = as_they_are
-    return in_memory.dataset(inputs, targets, signature, spec, what=what, finish=finish)
+    return in_memory.dataset(inputs, targets, signature, spec, what=what, finish=finish, is_raw=is_raw)
 
 
 def _called(spec: ModuleData, what: str) -> Any:

@@ -30,7 +30,7 @@ _SAMPLED_BYTES, _NUM_SAMPLED = 64 << 10, 16
 _IN_MEMORY_FRACTION, _WINDOW_FRACTION, _BLOCK_FRACTION = 1 / 2, 1 / 2, 1 / 4
 
 
-def open_table(spec: TableData) -> Dataset:
+def open_table(spec: TableData, is_raw: bool = False) -> Dataset:
     """The table of a spec, split and measured.
 
     Reads the footers of all files (or indexes their lines) and the target column once; where it normalises
@@ -44,8 +44,8 @@ def open_table(spec: TableData) -> Dataset:
     readers = [open_reader(source, line_block) for source in find(spec.paths, spec.format)]
     table = _planned(spec, readers)
     if table.num_rows * table.row_bytes <= budget * _IN_MEMORY_FRACTION:
-        return _in_memory(table)
-    return _in_storage(table, budget)
+        return _in_memory(table, is_raw)
+    return _in_storage(table, budget, is_raw)
 
 
 def _planned(spec: TableData, readers: list[Reader]) -> Table:
@@ -102,7 +102,7 @@ def _target(spec: TableData, roles: dict[str, Role], blocks: list[Block]) -> Cla
     return scan.result()
 
 
-def _in_memory(table: Table) -> Dataset:
+def _in_memory(table: Table, is_raw: bool) -> Dataset:
     num_rows, decoder = table.num_rows, table.decoder
     inputs = np.empty((num_rows, *decoder.kept_shape), decoder.kept_dtype)
     targets = None
@@ -116,17 +116,19 @@ def _in_memory(table: Table) -> Dataset:
     # Normalised once, here; the parts' own finishing then has nothing left to scale.
     finish = functools.partial(decoder.finish, normalization=None)
     what = table.blocks[0].reader.source.name
-    return in_memory.dataset(inputs, targets, _signature(table), table.spec, what=what, finish=finish)
+    return in_memory.dataset(
+        inputs, targets, _signature(table), table.spec, what=what, finish=finish, is_raw=is_raw
+    )
 
 
-def _in_storage(table: Table, budget: float) -> Dataset:
+def _in_storage(table: Table, budget: float, is_raw: bool) -> Dataset:
     _check_blocks(table, budget)
     numbers = range(len(table.blocks))
     sizes = np.array([np.bincount(table.parts_of(number), minlength=3) for number in numbers])
     totals: dict[str, int] = dict(zip(split.PARTS, sizes.sum(axis=0).tolist(), strict=True))
     split.check_sizes(table.spec.split, totals, table.blocks[0].reader.source.name)
     signature, normalization = _signature(table), None
-    if table.spec.normalize == "standard":
+    if table.spec.normalize == "standard" and not is_raw:
         normalization = normalize.measure(table.inputs_of(0))
         signature = signature.model_copy(update={"normalization": normalization})
     capacities = {"train": int(budget * _WINDOW_FRACTION), "validation": 1, "test": 1}
