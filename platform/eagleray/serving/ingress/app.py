@@ -60,8 +60,8 @@ class IngressApp:
             scope, receive, {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in pairs}
         )
         request_id = headers.request_id(request.headers.get("x-request-id"))
-        call = Call(request, self.state, self._transport, self._admin, self.metrics, self.table)
-        exchange = _Exchange(request_id)
+        call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
+        exchange = _Exchange()
         self.metrics.in_flight += 1
         try:
             answer = await self._answer(call, exchange)
@@ -84,7 +84,7 @@ class IngressApp:
         except ClientGone:
             return Response(status=CLIENT_GONE)  # nobody reads it
         except Exception as error:
-            return _failed(call.request, failures.failure(error, exchange.request_id))
+            return _failed(call.request, failures.failure(error, call.request_id))
 
     def _count(self, call: Call, exchange: _Exchange, seconds: float) -> None:
         target = call.target
@@ -102,8 +102,7 @@ class IngressApp:
 class _Exchange:
     """What becomes known of an exchange while it lasts, for the counters."""
 
-    def __init__(self, request_id: str) -> None:
-        self.request_id = request_id
+    def __init__(self) -> None:
         self.route: Route | None = None
         self.answer: Response | Stream | None = None
         self.status = CLIENT_GONE

@@ -31,6 +31,7 @@ class Call:
     """One request on one route; `target` is set when the request has found its model version."""
 
     request: Request
+    request_id: str
     state: IngressState
     transport: Transport
     admin: AdminBackend

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from eagleray.errors import (
     AuthError,
@@ -14,6 +15,7 @@ from eagleray.errors import (
     ModelNotFound,
     ServiceError,
 )
+from eagleray.protocol.generation import FieldError
 from eagleray.serving.ingress.http import HttpError
 from eagleray.serving.keys import WrongScope
 from eagleray.serving.transport import Overloaded, ReplicaFailed
@@ -40,7 +42,9 @@ class Failure:
 
     status: int
     message: str
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    field: str | None = None
+    """Of the request, where one is to blame."""
 
 
 def failure(error: Exception, request_id: str) -> Failure:
@@ -49,7 +53,8 @@ def failure(error: Exception, request_id: str) -> Failure:
         return Failure(error.status, str(error), error.headers)
     for kind, status in _STATUS:
         if isinstance(error, kind):
-            return Failure(status, str(error), _headers(error, status))
+            blamed = error.field if isinstance(error, FieldError) else None
+            return Failure(status, str(error), _headers(error, status), blamed)
     _log.error("request %s failed", request_id, exc_info=error)
     return Failure(500, f"the ingress failed; its log has the reason under request {request_id}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 
 from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
@@ -24,15 +23,10 @@ def check_generative(target: Target) -> None:
         )
 
 
-async def whole(call: Call, target: Target, request: GenerationRequest) -> tuple[GenerationChunk, str]:
-    """The last chunk and all of the text. Raises: as `begin`, and what comes later."""
-    texts: list[str] = []
-    last: GenerationChunk | None = None
+async def collect(call: Call, target: Target, request: GenerationRequest) -> list[GenerationChunk]:
+    """All chunks, one at least. Raises: as `begin`, at any chunk."""
     async with contextlib.aclosing(await begin(call, target, request)) as chunks:
-        async for last in chunks:
-            texts.append(last.text)
-    assert last is not None
-    return replace(last, text=""), "".join(texts)
+        return [chunk async for chunk in chunks]
 
 
 async def begin(call: Call, target: Target, request: GenerationRequest) -> Chunks:

@@ -1,8 +1,8 @@
 """Files that people have, as the arrays that models take: images, sound, tables, text.
 
 No value is guessed: an image's numbers are its grey or colour values 0..255 as the file has them, a sound's
-are 16-bit values / 32768, a table's are its numbers. What the model was trained on beyond that (another range,
-a normalisation that is not in its signature) has to be in the file.
+are 16-bit values / 32768, a table's are its numbers. What the model was trained on beyond that (another
+range, a normalisation that is not in its signature) has to be in the file.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ counters: <a href="/metrics">/metrics</a>.</p>
 {_examples(base, names[0] if names else "digits")}
 <p>A model is named <code>NAME</code> (its default version), <code>NAME@ALIAS</code>, or
 <code>NAME/versions/NUMBER</code>. Where a key is needed, send <code>Authorization: Bearer er_…</code>. An
-error is a JSON object: <code>{{"error": "…"}}</code>, under <code>/v1</code> in OpenAI's form. Every answer has an
-<code>x-request-id</code>: yours, if you sent one.</p>
+error is a JSON object: <code>{{"error": "…"}}</code>, under <code>/v1</code> in OpenAI's form. Every answer
+has an <code>x-request-id</code>: yours, if you sent one.</p>
 {sections}
 </body></html>
 """

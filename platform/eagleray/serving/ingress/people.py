@@ -16,7 +16,7 @@ from eagleray.protocol.generation import GenerationRequest
 from eagleray.protocol.tensors import Array
 from eagleray.serving.ingress import media, schemas
 from eagleray.serving.ingress.call import Call, only
-from eagleray.serving.ingress.generating import whole
+from eagleray.serving.ingress.generating import collect
 from eagleray.serving.ingress.http import JSON, HttpError, Response, json_response
 from eagleray.serving.ingress.routing import Route
 from eagleray.serving.ingress.v2 import encoded
@@ -44,8 +44,9 @@ async def predict(call: Call) -> Response:
     asked = await call.decoded(lambda body: decode(body, target.card))
     names = {"model": target.name, "version": target.version}
     if asked.request is not None:
-        last, text = await whole(call, target, asked.request)
-        return json_response({**names, "text": text, "finish_reason": last.finish_reason})
+        chunks = await collect(call, target, asked.request)
+        text = "".join(chunk.text for chunk in chunks)
+        return json_response({**names, "text": text, "finish_reason": chunks[-1].finish_reason})
     tensors.check(asked.inputs, target.card.inputs)
     outputs = await call.infer(target, asked.inputs)
     # The same rules as for machines: an answer with NaN is the model's error, not an odd number.
