@@ -21,11 +21,12 @@ from eagleray.groups import Group
 class Hook:
     """What `attach` returns: the stats and the state of one model's gradient exchange."""
 
-    def __init__(self, model: DistributedDataParallel, compressor: Compressor, group: Group):
+    def __init__(self, model: DistributedDataParallel, compressor: Compressor, group: Group, rehearse: bool):
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         self._keys: dict[tuple[int, ...], tuple[str, ...]] = {}
         self._compressor = compressor
         self._engine = Engine(compressor, group) if group.world_size > 1 else None
+        self._is_rehearsed = rehearse and compressor.is_encoded
         self._step = 1
 
     def stats(self) -> Stats:
@@ -61,6 +62,10 @@ class Hook:
         if bucket.is_last():
             self._step += 1
         if self._engine is None:
+            if self._is_rehearsed:
+                payload = torch.empty_like(gradient, dtype=self._compressor.dtype)
+                self._compressor.encode(gradient, payload)
+                self._compressor.decode(payload, gradient)
             future.set_result(gradient)
             return future
         ready = torch.cuda.current_stream(gradient.device).record_event() if is_cuda else None
@@ -99,11 +104,14 @@ class Hook:
         return key
 
 
-def attach(model: DistributedDataParallel, compressor: Compressor, group: Group) -> Hook:
+def attach(
+    model: DistributedDataParallel, compressor: Compressor, group: Group, *, rehearse: bool = False
+) -> Hook:
     """Send the model's gradients through `compressor` over `group`; afterwards backward gives their mean.
 
     The model's communication hook is taken: DDP has one. `group` must have the model's ranks and be used by
-    nothing else while the model trains.
+    nothing else while the model trains. With `rehearse` a rank that is alone, and sends nothing, gets the
+    gradient that the format would have left of it.
 
     Raises:
         InputError: the model has mixed_precision, or a hook already, or shares `group` for its own messages.
@@ -118,7 +126,7 @@ def attach(model: DistributedDataParallel, compressor: Compressor, group: Group)
             "DDP(find_unused_parameters=True) sends messages of its own in the middle of backward; "
             f"give DDP another process_group than the engine's ({group.name!r})"
         )
-    hook = Hook(model, compressor, group)
+    hook = Hook(model, compressor, group, rehearse)
     try:
         model.register_comm_hook(hook, Hook._exchange)
     except RuntimeError as error:

@@ -7,6 +7,7 @@ from eagleray.specs.local import LocalSpec
 from eagleray.specs.service import ServiceSpec
 from eagleray.specs.signature import IGNORED_TARGET, Normalization, Signature
 from eagleray.specs.train import TrainSpec
+from eagleray.specs.tune import TuneSpec
 
 __all__ = [
     "IGNORED_TARGET",
@@ -22,6 +23,7 @@ __all__ = [
     "Spec",
     "TensorInfo",
     "TrainSpec",
+    "TuneSpec",
     "apply_override",
     "load",
     "load_any",

@@ -119,14 +119,21 @@ def validate(
 def _lines(
     spec_type: type[Spec], table: Mapping[str, Any], error: ValidationError, name: str
 ) -> Iterator[str]:
-    problems = error.errors(include_url=False)
-    inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
-    for problem in problems:
+    for location, sentence in problems(spec_type, table, error):
+        yield f"{name}: {location}: {sentence}" if location else f"{name}: {sentence}"
+
+
+def problems(
+    spec_type: type[Spec], table: Mapping[str, Any], error: ValidationError
+) -> Iterator[tuple[str, str]]:
+    """The dotted path (empty for the whole) of each problem of `table`, and its sentence."""
+    found = error.errors(include_url=False)
+    inner = {problem["loc"][:depth] for problem in found for depth in range(len(problem["loc"]))}
+    for problem in found:
         if problem["type"] == "too_short" and problem["loc"] in inner:
             continue  # a list whose entries are wrong is not too short as well
         location = _dotted(problem["loc"], table)
-        where = f"{name}: {location}" if location else name
-        yield f"{where}: {_sentence(spec_type, problem, location)}"
+        yield location, _sentence(spec_type, problem, location)
 
 
 def _dotted(location: Sequence[int | str], table: Mapping[str, Any]) -> str:
@@ -138,12 +145,22 @@ def _dotted(location: Sequence[int | str], table: Mapping[str, Any]) -> str:
             continue
         parts.append(str(part))
         if isinstance(here, Mapping):
-            here = here.get(part)
+            here = _inside(here, part)
         elif isinstance(here, list) and isinstance(part, int) and part < len(here):
             here = here[part]
         else:
             here = None
     return ".".join(parts)
+
+
+def _inside(table: Mapping[str, Any], key: int | str) -> Any:
+    """The value at `key`, which may be a dotted name whose parts are nested tables here."""
+    if key in table:
+        return table[str(key)]
+    here: Any = table
+    for part in str(key).split("."):
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return here
 
 
 def _sentence(spec_type: type[Spec], problem: Any, location: str) -> str:

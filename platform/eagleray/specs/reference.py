@@ -113,6 +113,8 @@ def _sections(spec_type: type[Spec], above: str = "") -> dict[tuple[str, type[Sp
     for name, field in spec_type.model_fields.items():
         place = above + name + (".NAME" if get_origin(field.annotation) is dict else "")
         for table in spec_types(field.annotation):
+            if issubclass(table, FileSpec):
+                continue  # a whole file inside another has a chapter of its own
             kind = table.model_fields.get("kind")
             found.setdefault((place, table), get_args(kind.annotation) if kind is not None else ())
             found |= _sections(table, f"{place}.")
@@ -152,6 +154,8 @@ def _type_name(annotation: Any) -> str:
         return f"list of {_type_name(arguments[0])}" if arguments else "list"
     if origin is dict:
         return f"table of {_type_name(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, FileSpec):
+        return "path | table"
     if isinstance(annotation, type) and issubclass(annotation, Spec):
         return "table"
     return {str: "text", int: "whole number", float: "number", bool: "true | false"}.get(

@@ -111,6 +111,9 @@ class CompressionSpec(Spec):
     """How gradients are sent."""
 
     kind: Literal["none", "fp16", "bf16"] = "none"
+    rehearse: bool = False
+    """One worker alone sends nothing. With this it encodes and decodes its gradients all the same, so that a
+    search over formats sees what they do to the result."""
 
 
 class EarlyStopping(Spec):
@@ -150,6 +153,8 @@ class CheckpointSpec(Spec):
     """When the run's state is committed to storage."""
 
     every_steps: int = Field(default=50, ge=1)
+    at_evaluations: bool = False
+    """Also after each evaluation, so that there are weights for each value that was measured."""
     keep: int = Field(default=2, ge=2)
     """Newest so many are kept; never fewer than 2, so that one may turn out damaged."""
 

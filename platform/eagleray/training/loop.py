@@ -57,11 +57,12 @@ def train(parts: Parts, progress: Progress, sink: Sink, commit: Callable[[Progre
         is_last = step == total_steps
         if step % LOG_EVERY_STEPS == 0 or is_last or step == first_step:
             meter.report(sink, progress, lr)
-        if is_evaluation_due(parts, progress) or is_last:
+        is_evaluated = is_evaluation_due(parts, progress) or is_last
+        if is_evaluated:
             progress = evaluate_and_judge(parts, progress, sink)
         if is_last or progress.is_stopped_early:
             break
-        if step % spec.checkpoint.every_steps == 0:
+        if step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations):
             commit(progress)
     shards.close()
     commit(progress)

@@ -86,7 +86,12 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         loader=loader,
         module=module,
         model=model,
-        hook=compression.attach(model, compression.make_compressor(spec.compression), gradients),
+        hook=compression.attach(
+            model,
+            compression.make_compressor(spec.compression),
+            gradients,
+            rehearse=spec.compression.rehearse,
+        ),
         optimizer=build_optimizer(spec.optimizer, module.parameters()),
         scaler=torch.amp.GradScaler(place.device.type, enabled=spec.training.precision == "fp16"),
         agreement=Agreement(votes),

@@ -43,6 +43,15 @@ def alone(rank, world_size):
     with pytest.raises(InputError, match="version 99"):
         hook.load_state_dict({"version": 99})
     hook.close()
+    net = nn.Linear(3, 1, bias=False)
+    model = DistributedDataParallel(net)
+    compressor = compression.make_compressor(CompressionSpec(kind="bf16"))
+    hook = compression.attach(model, compressor, group, rehearse=True)
+    model(torch.full((1, 3), value)).sum().backward()
+    assert net.weight.grad is not None
+    assert torch.equal(net.weight.grad, torch.ones(1, 3)), "rehearsed: as the format leaves it"
+    assert hook.stats() == compression.Stats()
+    hook.close()
 
 
 def test_one_rank_sends_nothing_and_keeps_its_gradient():

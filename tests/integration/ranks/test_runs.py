@@ -51,6 +51,16 @@ def test_micro_batches_and_a_batch_that_the_ranks_cannot_share_evenly_change_not
         torch.testing.assert_close(tensor, expected[name], rtol=1e-9, atol=1e-9)
 
 
+def test_each_evaluation_has_its_checkpoint(tmp_path):
+    checkpoint = {"every_steps": 50, "at_evaluations": True, "keep": 9}
+    training = {"steps": 12, "global_batch_size": 50, "evaluate_every_steps": 5}
+    folder, results = train(tmp_path, digits_spec(training=training, checkpoint=checkpoint), 1)
+    evaluated = [record["step"] for record in results[0]["records"] if record["kind"] == "evaluation"]
+    committed = [record["step"] for record in results[0]["records"] if record["kind"] == "commit"]
+    assert evaluated == committed == [5, 10, 12]
+    assert len(list((folder / "checkpoints").iterdir())) == 3
+
+
 @SLOW
 def test_fewer_samples_than_ranks_in_the_last_batch_of_an_epoch(tmp_path):
     batch = {"epochs": 2, "global_batch_size": 1436, "precision": "float64"}  # leaves a few samples over
