@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from eagleray.errors import PeerLost
 
 
 @dataclass
@@ -31,18 +35,36 @@ class GroupBackend(Backend):
     """Forms the default group over gloo; the groups for gradients and votes are made from it by the ranks."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        """Rank 0 names an address that it listens on, and everybody joins there."""
+        """Rank 0 names an address that it listens on, and everybody joins there.
+
+        Raises: WorkerGroupError: they did not meet, for one was lost, say; as a loss in a later step is.
+        """
         assert isinstance(backend_config, GroupConfig)
         address = worker_group.execute_single(0, choose_address)
         world_size = len(worker_group)
-        ray.get(
-            [
-                worker_group.execute_single_async(
-                    rank, join, address, rank, world_size, backend_config.timeout_s
-                )
-                for rank in range(world_size)
-            ]
-        )
+        joining = [
+            worker_group.execute_single_async(rank, join, address, rank, world_size, backend_config.timeout_s)
+            for rank in range(world_size)
+        ]
+        try:
+            ray.get(joining)  # raises as soon as one has failed; the others may wait for it for long
+        except (PeerLost, RayActorError) as error:
+            raise WorkerGroupError(str(error), _failures(joining)) from error
+
+
+def _failures(joining: list[Any]) -> dict[int, Exception]:
+    """By rank: why it could not join, of those that are known to have failed."""
+    found: dict[int, Exception] = {}
+    done, _ = ray.wait(joining, num_returns=len(joining), timeout=0)
+    for rank, reference in enumerate(joining):
+        try:
+            if reference in done:
+                ray.get(reference)
+        except PeerLost as error:
+            found[rank] = PeerLost(*error.args)  # without Ray's traceback
+        except RayActorError as error:
+            found[rank] = error
+    return found
 
 
 def choose_address() -> str:

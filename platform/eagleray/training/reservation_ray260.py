@@ -191,13 +191,14 @@ class Reservation:
         num_left = MAX_DEATHS_AT_START
         while True:
             present = _live_nodes()
-            actors = self._made = actors or create_actors(self.group, self.bundle, self.count)
+            if not actors:
+                self._end_workers()
+                actors = self._made = create_actors(self.group, self.bundle, self.count)
             try:
                 ray.get([actor.get_metadata.remote() for actor in actors])
                 return actors
             except RayActorError as error:
-                for actor in actors:
-                    ray.kill(actor)
+                self._end_workers()
                 if error.actor_init_failed:
                     raise
                 is_node_lost = not present <= _live_nodes()
@@ -217,9 +218,14 @@ class Reservation:
         """End the workers that are left, and give the resources back."""
         self._is_released = True
         # A worker that still imports when its group is removed ends in a page of C++ frames (Ray 2.60).
+        self._end_workers()
+        remove_placement_group(self.group)
+
+    def _end_workers(self) -> None:
+        """End those that were made last: Ray forgets a worker group whose start failed, and ends nobody."""
         for actor in self._made:
             ray.kill(actor)
-        remove_placement_group(self.group)
+        self._made = []
 
 
 def _live_nodes() -> set[str]:

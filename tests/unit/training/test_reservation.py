@@ -72,7 +72,17 @@ def test_workers_made_ahead_are_taken_once(play):
     reservation, played, said = play("fine", "fine")
     assert names(reservation.take_actors()) == ["1.0", "1.1"]
     assert names(reservation.take_actors()) == ["2.0", "2.1"]
-    assert (played.killed, said, reservation.group.num_waits) == ([], [], 0)
+    assert (said, reservation.group.num_waits) == ([], 0)
+    assert played.killed == ["1.0", "1.1"], (
+        "what was taken before holds the seats, if its group did not start"
+    )
+
+
+def test_releasing_ends_the_workers_that_are_left(play, monkeypatch):
+    reservation, played, _ = play()
+    monkeypatch.setattr(reservation_ray260, "remove_placement_group", lambda _: played.killed.append("group"))
+    reservation.release()
+    assert played.killed == ["1.0", "1.1", "group"]
 
 
 def test_a_node_that_dies_while_workers_start_is_waited_for(play):
