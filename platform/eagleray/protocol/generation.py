@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,14 +79,16 @@ class GenerationChunk:
 def _check_number(name: str, value: object, lowest: float, highest: float, *, is_whole: bool = False) -> None:
     allowed = int if is_whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed):
-        raise FieldError(f"{name} is {value!r}; give a {'whole ' if is_whole else ''}number", name)
+        raise FieldError(
+            f"{name} is {reprlib.repr(value)}; give a {'whole ' if is_whole else ''}number", name
+        )
     if not lowest <= value <= highest:  # NaN is refused too
         raise FieldError(f"{name} is {value}; give a number from {lowest} to {highest}", name)
 
 
 def _check_stop(stop: object) -> None:
     if not isinstance(stop, tuple):
-        raise FieldError(f"stop is {stop!r}; give a tuple of strings", "stop")
+        raise FieldError(f"stop is {reprlib.repr(stop)}; give a tuple of strings", "stop")
     if len(stop) > MAX_STOP_STRINGS:
         raise FieldError(f"stop has {len(stop)} strings; give at most {MAX_STOP_STRINGS}", "stop")
     for position, text in enumerate(stop):

@@ -10,17 +10,13 @@ Source: platform.openai.com/docs/api-reference, completions and chat (read 2026-
 
 from __future__ import annotations
 
-import json
-import textwrap
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from eagleray.protocol import infer
 from eagleray.protocol.generation import FieldError, GenerationRequest
-
-MAX_STOP_STRINGS = 4
-"""OpenAI's own bound."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +64,8 @@ def read_chat(
 ) -> OpenAiRequest:
     """The request in the JSON body of a POST to /v1/chat/completions. Raises: FieldError, InputError.
 
-    `template` makes the prompt of the messages, and says which strings end the answer besides the caller's.
+    `template` makes the prompt of the messages, and says which strings end the answer besides the caller's
+    (all of them count for the bound of `GenerationRequest`).
     """
     values = _values(body, _CHAT)
     prompt, stop = template(_messages(values.get("messages")))
@@ -125,7 +122,10 @@ def _values(body: bytes, known: set[str]) -> Mapping[str, Any]:
             continue
         if name not in _NEUTRAL:
             takes = ", ".join(sorted(known))
-            raise FieldError(f"{_short(name)} is no field of this route; it takes {takes}", name)
+            raise FieldError(
+                f"{_short(name)} is no field of this route; it takes {takes}",
+                name if name.isascii() else None,
+            )
         if not any(_is_same(value, neutral) for neutral in _NEUTRAL[name]):
             raise FieldError(f"{name} is not supported here; leave it out", name)
     return values
@@ -135,7 +135,7 @@ def _request(
     values: Mapping[str, Any], prompt: str, *, is_chat: bool, max_tokens: Any, stop: tuple[str, ...] = ()
 ) -> OpenAiRequest:
     model = values.get("model")
-    if not isinstance(model, str) or not model:
+    if not model or not _is_text(model):
         raise FieldError(f"model is {_short(model)}; give the name of a deployed model", "model")
     given = {name: values[name] for name in ("top_p", "seed") if values.get(name) is not None}
     if max_tokens is not None:
@@ -192,17 +192,12 @@ def _message(message: Any, where: str) -> ChatMessage:
 def _content(content: Any, where: str) -> str:
     """A text, or parts that are texts, one after the other."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    if any(part.get("type") != "text" for part in parts if isinstance(part, Mapping)) or not all(
-        isinstance(text, str) for text in texts
-    ):
-        raise FieldError(f"{where} is {_short(content)}; give a string, or parts of type text", "messages")
-    text = "".join(texts)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise FieldError(f"{where} has half a surrogate pair; give valid Unicode", "messages") from None
-    return text
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
+    if len(texts) < len(parts) or not all(map(_is_text, texts)):
+        raise FieldError(
+            f"{where} is {_short(content)}; give a string of valid Unicode, or parts of type text", "messages"
+        )
+    return "".join(map(str, texts))
 
 
 def _stop(stop: Any) -> tuple[str, ...]:
@@ -211,10 +206,7 @@ def _stop(stop: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(stop, str | list):
         raise FieldError(f"stop is {_short(stop)}; give a string or a list of strings", "stop")
-    found = (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(found) > MAX_STOP_STRINGS:
-        raise FieldError(f"stop has {len(found)} strings; give at most {MAX_STOP_STRINGS}", "stop")
-    return found
+    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _flag(values: Mapping[str, Any], name: str, inside: str | None = None) -> bool:
@@ -230,6 +222,14 @@ def _is_same(value: Any, other: Any) -> bool:
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
+def _is_text(value: Any) -> bool:
+    """A string that UTF-8 can carry: JSON may hold half a surrogate pair."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def _short(value: Any) -> str:
-    """The value as JSON, short enough for a message."""
-    return textwrap.shorten(json.dumps(value), 40, placeholder="…")
+    """The value, short enough for a message however long or deep it is."""
+    return "missing" if value is None else reprlib.repr(value)

@@ -88,8 +88,8 @@ def usage(last: GenerationChunk) -> dict[str, int]:
 
 
 def event(values: Mapping[str, Any]) -> bytes:
-    """One server-sent event."""
-    return f"data: {json.dumps(values, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    """One server-sent event; ASCII, since some clients cut lines at U+2028 too (httpx's iter_lines does)."""
+    return f"data: {json.dumps(values, separators=(',', ':'))}\n\n".encode()
 
 
 def model_object(name: str, created_s: float) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def error_event(status: int, message: str) -> bytes:
 
 
 def write_completion(model: str, generation: GenerationRequest, *, is_streamed: bool) -> bytes:
-    """The JSON body with which our client asks /v1/completions; streamed, it asks for counts in each event."""
+    """The JSON body with which our client asks /v1/completions; streamed, with counts in each event."""
     values: dict[str, Any] = {
         "model": model,
         "prompt": generation.prompt,
@@ -136,19 +136,18 @@ def write_completion(model: str, generation: GenerationRequest, *, is_streamed: 
 
 
 def read_answer(values: Mapping[str, Any]) -> GenerationChunk:
-    """The whole answer of /v1/completions, or one of its events, as a chunk; a usage event has text "".
+    """The whole answer of /v1/completions, or one of its events, as a chunk.
 
     Raises: ServiceError if it is an error object, or not an answer.
     """
-    if "error" in values:
-        raise ServiceError(str(values["error"].get("message")))
     try:
-        choice = next(iter(values["choices"]), {"text": "", "finish_reason": None})
-        counts = values["usage"]
+        if "error" in values:
+            raise ServiceError(values["error"]["message"])
+        choice, counts = values["choices"][0], values["usage"]
         return GenerationChunk(
             choice["text"], choice["finish_reason"], counts["prompt_tokens"], counts["completion_tokens"]
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError) as error:
         raise ServiceError(f"the server's answer is not a completion with counts: {values}") from error
 
 
@@ -164,7 +163,8 @@ def read_event(line: str) -> GenerationChunk | None:
         values = json.loads(data)
     except ValueError as error:
         raise ServiceError(f"the server's event is not JSON: {data[:80]!r}") from error
-    return None if values.get("choices") == [] else read_answer(values)
+    is_usage_only = isinstance(values, Mapping) and values.get("choices") == []
+    return None if is_usage_only else read_answer(values)
 
 
 def _choice(said: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
