@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _URL, _DIGEST = "eagleray.url", "eagleray.digest"
 _METRICS, _LINEAGE = "eagleray.metrics", "eagleray.lineage"
+_EVALUATION = "eagleray.evaluation"
 _RUN = "eagleray.run"
 """The tag by which a run of ours is found in MLflow (workflows/run.py)."""
 _PAGE = 1000
@@ -100,6 +101,16 @@ class MlflowModels:
         pick(Ref(name, version), self.versions(name))
         with self._asking():
             self._client.set_registered_model_alias(name, alias, str(version))
+
+    def add_metrics(self, version: ModelVersion, metrics: Mapping[str, float], *, evaluation: str) -> None:
+        """Lay what an evaluation found over the metrics of a version, which has a tag with its id then.
+
+        Raises: ServiceError where MLflow does not answer.
+        """
+        tags = {_METRICS: json.dumps({**version.metrics, **metrics}), _EVALUATION: evaluation}
+        with self._asking():
+            for name, value in tags.items():
+                self._client.set_model_version_tag(version.name, str(version.version), name, value)
 
     @cached_property
     def _client(self) -> Any:
