@@ -23,11 +23,14 @@ def submitted_at() -> float | None:
 
 
 def node_name(node_id: str) -> str:
-    """The name by which people know the node: ours where it has one, else the start of Ray's id."""
+    """The name by which people know the node: ours where it has one, else its host's address.
+
+    (Or the name that its `ray start` was given.)
+    """
     import ray
 
     for node in ray.nodes():
         if node["NodeID"] == node_id:
             ours = [name for name in node["Resources"] if name.startswith("eagleray_node_")]
-            return ours[0].removeprefix("eagleray_node_") if ours else node_id[:8]
+            return ours[0].removeprefix("eagleray_node_") if ours else node["NodeName"]
     return node_id[:8]

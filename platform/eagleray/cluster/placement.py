@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from eagleray.errors import CapacityError
@@ -69,6 +69,11 @@ class Capacity:
         """How much of one resource the cluster has at its largest."""
         return self._best_sum([(node, node.amount(key)) for node in self._matching(selector)])
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether nothing can be started: there are machines only."""
+        return all(node.is_fixed for node in self.types)
+
     def _matching(self, selector: Mapping[str, str]) -> list[NodeCapacity]:
         return [node for node in self.types if node.matches(selector)]
 
@@ -101,12 +106,9 @@ def require(
         wanted, most = sum(bundle.get(key, 0) for bundle in bundles), capacity.total(key, selector)
         if wanted > most + 1e-9:
             raise CapacityError(
-                f"wants {_amount(key, wanted)} in all; node types allow at most {_amount(key, most)}: "
-                f"{_offer(capacity, selector)}; {_WAY_OUT}"
+                f"wants {_amount(key, wanted)} in all; {_limit(capacity)} {_amount(key, most)}: "
+                f"{_offer(capacity, selector, [key])}; {_way_out(capacity, selector)}"
             )
-
-
-_WAY_OUT = "ask for less, or raise max_workers and max_nodes of the cluster"
 
 
 def _refusal(
@@ -119,18 +121,43 @@ def _refusal(
     where = "".join(f" with label {key}={value}" for key, value in selector.items())
     return (
         f"wants {num_wanted} {workers} with {_amounts(headline)}{where}; "
-        f"node types allow at most {most}{also}: "
-        f"{_offer(capacity, selector)}; {_WAY_OUT}"
+        f"{_limit(capacity)} {most}{also}: "
+        f"{_offer(capacity, selector, bundle)}; {_way_out(capacity, selector)}"
     )
 
 
-def _offer(capacity: Capacity, selector: Mapping[str, str]) -> str:
-    """The node types that match, in words."""
+def _limit(capacity: Capacity) -> str:
+    return "the cluster's machines hold at most" if capacity.is_fixed else "node types allow at most"
+
+
+def _way_out(capacity: Capacity, selector: Mapping[str, str]) -> str:
+    if not capacity.is_fixed:
+        return "ask for less, or raise max_workers and max_nodes of the cluster"
+    labels = ",".join(f"{key}={value}" for key, value in selector.items())
+    command = f"ray start --address=HEAD:PORT{f' --labels={labels}' if labels else ''}"
+    return f"ask for less{' or for no label' if labels else ''}, or add machines: {command}"
+
+
+def _offer(capacity: Capacity, selector: Mapping[str, str], asked: Collection[str]) -> str:
+    """The node types and machines that match, in words; of machines what was `asked` for."""
     useful = [node for node in capacity.types if node.max_nodes and _is_useful(node)]
     matching = [node for node in useful if node.matches(selector)]
-    listed = ", ".join(f"{node.name} ({_amounts(node.resources)}) x {node.max_nodes}" for node in matching)
+    types = [
+        f"{node.name} ({_amounts(node.resources)}) x {node.max_nodes}"
+        for node in matching
+        if not node.is_fixed
+    ]
+    machines = Counter(
+        _amounts({key: node.amount(key) for key in {"GPU", "CPU", *asked}})
+        for node in matching
+        if node.is_fixed
+    )
+    counted = [
+        f"{number} {'machine' if number == 1 else 'machines'} with {amounts}"
+        for amounts, number in machines.items()
+    ]
     total = "" if capacity.max_nodes is None else f", at most {capacity.max_nodes} nodes in all"
-    return (listed or "none has that label") + total
+    return (", ".join([*types, *counted]) or "none has that label") + total
 
 
 def _is_useful(node: NodeCapacity) -> bool:

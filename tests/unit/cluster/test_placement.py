@@ -78,7 +78,48 @@ def test_unknown_labels_may_match():
     require(Capacity([unlabelled]), [{"GPU": 1}] * 8, IN_TRAIN)
 
 
-def test_machines_without_autoscaler_count_once():
-    machine = NodeCapacity("box", {"CPU": 2, "GPU": 1}, {}, 1)
-    with pytest.raises(CapacityError, match="wants 2 workers with 1 GPU; node types allow at most 1"):
-        require(Capacity([machine]), [WORKER] * 2)
+LABELS = {"eagleray.io/pool": "train", "ray.io/node-id": "abc"}
+
+
+def machine(name, **resources):
+    return NodeCapacity(name, {"CPU": 2, "memory": 2**31, f"node:{name}": 1, **resources}, LABELS, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("selector", "refusal"),
+    [
+        (
+            {},
+            "wants 4 workers with 1 GPU; the cluster's machines hold at most 3 (each also needs 1 CPU): "
+            "2 machines with 1 GPU, 2 CPU, 1 machine with 4 GPU, 1 CPU; "
+            "ask for less, or add machines: ray start --address=HEAD:PORT",
+        ),
+        (
+            {"pool": "b"},
+            "wants 4 workers with 1 GPU with label pool=b; the cluster's machines hold at most 0 "
+            "(each also needs 1 CPU): none has that label; ask for less or for no label, or add machines: "
+            "ray start --address=HEAD:PORT --labels=pool=b",
+        ),
+    ],
+)
+def test_machines_that_nobody_can_add_to_are_told_as_such(selector, refusal):
+    plain = Capacity([machine("a", GPU=1), machine("b", GPU=1), machine("c", GPU=4, CPU=1)])
+    require(plain, [WORKER] * 3, IN_TRAIN)
+    with pytest.raises(CapacityError) as caught:
+        require(plain, [WORKER] * 4, selector)
+    assert str(caught.value) == refusal
+
+
+def test_machines_are_told_with_what_was_asked_for():
+    with pytest.raises(
+        CapacityError, match=r"1 machine with 1 GPU, 2 CPU, 2 GiB memory; ask for less, or add"
+    ):
+        require(Capacity([machine("a", GPU=1)]), [{"GPU": 1, "memory": 2**32}])
+
+
+def test_machines_beside_node_types_count_once():
+    with pytest.raises(
+        CapacityError,
+        match=r"at most 3 .*: train_gpu .* x 2, 1 machine with 1 GPU, 2 CPU; .*raise max_workers",
+    ):
+        require(Capacity([NodeCapacity("train_gpu", WORKER, {}, 2), machine("a", GPU=1)]), [WORKER] * 4)
