@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
 
 from eagleray.errors import InputError, ModelNotFound
 from eagleray.packaging.storage import Folder
@@ -39,6 +39,16 @@ class ModelVersion:
     def ref(self) -> str:
         """The reference that always means this one: "digits/versions/3"."""
         return f"{self.name}/versions/{self.version}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields and `ref`, as plain values."""
+        return {
+            **{item.name: getattr(self, item.name) for item in fields(self)},
+            "ref": self.ref,
+            "aliases": list(self.aliases),
+            "metrics": dict(self.metrics),
+            "lineage": self.lineage.model_dump(mode="json"),
+        }
 
 
 class ModelStore(Protocol):

@@ -133,6 +133,7 @@ def outcome(parts: Parts, progress: Progress) -> dict[str, Any]:
         "total_steps": parts.total_steps,
         "num_parameters": count_parameters(parts.module),
         "dataset_digest": parts.dataset.digest,
+        "signature": parts.dataset.signature.model_dump(mode="json"),
         "weights_digest": state.weights_digest(parts.module),
     }
     parts.agreement.same("weights at the end", found["weights_digest"])

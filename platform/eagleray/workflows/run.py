@@ -54,19 +54,14 @@ class Run:
 
     @classmethod
     def open(cls, run_id: str) -> Run:
-        """An earlier run. Raises: InputError where the storage has none of that id."""
-        folder = runs().child(run_id)
-        if "/" in run_id or not folder.exists("spec.json"):
-            stem = run_id.partition("-")[0]
-            known = [name for name in runs().list() if name.startswith(stem)][-5:]
-            hint = f"; runs like it: {', '.join(known)}" if known else ""
-            raise InputError(f"no run {run_id!r} in {runs().url}{hint}")
+        """An earlier run that may go on. Raises: InputError: there is none of that id, or it finished."""
+        folder = existing(run_id)
         if folder.exists("report.json") and folder.read_json("report.json")["status"] == "FINISHED":
             raise InputError(
                 f"run {run_id} is finished; its results are in {folder.url}. To train further, start a "
                 f"new run with --set training.init_from={folder.url}"
             )
-        return cls(run_id, _saved_spec(folder), folder)
+        return cls(run_id, saved_spec(folder), folder)
 
     def next_attempt(self) -> int:
         """Number of the next start of the workers: above every one that was made before."""
@@ -78,7 +73,7 @@ class Run:
         return max([store.next_attempt(), *(number + 1 for number in attempts)])
 
 
-def _saved_spec(folder: Folder) -> TrainSpec:
+def saved_spec(folder: Folder) -> TrainSpec:
     """The spec that a run was started with. Raises: SpecError where it is damaged."""
     name = f"{folder.url}/spec.json"
     try:
@@ -91,6 +86,17 @@ def _saved_spec(folder: Folder) -> TrainSpec:
 def runs() -> Folder:
     """The folder of all runs."""
     return Folder(settings.storage_url()).child("runs")
+
+
+def existing(run_id: str) -> Folder:
+    """The folder of an earlier run. Raises: InputError where the storage has none of that id."""
+    folder = runs().child(run_id)
+    if "/" in run_id or not folder.exists("spec.json"):
+        stem = run_id.partition("-")[0]
+        known = [name for name in runs().list() if name.startswith(stem)][-5:]
+        hint = f"; runs like it: {', '.join(known)}" if known else ""
+        raise InputError(f"no run {run_id!r} in {runs().url}{hint}")
+    return folder
 
 
 def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -> dict[str, Any]:
