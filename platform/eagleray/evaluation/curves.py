@@ -22,6 +22,7 @@ def plot_curves(
     *,
     title: str,
     events: Sequence[tuple[int, str]] = (),
+    size_inches: tuple[float, float] = (10, 7.5),
 ) -> None:
     """Draw the curves into the PNG file `path` (1200 x 900 pixels, replaced where it exists).
 
@@ -31,11 +32,12 @@ def plot_curves(
         path: The file; its folder exists.
         title: Stands above the panels.
         events: (step, what happened), recoveries for instance.
+        size_inches: Width and height; an inch is 120 pixels.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=size_inches, dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     loss, metrics = figure.subplots(2, 1, sharex=True)
     figure.suptitle(title, fontsize=13)
