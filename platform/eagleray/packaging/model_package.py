@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 CARD = "model.json"
 WEIGHTS = "weights"
 CODE = "code"
+_MARKER = re.compile(rb"[0-9a-f]{64}\n")
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,10 @@ class PackedModel:
 
     def _is_there(self, folder: Folder) -> bool:
         """Whether this very package was written before. Raises: PackageError where another one was."""
-        if not folder.exists(MARKER):
+        marker = folder.read_bytes(MARKER) if folder.exists(MARKER) else b""
+        if not _MARKER.fullmatch(marker):  # none, or one that was being written when the power went
             return False
-        if folder.read_bytes(MARKER) != _marker(self.manifest):
+        if marker != _marker(self.manifest):
             raise PackageError(f"{folder.url} holds another model package already; write to a new folder")
         return True
 
