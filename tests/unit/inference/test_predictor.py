@@ -72,16 +72,14 @@ def test_normalization_is_the_datas_own(tmp_path):
 def test_raw_and_encoded_samples_get_the_same_answer_in_any_batch(tmp_path):
     spec = DigitsData(kind="digits", normalize="standard")
     encoded, raw = open_dataset(spec), open_dataset(DigitsData(kind="digits"))
-    made = card(
-        architecture=Architecture.of(CnnModel(kind="cnn", channels=(4, 8))), signature=encoded.signature
-    )
-    digits = predictor(tmp_path, made)
-    positions = np.arange(raw.test.num_samples)
+    model = CnnModel(kind="cnn", channels=(4,), hidden=16)
+    digits = predictor(tmp_path, card(architecture=Architecture.of(model), signature=encoded.signature))
+    positions = np.arange(64)
     images = raw.test.fetch(positions).inputs
     whole = digits.predict({"image": images})
     from_parts = digits.predict_encoded(encoded.test.fetch(positions).inputs)
     assert all((whole[name] == from_parts[name]).all() for name in whole)
-    for size in (1, 7, 64):
+    for size in (1, 7):
         pieces = [images[start : start + size] for start in range(0, len(images), size)]
         labels = np.concatenate([digits.predict({"image": piece})["label"] for piece in pieces])
         assert (labels == whole["label"]).all()
@@ -151,8 +149,8 @@ def test_short_tokens_of_a_classifier_are_padded(tmp_path):
         ("image", {"image": np.zeros((1, 1, 8, 8))}, "datatype FP64, expected FP32"),
         ("image", {"image": np.zeros((1, 8, 8), np.float32)}, r"shape \[1, 8, 8\], expected \[-1, 1, 8, 8\]"),
         ("image", {"image": np.zeros((0, 1, 8, 8), np.float32)}, "holds nothing"),
-        ("image", {"image": np.full((2, 1, 8, 8), np.nan, np.float32)}, "sample 0 has NaN or infinite values"),
-        ("tokens", {"tokens": np.array([[1, 258]])}, r"token 258 in sample 0 is not in the vocabulary \(0 to 257"),
+        ("image", {"image": np.full((2, 1, 8, 8), np.nan, np.float32)}, "sample 0 has NaN or infinite"),
+        ("tokens", {"tokens": np.array([[1, 258]])}, r"token 258 in sample 0 is not in the vocabulary"),
         ("tokens", {"tokens": np.array([[1], [-1]])}, "token -1 in sample 1"),
         ("tokens", {"tokens": np.zeros((1, 13), np.int64)}, "13 tokens a sample; the model takes 12 at most"),
         ("tokens", {"tokens": np.zeros((1, 3), np.int32)}, "datatype INT32, expected INT64"),
