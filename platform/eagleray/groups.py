@@ -119,6 +119,15 @@ def close(group: Group) -> None:
         dist.destroy_process_group(group.process_group)
 
 
+def close_all() -> None:
+    """Destroy every group of this process, the default one too; then another may be formed."""
+    import torch.distributed as dist
+
+    _open_groups.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def break_groups() -> int:
     """Make every pending operation of this process's groups raise, on all ranks; returns the sockets shut.
 

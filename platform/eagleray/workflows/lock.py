@@ -1,4 +1,4 @@
-"""`RunLock`: one driver at a time has a run.
+"""`RunLock`: one driver at a time has a run, or a search.
 
     <run>/drivers/000002.json     who it is (machine, process, job), and when it was last heard of
 
@@ -63,13 +63,21 @@ class Driver:
 
 
 class RunLock:
-    """The run in `folder` belongs to this process while the `with` block lasts.
+    """The run (or the search, by its `noun`) in `folder` belongs to this process while the block lasts.
 
     Raises: InputError: another driver has it (on entering).
     """
 
-    def __init__(self, folder: Folder, job: str | None = None, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        job: str | None = None,
+        *,
+        noun: str = "run",
+        heartbeat_s: float = HEARTBEAT_S,
+    ) -> None:
         self._folder, self._job, self._heartbeat_s = folder, job, heartbeat_s
+        self._noun = noun
         self._name = ""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
@@ -103,7 +111,7 @@ class RunLock:
         end = f"eagleray stop {driver.job}" if driver is not None and driver.job else "end that process"
         since = "" if driver is None or driver.machine == _machine() else _silence(driver)
         return (
-            f"run {run_id} goes on already ({driver or 'another driver has just taken it'}{since}); "
+            f"{self._noun} {run_id} goes on already ({driver or 'another driver has just taken it'}{since}); "
             f"wait until it ends, or {end} and try again"
         )
 

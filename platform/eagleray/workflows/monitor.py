@@ -11,6 +11,7 @@ from eagleray.errors import EaglerayError, PeerLost
 from eagleray.metrics import Emitter
 from eagleray.packaging import Folder
 from eagleray.registry.tracking import Tracker
+from eagleray.training.attempts import note_attempt
 from eagleray.training.observer import WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.workflows.report import Account
@@ -47,10 +48,7 @@ class RunMonitor:
         self.account.started(attempt, workers, time.time())
         self._workers = {worker.rank: worker for worker in workers}
         nodes = {worker.node_id for worker in workers}
-        self._folder.write_json(
-            f"attempts/{attempt:06d}.json",
-            {"attempt": attempt, "time": time.time(), "world_size": len(workers)},
-        )
+        note_attempt(self._folder, attempt, len(workers))
         self._say(f"attempt {attempt}: {_count(len(workers), 'worker')} on {_count(len(nodes), 'node')}")
         for worker in workers:
             self._say(f"  rank {worker.rank}: node {self._node_name(worker.node_id)}, pid {worker.pid}")

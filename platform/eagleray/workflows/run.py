@@ -41,12 +41,11 @@ class Run:
     folder: Folder
 
     @classmethod
-    def create(cls, spec: TrainSpec) -> Run:
+    def create(cls, spec: TrainSpec, run_id: str | None = None) -> Run:
         """A new run of `spec`, its folder made, the resolved spec and the user's code saved in it."""
         from eagleray.training.code import store_code
 
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        run_id = f"{spec.name}-{stamp}-{secrets.token_hex(2)}"
+        run_id = run_id or new_id(spec.name)
         run = cls(run_id, spec, runs().child(run_id))
         store_code(spec.code, run.folder)
         run.folder.write_json("spec.json", spec.model_dump(mode="json"))
@@ -65,12 +64,14 @@ class Run:
 
     def next_attempt(self) -> int:
         """Number of the next start of the workers: above every one that was made before."""
-        from eagleray.packaging import CheckpointStore
+        from eagleray.training.attempts import next_attempt
 
-        names = self.folder.child("attempts").list()
-        attempts = [int(Path(name).stem) for name in names if not name.startswith(".")]
-        store = CheckpointStore(self.folder.child("checkpoints").url)
-        return max([store.next_attempt(), *(number + 1 for number in attempts)])
+        return next_attempt(self.folder)
+
+
+def new_id(name: str) -> str:
+    """An id that no run has: `name`, the time, and four random digits."""
+    return f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def saved_spec(folder: Folder) -> TrainSpec:
@@ -107,7 +108,7 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
         KeyboardInterrupt: SIGTERM (Stopped) or Ctrl-C came; the run can be resumed.
     """
     stop_on_sigterm()
-    _keep_earlier_report(run)
+    keep_earlier_report(run)
     account = Account(marks={"submitted_at": driver_started_at, "submitted": driver_started_at})
     report: dict[str, Any] = {"run_id": run.run_id, "status": "RUNNING", "started_at": driver_started_at}
     monitor = None
@@ -132,7 +133,7 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
     return report
 
 
-def _keep_earlier_report(run: Run) -> None:
+def keep_earlier_report(run: Run) -> None:
     """Move the report of an earlier driver of the run aside, into reports/."""
     if run.folder.exists("report.json"):
         number = len([name for name in run.folder.child("reports").list() if name[0] != "."]) + 1
