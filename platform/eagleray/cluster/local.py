@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from eagleray.cluster import environment, node_types, nodes, preparation, processes, state
 from eagleray.cluster.files import remove_tree
@@ -49,8 +50,17 @@ class ClusterStatus:
     logs_dir: Path
 
 
-def up(name: str, spec: LocalSpec, *, say: Say = print) -> ClusterState:
+def up(
+    name: str,
+    spec: LocalSpec,
+    *,
+    helpers: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    say: Say = print,
+) -> ClusterState:
     """Start the local cluster `name` and return when it accepts jobs.
+
+    `helpers`, Python arguments by role, are run by the cluster itself from then on, each until it succeeds,
+    with the cluster's folder as their last argument.
 
     Whatever goes wrong, Ctrl-C included, ends and removes all that was started.
 
@@ -60,12 +70,12 @@ def up(name: str, spec: LocalSpec, *, say: Say = print) -> ClusterState:
     types = node_types.read_types(spec)
     _clear_stale(name, say)
     try:
-        return _start(name, spec, types, say)
+        return _start(name, spec, types, helpers, say)
     except _HeadFailedError as error:
         # Ray gives up after 30 s of waiting for its raylet, which a loaded machine can take (2.60).
         say(f"Ray did not start ({error}); trying once more")
     try:
-        return _start(name, spec, types, say)
+        return _start(name, spec, types, helpers, say)
     except _HeadFailedError as error:
         raise ClusterError(f"cluster {name!r} did not start: {error}") from None
 
@@ -74,11 +84,14 @@ class _HeadFailedError(Exception):
     """The head did not come up."""
 
 
-def _start(name: str, spec: LocalSpec, types: list[NodeCapacity], say: Say) -> ClusterState:
+def _start(
+    name: str, spec: LocalSpec, types: list[NodeCapacity], helpers: Mapping[str, Sequence[str]], say: Say
+) -> ClusterState:
     """Start a cluster once; whatever goes wrong, nothing of it stays. Raises: _HeadFailedError."""
     try:
-        cluster = preparation.prepare(name, spec, types)
+        cluster = preparation.prepare(name, spec, types, helpers)
         _await_ready(cluster, _start_supervisor(cluster, spec), say)
+        state.accepts_jobs_path(cluster.directory).touch()  # the helpers have waited for it
         return cluster
     except BaseException:
         mine = state.read(name)

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,22 +27,29 @@ _LONGEST_RUNTIME_DIR = 34
 """A node's own folder adds 8; Ray's sockets in it then end at byte 107, which is all that Unix allows."""
 
 
-def prepare(name: str, spec: LocalSpec, types: list[NodeCapacity]) -> ClusterState:
+def prepare(
+    name: str, spec: LocalSpec, types: list[NodeCapacity], helpers: Mapping[str, Sequence[str]]
+) -> ClusterState:
     """Make the folders, the token and all files of a cluster that is about to start.
+
+    Args:
+        name: Of the cluster.
+        spec: How it is to be.
+        types: Its worker node types.
+        helpers: Python arguments by role; the supervisor runs each once jobs are accepted, until it succeeds.
 
     Raises:
         ClusterError: a port is in use, the temp folder's path is too long, or the name was taken just now.
     """
     import yaml
 
-    wanted = {} if spec.dashboard_port == 0 else {"dashboard": spec.dashboard_port}
-    if wanted and not ports.is_free(spec.host, spec.dashboard_port):
-        raise ClusterError(
-            f"dashboard_port {spec.dashboard_port} of {spec.host} is in use; choose another, or 0 for any"
-        )
+    wanted = _wanted_ports(spec)
     others = [state.read(other) for other in state.names()]
     taken = [port for other in others if other for port in other.ports.values()]
     free = ports.free_ports(spec.host, _PORTS, taken=[*taken, *wanted.values()])
+    if spec.serving.enabled and "ingress" not in wanted:
+        used = [*taken, *wanted.values(), *free.values()]
+        free |= ports.free_ports(spec.serving.host, ["ingress"], taken=used)
     settings.home().mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.clusters_dir().mkdir(mode=0o700, exist_ok=True)
     cluster = ClusterState(
@@ -53,17 +60,33 @@ def prepare(name: str, spec: LocalSpec, types: list[NodeCapacity]) -> ClusterSta
         runtime_dir=_make_runtime_dir(),
         starter=processes.this_process("up"),
         created_s=time.time(),
+        ingress_host=spec.serving.host,
     )
     try:
-        _write_files(cluster, spec, types, yaml.safe_dump)
+        _write_files(cluster, spec, types, helpers, yaml.safe_dump)
     except BaseException:
         remove_tree(cluster.runtime_dir)
         raise
     return cluster
 
 
+def _wanted_ports(spec: LocalSpec) -> dict[str, int]:
+    """The ports that the spec names. Raises: ClusterError where one is in use."""
+    asked = [("dashboard", "dashboard_port", spec.host, spec.dashboard_port)]
+    if spec.serving.enabled:
+        asked.append(("ingress", "serving.port", spec.serving.host, spec.serving.port))
+    for _, key, host, port in asked:
+        if port and not ports.is_free(host, port):
+            raise ClusterError(f"{key} {port} of {host} is in use; choose another, or 0 for any")
+    return {name: port for name, _, _, port in asked if port}
+
+
 def _write_files(
-    cluster: ClusterState, spec: LocalSpec, types: list[NodeCapacity], dump: Callable[[object], str]
+    cluster: ClusterState,
+    spec: LocalSpec,
+    types: list[NodeCapacity],
+    helpers: Mapping[str, Sequence[str]],
+    dump: Callable[[object], str],
 ) -> None:
     """Fill a new folder, then give it its name: of two `up`s at once one wins; none sees half a cluster."""
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=settings.clusters_dir()))
@@ -72,6 +95,8 @@ def _write_files(
             (folder / part).mkdir(mode=0o700)
         write_json(folder / "state.json", state.to_json(cluster))
         write_json(folder / "head_plan.json", _head_plan(spec, types))
+        write_json(folder / "helpers.json", {role: list(arguments) for role, arguments in helpers.items()})
+        write_json(folder / "serving.json", spec.serving.model_dump(mode="json"))
         config = node_types.autoscaling_config(
             types, spec, cluster_name=cluster.name, module=PROVIDER, directory=cluster.directory
         )

@@ -3,6 +3,8 @@
 <home>/clusters/<name>/   0700
     state.json            written once, before anything starts
     token                 0600, Ray's authentication token
+    admin.key             0600, the first admin key of the ingress
+    serving.json          how the ingress is to be started, where it is
     processes.json        supervisor and head processes: role, pid, start time
     nodes/<id>/           spec.json, node.json (pid, start time, tags) of each worker node
     logs/                 supervisor, nodes, and the worker logs of nodes that are gone
@@ -41,6 +43,7 @@ class ClusterState:
     """The process that ran `up`."""
     created_s: float
     """Seconds since the epoch."""
+    ingress_host: str = LOOPBACK
 
     @property
     def directory(self) -> Path:
@@ -62,6 +65,18 @@ class ClusterState:
                 f"the token of cluster {self.name!r} cannot be read: {self.token_path}: {error.strerror}; "
                 f"put it back, or `eagleray down --name {self.name}` and start the cluster anew"
             ) from None
+
+    @property
+    def admin_key_path(self) -> Path:
+        """The file with the first admin key of the ingress; there once the controller has started."""
+        return self.directory / "admin.key"
+
+    @property
+    def ingress_url(self) -> str | None:
+        """Where models are called; None where the cluster was started without serving."""
+        if "ingress" not in self.ports:
+            return None
+        return f"http://{self.ingress_host}:{self.ports['ingress']}"
 
     @property
     def nodes_dir(self) -> Path:
@@ -100,6 +115,11 @@ def directory(name: str) -> Path:
             f"cluster name {name!r}: use 1 to 32 of a-z, 0-9 and -, for instance {DEFAULT_NAME!r}"
         )
     return settings.clusters_dir() / name
+
+
+def accepts_jobs_path(folder: Path) -> Path:
+    """A file that appears in a cluster's folder when the first `up` has seen it accept jobs."""
+    return folder / "accepts_jobs"
 
 
 def to_json(state: ClusterState) -> dict[str, object]:

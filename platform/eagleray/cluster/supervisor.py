@@ -24,6 +24,8 @@ RESTARTED_ROLES = ("gcs_server", "monitor", "dashboard", "log_monitor", RAYLET)
 _POLL_S = 0.1
 _MAX_BACKOFF_S = 10.0
 _SETTLED_S = 60.0
+_LATEST_HELPERS_S = 60.0
+"""Whoever ran `up` may have been killed before it could say that jobs are accepted."""
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Part:
     """Monotonic time; 0 while it runs."""
     child: subprocess.Popen[bytes] | None = None
     """Kept once restarted: dropped, it would take the exit status that `_reap` waits for."""
+    is_helper: bool = False
+    """It ends by itself, and is started again only where it fails."""
 
 
 class Supervisor:
@@ -50,6 +54,9 @@ class Supervisor:
     def __init__(self, cluster: state.ClusterState) -> None:
         self.cluster = cluster
         self.parts: dict[str, Part] = {}
+        self.helpers: dict[str, list[str]] = read_json(cluster.directory / "helpers.json") or {}
+        """Python arguments of those that wait for the cluster to accept jobs."""
+        self.helpers_at_s = time.monotonic() + _LATEST_HELPERS_S
         self.is_stopping = False
         self.is_written_down = False
 
@@ -64,6 +71,7 @@ class Supervisor:
         self._adopt()
         while not self.is_stopping:
             self._reap()
+            self._plan_helpers()
             self._restart_due()
             if not self.is_written_down:
                 self._try_to_write_down()
@@ -90,6 +98,21 @@ class Supervisor:
         self._write_down()
         _say("head: " + ", ".join(f"{role} {part.process.pid}" for role, part in self.parts.items()))
 
+    def _plan_helpers(self) -> None:
+        """Plan the start of the helpers once jobs are accepted; before, they would only slow that down."""
+        folder = self.cluster.directory
+        if not self.helpers or not (
+            state.accepts_jobs_path(folder).exists() or time.monotonic() > self.helpers_at_s
+        ):
+            return
+        for role, arguments in self.helpers.items():
+            command = [sys.executable, *arguments, str(folder)]
+            runtime_dir = str(self.cluster.runtime_dir)
+            part = Part(processes.Process(0, 0, role), command, dict(os.environ), runtime_dir, is_helper=True)
+            part.restart_at_s = time.monotonic()
+            self.parts[role] = part
+        self.helpers = {}
+
     def _reap(self) -> None:
         """Take the exit status of every child that ended; plan the restart of the head's parts."""
         while True:
@@ -108,7 +131,12 @@ class Supervisor:
         code = os.waitstatus_to_exitcode(status)
         if part.child:
             part.child.returncode = code
-        if role not in RESTARTED_ROLES:
+        if part.is_helper and code == 0:
+            del self.parts[role]
+            self.is_written_down = False
+            _say(f"{role} is done")
+            return
+        if role not in RESTARTED_ROLES and not part.is_helper:
             _say(f"{role} ended ({code})")
             return
         if time.monotonic() - part.started_s > _SETTLED_S:
@@ -127,12 +155,13 @@ class Supervisor:
                     _say(f"cannot restart {role}: {error}; trying again in {_plan_restart(part):.1f} s")
                     continue
                 self.is_written_down = False
-                _say(f"restarted {role} as {part.process.pid}")
+                _say(f"started {role} as {part.process.pid}")
 
     def _restart(self, role: str, part: Part) -> processes.Process:
         if role == RAYLET:
             part.arguments = raylet_ray260.renew(part.arguments)
-        with (self.cluster.logs_dir / f"{role}.restarted.log").open("ab") as log:
+        name = f"{role}.log" if part.is_helper else f"{role}.restarted.log"
+        with (self.cluster.logs_dir / name).open("ab") as log:
             part.child = subprocess.Popen(
                 part.arguments,
                 env=part.environment,

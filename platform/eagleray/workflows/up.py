@@ -1,13 +1,16 @@
-"""`eagleray up`: a local elastic cluster, ready for jobs."""
+"""`eagleray up`: a local elastic cluster, ready for jobs; its ingress comes up beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from eagleray.cluster import local
 from eagleray.cluster.state import DEFAULT_NAME, ClusterState
 from eagleray.specs import LocalSpec, load
+
+SERVING: Mapping[str, Sequence[str]] = {"serving": ["-m", "eagleray.serving.start"]}
+"""The cluster's helper that starts the serving controller."""
 
 
 def up(
@@ -16,10 +19,16 @@ def up(
     overrides: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> ClusterState:
-    """Start the cluster called `name` as `local_file` describes it.
+    """Start the cluster called `name` as `local_file` describes it; returns when it accepts jobs.
+
+    Serving, where the file does not turn it off, is started by the cluster itself after that.
 
     Raises:
         SpecError: the file, or cluster.yaml beside it, cannot be right.
         ClusterError: it runs already, a port is in use, or Ray did not start.
     """
-    return local.up(name, load(LocalSpec, local_file, overrides), say=say)
+    spec = load(LocalSpec, local_file, overrides)
+    cluster = local.up(name, spec, helpers=SERVING if spec.serving.enabled else {}, say=say)
+    if cluster.ingress_url:
+        say(f"models will be served at {cluster.ingress_url} in some seconds (`eagleray status` says when)")
+    return cluster

@@ -1,0 +1,58 @@
+"""What the controller is started with, and how it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eagleray.serving.state import Limits
+
+NAMESPACE = "eagleray"
+CONTROLLER = "eagleray-controller"
+INGRESS_APP = "ingress"
+ON_HEAD: Mapping[str, float] = {"node:__internal_head__": 0.001}
+"""A resource that Ray gives to the head alone; an actor that asks for it runs there or nowhere."""
+
+
+@dataclass(frozen=True)
+class ControllerSettings:
+    """Where things are, for one cluster."""
+
+    cluster: str
+    directory: str
+    """Of the controller's record, on the head; it outlives the controller."""
+    admin_key_path: str
+    """Where the local commands find the first admin key."""
+    host: str
+    port: int
+    """Of the ingress."""
+    storage_url: str
+    tracking_uri: str
+    is_key_needed_for_infer: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def record_path(self) -> Path:
+        """The file of the controller's record."""
+        return Path(self.directory) / "record.json"
+
+    @property
+    def admin_key(self) -> Path:
+        """The file of the first admin key."""
+        return Path(self.admin_key_path)
+
+    @property
+    def url(self) -> str:
+        """Of the ingress, for clients."""
+        return f"http://{self.host}:{self.port}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ControllerSettings:
+        """What `to_json` gave."""
+        return cls(**{**values, "limits": Limits(**values["limits"])})

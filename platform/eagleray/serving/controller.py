@@ -1,0 +1,249 @@
+"""The serving controller: one actor on the head, the only writer of routes, model applications and keys.
+
+What it must not forget is a file; what Serve runs is asked of Serve. A loop carries out what
+`reconcile.decide` finds missing between the two, so that no restart, of this actor, of Serve or of the GCS, is
+a case of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from eagleray import __version__
+from eagleray.errors import EaglerayError, ServiceError
+from eagleray.serving import memory
+from eagleray.serving.catalog import Catalog
+from eagleray.serving.control_admin import ControlPlane
+from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
+from eagleray.serving.readers import Readers
+from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Seen, carry_out, decide
+from eagleray.serving.serve_control_ray260 import App, ServeControl, forget_serve
+from eagleray.serving.services import Record
+from eagleray.serving.state import IngressState
+
+if TYPE_CHECKING:
+    from eagleray.packaging.store import ModelStore
+
+Result = TypeVar("Result")
+_BUSY_S, _QUIET_S, _RETRY_S = 0.2, 2.0, 1.0
+_ALIASES_S = 15.0
+_DRAIN_MARGIN_S = 5.0
+_LONGEST_WATCH_S = 15.0
+_log = logging.getLogger(__name__)
+
+
+class Controller:
+    """An asyncio actor. Whatever blocks runs in a thread: Serve's calls in one, the registry's in another."""
+
+    async def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = ControllerSettings.from_json(settings)
+        self.started_s = time.time()
+        self.record = memory.load(self.settings.record_path)
+        self.catalog = Catalog(self._open_store)
+        self.trouble = "Serve is starting"
+        """Why requests are not answered; empty where they are."""
+        self._serve = ServeControl(self.settings.host, self.settings.port)
+        self._serve_thread = ThreadPoolExecutor(1, "serve")
+        self._readers = Readers()
+        self._changed = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._plane = ControlPlane(self)
+        self._aliases_s = 0.0
+        keys = memory.ensure_admin_key(self.settings.admin_key, self.record.keys)
+        self.commit(replace(self.record, keys=keys))
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    # What others call: through Ray, and `commit`, `in_serve_thread` from the control plane.
+
+    async def ping(self) -> dict[str, Any]:
+        """Who this is, and what keeps requests from being answered."""
+        return {"version": __version__, "cluster": self.settings.cluster, "trouble": self.trouble}
+
+    async def admin(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
+        """{"result"} of a method of AdminBackend, or {"error": {"kind", "message"}}."""
+        try:
+            return {"result": await getattr(self._plane, method)(*arguments)}
+        except EaglerayError as error:
+            return {"error": {"kind": type(error).__name__, "message": str(error)}}
+
+    async def watch(
+        self, reader: str, known: int, drained: Sequence[str], wait_s: float
+    ) -> dict[str, Any] | None:
+        """{"revision", "state", "draining"} as soon as the revision is not `known`; None after `wait_s`.
+
+        Args:
+            reader: A name for the ingress that asks.
+            known: The revision that it has.
+            drained: Of the applications in "draining", those that it has nothing under way on.
+            wait_s: How long to wait for a change.
+        """
+        self._readers.heard(reader, drained, time.monotonic())
+        if drained:
+            self._wake.set()
+        if known == self.record.revision:
+            try:
+                async with asyncio.timeout(min(wait_s, _LONGEST_WATCH_S)):
+                    await self._changed.wait()
+            except TimeoutError:
+                return None
+        return {
+            "revision": self.record.revision,
+            "state": self.ingress_state().to_json(),
+            "draining": self.record.draining,
+        }
+
+    def ingress_state(self) -> IngressState:
+        """What every ingress is to know now."""
+        return IngressState(
+            routes=self.record.routes(),
+            keys=self.record.keys,
+            is_key_needed_for_infer=self.settings.is_key_needed_for_infer,
+            limits=self.settings.limits,
+        )
+
+    def commit(self, record: Record) -> None:
+        """Write the record down, then let the ingresses and the loop know."""
+        if _shown(record) != _shown(self.record):
+            record = replace(record, revision=self.record.revision + 1)
+        if record == self.record and self.settings.record_path.exists():
+            return
+        memory.save(self.settings.record_path, record)
+        is_news = record.revision != self.record.revision
+        self.record = record
+        self._wake.set()
+        if is_news:
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def in_serve_thread(self, call: Callable[..., Result], *arguments: Any) -> Result:
+        """What a blocking call to Serve returns."""
+        return await asyncio.get_running_loop().run_in_executor(self._serve_thread, call, *arguments)
+
+    async def num_replicas(self) -> Mapping[str, int]:
+        """How many replicas of each application answer."""
+        return await self.in_serve_thread(self._serve.num_replicas)
+
+    # The loop.
+
+    async def _run(self) -> None:
+        is_started = False
+        while True:
+            try:
+                if not is_started:
+                    await self.in_serve_thread(self._serve.start)
+                    is_started = True
+                is_settled = await self._tick()
+                wait_s = _QUIET_S if is_settled else _BUSY_S
+            except Exception as error:  # Serve or the GCS is away: the next round finds out what is left
+                self.trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+                _log.warning("serving: %s", self.trouble)
+                await self.in_serve_thread(forget_serve)
+                is_started, wait_s = False, _RETRY_S
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _tick(self) -> bool:
+        """Look once, and do what is to be done; returns whether everything is as it should be."""
+        seen = await self.in_serve_thread(self._serve.observe)
+        await self._see_to_ingress(seen.get(INGRESS_APP))
+        now_s = time.time()
+        drained = self._readers.drained(time.monotonic())
+        limit_s = self.settings.limits.timeout_s + _DRAIN_MARGIN_S
+        actions: list[Action] = []
+        record = self.record
+        while found := decide(record, seen, drained, now_s, drain_limit_s=limit_s):
+            for action in found:
+                _log.info("serving: %s", _in_words(action))
+                record = carry_out(record, action, now_s)
+            actions += found
+            if any(isinstance(action, Apply | Delete | Fail) for action in found):
+                break  # Serve has to be told, and looked at again
+        self.commit(record)
+        await self._tell_serve(actions)
+        await self._refresh_aliases()
+        return self.record.is_settled and not self.trouble and not actions
+
+    async def _tell_serve(self, actions: Sequence[Action]) -> None:
+        applies = [action for action in actions if isinstance(action, Apply)]
+        deletes = [action.app for action in actions if isinstance(action, Delete)]
+        if deletes:
+            await self.in_serve_thread(self._serve.delete, deletes)
+        if not applies:
+            return
+        from eagleray.serving import model_app
+
+        try:
+            apps = [model_app.app_of(action.served) for action in applies]
+            await self.in_serve_thread(self._serve.apply, apps)
+        except BaseException as error:
+            self._not_applied(applies, error)
+            raise
+
+    def _not_applied(self, applies: Sequence[Apply], error: BaseException) -> None:
+        """Nothing was handed over; what Serve itself refused would be refused again."""
+        record = self.record
+        for action in applies:
+            applied = {app: print_ for app, print_ in record.applied.items() if app != action.served.app}
+            record = replace(record, applied=applied)
+            if isinstance(error, ValueError | TypeError):
+                fail = Fail(action.served.name, action.served.version, f"Serve refuses it: {error}")
+                record = carry_out(record, fail, time.time())
+        self.commit(record)
+
+    async def _see_to_ingress(self, seen: Seen | None) -> None:
+        from eagleray.serving import ingress_app
+
+        wanted = ingress_app.fingerprint()
+        if seen is None or (self.record.applied.get(INGRESS_APP) != wanted and seen.status != "deleting"):
+            app = App(INGRESS_APP, ingress_app.build(), wanted, route_prefix="/")
+            await self.in_serve_thread(self._serve.apply, [app])
+            self.commit(replace(self.record, applied={**self.record.applied, INGRESS_APP: wanted}))
+            self.trouble = "the ingress is starting"
+        elif seen.status == "running":
+            self.trouble = ""
+        else:
+            self.trouble = f"the ingress is {seen.status} {seen.message}".strip()
+
+    async def _refresh_aliases(self) -> None:
+        """Take over what others changed in the registry; a registry that is down changes nothing."""
+        if not self.record.services or time.monotonic() - self._aliases_s < _ALIASES_S:
+            return
+        self._aliases_s = time.monotonic()
+        for name in list(self.record.services):
+            try:
+                aliases = await self.catalog.aliases(name)
+            except (EaglerayError, OSError) as error:
+                _log.warning("serving: the aliases of %s cannot be read: %s", name, error)
+                continue
+            service = self.record.services.get(name)
+            if service is not None and aliases != service.aliases:
+                self.commit(self.record.with_service(name, replace(service, aliases=aliases)))
+
+    def _open_store(self) -> ModelStore:
+        try:
+            from eagleray.registry.models import MlflowModels
+        except ImportError as error:
+            raise ServiceError(f"the registry cannot be used on the head: {error}") from None
+        return MlflowModels(self.settings.tracking_uri, self.settings.storage_url)
+
+
+def _shown(record: Record) -> Any:
+    """What an ingress sees of the record."""
+    return record.services, record.keys, record.draining
+
+
+def _in_words(action: Action) -> str:
+    what = type(action).__name__.lower()
+    if isinstance(action, Apply):
+        return f"{what} {action.served.app}"
+    return " ".join([what, *(str(value) for value in vars(action).values())])

@@ -1,0 +1,112 @@
+"""`ServeTransport`: requests go to replicas by Serve's own deployment handles (Ray 2.60)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from eagleray.serving.model_app import DEPLOYMENT, REFUSED
+from eagleray.serving.transport import BadInput, Overloaded, ReplicaFailed
+from eagleray.serving.waiting import Waiting
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+    from eagleray.serving.routes import Target
+
+
+@dataclass
+class Line:
+    """The way to one application."""
+
+    infer: Any
+    """Handles of Serve."""
+    generate: Any
+    root: Any
+    waiting: Waiting = field(default_factory=Waiting)
+
+
+class ServeTransport:
+    """A Transport. For one event loop."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, Line] = {}
+
+    async def infer(
+        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float
+    ) -> dict[str, np.ndarray]:
+        """As Transport."""
+        line = self._line(target.app)
+        with _under_way(line, target):
+            response = line.infer.remote(dict(inputs))
+            try:
+                async with asyncio.timeout(timeout_s):
+                    answer = await response
+            except BaseException:
+                response.cancel()  # else the replica works on it, and autoscaling counts it
+                raise
+        if REFUSED in answer:
+            raise BadInput(answer[REFUSED])
+        return answer
+
+    async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+        """As Transport."""
+        line = self._line(target.app)
+        with _under_way(line, target):
+            response = line.generate.remote(request)
+            try:
+                async for chunk in response:
+                    yield chunk
+            except BaseException:
+                response.cancel()
+                raise
+
+    def keep_only(self, apps: Collection[str]) -> None:
+        """Close the lines to all other applications: each costs a long poll to Serve."""
+        for app in set(self._lines) - set(apps):
+            line = self._lines.pop(app)
+            asyncio.get_running_loop().create_task(line.root.shutdown_async())
+
+    def _line(self, app: str) -> Line:
+        if app not in self._lines:
+            from ray.serve.handle import DeploymentHandle
+
+            # Not by serve.get_deployment_handle: it asks Serve's controller, which may be away, and blocks.
+            root = DeploymentHandle(DEPLOYMENT, app)
+            self._lines[app] = Line(
+                root.options(method_name="infer"), root.options(method_name="generate", stream=True), root
+            )
+        return self._lines[app]
+
+
+@contextmanager
+def _under_way(line: Line, target: Target) -> Iterator[None]:
+    """Count the request, and give what Serve raises our names."""
+    from ray.exceptions import RayError, RayTaskError
+    from ray.serve.exceptions import BackPressureError, RayServeException
+
+    waiting, is_answered = line.waiting, False
+    what = f"model {target.name!r} version {target.version}"
+    waiting.begin(time.monotonic())
+    try:
+        yield
+        is_answered = True
+    except BackPressureError:
+        retry_after_s = waiting.retry_after_s(time.monotonic())
+        raise Overloaded(
+            f"{what} has {target.max_queued} requests waiting, which is all it takes; try again in "
+            f"{retry_after_s:.0f} s",
+            retry_after_s,
+        ) from None
+    except RayTaskError as error:
+        cause = error.cause
+        raise ReplicaFailed(f"{what} failed: {type(cause).__name__}: {cause}") from error
+    except (RayError, RayServeException) as error:
+        raise ReplicaFailed(f"{what}: its replica went away ({type(error).__name__}); try again") from error
+    finally:
+        waiting.end(time.monotonic(), is_answered=is_answered)

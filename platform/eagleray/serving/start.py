@@ -1,0 +1,111 @@
+"""Serving on a running cluster: `start` makes sure of the controller, which sees to all the rest.
+
+`python -m eagleray.serving.start FOLDER` does so for the local cluster in FOLDER; its supervisor runs that.
+"""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from eagleray.cluster import settings, state
+from eagleray.cluster.files import read_json
+from eagleray.cluster.state import ClusterState
+from eagleray.errors import ServiceError
+from eagleray.serving.control_settings import CONTROLLER, NAMESPACE, ON_HEAD, ControllerSettings
+from eagleray.serving.state import Limits
+from eagleray.specs.local import LocalServing
+
+_READY_TIMEOUT_S = 120.0
+_MAX_CALLS = 1000
+"""At one time on the controller: each ingress and each admin request waits in one."""
+
+
+def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSettings:
+    """Of the controller of a local cluster."""
+    return ControllerSettings(
+        cluster=cluster.name,
+        directory=str(record_dir(cluster.name)),
+        admin_key_path=str(cluster.admin_key_path),
+        host=serving.host,
+        port=cluster.ports["ingress"],
+        storage_url=settings.storage_url(),
+        tracking_uri=settings.tracking_uri(),
+        is_key_needed_for_infer=not state.is_loopback(serving.host),
+        limits=Limits(int(serving.max_body_mib * 2**20), serving.request_timeout_s),
+    )
+
+
+def record_dir(cluster_name: str) -> Path:
+    """The folder of the controller's record: it outlives a crash of the cluster, but not `eagleray down`."""
+    return settings.home() / "serving" / cluster_name
+
+
+def start(wanted: ControllerSettings) -> Any:
+    """The cluster's serving controller, started where there is none; Ray is connected to the cluster."""
+    import ray
+
+    from eagleray.serving.controller import Controller
+
+    return (
+        ray.remote(Controller)
+        .options(
+            name=CONTROLLER,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            max_restarts=-1,
+            max_concurrency=_MAX_CALLS,
+            num_cpus=0,
+            resources=dict(ON_HEAD),
+        )
+        .remote(wanted.to_json())
+    )
+
+
+def await_ingress(url: str, controller: Any, timeout_s: float = _READY_TIMEOUT_S) -> None:
+    """Wait until the ingress answers. Raises: ServiceError after `timeout_s`, with the reason."""
+    import ray
+
+    deadline = time.monotonic() + timeout_s
+    while not is_ready(url):
+        if time.monotonic() > deadline:
+            said: Any = ray.get(controller.ping.remote(), timeout=10)
+            raise ServiceError(
+                f"the ingress does not answer at {url} after {timeout_s:.0f} s: {said['trouble']}"
+            )
+        time.sleep(0.1)
+
+
+def is_ready(url: str, timeout_s: float = 2.0) -> bool:
+    """Whether the ingress at `url` answers."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through the user's proxy
+    try:
+        with opener.open(f"{url}/v2/health/ready", timeout=timeout_s) as response:
+            return response.status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def main(folder: Path) -> None:
+    """Start serving on the local cluster in `folder`; returns when the ingress answers."""
+    import ray
+
+    cluster = state.read_path(folder)
+    values = read_json(folder / "serving.json")
+    assert cluster is not None
+    assert values is not None, f"no serving.json in {folder}"
+    ray.init(cluster.gcs_address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    wanted = local_settings(cluster, LocalServing.model_validate(values))
+    controller = start(wanted)
+    await_ingress(wanted.url, controller)
+    print(f"the ingress answers at {wanted.url}", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
