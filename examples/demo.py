@@ -25,6 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from eagleray.cli.following import log_on_stdout
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 CLUSTER = os.environ.get("EAGLERAY_DEMO_CLUSTER", "demo")
@@ -169,11 +171,11 @@ def submit(spec: str, environment: dict[str, str], watch: Callable[[str], None] 
     )
     run_folder = None
     assert process.stdout is not None
-    with ending(process):
+    with ending(process), log_on_stdout(console) as log:
         for raw in process.stdout:
             line = raw.rstrip()
             if line and not RAY_CHATTER.match(line):
-                console.print(f"   {line}", markup=False)
+                log.write(f"   {line}\n")
             if match := re.search(r"files in (\S+)", line):
                 run_folder = Path(match[1])
             if watch is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,9 @@ import click
 from eagleray.cli.shared import INTERRUPTED, job_client
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from eagleray.cli.live import LiveLog
     from eagleray.client.jobs import JobClient
 
 
@@ -24,8 +29,9 @@ def submit_and_follow(name: str | None, submit: Callable[[JobClient], str]) -> i
 def follow(client: JobClient, job_id: str) -> int:
     """Print the job's log until it ends; returns its exit code. Ctrl-C leaves the job running."""
     try:
-        for text in client.follow(job_id):
-            click.echo(text, nl=False)
+        with log_on_stdout() as log:
+            for text in client.follow(job_id):
+                log.write(text)
         job = client.status(job_id)
     except KeyboardInterrupt:
         click.echo(
@@ -39,3 +45,26 @@ def follow(client: JobClient, job_id: str) -> int:
     elif job.status == "STOPPED":
         click.echo(f"eagleray: job {job_id} was stopped", err=True)
     return job.exit_code
+
+
+class PlainLog:
+    """Prints a log as it comes: for files, pipes, and terminals that cannot move their cursor."""
+
+    def __enter__(self) -> PlainLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, text: str) -> None:
+        """Print a piece of the log."""
+        click.echo(text, nl=False)
+
+
+def log_on_stdout(console: Console | None = None) -> PlainLog | LiveLog:
+    """What a job's log is written to: on a terminal (`console`, if one is given) its progress is a bar."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        return PlainLog()
+    from eagleray.cli.live import LiveLog
+
+    return LiveLog(console)
