@@ -1,8 +1,8 @@
 """The serving controller: one actor on the head, the only writer of routes, model applications and keys.
 
 What it must not forget is a file; what Serve runs is asked of Serve. A loop carries out what
-`reconcile.decide` finds missing between the two, so that no restart, of this actor, of Serve or of the GCS, is
-a case of its own.
+`reconcile.decide` finds missing between the two: no restart, of this actor, of Serve or of the GCS, is a case
+of its own.
 """
 
 from __future__ import annotations
