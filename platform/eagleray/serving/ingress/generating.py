@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import Any
 
 from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving.ingress.call import Call, named, no_answer
+from eagleray.serving.ingress.http import unless_gone
 from eagleray.serving.routes import Target
 from eagleray.serving.transport import ReplicaFailed
 
@@ -25,31 +27,66 @@ def check_generative(target: Target) -> None:
 
 async def collect(call: Call, target: Target, request: GenerationRequest) -> list[GenerationChunk]:
     """All chunks, one at least. Raises: as `begin`, at any chunk."""
-    async with contextlib.aclosing(await begin(call, target, request)) as chunks:
+    return await unless_gone(call.request, _collect(call, target, request))
+
+
+async def _collect(call: Call, target: Target, request: GenerationRequest) -> list[GenerationChunk]:
+    async with contextlib.aclosing(await _begin(call, target, request)) as chunks:
         return [chunk async for chunk in chunks]
 
 
-async def begin(call: Call, target: Target, request: GenerationRequest) -> Chunks:
+async def begin(call: Call, target: Target, request: GenerationRequest) -> Begun:
     """The chunks, once the first one is there: until then an error can still be answered with a status.
 
     Raises:
         HttpError: 504, where no chunk came in time.
+        ClientGone: nobody waits any more; the replica has stopped.
         EaglerayError: as `Transport.infer`.
     """
+    return await unless_gone(call.request, _begin(call, target, request))
+
+
+async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begun:
     chunks = call.transport.generate(target, request)
     try:
         first = await _next(chunks, call, target)
     except BaseException:
         await chunks.aclose()
         raise
-    return _rest(first, chunks, call, target)
+    return Begun(first, chunks, call, target)
 
 
-async def _rest(first: GenerationChunk, chunks: Chunks, call: Call, target: Target) -> Chunks:
-    async with contextlib.aclosing(chunks):
-        yield (chunk := first)
-        while chunk.finish_reason is None:
-            yield (chunk := await _next(chunks, call, target))
+class Begun(AsyncGenerator[GenerationChunk]):
+    """The first chunk and those after it; closing it closes the replica's, even before it was asked for any.
+
+    (A generator function would not: closed before its first step, it never runs.)
+    """
+
+    def __init__(self, first: GenerationChunk, chunks: Chunks, call: Call, target: Target) -> None:
+        self._waiting: GenerationChunk | None = first
+        self._is_over = False
+        self._chunks, self._call, self._target = chunks, call, target
+
+    async def asend(self, value: None) -> GenerationChunk:
+        """The next chunk."""
+        if self._is_over:
+            raise StopAsyncIteration
+        chunk, self._waiting = self._waiting, None
+        if chunk is None:
+            chunk = await _next(self._chunks, self._call, self._target)
+        self._is_over = chunk.finish_reason is not None
+        return chunk
+
+    async def athrow(self, *error: Any) -> GenerationChunk:
+        """Close the replica's stream, and raise."""
+        self._is_over = True
+        await self._chunks.aclose()
+        raise error[0] if len(error) == 1 else error[1]
+
+    async def aclose(self) -> None:
+        """Close the replica's stream."""
+        self._is_over = True
+        await self._chunks.aclose()
 
 
 async def _next(chunks: Chunks, call: Call, target: Target) -> GenerationChunk:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from eagleray.protocol.infer import dumps
@@ -16,6 +15,8 @@ Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+T = TypeVar("T")
 
 JSON = "application/json"
 
@@ -30,7 +31,7 @@ class HttpError(Exception):
 
 
 class ClientGone(Exception):
-    """The client closed the connection before it had sent its whole request: nobody to answer."""
+    """The client closed the connection: there is nobody to answer."""
 
 
 @dataclass
@@ -133,9 +134,11 @@ class Response:
 
 @dataclass
 class Stream:
-    """An answer that comes piece by piece; `pieces` is closed as soon as the client has gone."""
+    """An answer that comes piece by piece; `pieces`, then `source`, are closed when the client has gone."""
 
     pieces: AsyncGenerator[bytes]
+    source: AsyncGenerator[Any]
+    """What `pieces` draws from: closed here too, for pieces that never began close nothing."""
     media_type: str = "text/event-stream"
     status: int = HTTPStatus.OK
     headers: dict[str, str] = field(default_factory=dict)
@@ -146,18 +149,14 @@ class Stream:
         """Send what comes until it ends or the client has gone."""
         # A proxy that buffers would hold the tokens back: nginx is told so by this header.
         headers = {**self.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
-        pump = asyncio.ensure_future(self._pump(send, _start(self.status, self.media_type, headers)))
-        gone = asyncio.ensure_future(_disconnected(request.receive))
+        start = _start(self.status, self.media_type, headers)
         try:
-            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if pump.done():
-                pump.result()
+            await unless_gone(request, self._pump(send, start))
+        except ClientGone:
+            pass  # it has what it read
         finally:
-            for task in (pump, gone):
-                task.cancel()
-            await asyncio.wait({pump, gone})
-            with contextlib.suppress(RuntimeError):  # it never began
-                await self.pieces.aclose()
+            await self.pieces.aclose()
+            await self.source.aclose()
 
     async def _pump(self, send: Send, start: Message) -> None:
         await send(start)
@@ -165,6 +164,25 @@ class Stream:
             self.num_bytes += len(piece)
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client closes the connection. The body must be read.
+
+    Raises:
+        ClientGone: it did.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for either in (task, gone):
+            either.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

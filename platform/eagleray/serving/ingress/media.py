@@ -91,14 +91,14 @@ def table(body: bytes, card: ModelCard) -> Array:
     if len(rows) < 2:
         raise InputError("the CSV has no row of values; send a header and one row or more")
     header, names = [name.strip() for name in rows[0]], card.signature.feature_names
+    if not names and len(header) != num_features:
+        raise InputError(f"the CSV has {len(header)} columns, and the model takes {num_features}")
     order = _order(header, names) if names else range(num_features)
     values = np.empty((len(rows) - 1, len(order)), np.float32)
     for index, row in enumerate(rows[1:]):
         if len(row) != len(header):
             raise InputError(f"CSV row {index + 1} has {len(row)} values, and the header {len(header)}")
         for column, position in enumerate(order):
-            if position >= len(row):
-                raise InputError(f"CSV has {len(row)} columns, and the model takes {num_features}")
             values[index, column] = _number(row[position], index + 1, header[position])
     return values
 

@@ -57,7 +57,7 @@ async def _answered(call: Call, read: Callable[[bytes], protocol.OpenAiRequest])
     if not asked.is_streamed:
         return json_response(answer.whole(await collect(call, target, asked.generation)))
     chunks = await begin(call, target, asked.generation)
-    return Stream(_events(answer, chunks, call))
+    return Stream(_events(answer, chunks, call), chunks)
 
 
 async def _events(answer: answers.Answer, chunks: Any, call: Call) -> AsyncGenerator[bytes]:

@@ -35,7 +35,7 @@ class Route:
     @property
     def segments(self) -> tuple[str, ...]:
         """The path's parts."""
-        return tuple(self.path.split("/")[1:])
+        return tuple(self.path.rstrip("/").split("/")[1:])
 
 
 class Table:

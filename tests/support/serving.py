@@ -1,0 +1,295 @@
+"""An ingress without Ray: cards of four models, a transport and a control plane that only pretend."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import httpx
+import numpy as np
+import uvicorn
+
+from eagleray.errors import EaglerayError, ModelNotFound
+from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+from eagleray.protocol.tensors import Array
+from eagleray.serving.ingress import IngressApp
+from eagleray.serving.keys import KeyRing
+from eagleray.serving.routes import ModelRoute, Routes, Target
+from eagleray.serving.state import IngressState, Limits
+from eagleray.specs import Signature
+from eagleray.specs.card import Architecture, Lineage, ModelCard, inputs_of, outputs_of
+
+FEATURES = ("sepal length", "sepal width", "petal length", "petal width")
+SIGNATURES = {
+    "digits": Signature(
+        input_kind="image", input_shape=(1, 8, 8), target_kind="class", num_classes=10,
+        labels=tuple("0123456789"),
+    ),
+    "iris": Signature(
+        input_kind="tabular", input_shape=(4,), target_kind="class", num_classes=3,
+        labels=("setosa", "versicolor", "virginica"), feature_names=FEATURES,
+    ),
+    "tones": Signature(
+        input_kind="audio", input_shape=(800,), sample_rate_hz=8000, target_kind="value", target_shape=(1,)
+    ),
+    "gpt": Signature(
+        input_kind="text", input_shape=(64,), target_kind="tokens", target_shape=(64,), vocabulary_size=258,
+        tokenizer="bytes", padding_token=256,
+    ),
+    "reviews": Signature(
+        input_kind="text", input_shape=(64,), target_kind="class", num_classes=2, labels=("bad", "good"),
+        vocabulary_size=258, tokenizer="bytes", padding_token=256,
+    ),
+}  # fmt: skip
+
+
+def card(name: str) -> ModelCard:
+    """The card of one of the models above."""
+    signature = SIGNATURES[name]
+    return ModelCard(
+        name=name,
+        architecture=Architecture(arguments={"spec": {"kind": "gpt" if name == "gpt" else "mlp"}}),
+        signature=signature,
+        inputs=inputs_of(signature),
+        outputs=outputs_of(signature),
+        metrics={"accuracy": 0.5},
+        lineage=Lineage(run_id="r1", dataset_digest="d", code_version="c", created_at=1000.0),
+    )
+
+
+def target(name: str, version: int = 1, **changes: Any) -> Target:
+    """A deployed version of one of the models above."""
+    found = Target(name, version, f"m--{name}--v{version}", card(name), "0" * 64, "ready", 100)
+    return replace(found, **changes)
+
+
+def routes() -> Routes:
+    """All of them; digits in versions 2 (the default) and 3 (candidate)."""
+    models = {name: ModelRoute(1, {}, {1: target(name)}) for name in SIGNATURES}
+    models["digits"] = ModelRoute(2, {"candidate": 3}, {n: target("digits", n) for n in (2, 3)})
+    return Routes(1, models)
+
+
+class PretendTransport:
+    """Answers at once by a rule that a test can compute; what it is asked is kept in `asked`."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Target, Mapping[str, Array]]] = []
+        self.requests: list[GenerationRequest] = []
+        self.num_open = 0
+        """Generations that have begun and are not closed."""
+        self.error: Exception | None = None
+        """Raised by everything, while there is one."""
+        self.pause_s = 0.0
+        """Before an answer, and between pieces of text."""
+        self.pauses_after = 0
+        """So many pieces of text come without a pause."""
+        self.change: Callable[[dict[str, Array]], dict[str, Array]] = lambda outputs: outputs
+        self.breaks_after = 10**9
+        """Pieces of text until `error` is raised."""
+
+    async def infer(
+        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float
+    ) -> dict[str, Array]:
+        self.asked.append((target, dict(inputs)))
+        if self.error is not None:
+            raise self.error
+        async with asyncio.timeout(timeout_s):
+            await asyncio.sleep(self.pause_s)
+        return self.change(outputs_for(target.card, inputs))
+
+    async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+        """The prompt's characters, over and over, one a piece, up to `max_tokens`."""
+        self.requests.append(request)
+        self.num_open += 1
+        try:
+            for made in range(1, request.max_tokens + 1):
+                if self.error is not None and (made > self.breaks_after or self.breaks_after == 10**9):
+                    raise self.error
+                await asyncio.sleep(self.pause_s if made > self.pauses_after else 0)
+                text = request.prompt[(made - 1) % len(request.prompt)]
+                reason = "length" if made == request.max_tokens else None
+                yield GenerationChunk(text, reason, len(request.prompt), made)
+        finally:
+            self.num_open -= 1
+
+
+def outputs_for(of: ModelCard, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """What the pretending models answer: the class is the sum of a sample's values modulo the classes."""
+    [values] = inputs.values()
+    size = len(values)
+    if values.dtype.kind == "O":
+        sums = np.array([len(text) for text in values], np.float64)
+    else:
+        sums = values.reshape(size, -1).sum(axis=1, dtype=np.float64)
+    if of.signature.target_kind == "value":
+        return {"value": sums.astype(np.float32)[:, None]}
+    num_classes = of.signature.num_classes
+    assert num_classes is not None
+    classes = (np.round(sums).astype(np.int64)) % num_classes
+    probabilities = np.full((size, num_classes), 0.5 / (num_classes - 1), np.float32)
+    probabilities[np.arange(size), classes] = 0.5
+    labels = np.array([of.signature.labels[index] for index in classes])
+    return {"label": labels, "class": classes, "probabilities": probabilities}
+
+
+@dataclass
+class PretendAdmin:
+    """A control plane that keeps its few things in memory, and changes the app's state as a real one does."""
+
+    app: IngressApp | None = None
+    ring: KeyRing = field(default_factory=KeyRing)
+    deployed: list[dict[str, Any]] = field(default_factory=list)
+    promoted: list[tuple[str, int, str]] = field(default_factory=list)
+    error: EaglerayError | None = None
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    async def status(self) -> dict[str, Any]:
+        self._check()
+        return {"version": "0", "cluster": "pretend", "nodes": 1, "models": len(SIGNATURES)}
+
+    async def models(self) -> list[dict[str, Any]]:
+        self._check()
+        return [{"name": name, "versions": [1], "aliases": {}} for name in SIGNATURES]
+
+    async def model(self, name: str) -> dict[str, Any]:
+        if name not in SIGNATURES:
+            raise ModelNotFound(f"no model {name!r}; there are: {', '.join(SIGNATURES)}")
+        return {"name": name, "versions": [self._version(n) for n in (1, 2)]}
+
+    def _version(self, number: int) -> dict[str, Any]:
+        return {
+            "version": number,
+            "digest": "0" * 64,
+            "aliases": ["candidate"] if number == 2 else [],
+            "metrics": {"accuracy": 0.5},
+            "lineage": card("digits").lineage.model_dump(mode="json"),
+            "created_at": 1000.0,
+        }
+
+    async def promote(self, name: str, version: int, alias: str) -> dict[str, Any]:
+        await self.model(name)
+        self.promoted.append((name, version, alias))
+        return {"name": name, "version": version, "alias": alias}
+
+    async def services(self) -> list[dict[str, Any]]:
+        assert self.app is not None
+        return [
+            {
+                "name": name, "version": n, "state": found.state, "replicas": 1, "spec": {"kind": "service"},
+                "message": found.message,
+            }
+            for name, route in self.app.state.routes.models.items()
+            for n, found in route.versions.items()
+        ]  # fmt: skip
+
+    async def deploy(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        self._check()
+        if spec.get("name") not in SIGNATURES:
+            raise ModelNotFound(f"no model {spec.get('name')!r}; there are: {', '.join(SIGNATURES)}")
+        self.deployed.append(dict(spec))
+        assert self.app is not None
+        name, version = spec["name"], 1
+        route = ModelRoute(version, {}, {version: target(name, version)})
+        self._set(routes=self.app.state.routes.with_model(name, route))
+        return {"name": name, "version": version, "state": "starting"}
+
+    async def undeploy(self, name: str, version: int | None) -> dict[str, Any]:
+        assert self.app is not None
+        self.app.state.routes.resolve(name)
+        versions = sorted(self.app.state.routes.models[name].versions)
+        self._set(routes=self.app.state.routes.with_model(name, None))
+        return {"name": name, "versions": versions if version is None else [version]}
+
+    async def keys(self) -> list[dict[str, Any]]:
+        return [key.to_public() for key in self.ring.keys.values()]
+
+    async def create_key(self, name: str, scopes: Sequence[str]) -> dict[str, Any]:
+        self.ring, key, text = self.ring.create(name, scopes)
+        self._set(keys=self.ring)
+        return {**key.to_public(), "key": text}
+
+    async def revoke_key(self, key_id: str) -> dict[str, Any]:
+        self.ring = self.ring.revoke(key_id)
+        self._set(keys=self.ring)
+        return {"id": key_id}
+
+    def _set(self, **changes: Any) -> None:
+        assert self.app is not None
+        self.app.state = replace(self.app.state, **changes)
+
+
+@dataclass
+class Pretend:
+    """An ingress and what stands behind it."""
+
+    app: IngressApp
+    transport: PretendTransport
+    admin: PretendAdmin
+    admin_key: str
+    infer_key: str
+    url: str = "http://pretend"
+
+    def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """One request without a socket, its answer read to the end."""
+
+        async def exchange() -> httpx.Response:
+            door = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=door, base_url=self.url) as client:
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(exchange())
+
+    def get(self, path: str, **arguments: Any) -> httpx.Response:
+        """GET."""
+        return self.ask("GET", path, **arguments)
+
+    def post(self, path: str, values: Any = None, **arguments: Any) -> httpx.Response:
+        """POST of JSON, or of `content`."""
+        return self.ask("POST", path, **arguments, **({} if "content" in arguments else {"json": values}))
+
+    def set(self, **changes: Any) -> None:
+        """Change the ingress's state."""
+        self.app.state = replace(self.app.state, **changes)
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that carries a key."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def pretend(**limits: Any) -> Pretend:
+    """An ingress with two keys, one for each scope; inference needs none."""
+    ring, _, admin_key = KeyRing().create("admin", ["admin"])
+    ring, _, infer_key = ring.create("infer", ["infer"])
+    transport, admin = PretendTransport(), PretendAdmin(ring=ring)
+    state = IngressState(routes=routes(), keys=ring, limits=Limits(**limits))
+    admin.app = IngressApp(state, transport, admin)
+    return Pretend(admin.app, transport, admin, admin_key, infer_key)
+
+
+@contextmanager
+def serving(ingress: Pretend) -> Iterator[Pretend]:
+    """The ingress under a real uvicorn, on a free port of this machine, in a thread of its own."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(ingress.app, log_level="warning", lifespan="on"))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        ingress.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.002)
+        yield ingress
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()

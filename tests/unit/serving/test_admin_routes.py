@@ -1,0 +1,61 @@
+"""The admin API: what it asks of the control plane, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from support.serving import Pretend, bearer
+
+
+@pytest.fixture
+def ask(ingress: Pretend) -> Any:
+    def ask(method: str, path: str, values: Any = None) -> Any:
+        body = {} if values is None else {"json": values}
+        answer = ingress.ask(method, path, headers=bearer(ingress.admin_key), **body)
+        assert answer.is_success, answer.text
+        return answer.status_code, answer.json()
+
+    return ask
+
+
+def test_status_models_and_promotion(ingress: Pretend, ask: Any) -> None:
+    assert ask("GET", "/admin/status")[1]["cluster"] == "pretend"
+    assert ask("GET", "/admin/models")[1]["models"][0] == {"name": "digits", "versions": [1], "aliases": {}}
+    assert [v["version"] for v in ask("GET", "/admin/models/digits")[1]["versions"]] == [1, 2]
+    found = ask("POST", "/admin/models/digits/promote", {"version": 2, "alias": "candidate"})
+    assert found == (200, {"name": "digits", "version": 2, "alias": "candidate"})
+    assert ingress.admin.promoted == [("digits", 2, "candidate")]
+
+
+def test_deploy_and_undeploy(ingress: Pretend, ask: Any) -> None:
+    assert ask("POST", "/admin/undeploy", {"name": "iris"}) == (200, {"name": "iris", "versions": [1]})
+    assert ingress.get("/v2/models/iris").status_code == 404
+    spec = {"kind": "service", "name": "iris", "max_replicas": 3}
+    assert ask("POST", "/admin/deploy", spec)[0] == 202
+    assert ingress.admin.deployed == [spec]
+    assert ingress.get("/v2/models/iris").status_code == 200
+    assert len(ask("GET", "/admin/services")[1]["services"]) == 6
+    assert [s["version"] for s in ask("GET", "/admin/services/digits")[1]["services"]] == [2, 3]
+
+
+def test_a_service_that_is_not_there(ingress: Pretend) -> None:
+    for path in ("/admin/services/nothing", "/admin/models/nothing"):
+        answer = ingress.get(path, headers=bearer(ingress.admin_key))
+        assert (answer.status_code, "nothing" in answer.json()["error"]) == (404, True)
+
+
+def test_a_key_is_made_used_and_revoked(ingress: Pretend, ask: Any) -> None:
+    code, made = ask("POST", "/admin/keys", {"name": "ci", "scopes": ["infer", "admin"]})
+    assert (code, made["name"], made["scopes"]) == (201, "ci", ["infer", "admin"])
+    listed = ask("GET", "/admin/keys")[1]["keys"]
+    assert [key["name"] for key in listed] == ["admin", "infer", "ci"]
+    assert "key" not in listed[-1]
+    assert ingress.get("/admin/status", headers=bearer(made["key"])).status_code == 200
+    assert ask("DELETE", f"/admin/keys/{made['id']}") == (200, {"id": made["id"]})
+    assert ingress.get("/admin/status", headers=bearer(made["key"])).status_code == 401
+
+
+def test_a_new_key_is_for_inference_unless_more_is_asked(ask: Any) -> None:
+    assert ask("POST", "/admin/keys", {"name": "app"})[1]["scopes"] == ["infer"]
