@@ -105,13 +105,10 @@ class ControlPlane:
             SpecError, ModelNotFound, PackageError: it cannot be right.
             CapacityError: the cluster's node types could never hold a replica.
         """
-        from eagleray.cluster import capacity_ray260
-
         wanted = validate(ServiceSpec, {"kind": "service", **spec}, name="service")
         found, card = await self._controller.catalog.find(wanted.ref, allow_code=wanted.allow_code)
         aliases = await self._controller.catalog.aliases(wanted.name)
-        bundles = [wanted.resources] * max(1, wanted.min_replicas)
-        await asyncio.to_thread(capacity_ray260.require, bundles, wanted.label_selector)
+        await asyncio.to_thread(self._controller.require_capacity, wanted)
         served = ServedVersion(wanted, found.version, found.url, found.digest, card, deployed_at=time.time())
         record = services.deploy(self._controller.record, served)
         service = replace(record.services[wanted.name], aliases=aliases)

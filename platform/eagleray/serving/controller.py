@@ -16,16 +16,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eagleray import __version__
-from eagleray.errors import EaglerayError, ServiceError
-from eagleray.serving import memory
+from eagleray.errors import EaglerayError
+from eagleray.serving import ingress_app, memory, model_app
 from eagleray.serving.catalog import Catalog
 from eagleray.serving.control_admin import ControlPlane
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.readers import Readers
 from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Seen, carry_out, decide
-from eagleray.serving.serve_control_ray260 import App, ServeControl, forget_serve
-from eagleray.serving.services import Record
+from eagleray.serving.serve_control_ray260 import App, ServeControl
+from eagleray.serving.services import Record, ServedVersion
 from eagleray.serving.state import IngressState
+from eagleray.specs import ServiceSpec
 
 if TYPE_CHECKING:
     from eagleray.packaging.store import ModelStore
@@ -45,10 +46,10 @@ class Controller:
         self.settings = ControllerSettings.from_json(settings)
         self.started_s = time.time()
         self.record = memory.load(self.settings.record_path)
-        self.catalog = Catalog(self._open_store)
+        self.catalog = Catalog(self.open_store)
         self.trouble = "Serve is starting"
         """Why requests are not answered; empty where they are."""
-        self._serve = ServeControl(self.settings.host, self.settings.port)
+        self._serve = self.connect()
         self._serve_thread = ThreadPoolExecutor(1, "serve")
         self._readers = Readers()
         self._changed = asyncio.Event()
@@ -143,7 +144,7 @@ class Controller:
             except Exception as error:  # Serve or the GCS is away: the next round finds out what is left
                 self.trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
                 _log.warning("serving: %s", self.trouble)
-                await self.in_serve_thread(forget_serve)
+                await self.in_serve_thread(self._serve.forget)
                 is_started, wait_s = False, _RETRY_S
             self._wake.clear()
             try:
@@ -180,10 +181,8 @@ class Controller:
             await self.in_serve_thread(self._serve.delete, deletes)
         if not applies:
             return
-        from eagleray.serving import model_app
-
         try:
-            apps = [model_app.app_of(action.served) for action in applies]
+            apps = [self.app_of(action.served) for action in applies]
             await self.in_serve_thread(self._serve.apply, apps)
         except BaseException as error:
             self._not_applied(applies, error)
@@ -201,12 +200,9 @@ class Controller:
         self.commit(record)
 
     async def _see_to_ingress(self, seen: Seen | None) -> None:
-        from eagleray.serving import ingress_app
-
         wanted = ingress_app.fingerprint()
         if seen is None or (self.record.applied.get(INGRESS_APP) != wanted and seen.status != "deleting"):
-            app = App(INGRESS_APP, ingress_app.build(), wanted, route_prefix="/")
-            await self.in_serve_thread(self._serve.apply, [app])
+            await self.in_serve_thread(self._serve.apply, [self.ingress()])
             self.commit(replace(self.record, applied={**self.record.applied, INGRESS_APP: wanted}))
             self.trouble = "the ingress is starting"
         elif seen.status == "running":
@@ -229,12 +225,31 @@ class Controller:
             if service is not None and aliases != service.aliases:
                 self.commit(self.record.with_service(name, replace(service, aliases=aliases)))
 
-    def _open_store(self) -> ModelStore:
-        try:
-            from eagleray.registry.models import MlflowModels
-        except ImportError as error:
-            raise ServiceError(f"the registry cannot be used on the head: {error}") from None
+    # What a test does otherwise.
+
+    def connect(self) -> ServeControl:
+        """The way to Serve."""
+        return ServeControl(self.settings.host, self.settings.port)
+
+    def open_store(self) -> ModelStore:
+        """The registry."""
+        from eagleray.registry.models import MlflowModels
+
         return MlflowModels(self.settings.tracking_uri, self.settings.storage_url)
+
+    def app_of(self, served: ServedVersion) -> App:
+        """What Serve is handed for a model version."""
+        return model_app.app_of(served)
+
+    def ingress(self) -> App:
+        """What Serve is handed for the ingress."""
+        return App(INGRESS_APP, ingress_app.build(), ingress_app.fingerprint(), route_prefix="/")
+
+    def require_capacity(self, spec: ServiceSpec) -> None:
+        """Raises: CapacityError where no node that there can be would hold a replica."""
+        from eagleray.cluster import capacity_ray260
+
+        capacity_ray260.require([spec.resources] * max(1, spec.min_replicas), spec.label_selector)
 
 
 def _shown(record: Record) -> Any:

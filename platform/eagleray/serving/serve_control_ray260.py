@@ -107,17 +107,16 @@ class ServeControl:
             for name, app in serve.status().applications.items()
         }
 
+    def forget(self) -> None:
+        """Drop this process's connection to Serve: the next call looks for it anew."""
+        from ray.serve import context
+
+        context._disconnect()
+
     def _client(self) -> Any:
         from ray.serve import context
 
         return context._get_global_client()
-
-
-def forget_serve() -> None:
-    """Drop this process's connection to Serve: the next call looks for it anew."""
-    from ray.serve import context
-
-    context._disconnect()
 
 
 def _running(states: Mapping[Any, int]) -> int:

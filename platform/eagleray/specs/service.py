@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from eagleray.specs.base import FileSpec, Name
 
@@ -13,9 +13,11 @@ LATEST = "latest"
 _ALIAS = re.compile(r"@[a-z0-9][a-z0-9._-]{0,62}")
 
 
-def _version(value: int | str) -> int | str:
+def _version(value: object) -> object:
     """`value` itself. Raises: ValueError where it names no version."""
-    if isinstance(value, str) and value != LATEST and not _ALIAS.fullmatch(value):
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_word = isinstance(value, str) and (value == LATEST or _ALIAS.fullmatch(value))
+    if not is_number and not is_word:
         raise ValueError(f'{value!r} is no version; write a number, "{LATEST}", or an alias as "@candidate"')
     return value
 
@@ -26,7 +28,7 @@ class ServiceSpec(FileSpec):
     kind: Literal["service"]
     name: Name
     """The model's name in the registry, and in the routes of the ingress."""
-    version: Annotated[Annotated[int, Field(strict=True, ge=1)] | str, AfterValidator(_version)] = LATEST
+    version: Annotated[int | str, BeforeValidator(_version)] = LATEST
     """A number, "latest", or an alias of the registry ("@candidate"), looked up when it is deployed."""
     default: bool = True
     """Whether the plain name leads to this version: the one it led to is replaced, without a failed request.

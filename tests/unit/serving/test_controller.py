@@ -1,0 +1,312 @@
+"""The controller's loop and verbs, with a Serve and a registry that only pretend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from eagleray.errors import CapacityError, ModelNotFound, PackageError, ServiceError
+from eagleray.packaging.store import ModelVersion, Ref, pick
+from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
+from eagleray.serving.controller import Controller
+from eagleray.serving.ingress_app import ControllerBackend
+from eagleray.serving.reconcile import Seen
+from eagleray.serving.routes import Routes
+from eagleray.serving.serve_control_ray260 import App
+from support import cards
+
+
+class PretendServe:
+    """Runs what it is handed at once; `broken` is raised by everything, while there is one."""
+
+    def __init__(self) -> None:
+        self.apps: dict[str, Seen] = {}
+        self.applied: list[str] = []
+        self.broken: Exception | None = None
+        self.refuses: Exception | None = None
+        """Raised by `apply`."""
+        self.fails: dict[str, str] = {}
+
+    def start(self) -> None:
+        self._check()
+
+    def apply(self, apps) -> None:
+        self._check()
+        for app in apps:
+            if self.refuses and app.name != INGRESS_APP:
+                raise self.refuses
+            self.applied.append(app.name)
+            reason = self.fails.get(app.name)
+            self.apps[app.name] = Seen("failed", reason) if reason else Seen("running")
+
+    def delete(self, names) -> None:
+        self._check()
+        for name in names:
+            self.apps.pop(name, None)
+
+    def observe(self):
+        self._check()
+        return dict(self.apps)
+
+    def forget(self) -> None:
+        pass
+
+    def num_replicas(self):
+        return dict.fromkeys(self.apps, 1)
+
+    def _check(self) -> None:
+        if self.broken:
+            raise self.broken
+
+
+class PretendStore:
+    """Three versions of digits; 2 is the candidate."""
+
+    def __init__(self) -> None:
+        self.aliases = {2: ("candidate",)}
+
+    def names(self):
+        return ["digits"]
+
+    def versions(self, name):
+        if name != "digits":
+            raise ModelNotFound(f"no model {name!r}; there are: digits")
+        return [
+            ModelVersion(name, n, f"/models/{n}", f"{n:064}", self.aliases.get(n, ()), {}, cards.lineage(), n)
+            for n in (1, 2, 3)
+        ]
+
+    def resolve(self, ref):
+        return pick(Ref.parse(ref), self.versions(Ref.parse(ref).name))
+
+    def promote(self, name, version, alias):
+        self.aliases = {version: (alias,)}
+
+
+class PretendController(Controller):
+    serve = PretendServe()
+    store = PretendStore()
+
+    def connect(self):
+        return self.serve
+
+    def open_store(self):
+        return self.store
+
+    def app_of(self, served):
+        return App(served.app, None, served.restart_fingerprint)
+
+    def ingress(self):
+        return App(INGRESS_APP, None, "1", "/")
+
+    def require_capacity(self, spec):
+        if spec.gpus_per_replica > 1:
+            raise CapacityError("node types allow at most 0")
+
+
+@pytest.fixture
+def parts(monkeypatch, tmp_path):
+    """A fresh Serve and registry, the settings of a controller, and cards without packages."""
+    monkeypatch.setattr(PretendController, "serve", PretendServe())
+    monkeypatch.setattr(PretendController, "store", PretendStore())
+
+    def open_package(url, *, allow_code, digest):
+        if url == "/models/3":
+            raise PackageError("weights.safetensors does not match")
+        return type("Package", (), {"card": cards.card()})
+
+    monkeypatch.setattr("eagleray.packaging.open_package", open_package)
+    return ControllerSettings(
+        cluster="tests",
+        directory=str(tmp_path / "serving"),
+        admin_key_path=str(tmp_path / "admin.key"),
+        host="127.0.0.1",
+        port=1,
+        storage_url="/models",
+        tracking_uri="sqlite://",
+    )
+
+
+async def started(settings: ControllerSettings) -> PretendController:
+    controller = PretendController.__new__(PretendController)
+    await controller.__init__(settings.to_json())
+    return controller
+
+
+def with_controller(settings, scenario: Callable[[PretendController, ControllerBackend], Awaitable[None]]):
+    async def run() -> None:
+        controller = await started(settings)
+        try:
+            await scenario(controller, ControllerBackend(controller.admin))
+        finally:
+            controller._task.cancel()
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], object], limit_s: float = 5.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_deploy_promote_replace_undeploy(parts):
+    async def scenario(controller, backend):
+        serve = controller.serve
+        await until(lambda: not controller.trouble)
+        answer = await backend.deploy({"name": "digits", "version": 1})
+        assert (answer["version"], answer["state"]) == (1, "starting")
+        await until(lambda: controller.record.is_settled)
+        routes = Routes.from_json(json.loads(json.dumps(controller.ingress_state().to_json()["routes"])))
+        assert routes.resolve("digits").state == "ready"
+        await backend.promote("digits", 1, "champion")
+        assert controller.record.routes().resolve("digits@champion").version == 1
+        await backend.deploy({"name": "digits", "version": 2})
+        await until(lambda: controller.record.services["digits"].default == 2)
+        # The ingress has nothing under way on version 1 any more, and says so as it asks for news.
+        assert "m--digits--v1" in serve.apps
+        news = await controller.watch("ingress-1", 0, [], 0.0)
+        assert news["draining"] == ["m--digits--v1"]
+        await controller.watch("ingress-1", news["revision"], news["draining"], 0.0)
+        await until(lambda: "m--digits--v1" not in serve.apps)
+        [service] = await backend.services()
+        assert (service["version"], service["state"], service["replicas"]) == (2, "ready", 1)
+        assert await backend.undeploy("digits", None) == {"name": "digits", "versions": [2]}
+        with pytest.raises(ModelNotFound, match="no model 'digits' is deployed"):
+            await backend.undeploy("digits", None)
+
+    with_controller(parts, scenario)
+
+
+def test_a_restart_remembers_everything_and_starts_nothing_twice(parts):
+    async def scenario(controller, backend):
+        await backend.deploy({"name": "digits", "version": 1})
+        created = await backend.create_key("app", ["infer"])
+        await until(lambda: controller.record.is_settled and controller.serve.apps)
+        controller._task.cancel()
+        applied = list(controller.serve.applied)
+        again = await started(parts)
+        try:
+            await until(lambda: not again.trouble)
+            assert again.record == controller.record
+            assert again.record.keys.find(created["key"]) is not None
+            assert again.serve.applied == applied
+            again.serve.apps.clear()  # and where Serve itself has lost everything, it is handed everything
+            again._wake.set()
+            await until(lambda: set(again.serve.apps) == {INGRESS_APP, "m--digits--v1"})
+        finally:
+            again._task.cancel()
+
+    with_controller(parts, scenario)
+
+
+def test_watch_returns_at_once_on_news_and_nothing_without(parts):
+    async def scenario(controller, backend):
+        await until(lambda: not controller.trouble)
+        news = await controller.watch("i", -1, [], 5.0)
+        assert await controller.watch("i", news["revision"], [], 0.05) is None
+        waiting = asyncio.ensure_future(controller.watch("i", news["revision"], [], 5.0))
+        await asyncio.sleep(0.02)
+        created = await backend.create_key("app", ["infer"])
+        async with asyncio.timeout(1):
+            newer = await waiting
+        assert newer["revision"] > news["revision"]
+        assert created["id"] in newer["state"]["keys"]
+        await backend.revoke_key(created["id"])
+        assert created["id"] not in controller.record.keys.keys
+
+    with_controller(parts, scenario)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ({"name": "letters"}, ModelNotFound, "no model 'letters'"),
+        ({"name": "digits", "version": 9}, ModelNotFound, "no version 9"),
+        ({"name": "digits", "version": "@gone"}, ModelNotFound, "no alias 'gone'"),
+        ({"name": "digits", "version": 3}, PackageError, "does not match"),
+        ({"name": "digits", "gpus_per_replica": 8}, CapacityError, "at most 0"),
+    ],
+)
+def test_a_deploy_that_cannot_be_right_changes_nothing(parts, spec, error, message):
+    async def scenario(controller, backend):
+        before = controller.record
+        with pytest.raises(error, match=message):
+            await backend.deploy({"version": 1, **spec})
+        assert controller.record.services == before.services
+        assert (await backend.deploy({"name": "digits", "version": 1}))["state"] == "starting"
+
+    with_controller(parts, scenario)
+
+
+def test_serve_away_is_trouble_until_it_is_back(parts):
+    async def scenario(controller, backend):
+        await until(lambda: not controller.trouble)
+        controller.serve.broken = ConnectionError("the GCS is away")
+        await backend.deploy({"name": "digits", "version": 1})
+        await until(lambda: "the GCS is away" in controller.trouble)
+        controller.serve.broken = None
+        await until(lambda: not controller.trouble and controller.record.is_settled)
+
+    with_controller(parts, scenario)
+
+
+def test_what_serve_refuses_is_a_failed_version(parts):
+    async def scenario(controller, backend):
+        await until(lambda: not controller.trouble)
+        controller.serve.refuses = ValueError("num_gpus is odd")
+        await backend.deploy({"name": "digits", "version": 1})
+        await until(lambda: controller.record.services["digits"].versions[1].failure)
+        [service] = await backend.services()
+        assert (service["state"], service["message"]) == ("failed", "Serve refuses it: num_gpus is odd")
+
+    with_controller(parts, scenario)
+
+
+def test_a_replica_that_does_not_start(parts):
+    async def scenario(controller, backend):
+        controller.serve.fails["m--digits--v1"] = "…\neagleray.errors.PackageError: code/net.py is missing"
+        await backend.deploy({"name": "digits", "version": 1})
+        await until(lambda: controller.record.services["digits"].versions[1].failure)
+        await until(lambda: "m--digits--v1" not in controller.serve.apps)
+        [service] = await backend.services()
+        assert (service["state"], service["message"]) == ("failed", "code/net.py is missing")
+
+    with_controller(parts, scenario)
+
+
+def test_aliases_that_somebody_else_moved_are_taken_over(parts, monkeypatch):
+    monkeypatch.setattr("eagleray.serving.controller._ALIASES_S", 0.0)
+
+    async def scenario(controller, backend):
+        await backend.deploy({"name": "digits", "version": 1})
+        assert controller.record.services["digits"].aliases == {"candidate": 2}
+        controller.store.promote("digits", 1, "candidate")
+        await until(lambda: controller.record.services["digits"].aliases == {"candidate": 1})
+
+    with_controller(parts, scenario)
+
+
+def test_models_of_the_registry_say_what_is_deployed(parts):
+    async def scenario(controller, backend):
+        await backend.deploy({"name": "digits", "version": 1})
+        [model] = await backend.models()
+        assert model["versions"] == [1, 2, 3]
+        assert (model["aliases"], model["deployed"]) == ({"candidate": 2}, [1])
+        assert [entry["version"] for entry in (await backend.model("digits"))["versions"]] == [1, 2, 3]
+        with pytest.raises(ModelNotFound):
+            await backend.model("letters")
+
+    with_controller(parts, scenario)
+
+
+def test_a_record_that_cannot_be_read_stops_the_start(parts):
+    Path(parts.directory).mkdir()
+    parts.record_path.write_text("{")
+    with pytest.raises(ServiceError, match="cannot be read"):
+        asyncio.run(started(parts))
+    assert parts.record_path.read_text() == "{"
