@@ -10,7 +10,6 @@ import sysconfig
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 
 def import_carried(files: Mapping[str, bytes]) -> None:
@@ -29,19 +28,16 @@ def import_carried(files: Mapping[str, bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     carried = {name.partition("/")[0].removesuffix(".py") for name in files}
+    forgotten = {top for top in carried if not _is_installed(top)}
     for name in list(sys.modules):
-        if name.partition(".")[0] in carried and not _is_installed(sys.modules[name]):
+        if name.partition(".")[0] in forgotten:
             del sys.modules[name]
     sys.path.insert(0, str(root))
     importlib.invalidate_caches()
 
 
-def _is_installed(module: ModuleType) -> bool:
-    """Whether a module is Python's own, a library's or ours."""
-    top = module.__name__.partition(".")[0]
+def _is_installed(top: str) -> bool:
+    """Whether the imported module `top` is Python's own, a library's or ours."""
     libraries = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    return (
-        top == "eagleray"
-        or top in sys.stdlib_module_names
-        or str(getattr(module, "__file__", None) or "").startswith(libraries)
-    )
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return top == "eagleray" or top in sys.stdlib_module_names or str(file or "").startswith(libraries)

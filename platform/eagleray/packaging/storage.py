@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-_CHUNK_BYTES = 8 << 20
+from eagleray.packaging.object_store import CHUNK_BYTES, Objects
 
 
 class _Backend(Protocol):
@@ -46,7 +46,7 @@ class Folder:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         file_system, path = fsspec.url_to_fs(os.path.expanduser(os.fspath(url)))
         self._is_local = isinstance(file_system, LocalFileSystem)
-        self._backend: _Backend = _Disk() if self._is_local else _Objects(file_system)
+        self._backend: _Backend = _Disk() if self._is_local else Objects(file_system)
         self._path: str = path.rstrip("/")
         self.url: str = self._path if self._is_local else str(file_system.unstrip_protocol(self._path))
 
@@ -174,7 +174,7 @@ class _Disk:
         with self._replacing(path) as temporary, source.open("rb") as file:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
-                while chunk := file.read(_CHUNK_BYTES):
+                while chunk := file.read(CHUNK_BYTES):
                     _write_all(descriptor, chunk)
                 os.fsync(descriptor)
             finally:
@@ -201,7 +201,7 @@ class _Disk:
 
     def read(self, path: str) -> Iterator[bytes]:
         with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := file.read(CHUNK_BYTES):
                 yield chunk
 
     def exists(self, path: str) -> bool:
@@ -248,66 +248,7 @@ class _Disk:
                 os.unlink(path)
 
 
-class _Objects:
-    """An fsspec file system that writes whole objects."""
-
-    can_rename = False
-
-    def __init__(self, file_system: fsspec.AbstractFileSystem) -> None:
-        self._fs = file_system
-
-    def write(self, path: str, data: bytes) -> None:
-        self._fs.pipe_file(path, data)
-
-    replace = write
-
-    def create(self, path: str, data: bytes) -> bool:
-        try:
-            self._fs.pipe_file(path, data, mode="create")
-        except OSError as error:
-            if isinstance(error, FileExistsError) or self.exists(path):
-                return False  # S3 answers 412, which s3fs passes on as a plain OSError
-            raise
-        return True
-
-    def upload(self, source: Path, path: str) -> None:
-        self._fs.put_file(str(source), path)
-
-    def read(self, path: str) -> Iterator[bytes]:
-        with self._fs.open(path, "rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                yield chunk  # pyright: ignore[reportReturnType]  # fsspec types a binary file as text
-
-    def exists(self, path: str) -> bool:
-        self._fs.invalidate_cache()
-        return bool(self._fs.exists(path))
-
-    def list(self, path: str) -> list[str]:
-        self._fs.invalidate_cache()  # s3fs and gcsfs remember listings; other hosts write here too
-        try:
-            return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in self._fs.ls(path, detail=False)]
-        except FileNotFoundError:
-            return []
-
-    def files(self, path: str) -> list[str]:
-        self._fs.invalidate_cache()
-        return [str(name)[len(path) :].lstrip("/") for name in self._fs.find(path)]
-
-    def make(self, path: str) -> None:
-        """Nothing: a prefix exists with its first object."""
-
-    def move(self, source: str, target: str) -> None:
-        raise AssertionError("an object store cannot rename a folder in one step")
-
-    def sync(self, path: str) -> None:
-        """Nothing: an object is durable when its write returns."""
-
-    def remove(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(path, recursive=True)
-
-
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view[:_CHUNK_BYTES]) :]
+        view = view[os.write(descriptor, view[:CHUNK_BYTES]) :]
