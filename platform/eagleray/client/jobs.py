@@ -6,16 +6,20 @@ Written against Ray 2.60 (ray/dashboard/modules/job/sdk.py); it works without Ra
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from eagleray.client.outcome import Job, JobResult, job_of
 from eagleray.client.package import Package
 from eagleray.errors import AuthError, InputError, ServiceError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import httpx
+
+    from eagleray.specs import FileSpec
 
 PATIENCE_S = 60.0
 """So long the head may be away (it restarts within seconds) while a job is followed."""
@@ -23,38 +27,6 @@ QUIET_S = 10.0
 """After so long without a word of its log, a job that is followed is asked whether it still runs."""
 _POLL_S = 0.5
 _NUM_NAMED = 3
-_FINISHED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
-
-
-@dataclass(frozen=True)
-class Job:
-    """One submission, as the cluster describes it now."""
-
-    id: str
-    status: str
-    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
-    entrypoint: str
-    message: str = ""
-    driver_exit_code: int | None = None
-    """Of the driver's process; None while it runs, or where it never started."""
-    started_s: float | None = None
-    """Seconds since the epoch."""
-    ended_s: float | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return self.status in _FINISHED
-
-    @property
-    def exit_code(self) -> int:
-        """For a shell: 0 done, 1 failed, 2 input wrong, 3 no capacity; 130 where it was stopped."""
-        if self.status == "SUCCEEDED":
-            return 0
-        if self.status == "STOPPED":
-            return 130
-        return self.driver_exit_code if self.driver_exit_code and self.driver_exit_code > 0 else 1
 
 
 class JobClient:
@@ -73,6 +45,23 @@ class JobClient:
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout_s = timeout_s
         self._opened: httpx.Client | None = None
+
+    @classmethod
+    def from_environment(cls) -> JobClient:
+        """For RAY_API_SERVER_ADDRESS and RAY_AUTH_TOKEN(_PATH), as `eagleray env` exports them.
+
+        Raises:
+            InputError: they name no cluster.
+        """
+        from eagleray.client import environment
+
+        address = environment.job_address()
+        if address is None:
+            raise InputError(
+                "no address of a cluster's jobs: set RAY_API_SERVER_ADDRESS (`eagleray env` prints that of a "
+                "local cluster), or use JobClient(address, token)"
+            )
+        return cls(address, environment.token())
 
     def __enter__(self) -> JobClient:
         return self
@@ -122,13 +111,27 @@ class JobClient:
                     raise
             time.sleep(_POLL_S)
 
+    def submit_spec(self, spec: FileSpec | str | Path, overrides: Sequence[str] = ()) -> str:
+        """Start what a train, tune or evaluate spec describes, given as a value or as its file; the job's id.
+
+        Its code, and this installation's, travel with it. Raises: SpecError, InputError.
+        """
+        from eagleray.client.submission import submit_spec
+
+        return submit_spec(self, spec, overrides)
+
+    def result(self, job_id: str, *, timeout_s: float) -> JobResult:
+        """What the job came to, once it has ended. Raises: ServiceError where it has not in time."""
+        job = self.wait(job_id, timeout_s=timeout_s)
+        return JobResult(job, self.logs(job_id))
+
     def status(self, job_id: str) -> Job:
         """The job as it is now."""
-        return _job(self._of_job("GET", job_id))
+        return job_of(self._of_job("GET", job_id))
 
     def list(self) -> list[Job]:
         """Every submitted job that the cluster remembers, newest first."""
-        found = [_job(entry) for entry in self._json("GET", "/api/jobs/") if entry.get("submission_id")]
+        found = [job_of(entry) for entry in self._json("GET", "/api/jobs/") if entry.get("submission_id")]
         return sorted(found, key=lambda job: job.started_s or float("inf"), reverse=True)
 
     def logs(self, job_id: str) -> str:
@@ -298,20 +301,3 @@ class NoAnswerError(ServiceError):
 
 def _path(job_id: str) -> str:
     return f"/api/jobs/{quote(job_id, safe='')}"
-
-
-def _job(entry: Mapping[str, Any]) -> Job:
-    return Job(
-        id=str(entry.get("submission_id") or entry.get("job_id")),
-        status=str(entry["status"]),
-        entrypoint=str(entry.get("entrypoint", "")),
-        message=str(entry.get("message") or ""),
-        driver_exit_code=entry.get("driver_exit_code"),
-        started_s=_seconds(entry.get("start_time")),
-        ended_s=_seconds(entry.get("end_time")),
-        metadata=dict(entry.get("metadata") or {}),
-    )
-
-
-def _seconds(milliseconds: int | None) -> float | None:
-    return None if not milliseconds else milliseconds / 1000

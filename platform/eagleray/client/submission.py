@@ -6,19 +6,21 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import eagleray
 from eagleray.client.jobs import JobClient
 from eagleray.client.package import Package, pack
-from eagleray.errors import InputError
+from eagleray.errors import InputError, SpecError
 
 if TYPE_CHECKING:
-    from eagleray.specs import TrainSpec
+    from eagleray.specs import FileSpec, TrainSpec
 
 SPEC_NAME = "spec.json"
+JOB_KINDS = ("train", "tune", "evaluate")
+"""Kinds of spec files whose work is a job: `python -m eagleray.workflows.<kind> SPEC`."""
 _RUN = re.compile(r"[a-z0-9][a-z0-9._-]*")
 # The driver belongs on the head (workers come and go) and takes no CPU, so that it never starts a node.
 _DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
@@ -32,6 +34,25 @@ def submit_run(client: JobClient, verb: str, spec: TrainSpec) -> str:
         ServiceError, AuthError: the cluster does not answer or refuses.
     """
     return _submit(client, verb, spec.name, SPEC_NAME, pack(_working_dir(spec)))
+
+
+def submit_spec(client: JobClient, spec: FileSpec | str | Path, overrides: Sequence[str] = ()) -> str:
+    """Submit what a spec, or the file of one, describes: a run, a search or an evaluation; the job's id.
+
+    Raises:
+        SpecError: the file does not validate, or is of a kind that is no job.
+        InputError, ServiceError, AuthError: as `submit_run`.
+    """
+    from eagleray.specs import load_any
+
+    if isinstance(spec, str | Path):
+        spec = load_any(spec, overrides)
+    elif overrides:
+        raise InputError("overrides are for the path of a spec; change the spec itself (model_copy)")
+    kind = getattr(spec, "kind", "")
+    if kind not in JOB_KINDS:
+        raise SpecError(f"a {kind} spec is no job; submit one of the kinds {', '.join(JOB_KINDS)}")
+    return _submit(client, kind, getattr(spec, "name", kind), SPEC_NAME, pack(_working_dir(spec)))
 
 
 def submit_resume(client: JobClient, run: str) -> str:
@@ -59,12 +80,14 @@ def eagleray_package() -> Package:
     return pack({"eagleray": Path(eagleray.__file__).parent})
 
 
-def _working_dir(spec: TrainSpec) -> Mapping[str, Path | bytes]:
+def _working_dir(spec: FileSpec) -> Mapping[str, Path | bytes]:
     """The resolved spec, and each path of `code` under its own name: the job's folder is importable."""
     sources: dict[str, Path | bytes] = {}
-    for path in map(Path, spec.code):
+    owner: Any = getattr(spec, "base", spec)  # a search runs its base's code
+    for path in map(Path, owner.code):
         if path.name in sources or path.name == SPEC_NAME:
             raise InputError(f"code: two paths are named {path.name!r}; a job has one folder, so rename one")
         sources[path.name] = path
-    resolved = {**spec.model_dump(mode="json"), "code": list(sources)}
+    resolved = spec.model_dump(mode="json")
+    (resolved if owner is spec else resolved["base"])["code"] = list(sources)
     return {**sources, SPEC_NAME: json.dumps(resolved, indent=1).encode()}

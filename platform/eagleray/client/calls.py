@@ -1,0 +1,168 @@
+"""The SDK's calls without a connection: what is sent, and what the answer means.
+
+`Client` and `AsyncClient` differ in how they wait, and in nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlsplit
+
+from eagleray.client import inputs as preparing
+from eagleray.client import results
+from eagleray.client.errors import BusyError, NoAnswerError, refusal
+from eagleray.errors import EaglerayError, InputError, ServiceError
+from eagleray.protocol import infer, openai_answers
+from eagleray.protocol.generation import GenerationRequest
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+TIMEOUT_S = 60.0
+CONNECT_S = 5.0
+MAX_ATTEMPTS = 5
+_FIRST_WAIT_S = 0.1
+JSON = {"content-type": "application/json"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the ingress is, and how long to wait for it."""
+
+    url: str
+    key: str | None
+    timeout_s: float
+    max_attempts: int
+
+    @classmethod
+    def of(cls, url: str | None, key: str | None, timeout_s: float, max_attempts: int) -> Settings:
+        """What was given, else what EAGLERAY_URL and EAGLERAY_KEY say. Raises: InputError."""
+        url = (url or os.environ.get("EAGLERAY_URL") or DEFAULT_URL).rstrip("/")
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise InputError(f"url {url!r}: expected http://HOST:PORT, the ingress's own")
+        if not timeout_s > 0 or max_attempts < 1:
+            raise InputError(f"timeout_s is {timeout_s} and max_attempts {max_attempts}; give more than 0")
+        return cls(url, key or os.environ.get("EAGLERAY_KEY") or None, timeout_s, max_attempts)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Sent with every request."""
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
+
+    @property
+    def is_loopback(self) -> bool:
+        """This machine's own server is never behind a proxy."""
+        host = urlsplit(self.url).hostname or ""
+        return host in ("localhost", "::1") or host.startswith("127.")
+
+    def no_answer(self, error: Exception) -> NoAnswerError:
+        """For a connection that failed."""
+        reason = str(error) or type(error).__name__
+        return NoAnswerError(
+            f"no ingress answers at {self.url} ({reason}); `eagleray status` shows what runs here"
+        )
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One exchange: what is sent, and what its answer means."""
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    """From the answer's body: bytes where `is_raw`, else its JSON."""
+    content: bytes | None = None
+    is_idempotent: bool = True
+    """Whether doing it twice is as good as once: then a broken connection is no reason to give up."""
+    is_raw: bool = False
+    answers: tuple[int, ...] = ()
+    """Statuses beyond 2xx that are answers too."""
+
+    def result(self, status: int, headers: Mapping[str, str], body: bytes, url: str) -> T:
+        """What the answer means. Raises: the EaglerayError that it stands for."""
+        if status >= 300 and status not in self.answers:
+            raise refusal(status, headers, body, url)
+        try:
+            return self.read(body if self.is_raw else infer.loads(body, "the answer"))
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            raise ServiceError(f"{url}{self.path}: not our ingress's answer ({error})") from None
+
+    def wait_s(self, error: EaglerayError, attempt: int, left_s: float) -> float | None:
+        """Seconds until the next attempt; None where there is to be none."""
+        if isinstance(error, BusyError):
+            # The server refused before it began, so this is right for any call; it says when, we obey.
+            wait_s = error.retry_after_s
+            if wait_s is None and not self.is_idempotent:
+                return None
+        elif isinstance(error, NoAnswerError) and self.is_idempotent:
+            wait_s = None
+        else:
+            return None
+        if wait_s is None:
+            wait_s = _FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0)
+        return wait_s if wait_s < left_s else None
+
+
+def model_path(model: str) -> str:
+    """As a path has it: digits, digits@candidate, digits/versions/3."""
+    name, separator, version = model.partition("/versions/")
+    return f"{quote(name, safe='@')}{separator}{quote(version, safe='')}"
+
+
+def metadata(model: str) -> Call[tuple[results.Tensor, ...]]:
+    """What a model takes."""
+    return Call(
+        "GET", f"/v2/models/{model_path(model)}", lambda values: tuple(map(results.tensor, values["inputs"]))
+    )
+
+
+def predict(
+    model: str, inputs: Any, expected: Sequence[results.Tensor], outputs: Sequence[str]
+) -> Call[results.Prediction]:
+    """Inference. Raises: InputError where the inputs do not fit."""
+    request = infer.InferRequest(preparing.prepare(inputs, expected), tuple(outputs))
+
+    def read(body: bytes) -> results.Prediction:
+        found = infer.read_response(body)
+        return results.Prediction(found.model_name, int(found.model_version), found.outputs)
+
+    path = f"/v2/models/{model_path(model)}/infer"
+    return Call("POST", path, read, infer.write_request(request), is_raw=True)
+
+
+def generate(model: str, request: GenerationRequest) -> Call[results.Generation]:
+    """A whole text."""
+
+    def read(values: Any) -> results.Generation:
+        chunk = openai_answers.read_answer(values)
+        reason = str(chunk.finish_reason)
+        return results.Generation(model, chunk.text, reason, chunk.prompt_tokens, chunk.completion_tokens)
+
+    body = openai_answers.write_completion(model, request, is_streamed=False)
+    return Call("POST", "/v1/completions", read, body, is_idempotent=False)
+
+
+def stream(model: str, request: GenerationRequest) -> Call[None]:
+    """A text piece by piece; only its refusal is read here."""
+    body = openai_answers.write_completion(model, request, is_streamed=True)
+    return Call("POST", "/v1/completions", lambda _: None, body, is_idempotent=False)
+
+
+def models() -> Call[list[results.Model]]:
+    """What is deployed."""
+    return Call("GET", "/models", lambda values: [results.model(entry) for entry in values["models"]])
+
+
+def model(name: str) -> Call[results.Model]:
+    """One deployed model."""
+    return Call("GET", f"/models/{quote(name, safe='@')}", results.model)
+
+
+def ready(model: str | None) -> Call[bool]:
+    """Whether the server, or one model, can answer now."""
+    path = "/v2/health/ready" if model is None else f"/v2/models/{model_path(model)}/ready"
+    return Call("GET", path, lambda values: bool(values.get("ready")), answers=(503,))

@@ -1,0 +1,25 @@
+"""Ray's own variables, as `eagleray env` exports them: where a cluster's jobs are, and its token."""
+
+from __future__ import annotations
+
+import os
+
+from eagleray.errors import InputError
+
+
+def job_address() -> str | None:
+    """The dashboard's address, RAY_API_SERVER_ADDRESS or an http RAY_ADDRESS; None where there is neither."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or (address if address.startswith("http") else None)
+
+
+def token() -> str | None:
+    """RAY_AUTH_TOKEN, or what is in the file RAY_AUTH_TOKEN_PATH. Raises: InputError: it cannot be read."""
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path is None or "RAY_AUTH_TOKEN" in os.environ:
+        return os.environ.get("RAY_AUTH_TOKEN")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError as error:
+        raise InputError(f"RAY_AUTH_TOKEN_PATH {path}: cannot be read: {error.strerror}") from None
