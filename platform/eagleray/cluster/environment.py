@@ -66,6 +66,7 @@ def _of_ray(cluster: state.ClusterState) -> dict[str, str]:
         "RAY_gcs_rpc_server_reconnect_timeout_s": "60",
         # From SIGTERM to SIGKILL of a stopped job: in Ray's own 3 s a driver cannot write its report.
         "RAY_JOB_STOP_WAIT_TIME_S": "20",
+        "RAY_SERVE_LOG_TO_STDERR": "0",  # Serve has files of its own for what it logs
         # Their defaults are fixed ports: a second cluster could not start.
         "AUTOSCALER_METRIC_PORT": str(cluster.ports["autoscaler_metrics"]),
         "DASHBOARD_METRIC_PORT": str(cluster.ports["dashboard_metrics"]),

@@ -1,4 +1,4 @@
-"""The serving controller: one actor on the head, the only writer of routes, model applications and keys.
+"""The serving controller: one on the head, the only writer of routes, model applications and keys.
 
 What it must not forget is a file; what Serve runs is asked of Serve. A loop carries out what
 `reconcile.decide` finds missing between the two: no restart, of this actor, of Serve or of the GCS, is a case
@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eagleray import __version__
-from eagleray.errors import EaglerayError
+from eagleray.errors import EaglerayError, ServiceError
 from eagleray.serving import ingress_app, memory, model_app
 from eagleray.serving.catalog import Catalog
 from eagleray.serving.control_admin import ControlPlane
@@ -40,15 +40,16 @@ _log = logging.getLogger(__name__)
 
 
 class Controller:
-    """An asyncio actor. Whatever blocks runs in a thread: Serve's calls in one, the registry's in another."""
+    """For one event loop. What blocks runs in a thread: Serve's calls in one, the registry's in another."""
 
-    async def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = ControllerSettings.from_json(settings)
+    def __init__(self, settings: ControllerSettings) -> None:
+        self.settings = settings
         self.started_s = time.time()
-        self.record = memory.load(self.settings.record_path)
+        self.record = Record()
         self.catalog = Catalog(self.open_store)
-        self.trouble = "Serve is starting"
+        self.trouble = "it is starting"
         """Why requests are not answered; empty where they are."""
+        self._is_loaded = False
         self._serve = self.connect()
         self._serve_thread = ThreadPoolExecutor(1, "serve")
         self._readers = Readers()
@@ -56,11 +57,17 @@ class Controller:
         self._wake = asyncio.Event()
         self._plane = ControlPlane(self)
         self._aliases_s = 0.0
-        keys = memory.ensure_admin_key(self.settings.admin_key, self.record.keys)
-        self.commit(replace(self.record, keys=keys))
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Take over what is on disk, and begin to see to it."""
+        self._load()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    # What others call: through Ray, and `commit`, `in_serve_thread` from the control plane.
+    def stop(self) -> None:
+        """See to nothing any more; what runs goes on."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def ping(self) -> dict[str, Any]:
         """Who this is, and what keeps requests from being answered."""
@@ -69,6 +76,8 @@ class Controller:
     async def admin(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
         """{"result"} of a method of AdminBackend, or {"error": {"kind", "message"}}."""
         try:
+            if not self._is_loaded:
+                raise ServiceError(self.trouble)
             return {"result": await getattr(self._plane, method)(*arguments)}
         except EaglerayError as error:
             return {"error": {"kind": type(error).__name__, "message": str(error)}}
@@ -76,7 +85,7 @@ class Controller:
     async def watch(
         self, reader: str, known: int, drained: Sequence[str], wait_s: float
     ) -> dict[str, Any] | None:
-        """{"revision", "state", "draining"} as soon as the revision is not `known`; None after `wait_s`.
+        """{"revision", "state", "draining", …} as soon as the revision is not `known`; None after `wait_s`.
 
         Args:
             reader: A name for the ingress that asks.
@@ -87,7 +96,7 @@ class Controller:
         self._readers.heard(reader, drained, time.monotonic())
         if drained:
             self._wake.set()
-        if known == self.record.revision:
+        if known == self.record.revision or not self._is_loaded:
             try:
                 async with asyncio.timeout(min(wait_s, _LONGEST_WATCH_S)):
                     await self._changed.wait()
@@ -97,6 +106,7 @@ class Controller:
             "revision": self.record.revision,
             "state": self.ingress_state().to_json(),
             "draining": self.record.draining,
+            "settings": self.settings.to_json(),
         }
 
     def ingress_state(self) -> IngressState:
@@ -112,7 +122,7 @@ class Controller:
         """Write the record down, then let the ingresses and the loop know."""
         if _shown(record) != _shown(self.record):
             record = replace(record, revision=self.record.revision + 1)
-        if record == self.record and self.settings.record_path.exists():
+        if record == self.record:
             return
         memory.save(self.settings.record_path, record)
         is_news = record.revision != self.record.revision
@@ -135,23 +145,37 @@ class Controller:
     async def _run(self) -> None:
         is_started = False
         while True:
+            self._wake.clear()
             try:
-                if not is_started:
+                if not self._is_loaded:
+                    self._load()
+                if self._is_loaded and not is_started:
                     await self.in_serve_thread(self._serve.start)
                     is_started = True
-                is_settled = await self._tick()
+                is_settled = not self._is_loaded or await self._tick()
                 wait_s = _QUIET_S if is_settled else _BUSY_S
             except Exception as error:  # Serve or the GCS is away: the next round finds out what is left
                 self.trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
                 _log.warning("serving: %s", self.trouble)
                 await self.in_serve_thread(self._serve.forget)
                 is_started, wait_s = False, _RETRY_S
-            self._wake.clear()
             try:
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _load(self) -> None:
+        """Read the record; one that cannot be read is trouble until somebody has seen to it."""
+        try:
+            self.record = memory.load(self.settings.record_path)
+            keys = memory.ensure_admin_key(self.settings.admin_key, self.record.keys)
+            self._is_loaded = True
+            self.commit(replace(self.record, keys=keys))
+            self.trouble = "Serve is starting"
+        except (ServiceError, OSError) as error:
+            self._is_loaded = False
+            self.trouble = str(error)
 
     async def _tick(self) -> bool:
         """Look once, and do what is to be done; returns whether everything is as it should be."""

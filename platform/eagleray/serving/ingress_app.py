@@ -38,6 +38,7 @@ def build() -> Any:
         num_replicas=1,
         max_ongoing_requests=_MAX_REQUESTS,
         ray_actor_options={"num_cpus": 0, "resources": dict(ON_HEAD)},
+        logging_config={"enable_access_log": False},  # the ingress counts requests itself
         health_check_period_s=2,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=10,
@@ -56,6 +57,7 @@ class IngressReplica:
         from eagleray.serving.serve_transport_ray260 import ServeTransport
 
         self._reader = Reader()
+        self._is_told = False
         self._transport = ServeTransport()
         self._app: IngressApp = IngressApp(
             IngressState(), self._transport, ControllerBackend(self._reader.call)
@@ -84,10 +86,15 @@ class IngressReplica:
 
         try:
             news = await self._reader.watch(wait_s)
-        except (RayError, ValueError) as error:  # ValueError: there is no such actor
-            _log.warning("the controller does not answer: %s", error)
+        except (RayError, ValueError) as error:
+            if not self._is_told:
+                _log.warning("the controller does not answer: %s", error)
+            self._is_told = True
             self._reader.lose_controller()
+            if isinstance(error, ValueError):  # there is none, nor will Ray start it again
+                await self._reader.start_controller()
             return False
+        self._is_told = False
         if news is not None:
             self._app.state = IngressState.from_json(news["state"])
             self._reader.take(news)
@@ -111,6 +118,8 @@ class Reader:
         self._draining: dict[str, int] = {}
         """Applications that no route leads to, and the revision since which none does."""
         self._controller: Any = None
+        self._settings: Mapping[str, Any] | None = None
+        """Of the controller that was last heard of."""
 
     @property
     def is_draining(self) -> bool:
@@ -129,6 +138,7 @@ class Reader:
         """From now on requests begin with this revision."""
         self.revision = revision = int(news["revision"])
         self._draining = {app: self._draining.get(app, revision) for app in news["draining"]}
+        self._settings = news.get("settings")
 
     def counted(self, app: Any) -> Any:
         """`app`, with its requests counted."""
@@ -168,6 +178,15 @@ class Reader:
     def lose_controller(self) -> None:
         """Look the controller up anew at the next call."""
         self._controller = None
+
+    async def start_controller(self) -> None:
+        """Start the controller that was last heard of, unless somebody else has."""
+        from eagleray.serving.control_settings import ControllerSettings
+        from eagleray.serving.start import start
+
+        if self._settings is not None:
+            settings = ControllerSettings.from_json(self._settings)
+            self._controller = await asyncio.to_thread(start, settings)
 
     def _actor(self) -> Any:
         import ray

@@ -80,6 +80,7 @@ def build(spec: ServiceSpec, arguments: Mapping[str, Any]) -> Any:
             ray_actor_options=_actor_options(spec),
             max_constructor_retry_count=_STARTS,
             max_surge_percent=100,  # else old replicas end before new ones answer
+            logging_config={"enable_access_log": False},
             health_check_period_s=2.0,
             graceful_shutdown_wait_loop_s=0.2,
             graceful_shutdown_timeout_s=_DRAIN_S,

@@ -50,10 +50,10 @@ def start(wanted: ControllerSettings) -> Any:
     """The cluster's serving controller, started where there is none; Ray is connected to the cluster."""
     import ray
 
-    from eagleray.serving.controller import Controller
+    from eagleray.serving.controller_actor import ControllerActor
 
     return (
-        ray.remote(Controller)
+        ray.remote(ControllerActor)
         .options(
             name=CONTROLLER,
             namespace=NAMESPACE,

@@ -132,8 +132,8 @@ def parts(monkeypatch, tmp_path):
 
 
 async def started(settings: ControllerSettings) -> PretendController:
-    controller = PretendController.__new__(PretendController)
-    await controller.__init__(settings.to_json())
+    controller = PretendController(settings)
+    controller.start()
     return controller
 
 
@@ -143,7 +143,7 @@ def with_controller(settings, scenario: Callable[[PretendController, ControllerB
         try:
             await scenario(controller, ControllerBackend(controller.admin))
         finally:
-            controller._task.cancel()
+            controller.stop()
 
     asyncio.run(run())
 
@@ -187,7 +187,7 @@ def test_a_restart_remembers_everything_and_starts_nothing_twice(parts):
         await backend.deploy({"name": "digits", "version": 1})
         created = await backend.create_key("app", ["infer"])
         await until(lambda: controller.record.is_settled and controller.serve.apps)
-        controller._task.cancel()
+        controller.stop()
         applied = list(controller.serve.applied)
         again = await started(parts)
         try:
@@ -199,7 +199,7 @@ def test_a_restart_remembers_everything_and_starts_nothing_twice(parts):
             again._wake.set()
             await until(lambda: set(again.serve.apps) == {INGRESS_APP, "m--digits--v1"})
         finally:
-            again._task.cancel()
+            again.stop()
 
     with_controller(parts, scenario)
 
@@ -304,9 +304,18 @@ def test_models_of_the_registry_say_what_is_deployed(parts):
     with_controller(parts, scenario)
 
 
-def test_a_record_that_cannot_be_read_stops_the_start(parts):
+def test_a_record_that_cannot_be_read_is_trouble_until_it_is_moved_away(parts, monkeypatch):
+    monkeypatch.setattr("eagleray.serving.controller._QUIET_S", 0.02)
     Path(parts.directory).mkdir()
     parts.record_path.write_text("{")
-    with pytest.raises(ServiceError, match="cannot be read"):
-        asyncio.run(started(parts))
-    assert parts.record_path.read_text() == "{"
+
+    async def scenario(controller, backend):
+        with pytest.raises(ServiceError, match="cannot be read"):
+            await backend.keys()
+        assert await controller.watch("i", -1, [], 0.05) is None
+        assert parts.record_path.read_text() == "{"
+        parts.record_path.unlink()
+        await until(lambda: not controller.trouble)
+        assert len(await backend.keys()) == 1
+
+    with_controller(parts, scenario)
