@@ -14,7 +14,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 ARGS ?=
 TESTS := tests/unit tests/contracts tests/integration tests/e2e
 NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
-LINTED := platform/eagleray jobs tests $(wildcard serve_apps/*.py examples/*.py benchmarks/*.py)
+LINTED := platform/eagleray jobs tests examples $(wildcard serve_apps/*.py benchmarks/*.py)
 
 .PHONY: help install venv demo test test-unit test-all bench-loop lint format docs constraints clean
 
@@ -45,7 +45,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 demo: install  ## the main job on real input, start to end (KEEP=1 leaves the cluster up)
-	@KEEP='$(KEEP)' $(BIN)/python examples/demo.py
+	@KEEP='$(KEEP)' $(BIN)/python examples/demo
 
 test: install  ## unit, integration and light end-to-end tests
 	@$(BIN)/python -m pytest $(wildcard $(TESTS)) -q $(ARGS)

@@ -32,7 +32,7 @@ def test_nothing_is_left(tmp_path, monkeypatch, moment, number, code):
     monkeypatch.setenv("EAGLERAY_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("EAGLERAY_DEMO_CLUSTER", "bad")
     demo = subprocess.Popen(
-        [sys.executable, "-u", "examples/demo.py"],
+        [sys.executable, "-u", "examples/demo"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,99 @@
+"""The demo's training runs: a CNN that loses a worker half-way, and a small GPT."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+from common import BIN, Tally, console, found_in, read_json, require, submit
+
+
+class KillOnce:
+    """Watches a job's log; ends one worker with SIGKILL when the run is far enough."""
+
+    def __init__(self, tally: Tally, at_fraction: float):
+        self._tally, self._at_fraction = tally, at_fraction
+        self._pids: dict[int, int] = {}
+
+    def __call__(self, line: str) -> None:
+        """Take one line of the log."""
+        if match := re.search(r"rank (\d+): node \S+, pid (\d+)", line):
+            self._pids[int(match[1])] = int(match[2])
+        match = re.search(r"step (\d+)/(\d+)", line)
+        if match and not self._tally.kills and int(match[1]) >= self._at_fraction * int(match[2]):
+            victim = self._pids[max(self._pids)]
+            os.kill(victim, signal.SIGKILL)
+            self._tally.kills.append(victim)
+            console.print(f"\n[bold cyan]3.[/] [bold]kill -9 {victim}[/] (rank {max(self._pids)})\n")
+
+
+def train_digits(environment: dict[str, str], tally: Tally) -> None:
+    """Train the CNN on two nodes, kill one worker, and check that the run did what it should."""
+    log = submit(
+        "jobs/train.py", ("examples/train/digits.toml",), environment, tally, KillOnce(tally, at_fraction=0.4)
+    )
+    folder = Path(found_in(log, r"files in (\S+)"))
+    report = read_json(folder / "report.json")
+    accuracy, recoveries = report["metrics"]["test_accuracy"], report["recoveries"]
+    require(report["status"] == "FINISHED", f"the digits run is {report['status']}")
+    require(accuracy >= 0.97, f"test accuracy {accuracy:.2%} is below 97 %")
+    require(len(tally.kills) == 1, "no worker could be killed: the run was over too soon")
+    require(len(recoveries) == 1, f"one worker was killed, but the run says it lost {len(recoveries)}")
+    require(report["num_nodes"] >= 2, f"the workers were on {report['num_nodes']} node, not on 2")
+    require(
+        1.9 < report["compression_ratio"] < 2.1,
+        f"bf16 should halve the bytes: {report['compression_ratio']:.2f}x",
+    )
+    for name in ("spec.json", "curves.png", "checkpoints", "history"):
+        require((folder / name).exists(), f"{folder / name} is missing")
+    lost = recoveries[0]
+    tally.add(
+        "digits: first step after submission (2 nodes started for it)",
+        f"{report['submit_to_first_step_s']:.1f} s",
+    )
+    tally.add("digits: test accuracy", f"{accuracy:.2%}")
+    tally.add(
+        "digits: gradients sent",
+        f"{report['sent_bytes'] / 1e6:.1f} MB, {report['compression_ratio']:.1f}x less",
+    )
+    tally.add(
+        "digits: worker killed, training again after",
+        f"{lost['pause_s']:.1f} s, {lost['redone_steps']} steps redone",
+    )
+
+
+def train_gpt(environment: dict[str, str], tally: Tally) -> str:
+    """Train the GPT and check that it learned and wrote something; returns its run id."""
+    log = submit("jobs/train.py", ("examples/train/gpt.toml",), environment, tally)
+    folder = Path(found_in(log, r"files in (\S+)"))
+    report = read_json(folder / "report.json")
+    sequence_length = read_json(folder / "spec.json")["data"]["sequence_length"]
+    require(report["status"] == "FINISHED", f"the GPT run is {report['status']}")
+    losses = (report["first_loss"], report["metrics"]["validation_loss"])
+    require(losses[1] < 0.6 * losses[0], f"the GPT learned little: loss {losses[0]:.2f} -> {losses[1]:.2f}")
+    require(report["completion"].startswith("def "), "the GPT completed nothing")
+    tally.add(
+        "gpt: first step after submission (nodes already up)", f"{report['submit_to_first_step_s']:.1f} s"
+    )
+    tally.add("gpt: loss per byte", f"{losses[0]:.2f} -> {losses[1]:.2f} in {report['steps']} steps")
+    tally.add(
+        "gpt: gradients sent", f"{report['sent_bytes'] / 1e6:.1f} MB, {report['compression_ratio']:.1f}x less"
+    )
+    tally.add("gpt: speed", f"{report['samples'] * sequence_length / report['step_seconds']:,.0f} tokens/s")
+    return report["run_id"]
+
+
+def jobs_listed(environment: dict[str, str], tally: Tally) -> None:
+    """Ray's own list shows every job of the demo."""
+    listed = subprocess.run(
+        [BIN / "ray", "job", "list"], env=environment, capture_output=True, text=True, check=False
+    ).stdout
+    num_succeeded = len(re.findall(r"status=<JobStatus\.SUCCEEDED", listed))
+    require(
+        num_succeeded == tally.num_jobs,
+        f"`ray job list` shows {num_succeeded} succeeded jobs, not {tally.num_jobs}:\n{listed}",
+    )
+    console.print(f"   $ ray job list: {num_succeeded} jobs succeeded", style="green")
