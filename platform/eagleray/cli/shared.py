@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-
-from eagleray.errors import InputError
 
 if TYPE_CHECKING:
     from eagleray.client.jobs import JobClient
@@ -37,11 +34,12 @@ class InOrder(click.Group):
 @contextmanager
 def job_client(name: str | None) -> Iterator[JobClient]:
     """The job API of the local cluster `name`; where none is given, of the one that the environment names."""
+    from eagleray.client import environment
     from eagleray.client.jobs import JobClient
 
-    address = os.environ.get("RAY_API_SERVER_ADDRESS") if name is None else None
+    address = environment.job_address() if name is None else None
     if address:
-        token = _token_from_environment()
+        token = environment.token()
     else:
         from eagleray.cluster import state
 
@@ -49,18 +47,6 @@ def job_client(name: str | None) -> Iterator[JobClient]:
         address, token = found.dashboard_url, found.token
     with JobClient(address, token) as client:
         yield client
-
-
-def _token_from_environment() -> str | None:
-    """Ray's own variables, as `eagleray env` exports them."""
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if path is None or "RAY_AUTH_TOKEN" in os.environ:
-        return os.environ.get("RAY_AUTH_TOKEN")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().strip()
-    except OSError as error:
-        raise InputError(f"RAY_AUTH_TOKEN_PATH {path}: cannot be read: {error.strerror}") from None
 
 
 def to_json(found: Any) -> str:

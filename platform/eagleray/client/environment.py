@@ -8,9 +8,8 @@ from eagleray.errors import InputError
 
 
 def job_address() -> str | None:
-    """The dashboard's address, RAY_API_SERVER_ADDRESS or an http RAY_ADDRESS; None where there is neither."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    return os.environ.get("RAY_API_SERVER_ADDRESS") or (address if address.startswith("http") else None)
+    """The dashboard's address, RAY_API_SERVER_ADDRESS; None where it is not set."""
+    return os.environ.get("RAY_API_SERVER_ADDRESS") or None
 
 
 def token() -> str | None:
