@@ -74,11 +74,14 @@ class Host:
         _call("mount", source, b"/etc/hosts", None, ctypes.c_ulong(_MS_BIND), None)
         socket.sethostname(self.hostname)
 
-    def listening(self) -> set[tuple[str, int]]:
-        """Numeric address and port of every TCP socket that listens here."""
+    def listening(self, pid: int | None = None) -> set[tuple[str, int]]:
+        """Numeric address and port of every TCP socket that listens here, or of those that `pid` holds."""
         table = _ip("netns", "exec", self.namespace, "cat", "/proc/net/tcp", "/proc/net/tcp6")
-        fields = (line.split() for line in table.splitlines())
-        return {_endpoint(found[1]) for found in fields if found[3] == _LISTEN}
+        fields = [found for line in table.splitlines() if (found := line.split())[3] == _LISTEN]
+        if pid is not None:
+            held = _sockets_of(pid)
+            fields = [found for found in fields if found[9] in held]
+        return {_endpoint(found[1]) for found in fields}
 
     def sent_bytes(self) -> int:
         """What went out of `eth0` so far, headers included."""
@@ -88,7 +91,12 @@ class Host:
 
     def processes(self) -> list[processes.Process]:
         """What runs here."""
-        return [processes.of(int(pid)) for pid in _ip("netns", "pids", self.namespace).split()]
+        found = [processes.of(int(pid)) for pid in _ip("netns", "pids", self.namespace).split()]
+        return [process for process in found if process.start]
+
+    def kill_all(self) -> None:
+        """End all that runs here by SIGKILL, as a loss of power would."""
+        processes.sweep(self.processes, grace_s=0.0)
 
     def cut(self) -> None:
         """Cut the cable: nothing leaves or arrives, and nobody is told (no RST)."""
@@ -194,6 +202,15 @@ def _port_of(name: str) -> str:
 
 def _scratch(network: str) -> Path:
     return _SCRATCH / network
+
+
+def _sockets_of(pid: int) -> set[str]:
+    """Inodes of the sockets that a process holds."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed in between
+            found.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
+    return found
 
 
 def _endpoint(field: str) -> tuple[str, int]:

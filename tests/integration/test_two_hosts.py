@@ -1,0 +1,239 @@
+"""A plain Ray cluster (`ray start`) over two hosts, and training on it by `ray job submit`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from eagleray.cluster import processes
+from support import hosts
+
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
+ROOT = Path(__file__).parents[2]
+GCS, DASHBOARD, AGENT = 6379, 8265, 6384
+# The same numbers on both hosts, as an administrator would choose them.
+PORTS = {
+    "node-manager-port": 6380,
+    "object-manager-port": 6381,
+    "runtime-env-agent-port": 6382,
+    "dashboard-agent-grpc-port": 6383,
+    "dashboard-agent-listen-port": AGENT,
+    "metrics-export-port": 6385,
+}
+# With Ray's own a dead host is noticed after 15 s.
+HEALTH = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@dataclass
+class Log:
+    """What a command printed."""
+
+    exit_code: int = -1
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def step(self) -> int:
+        steps = re.findall(r"^step (\d+)/", self.text, re.MULTILINE)
+        return int(steps[-1]) if steps else 0
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """By node, of the latest attempt."""
+        return {node: int(pid) for node, pid in re.findall(r"rank \d+: node (\S+), pid (\d+)", self.text)}
+
+    def lines_from(self, start: str) -> list[str]:
+        return [line for line in self.lines if line.startswith(start)]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head and one more machine."""
+
+    head: hosts.Host
+    other: hosts.Host
+    shared: Path
+    """What both see: the token, storage, MLflow's database."""
+
+    def env(self, host: hosts.Host) -> dict[str, str]:
+        mine = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("RAY_", "EAGLERAY_", "PYTHON"))
+        }
+        return {
+            **mine,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{mine['PATH']}",
+            "TMPDIR": str(host.folder),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.shared / "token"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            **HEALTH,
+            "EAGLERAY_HOME": str(self.shared / "home"),
+            "EAGLERAY_STORAGE": str(self.shared / "storage"),
+            "EAGLERAY_TRACKING_URI": f"sqlite:///{self.shared}/mlflow.db",
+        }
+
+    def start(self) -> None:
+        dashboard = (f"--dashboard-host={self.head.address}", f"--dashboard-port={DASHBOARD}")
+        self._ray_start(self.head, "--head", f"--port={GCS}", *dashboard)
+        self.start_other()
+
+    def start_other(self) -> None:
+        self._ray_start(self.other, f"--address={self.head.address}:{GCS}")
+
+    def _ray_start(self, host: hosts.Host, *arguments: str) -> None:
+        command = [
+            "ray", "start", *arguments, f"--node-ip-address={host.address}", f"--temp-dir={host.folder}/ray",
+            "--num-cpus=2", "--num-gpus=1", "--labels=eagleray.io/pool=train", "--disable-usage-stats",
+            f"--object-store-memory={100 * 2**20}", f"--memory={4 * 2**30}",
+            *(f"--{name}={port}" for name, port in PORTS.items()),
+        ]  # fmt: skip
+        for is_last in (False, False, True):
+            try:
+                host.run(*command, env=self.env(host), timeout_s=90)
+                break
+            except AssertionError:  # it gives up after 30 s, which a busy machine needs, and leaves processes
+                host.kill_all()
+                if is_last:
+                    raise
+        awaited = {AGENT} | ({GCS, DASHBOARD} if host is self.head else set())
+        assert processes.wait_until(
+            lambda: awaited <= {port for _, port in host.listening()}, timeout_s=60, interval_s=0.2
+        ), f"{host.hostname}: {host.listening()}"
+
+    def follow(
+        self, *argv: str, watch: Callable[[Log], None] = lambda _: None, address: str | None = None
+    ) -> Log:
+        """Run a command on the head to its end; `watch` looks at the log after each line."""
+        log = Log()
+        running = subprocess.Popen(
+            self.head.command(*argv),
+            cwd=ROOT,
+            env={
+                **self.env(self.head),
+                "RAY_ADDRESS": address or f"http://{self.head.address}:{DASHBOARD}",
+                "PYTHONUNBUFFERED": "1",  # `ray job submit` into a pipe would keep its lines for seconds
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            assert running.stdout is not None
+            for line in running.stdout:
+                log.lines.append(line.rstrip())
+                watch(log)
+            log.exit_code = running.wait(10)
+        finally:
+            running.kill()
+            running.wait(10)
+        return log
+
+    def train(self, *overrides: str, watch: Callable[[Log], None] = lambda _: None) -> Log:
+        sets = [word for override in overrides for word in ("--set", override)]
+        submit = (
+            "ray",
+            "job",
+            "submit",
+            "--runtime-env",
+            "runtime_env.yaml",
+            "--",
+            "python",
+            "jobs/train.py",
+        )
+        return self.follow(*submit, "examples/train/digits.toml", *sets, watch=watch)
+
+    def report(self, log: Log) -> dict:
+        (line,) = [line for line in log.lines if re.match(r"run \S+-\d{8}-\d{6}-\w+$", line)]
+        return json.loads((self.shared / "storage/runs" / line.split()[1] / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with hosts.hosts(2) as (head, other):
+        shared = head.folder.parent / "shared"
+        shared.mkdir(mode=0o700)
+        (shared / "token").touch(mode=0o600)
+        (shared / "token").write_text(secrets.token_hex(32))
+        found = Cluster(head, other, shared)
+        found.start()
+        yield found
+
+
+def test_a_job_trains_on_both_hosts(cluster: Cluster) -> None:
+    listening: dict[str, set[str]] = {}
+
+    def look(log: Log) -> None:
+        if log.step >= 100 and not listening:
+            for host in (cluster.head, cluster.other):
+                found = host.listening(log.pids[host.address])
+                listening[host.address] = {address for address, _ in found}
+
+    log = cluster.train("training.epochs=30", watch=look)
+    assert log.exit_code == 0, log.text
+    assert set(log.pids) == {cluster.head.address, cluster.other.address}
+    assert "2 workers on 2 nodes" in log.lines_from("step 690/690")[-1]
+    # Ray's own port is on all interfaces and wants the token; those of gloo and the store are not.
+    assert listening == {address: {"::", address} for address in log.pids}
+    found = cluster.report(log)
+    assert found["metrics"]["test_accuracy"] >= 0.97
+    assert found["compression_ratio"] == pytest.approx(2.0)
+    print(f"{found['samples'] / found['step_seconds']:.0f} samples/s, {found['seconds']:.1f} s")
+    assert "Traceback" not in log.text
+
+
+def test_a_run_outlives_a_worker_on_the_other_host_and_then_that_host(cluster: Cluster) -> None:
+    done: list[str] = []
+
+    def harm(log: Log) -> None:
+        if log.step >= 200 and not done:
+            os.kill(log.pids[cluster.other.address], signal.SIGKILL)
+            done.append("worker killed")
+        elif log.step >= 450 and done == ["worker killed"] and log.lines_from("training again"):
+            cluster.other.kill_all()
+            done.append("host killed")
+        elif done == ["worker killed", "host killed"] and log.lines_from("waiting for 2 x (1 CPU + 1 GPU)"):
+            cluster.start_other()
+            done.append("host started")
+
+    log = cluster.train("training.epochs=30", watch=harm)
+    assert log.exit_code == 0, log.text
+    assert done == ["worker killed", "host killed", "host started"], log.text
+    found = cluster.report(log)
+    assert found["status"] == "FINISHED"
+    assert found["metrics"]["test_accuracy"] >= 0.97
+    first, second = found["recoveries"]
+    print([f"{one['pause_s']:.1f} s, {one['redone_steps']} steps" for one in (first, second)])
+    assert "its process ended" in first["reason"]
+    assert "2 workers on 2 nodes" in log.lines_from("step 690/690")[-1]
+    assert "Traceback" not in log.text
+
+
+def test_what_the_machines_can_never_hold_is_refused_with_the_way_out(cluster: Cluster) -> None:
+    driver = (sys.executable, "-m", "eagleray.workflows.train", "examples/train/digits.toml")
+    log = cluster.follow(*driver, "--set", "scaling.num_workers=3", address=f"{cluster.head.address}:{GCS}")
+    assert log.exit_code == 3, log.text
+    assert log.lines_from("error: ") == [
+        "error: wants 3 workers with 1 GPU with label eagleray.io/pool=train; the cluster's machines hold at "
+        "most 2 (each also needs 1 CPU): 2 machines with 1 GPU, 2 CPU; ask for less or for no label, or add "
+        "machines: ray start --address=HEAD:PORT --labels=eagleray.io/pool=train"
+    ]
