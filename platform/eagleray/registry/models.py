@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 from eagleray.errors import EaglerayError, ServiceError
 from eagleray.packaging import Folder, ModelVersion
 from eagleray.packaging.model_package import PackedModel
-from eagleray.packaging.store import Ref, check_alias, check_name, no_such_model, pick
+from eagleray.packaging.store import no_such_model
 from eagleray.registry.connection import connect, first_line, one_at_a_time
 from eagleray.specs import Lineage, ModelCard
+from eagleray.specs.model_ref import Ref, check_alias, check_name, pick
 
 if TYPE_CHECKING:
     from torch import Tensor

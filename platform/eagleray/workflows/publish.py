@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from eagleray.cluster import settings
 from eagleray.errors import EaglerayError, PackageError, ServiceError
 from eagleray.packaging import ModelStore, ModelVersion
-from eagleray.packaging.store import check_alias, check_name
+from eagleray.specs.model_ref import check_alias, check_name
 from eagleray.workflows.finished import FinishedRun
 
 

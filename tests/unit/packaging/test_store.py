@@ -2,7 +2,8 @@ import pytest
 
 from eagleray.errors import InputError, ModelNotFound
 from eagleray.packaging import ModelVersion
-from eagleray.packaging.store import Ref, check_alias, check_name, no_such_model, pick
+from eagleray.packaging.store import no_such_model
+from eagleray.specs.model_ref import Ref, check_alias, check_name, pick
 from support.cards import lineage
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from eagleray.errors import CapacityError, ModelNotFound, PackageError, ServiceError
-from eagleray.packaging.store import ModelVersion, Ref, pick
+from eagleray.packaging.store import ModelVersion
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.controller import Controller
 from eagleray.serving.ingress_app import ControllerBackend
 from eagleray.serving.reconcile import Seen
 from eagleray.serving.routes import Routes
 from eagleray.serving.serve_control_ray260 import App
+from eagleray.specs.model_ref import Ref, pick
 from support import cards
 
 
