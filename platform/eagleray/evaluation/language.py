@@ -37,9 +37,9 @@ class Language(Metrics):
 class LanguageSums:
     """Grows by `add`; `result` has the metrics of all that was added."""
 
-    def __init__(self, *, is_bytes: bool):
-        """`is_bytes`: a token is one byte of text, so that bits per byte can be told."""
-        self._is_bytes = is_bytes
+    def __init__(self, *, no_bits: str | None = None):
+        """`no_bits`: why bits per byte cannot be told; None where each token is one byte of text."""
+        self._no_bits = no_bits
         self._window_losses: list[Array] = []
         self._position_losses = np.zeros(0)
         self._position_counts = np.zeros(0, np.int64)
@@ -85,7 +85,7 @@ class LanguageSums:
             )
         loss = float(self._position_losses.sum()) / num_tokens
         values = {"loss": loss, "perplexity": math.exp(min(loss, _MAX_PERPLEXITY_LOSS))}
-        if self._is_bytes:
+        if self._no_bits is None:
             values["bits_per_byte"] = loss / math.log(2)
         values |= {"accuracy": self._num_hits / num_tokens, "top_5_accuracy": self._num_top_5 / num_tokens}
         windows = Loss.of(np.concatenate(self._window_losses), entropy(self._token_counts))
@@ -95,12 +95,7 @@ class LanguageSums:
             num_samples=self._num_windows,
             values=values,
             loss=Loss(loss, windows.standard_error, windows.baseline),
-            notes=self._notes(),
+            notes=() if self._no_bits is None else (f"Bits per byte are left out: {self._no_bits}",),
             num_tokens=num_tokens,
             loss_by_position=tuple(total / count if count else None for total, count in pairs),
         )
-
-    def _notes(self) -> tuple[str, ...]:
-        if self._is_bytes:
-            return ()
-        return ("Bits per byte are left out: the tokens are not bytes, and how long each is is not known",)

@@ -66,6 +66,8 @@ class Report:
     """What was judged: rows of words, the first of them its name."""
     data: Mapping[str, str]
     """What it was judged on, likewise."""
+    ids: Mapping[str, str]
+    """For programs: run, version, package_url, package_digest, dataset_digest; those that there are."""
     part: str
     metrics: Metrics
     train: Metrics | None
@@ -94,6 +96,7 @@ class Report:
         return {
             "evaluation": self.evaluation_id,
             "created_at": self.created_at,
+            "ids": dict(self.ids),
             "model": dict(self.model),
             "data": dict(self.data),
             "part": self.part,

@@ -107,7 +107,7 @@ def test_outputs_that_are_not_finite_are_an_error_with_a_count():
     assert e.value.exit_code == 1
     with pytest.raises(EvaluationError, match=r"values are NaN or infinite in 1 samples .first: sample 1."):
         regression(np.zeros((2, 1)), np.array([[0.0], [math.inf]]))
-    sums, logits = LanguageSums(is_bytes=True), np.zeros((2, 3, 4))
+    sums, logits = LanguageSums(), np.zeros((2, 3, 4))
     sums.add(np.zeros((2, 3), int), logits)
     logits[1, 0, 0] = math.nan
     with pytest.raises(EvaluationError, match=r"logits are NaN or infinite in 1 samples .first: sample 3."):
@@ -155,7 +155,7 @@ def test_tokens_are_judged_by_their_cross_entropy():
     targets = rng.integers(0, 11, (7, 5))
     targets[0] = IGNORED_TARGET
     targets[3, 2:] = IGNORED_TARGET
-    sums = LanguageSums(is_bytes=True)
+    sums = LanguageSums()
     sums.add(targets[:4], logits[:4])
     sums.add(targets[4:], logits[4:])
     found = sums.result()
@@ -182,16 +182,16 @@ def test_large_batches_are_cut_and_give_the_same(monkeypatch):
     results = []
     for limit in (1 << 22, 40):
         monkeypatch.setattr("eagleray.evaluation.language._CHUNK_ELEMENTS", limit)
-        sums = LanguageSums(is_bytes=False)
+        sums = LanguageSums(no_bits="tokens are words")
         sums.add(targets, logits)
         results.append(sums.result())
     assert results[0].values == pytest.approx(results[1].values)
     assert "bits_per_byte" not in results[0].values
-    assert "Bits per byte are left out" in results[0].notes[0]
+    assert results[0].notes == ("Bits per byte are left out: tokens are words",)
 
 
 def test_windows_that_are_all_padding_cannot_be_judged():
-    sums = LanguageSums(is_bytes=True)
+    sums = LanguageSums()
     sums.add(np.full((2, 3), IGNORED_TARGET), np.zeros((2, 3, 4)))
     with pytest.raises(EvaluationError, match="none of the 2 windows has a token to predict"):
         sums.result()

@@ -38,7 +38,7 @@ def outcome(task):
     if task == "regression":
         targets = rng.normal(size=(80, 2))
         return regression(targets, targets + 0.1), {"targets": targets, "outputs": targets + 0.1}
-    sums = LanguageSums(is_bytes=True)
+    sums = LanguageSums()
     sums.add(rng.integers(0, 9, (8, 6)), rng.normal(size=(8, 6, 9)))
     return sums.result(), {}
 
@@ -52,6 +52,7 @@ def report(request, tmp_path_factory):
         created_at=1.8e9,
         model={"model": "run <b>x</b>", "digest": "0" * 64},
         data={"dataset": "digits & others"},
+        ids={"run": "digits-1"},
         part="test",
         metrics=metrics,
         train=metrics,
