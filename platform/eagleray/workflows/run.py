@@ -312,11 +312,11 @@ def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:
             _say(f"go on with it: eagleray resume {run.run_id}")
         return error.exit_code
     except OSError as error:
-        if error.errno not in _STORAGE_TROUBLE:
+        if not is_storage_trouble(error):
             raise
         print(
             f"error: the run's files cannot be written to {settings.storage_url()}: "
-            f"{os.strerror(error.errno)}; make room there, or give the right to write",
+            f"{os.strerror(error.errno or 0)}; make room there, or give the right to write",
             file=sys.stderr,
             flush=True,
         )
@@ -326,6 +326,11 @@ def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:
     except KeyboardInterrupt:
         _say(f"stopped; go on with it: eagleray resume {run.run_id}" if run else "stopped")
         return 1
+
+
+def is_storage_trouble(error: OSError) -> bool:
+    """Whether the storage is full, read-only or closed to this user: no fault of ours."""
+    return error.errno in _STORAGE_TROUBLE
 
 
 def _say(text: str) -> None:

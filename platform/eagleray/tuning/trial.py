@@ -1,0 +1,229 @@
+"""A trial in its actor: what Ray Tune runs, and what it reports.
+
+A report is a dictionary with `records` (`training.telemetry`, those since the last report) and one of
+
+    started      attempt number and workers, before anything else is imported
+    evaluation   how many evaluations there were; beside it `step`, `is_last` and the metrics
+    outcome      the trial trained to its end: what `training.worker.run` returned
+    failed       why it did not, in words
+
+or neither. A report waits for the driver, which may end the trial there: Ray Tune raises SystemExit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eagleray.errors import EaglerayError, TrainingError
+from eagleray.packaging import Folder
+from eagleray.specs import TrainSpec
+from eagleray.training.observer import WorkerInfo
+from eagleray.training.telemetry import Record
+from eagleray.tuning.record import EVALUATIONS, Evaluation, read_evaluations
+
+REPORT_EVERY_S = 1.0
+GROUP_TIMEOUT_S = 60.0
+
+
+class Reporter:
+    """Turns the records of a trial into its reports; it is also the sink of a trial of one worker."""
+
+    def __init__(self, run: Folder, metric: str, report: Callable[[dict[str, Any]], None]):
+        self._run, self._metric, self._report = run, metric, report
+        self._evaluations: list[Evaluation] = read_evaluations(run)
+        self._records: list[Record] = []
+        self._at: Record | None = None
+        self._measured: Evaluation | None = None
+        self._total_steps: int | None = None
+        self._reported_at = time.monotonic()
+
+    def put(self, kind: str, **values: Any) -> None:
+        """Take a record of now."""
+        self.take({"kind": kind, "time": time.time(), **values})
+
+    def at(self, step: int) -> None:
+        """This step has just been taken."""
+        self._at = {"kind": "at", "time": time.time(), "step": step}
+
+    def take(self, record: Record) -> None:
+        """Take a record; reports an evaluation once its checkpoint is there, the rest every second.
+
+        Raises: TrainingError: the metric is not finite.
+        """
+        self._records.append(record)
+        kind = record["kind"]
+        if kind == "step":
+            self._total_steps = record["total_steps"]
+        elif kind == "phase" and record["name"] == "training":
+            self._evaluations = [one for one in self._evaluations if one["step"] <= record["step"]]
+        elif kind == "evaluation":
+            self._measure(record)
+        elif kind == "commit" and self._measured is not None and record["step"] == self._measured["step"]:
+            measured, self._measured = self._measured, None
+            is_last = measured["step"] == self._total_steps
+            self._send({"evaluation": len(self._evaluations), "is_last": is_last, **measured})
+            return
+        if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
+            self._send({})
+
+    def _measure(self, record: Record) -> None:
+        measured = {"step": record["step"]}
+        measured |= {name: value for name, value in record.items() if name.startswith("validation_")}
+        value = measured.get(self._metric)
+        if value is None or not math.isfinite(value):
+            found = "was not measured" if value is None else f"is {value}"
+            raise TrainingError(
+                f"step {record['step']}: {self._metric} {found}; "
+                "lower optimizer.lr, set training.clip_norm, or look at the data"
+            )
+        earlier = [one for one in self._evaluations if one["step"] < record["step"]]
+        self._evaluations, self._measured = [*earlier, measured], measured
+        self._run.write_json(EVALUATIONS, self._evaluations)
+
+    def started(self, attempt: int, workers: Sequence[WorkerInfo]) -> None:
+        """Tell that the workers are up."""
+        self._send({"started": {"attempt": attempt, "workers": [vars(worker) for worker in workers]}})
+
+    def finished(self, outcome: Mapping[str, Any]) -> None:
+        """Tell that the trial trained to its end."""
+        self._send({"outcome": {**outcome, "evaluations": self._evaluations}})
+
+    def failed(self, error: Exception) -> None:
+        """Tell why it did not."""
+        self._send({"failed": {"error": in_words(error), "details": details_of(error)}})
+
+    def _send(self, values: dict[str, Any]) -> None:
+        records, self._records = self._records, []
+        if self._at is not None:
+            records.append(self._at)
+            self._at = None
+        self._reported_at = time.monotonic()
+        self._report({**values, "records": records})
+
+
+def one_worker(config: Mapping[str, Any]) -> None:
+    """Train a trial of one worker in this process; what Ray Tune runs in the trial's actor.
+
+    Args:
+        config: `spec` (the train spec's JSON), `run_url` and `metric`.
+    """
+    _run(config, _train_alone)
+
+
+def many_workers(config: Mapping[str, Any]) -> None:
+    """Drive a trial of several workers, a Ray Train run of its own; takes what `one_worker` takes."""
+    _run(config, _train_together)
+
+
+def _run(config: Mapping[str, Any], train: Callable[[TrainSpec, Folder, Reporter], dict[str, Any]]) -> None:
+    from ray import tune
+
+    run = Folder(config["run_url"])
+    reporter = Reporter(run, config["metric"], tune.report)
+    try:
+        outcome = train(TrainSpec.model_validate_json(config["spec"]), run, reporter)
+    except Exception as error:
+        # Told in words, and not raised: Ray Tune would end the actor, and the next trial import torch anew.
+        reporter.failed(error)
+        return
+    reporter.finished(outcome)
+
+
+def _train_alone(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, Any]:
+    """The loop page in this thread, in a world of one."""
+    from eagleray.training.attempts import next_attempt, note_attempt
+
+    attempt = next_attempt(run)
+    note_attempt(run, attempt, world_size=1)
+    reporter.started(attempt, [_this_worker()])
+
+    from eagleray import groups
+    from eagleray.training import worker
+
+    with tempfile.TemporaryDirectory(prefix="eagleray-world-") as folder:
+        groups.form(
+            store_path=f"{folder}/store", rank=0, world_size=1, backend="gloo", timeout_s=GROUP_TIMEOUT_S
+        )
+        try:
+            return worker.run(
+                worker.Attempt(attempt, spec, run.url),
+                rank=0,
+                sink=reporter,
+                report_pointer=lambda step, url: None,
+            )
+        finally:
+            groups.close_all()
+
+
+def _train_together(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, Any]:
+    """A Ray Train run, driven from here; this actor holds no CPU."""
+    from eagleray.training.attempts import next_attempt
+    from eagleray.training.reservation_ray260 import Reservation
+    from eagleray.training.trainer import bundle, fit
+
+    reservation = Reservation(bundle(spec), spec.scaling.num_workers, spec.scaling.label_selector)
+    try:
+        import eagleray.training.trainer_ray260  # noqa: F401  3 s, while the workers start
+
+        reservation.wait(lambda text: reporter.put("note", text=text))
+        return fit(
+            spec,
+            run.url,
+            first_attempt=next_attempt(run),
+            reservation=reservation,
+            observer=TrialObserver(run, reporter),
+        )
+    finally:
+        reservation.release()
+
+
+class TrialObserver:
+    """Hears of a trial's Ray Train run (`training.observer`), and reports it."""
+
+    def __init__(self, run: Folder, reporter: Reporter):
+        self._run, self._reporter = run, reporter
+
+    def started(self, attempt: int, workers: Sequence[WorkerInfo]) -> None:
+        """Note the attempt, and tell of it."""
+        from eagleray.training.attempts import note_attempt
+
+        note_attempt(self._run, attempt, len(workers))
+        self._reporter.started(attempt, workers)
+
+    def records(self, records: Sequence[Record]) -> None:
+        """Take what rank 0 recorded."""
+        for record in records:
+            self._reporter.take(record)
+
+    def failed(self, failures: Mapping[int, Exception], is_retried: bool) -> None:
+        """Tell of workers that are started again; the rest comes out of `fit`."""
+        if is_retried:
+            ranks = ", ".join(map(str, sorted(failures)))
+            reason = in_words(next(iter(failures.values())))
+            self._reporter.put("note", text=f"lost rank {ranks}: {reason}; starting the workers again")
+
+
+def _this_worker() -> WorkerInfo:
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    return WorkerInfo(rank=0, node_id=node_id, pid=os.getpid(), node_ip=ray.util.get_node_ip_address())
+
+
+def in_words(error: Exception) -> str:
+    """One sentence: ours as it is, another's with its type."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return lines[0] if isinstance(error, EaglerayError) else f"{type(error).__name__}: {lines[0]}"
+
+
+def details_of(error: Exception) -> list[str]:
+    """The traceback of an error that is not ours (the user's code, a bug)."""
+    if isinstance(error, EaglerayError):
+        return []
+    return "".join(traceback.format_exception(error)).splitlines()

@@ -1,0 +1,194 @@
+"""What Ray Tune is handed: searcher, scheduler, callback and stopper, each a thin face of `RunningSearch`.
+
+Public interfaces of Ray 2.60 but for the order in which its controller calls them, on which
+`tests/unit/tuning/test_tune_parts.py` keeps an eye.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from eagleray.specs import TuneSpec
+from eagleray.specs.train import ScalingSpec
+from eagleray.specs.tune import AshaScheduler, MedianScheduler
+from eagleray.tuning.driver import MAX_EVALUATIONS, RunningSearch
+from eagleray.tuning.search import resources_of
+from eagleray.tuning.trial import many_workers, one_worker
+
+TIME = "evaluation"
+"""Schedulers count evaluations: trials with other batch sizes do as many of them."""
+HEAD = {"node:__internal_head__": 0.001}
+
+
+def resources(scaling: ScalingSpec) -> tuple[Callable[..., None], tune.PlacementGroupFactory]:
+    """The function of a trial, and what its actor holds."""
+    if scaling.num_workers > 1:
+        # Its workers hold what they need; where nodes come and go a driver belongs on the head.
+        return many_workers, tune.PlacementGroupFactory([HEAD])
+    labels: dict[str, Any] = {}
+    if scaling.label_selector:
+        labels["bundle_label_selector"] = [dict(scaling.label_selector)]
+    return one_worker, tune.PlacementGroupFactory([resources_of(scaling)], **labels)
+
+
+def make_scheduler(spec: TuneSpec) -> TrialScheduler:
+    """Ray Tune's scheduler that `spec.scheduler` names."""
+    judged_by: dict[str, Any] = {
+        "time_attr": TIME,
+        "metric": spec.metric,
+        "mode": "max" if spec.is_max_better else "min",
+    }
+    match spec.scheduler:
+        case AshaScheduler(grace_evaluations=grace, reduction_factor=factor):
+            return AsyncHyperBandScheduler(
+                **judged_by, max_t=MAX_EVALUATIONS, grace_period=grace, reduction_factor=factor
+            )
+        case MedianScheduler(grace_evaluations=grace, min_trials=min_trials):
+            return Median(**judged_by, grace_period=grace, min_samples_required=min_trials)
+        case _:
+            return FIFOScheduler()
+
+
+class Median(MedianStoppingRule):
+    """Ray Tune's rule, but a trial without enough others to compare it with goes on: Ray's pauses it.
+
+    And a trial that it would end may report again: `Judge` lets it finish, or tells of an earlier driver's.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        """CONTINUE or STOP."""
+        verdict = super().on_trial_result(tune_controller, trial, result)
+        self._stopped_trials.discard(trial)
+        return verdict
+
+    def _on_insufficient_samples(self, tune_controller: Any, trial: Any, time: float) -> str:
+        return TrialScheduler.CONTINUE
+
+
+class Suggesting(Searcher):
+    """Gives Ray Tune the next trial."""
+
+    def __init__(self, search: RunningSearch):
+        super().__init__(metric=None, mode=None)
+        self._search = search
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
+        """The next trial's configuration."""
+        made: list[dict[str, Any] | None] = [None]
+
+        def make() -> None:
+            made[0] = self._search.next_config()
+
+        self._search.attempt(make)
+        return made[0] or Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Nothing: `Telling` hears of it too, and knows how the trial ended."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """An empty file, where Ray Tune wants one."""
+        open(checkpoint_path, "w").close()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class Judge(FIFOScheduler):
+    """Lets a scheduler see evaluations only, those of earlier drivers first."""
+
+    def __init__(self, search: RunningSearch, scheduler: TrialScheduler):
+        super().__init__()
+        self._search, self._scheduler = search, scheduler
+        self._seen: set[int] = set()
+        for trial in search.trials:
+            if trial.is_over and trial.state != "failed":
+                self._show(Earlier(trial.number), trial.number)
+
+    def __reduce__(self) -> Any:
+        return FIFOScheduler, ()
+
+    def _show(self, tune_trial: Any, number: int) -> None:
+        """Let the scheduler see what the trial measured under an earlier driver; its verdict is history."""
+        self._scheduler.on_trial_add(None, tune_trial)  # type: ignore[arg-type]
+        if number in self._seen:
+            return
+        self._seen.add(number)
+        for count, evaluation in enumerate(self._search.trials[number - 1].evaluations, start=1):
+            self._scheduler.on_trial_result(None, tune_trial, {TIME: count, **evaluation})  # type: ignore[arg-type]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A new trial, or one that starts again."""
+        self._show(trial, self._search.trial(trial.config).number)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        """Whether the trial goes on. One that has just taken its last step is not ended, it finishes."""
+        if TIME not in result:
+            return TrialScheduler.CONTINUE
+        measured = {TIME: result[TIME], **{name: result[name] for name in result if _is_metric(name)}}
+        verdict = self._scheduler.on_trial_result(tune_controller, trial, measured)
+        if verdict != TrialScheduler.STOP or result["is_last"]:
+            return TrialScheduler.CONTINUE
+        self._search.judged(self._search.trial(trial.config), result[TIME])
+        return verdict
+
+
+def _is_metric(name: str) -> bool:
+    return name.startswith("validation_")
+
+
+class Earlier:
+    """A trial of an earlier driver, as a scheduler knows it."""
+
+    def __init__(self, number: int):
+        self.trial_id = f"earlier-{number}"
+
+
+class Telling(tune.Callback):
+    """Hands what Ray Tune tells to the search."""
+
+    def __init__(self, search: RunningSearch):
+        self._search = search
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        """The trial reported."""
+        found = self._search.trial(trial.config)
+        self._search.attempt(lambda: self._search.reported(found, result))
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """The trial's function returned, or the scheduler ended it."""
+        found = self._search.trial(trial.config)
+        self._search.attempt(lambda: self._search.completed(found))
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """The trial's actor died and is started again."""
+        found = self._search.trial(trial.config)
+        self._search.attempt(lambda: self._search.recovered(found))
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """The trial's actor died too often."""
+        found = self._search.trial(trial.config)
+        self._search.attempt(lambda: self._search.lost(found))
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        """Every 0.1 s, or more often."""
+        self._search.attempt(self._search.tick)
+
+
+class Stopper(tune.Stopper):
+    """Ends the whole search."""
+
+    def __init__(self, search: RunningSearch):
+        self._search = search
+
+    def __call__(self, trial_id: str, result: dict) -> bool:
+        """Never a single trial: that is the scheduler's part."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all trials end now."""
+        return self._search.should_stop()

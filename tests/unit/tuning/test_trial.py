@@ -1,0 +1,99 @@
+"""What a trial reports, and when; without Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eagleray.errors import TrainingError
+from eagleray.packaging import Folder
+from eagleray.tuning import trial
+from eagleray.tuning.trial import Reporter, details_of, in_words
+
+METRIC = "validation_loss"
+
+
+@pytest.fixture
+def reports() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def reporter(tmp_path: Path, reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Reporter:
+    monkeypatch.setattr(trial, "REPORT_EVERY_S", 1e9)
+    return Reporter(Folder(tmp_path), METRIC, reports.append)
+
+
+def evaluate(reporter: Reporter, step: int, value: float) -> None:
+    reporter.put("evaluation", step=step, part="validation", validation_loss=value)
+    reporter.put("commit", step=step, seconds=0.1)
+
+
+def test_an_evaluation_is_reported_once_its_checkpoint_is_there(
+    reporter: Reporter, reports: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    reporter.put("step", step=1, total_steps=40, loss=0.9)
+    reporter.put("evaluation", step=20, part="validation", validation_loss=0.5)
+    assert reports == []
+    assert json.loads((tmp_path / "evaluations.json").read_text()) == [{"step": 20, "validation_loss": 0.5}]
+    reporter.put("commit", step=20, seconds=0.1)
+    report = reports.pop()
+    assert [record["kind"] for record in report.pop("records")] == ["step", "evaluation", "commit"]
+    assert report == {"evaluation": 1, "is_last": False, "step": 20, "validation_loss": 0.5}
+    reporter.at(40)
+    evaluate(reporter, 40, 0.4)
+    report = reports.pop()
+    assert (report["evaluation"], report["is_last"]) == (2, True)
+    assert report["records"][-1]["kind"] == "at"
+
+
+def test_without_an_evaluation_it_reports_once_a_second(
+    reporter: Reporter, reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter.put("commit", step=3, seconds=0.1)
+    assert reports == []
+    monkeypatch.setattr(trial, "REPORT_EVERY_S", 0.0)
+    reporter.put("step", step=4, total_steps=40, loss=0.9)
+    assert [list(report) for report in reports] == [["records"]]
+    assert len(reports[0]["records"]) == 2
+
+
+def test_a_restarted_trial_counts_on_from_its_checkpoint(
+    tmp_path: Path, reports: list[dict[str, Any]]
+) -> None:
+    first = Reporter(Folder(tmp_path), METRIC, reports.append)
+    for step in (10, 20, 30):
+        evaluate(first, step, 1 / step)
+    second = Reporter(Folder(tmp_path), METRIC, reports.append)
+    second.put("phase", name="training", step=20, attempt=2)
+    evaluate(second, 30, 0.03)
+    assert reports[-1]["evaluation"] == 3
+    second.finished({"test": {}})
+    assert [one["step"] for one in reports[-1]["outcome"]["evaluations"]] == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        ({"validation_loss": float("nan")}, "step 20: validation_loss is nan; lower optimizer.lr"),
+        ({"validation_loss": float("inf")}, "step 20: validation_loss is inf"),
+        ({"validation_accuracy": 0.5}, "step 20: validation_loss was not measured"),
+    ],
+)
+def test_a_metric_that_is_no_number_ends_the_trial(
+    reporter: Reporter, measured: dict[str, float], expected: str
+) -> None:
+    with pytest.raises(TrainingError, match=expected):
+        reporter.put("evaluation", step=20, part="validation", **measured)
+
+
+def test_a_failure_in_words() -> None:
+    assert in_words(TrainingError("the loss is not finite\nmore")) == "the loss is not finite"
+    assert details_of(TrainingError("x")) == []
+    with pytest.raises(KeyError) as caught:
+        raise KeyError("lr")
+    assert in_words(caught.value) == "KeyError: 'lr'"
+    assert 'raise KeyError("lr")' in "\n".join(details_of(caught.value))
