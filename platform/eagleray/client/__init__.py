@@ -31,7 +31,13 @@ if TYPE_CHECKING:
         Service,
         Tensor,
     )
-    from eagleray.client.submission import submit_resume, submit_run, submit_spec
+    from eagleray.client.submission import (
+        submit_publish,
+        submit_resume,
+        submit_run,
+        submit_spec,
+        submit_tune_resume,
+    )
     from eagleray.client.sync import Client, TextStream
 
 _HOME = {
@@ -52,7 +58,13 @@ _HOME = {
         "Service",
         "Tensor",
     ),
-    "submission": ("submit_resume", "submit_run", "submit_spec"),
+    "submission": (
+        "submit_publish",
+        "submit_resume",
+        "submit_run",
+        "submit_spec",
+        "submit_tune_resume",
+    ),
     "sync": ("Client", "TextStream"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -82,9 +94,11 @@ __all__ = [
     "TextStream",
     "TookTooLongError",
     "pack",
+    "submit_publish",
     "submit_resume",
     "submit_run",
     "submit_spec",
+    "submit_tune_resume",
 ]
 
 

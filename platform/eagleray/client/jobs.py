@@ -90,6 +90,7 @@ class JobClient:
         runtime_env: Mapping[str, Any] | None = None,
         metadata: Mapping[str, str] | None = None,
         resources: Mapping[str, float] | None = None,
+        num_gpus: float = 0,
         patience_s: float = PATIENCE_S,
     ) -> str:
         """Start the shell command `entrypoint` as a job; returns its id.
@@ -102,6 +103,8 @@ class JobClient:
             body["submission_id"] = job_id
         if resources:
             body["entrypoint_resources"] = dict(resources)
+        if num_gpus:
+            body["entrypoint_num_gpus"] = num_gpus
         deadline = time.monotonic() + patience_s
         while True:
             try:

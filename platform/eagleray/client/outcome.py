@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_FILES = re.compile(r"files in (\S.*?)\s*$", re.MULTILINE)
+_FILES = re.compile(r"(?:files in (\S.*?)|^report (\S.*?)/report\.html)\s*$", re.MULTILINE)
 """The last line of a run, a search or an evaluation names its folder."""
-
+_MADE = re.compile(r"^(?:run|search|evaluation) ([a-z0-9][a-z0-9._-]*)(?::.*)?$", re.MULTILINE)
+"""The first line has the id of what the job is about to make."""
+_PUBLISHED = re.compile(r"^published (\S+/versions/\d+)", re.MULTILINE)
 
 _FINISHED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
@@ -69,7 +71,19 @@ class JobResult:
     def folder(self) -> str | None:
         """Where its files are, a path or a URL; None where its log names none."""
         found = _FILES.findall(self.log)
-        return found[-1] if found else None
+        return found[-1][0] or found[-1][1] if found else None
+
+    @property
+    def made(self) -> str | None:
+        """The id of the run, the search or the evaluation; None where the log names none."""
+        found = _MADE.search(self.log)
+        return found[1] if found else None
+
+    @property
+    def version(self) -> str | None:
+        """What was published, as "digits/versions/3"; None where nothing was."""
+        found = _PUBLISHED.search(self.log)
+        return found[1] if found else None
 
     @property
     def report(self) -> Mapping[str, Any] | None:

@@ -7,11 +7,22 @@ import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eagleray import specs
-from eagleray.client import JobClient, pack, submit_resume, submit_run
+from eagleray.client import (
+    Job,
+    JobClient,
+    JobResult,
+    pack,
+    submit_publish,
+    submit_resume,
+    submit_run,
+    submit_spec,
+    submit_tune_resume,
+)
 from eagleray.client.submission import eagleray_package
 from eagleray.errors import InputError
 from unit.client.stand_in import TOKEN, Ray
@@ -106,3 +117,70 @@ def test_resume_names_the_run(ray: Ray) -> None:
     [body] = ray.submitted
     assert body["entrypoint"] == "python -m eagleray.workflows.resume digits-20260131-120000-1f2e"
     assert "working_dir" not in body["runtime_env"]
+
+
+def test_publish_says_what_and_under_which_names(ray: Ray) -> None:
+    run = "digits-20260131-120000-1f2e"
+    with JobClient(ray.address, TOKEN) as client:
+        job_id = submit_publish(
+            client, run, name="digits", aliases=["a", "b"], search="s-1", parent="digits@production"
+        )
+        submit_publish(client, run)
+    assert job_id.startswith(f"publish-{run}-")
+    assert [body["entrypoint"] for body in ray.submitted] == [
+        f"python -m eagleray.workflows.publish {run} --name digits --alias a --alias b --search s-1 "
+        "--parent digits@production",
+        f"python -m eagleray.workflows.publish {run}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"run": "../x"}, "run '../x': expected the id of a run"),
+        ({"run": "r", "name": "a#b"}, "model name 'a#b' cannot be used"),
+        ({"run": "r", "name": "n" * 300}, "model name 'n{57}'… .300 characters. cannot be used"),
+        ({"run": "r", "aliases": ["7"]}, "alias '7' cannot be used"),
+        ({"run": "r", "search": "a b"}, "search 'a b': expected the id of a search"),
+        ({"run": "r", "parent": "digits/3"}, "model name 'digits/3' cannot be used"),
+    ],
+)
+def test_names_that_cannot_be_are_refused_before_a_job(asked: dict[str, Any], message: str, ray: Ray) -> None:
+    with JobClient(ray.address, TOKEN) as client, pytest.raises(InputError, match=message):
+        submit_publish(client, asked.pop("run"), **asked)
+    assert not ray.submitted
+
+
+def test_a_search_goes_on_by_its_id(ray: Ray) -> None:
+    with JobClient(ray.address, TOKEN) as client:
+        submit_tune_resume(client, "digits-1")
+        with pytest.raises(InputError, match="expected the id of a search"):
+            submit_tune_resume(client, "--spec")
+    [body] = ray.submitted
+    assert body["entrypoint"] == "python -m eagleray.workflows.tune --resume digits-1"
+
+
+def test_an_evaluation_on_a_gpu_goes_where_there_is_one(ray: Ray) -> None:
+    spec = specs.load(specs.EvaluateSpec, ROOT / "examples/evaluate/digits.toml", ["gpus=1"])
+    with JobClient(ray.address, TOKEN) as client:
+        submit_spec(client, spec)
+    [body] = ray.submitted
+    assert body["entrypoint_num_gpus"] == 1
+    assert "entrypoint_resources" not in body
+
+
+@pytest.mark.parametrize(
+    ("log", "made", "folder", "version"),
+    [
+        ("run r-1\nstep\nrun r-1: finished after 3 s\n  files in /s/runs/r-1\n", "r-1", "/s/runs/r-1", None),
+        ("search s.1\nfiles in s3://b/s.1\n", "s.1", "s3://b/s.1", None),
+        ("evaluation e-1: run r-1\nreport /s/e-1/report.html\n", "e-1", "/s/e-1", None),
+        ("published digits/versions/3 (a): test_accuracy 1\n", None, None, "digits/versions/3"),
+        ("error: none\n", None, None, None),
+    ],
+)
+def test_what_a_job_made_is_read_from_its_log(
+    log: str, made: str | None, folder: str | None, version: str | None
+) -> None:
+    result = JobResult(Job("j", "SUCCEEDED", "python"), log)
+    assert (result.made, result.folder, result.version) == (made, folder, version)
