@@ -18,7 +18,7 @@ from eagleray.workflows.judging import Judged
 from eagleray.workflows.run import EXPERIMENT
 
 SUMMARY = "evaluation.json"
-"""In the run's folder: the newest evaluation of its weights on a whole part of its own data."""
+"""In the run's folder: what evaluations of its weights found on the parts that it held out."""
 _MAX_VALUES = 50
 """Predictions of more values than that are not listed."""
 
@@ -61,9 +61,8 @@ def publish(
     is_own = spec.data is None and spec.max_samples is None
     prefix = f"{spec.part}_" if is_own else f"{spec.name}.{spec.part}_"  # other data takes no metric's place
     metrics = {f"{prefix}{name}": value for name, value in report.metrics.values.items()}
-    if is_own and spec.model.kind == "run" and candidate.origin is not None:
-        summary = {"evaluation": report.evaluation_id, "url": folder.url, "metrics": metrics}
-        candidate.origin.folder.write_json(SUMMARY, summary)
+    if is_own and spec.part != "train" and spec.model.kind == "run" and candidate.origin is not None:
+        _remember(candidate.origin.folder, {"evaluation": report.evaluation_id, "url": folder.url}, metrics)
     _track(report, candidate, metrics, made, say)
     if candidate.version is not None:
         from eagleray.registry.models import MlflowModels
@@ -73,6 +72,12 @@ def publish(
             store.add_metrics(candidate.version, metrics, evaluation=report.evaluation_id)
         except EaglerayError as error:
             say(f"the metrics are not in the registry: {error}")
+
+
+def _remember(run: Folder, newest: dict[str, Any], metrics: Mapping[str, float]) -> None:
+    """Lay the metrics over those of earlier evaluations, of the other part for instance."""
+    earlier = run.read_json(SUMMARY)["metrics"] if run.exists(SUMMARY) else {}
+    run.write_json(SUMMARY, {**newest, "metrics": {**earlier, **metrics}})
 
 
 def _track(

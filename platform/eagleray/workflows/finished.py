@@ -91,6 +91,13 @@ class FinishedRun:
         return {name: found[name] for name in found if name not in _OF_THE_RUN and math.isfinite(found[name])}
 
     @property
+    def evaluated(self) -> dict[str, float]:
+        """What evaluations found on the parts that the run held out; empty where there was none."""
+        if not self.folder.exists("evaluation.json"):
+            return {}
+        return dict(self.folder.read_json("evaluation.json")["metrics"])
+
+    @property
     def code(self) -> Folder | None:
         """The user's own code; None where the model needs none."""
         return self.folder.child("code") if self.spec.model.kind == "module" else None
@@ -113,7 +120,7 @@ class FinishedRun:
 
         Args:
             name: Of the model.
-            metrics: Laid over the run's own.
+            metrics: Laid over the run's own, and over those of its evaluations.
             search: The search whose trial the run was.
             parent: The version that it was made from, "digits/versions/2".
         """
@@ -123,7 +130,7 @@ class FinishedRun:
             signature=self.signature,
             inputs=inputs_of(self.signature),
             outputs=outputs_of(self.signature),
-            metrics={**self.metrics, **(metrics or {})},
+            metrics={**self.metrics, **self.evaluated, **(metrics or {})},
             lineage=Lineage(
                 run_id=self.run_id,
                 dataset_digest=self.report["dataset_digest"],
