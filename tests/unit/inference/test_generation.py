@@ -112,6 +112,11 @@ def test_of_a_long_prompt_the_end_is_seen_and_all_is_counted():
     assert chunks[-1].prompt_tokens == 8
 
 
+def test_tokens_that_stand_for_no_text_are_not_drawn():
+    request = GenerationRequest("x", max_tokens=3, temperature=0)
+    assert text_of(generate(Echo(), TOKENIZER, request, context=8)) == "\0\0\0"
+
+
 def random_text(seed, **changes):
     request = GenerationRequest("x", max_tokens=50, **{"temperature": 1.0, "seed": seed} | changes)
     return text_of(generate(Echo(), TOKENIZER, request, context=8))

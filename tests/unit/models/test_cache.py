@@ -68,8 +68,8 @@ def test_the_window_hops_and_never_holds_less_than_half_the_context(context, num
         assert min(end, max(1, context // 2)) <= window.num_held <= min(end, context)
         expected = module(torch.tensor([tokens[end - window.num_held : end]]))[0, -1]
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-    assert held[0] == min(num_prompt, context)
-    assert max(held) == context
+    growth = [*range(max(1, context // 2), context + 1)]
+    assert held == [*range(min(num_prompt, context), context + 1), *growth * 60][: len(held)]
 
 
 class WithoutCache(nn.Module):
