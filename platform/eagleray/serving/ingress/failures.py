@@ -13,6 +13,7 @@ from eagleray.errors import (
     EaglerayError,
     InputError,
     ModelNotFound,
+    PackageError,
     ServiceError,
 )
 from eagleray.protocol.generation import FieldError
@@ -29,6 +30,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (WrongScope, 403),
     (AuthError, 401),
     (CapacityError, 409),
+    (PackageError, 422),
     (Overloaded, 503),
     (ReplicaFailed, 502),
     (ServiceError, 503),
