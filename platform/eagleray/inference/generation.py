@@ -26,10 +26,10 @@ def generate(
 
     Raises: EaglerayError if the model's logits are not finite.
     """
-    prompt = tokenizer.encode(request.prompt).tolist()
+    prompt = tokenizer.encode(request.prompt)
     produced = models.complete(
         module,
-        prompt[-context:],
+        prompt[-context:].tolist(),
         num_tokens=request.max_tokens,
         sampler=_sampler_of(request, tokenizer),
         context=context,
