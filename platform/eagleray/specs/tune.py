@@ -190,8 +190,8 @@ class TuneSpec(FileSpec):
         return _laid_over(table, nested(values))
 
     @model_validator(mode="after")
-    def _fits(self) -> TuneSpec:
-        found = list(self._budget_problems()) or list(self._space_problems())
+    def _fits(self, info: ValidationInfo) -> TuneSpec:
+        found = list(self._budget_problems()) or list(self._space_problems(info.context))
         if found:
             raise _located(found)
         return self
@@ -209,8 +209,11 @@ class TuneSpec(FileSpec):
                 )
                 yield ("space", path), text, None
 
-    def _space_problems(self) -> Iterator[_Problem]:
-        """What keeps the fields and values of the space from making a train spec."""
+    def _space_problems(self, context: Any) -> Iterator[_Problem]:
+        """What keeps the fields and values of the space from making a train spec.
+
+        Where nothing does, the paths among the overrides are absolute afterwards, as those of the base are.
+        """
         if not self.space:
             yield ("space",), "is empty; name a field of the train spec and what it may be", None
             return
@@ -220,15 +223,19 @@ class TuneSpec(FileSpec):
         if wrong:
             return
         combinations = list(itertools.islice(self._combinations(), NUM_DRAWS))
-        fitting = next((values for values in combinations if not self._problems_of(values)), None)
+        fitting = next((values for values in combinations if not self._problems_of(values, context)), None)
         if fitting is None:
-            yield from map(self._placed, self._problems_of(combinations[0]))
+            yield from map(self._placed, self._problems_of(combinations[0], context))
             return
-        yield from self._metric_problems(TrainSpec.model_validate(self.trial_table(fitting)))
+        trial = TrainSpec.model_validate(self.trial_table(fitting), context=context)
+        yield from self._metric_problems(trial)
+        resolved = _chosen(trial.model_dump(mode="json"), nested(self.overrides))
+        self.overrides.clear()
+        self.overrides.update(resolved)
         for path, axis in self.space.items():
             for value in typical(axis):
                 tried = [{**values, path: value} for values in (fitting, *combinations)]
-                reasons = map(self._problems_of, tried)
+                reasons = (self._problems_of(one, context) for one in tried)
                 if (first := next(reasons)) and all(reasons):
                     yield self._value_problem(path, value, first)
                     break
@@ -240,14 +247,14 @@ class TuneSpec(FileSpec):
         while True:
             yield {path: draw(axis, source.random()) for path, axis in self.space.items()}
 
-    def _problems_of(self, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def _problems_of(self, values: Mapping[str, Any], context: Any) -> list[tuple[str, str]]:
         """Dotted path and sentence of what is wrong with the trial; empty where it is fine."""
         try:
             table = self.trial_table(values)
         except _NotATable as error:
             return [error.args]
         try:
-            TrainSpec.model_validate(table)
+            TrainSpec.model_validate(table, context=context)
         except ValidationError as error:
             return list(problems(TrainSpec, table, error))
         return []
@@ -316,6 +323,14 @@ def _laid_over(
         else:
             made[key] = value
     return made
+
+
+def _chosen(table: Mapping[str, Any], shape: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `table` in the places that `shape` has."""
+    return {
+        key: _chosen(table[key], inner) if isinstance(inner, Mapping) and inner else table[key]
+        for key, inner in shape.items()
+    }
 
 
 def _leaves(table: Mapping[str, Any], above: str = "") -> Iterator[str]:

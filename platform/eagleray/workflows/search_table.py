@@ -52,7 +52,7 @@ def headline(spec: TuneSpec, trials: Sequence[Trial], seconds: float) -> str:
     ]
     best = best_of(trials, spec.metric, spec.is_max_better)
     found = f"; best so far {_value(spec, best)} (trial {best.number})" if best else ""
-    return f"search {clock(seconds)}  trial {len(trials)} of {spec.num_trials}: {', '.join(counts)}{found}"
+    return f"{clock(seconds)}  trial {len(trials)} of {spec.num_trials}: {', '.join(counts)}{found}"
 
 
 def sharing(trials: Sequence[Trial]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ def test_how_many_trials_there_are(searcher: str, num_trials: int | None, expect
     budget = {} if num_trials is None else {"num_trials": num_trials}
     found = spec(searcher={"kind": searcher}, space=space, budget=budget)
     assert (found.num_trials, found.num_combinations) == (expected, 4)
+
+
+def test_paths_among_the_overrides_are_relative_to_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").touch()
+    path = tmp_path / "search.json"
+    table = spec().model_dump(mode="json") | {
+        "overrides": {"data": {"kind": "table", "paths": ["mine.csv"], "target": "y"}, "code": ["mine.csv"]}
+    }
+    path.write_text(json.dumps(table))
+    found = load(TuneSpec, path).overrides
+    assert found["data"] == {"kind": "table", "paths": [str(tmp_path / "mine.csv")], "target": "y"}
+    assert found["code"] == [str(tmp_path / "mine.csv")]
+    with pytest.raises(SpecError, match=r"overrides\.data\.paths: 'no.csv' does not exist \(looked for"):
+        load(TuneSpec, path, ["overrides.data.paths=['no.csv']"])
 
 
 def choice(*values: Any) -> str:

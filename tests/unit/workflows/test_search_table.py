@@ -50,8 +50,7 @@ TRIALS = [
 
 def test_one_block_of_the_live_table() -> None:
     assert live(SPEC, TRIALS, 75) == [
-        "search 1:15  trial 5 of 40: 2 running, 1 waiting, 1 finished, 1 failed; "
-        "best so far 0.9500 (trial 2)",
+        "1:15  trial 5 of 40: 2 running, 1 waiting, 1 finished, 1 failed; best so far 0.9500 (trial 2)",
         "  trial  state     optimizer.lr  model.hidden   step  validation_accuracy  node",
         "      1  finished        0.2429  [8]           60/60               0.9000  w1",
         "      2  running         0.3857  [8,16]        40/60               0.9500  w1",
@@ -77,6 +76,6 @@ def test_the_closing_table_has_the_best_first_and_says_why_trials_failed() -> No
 
 
 def test_before_the_first_trial() -> None:
-    assert headline(SPEC, [], 0) == "search 0:00  trial 0 of 40: "
+    assert headline(SPEC, [], 0) == "0:00  trial 0 of 40: "
     assert sharing([]) == ""
     assert columns([["a", "bb"]]) == ["  a  bb"]
