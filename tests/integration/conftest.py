@@ -5,12 +5,16 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from eagleray.cluster import local, processes, state
 from eagleray.specs import LocalSpec, load
+from eagleray.workflows.up import SERVING
+from support.object_store import free_port, serving
 
 ROOT = Path(__file__).parents[2]
 _HOMES = Path(tempfile.gettempdir()) / f"eagleray-tests-{os.getuid()}"
@@ -38,9 +42,41 @@ def local_spec() -> LocalSpec:
 
 
 @pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory):
+    """A bucket's URL on a real object store (OpenStack Swift), which this process's environment leads to."""
+    import s3fs
+
+    with pytest.MonkeyPatch.context() as patch, serving(tmp_path_factory.mktemp("swift"), free_port()) as env:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("eagleray")
+        yield "s3://eagleray"
+        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
 def cluster(eagleray_home: Path, local_spec: LocalSpec):
     """The state of a running local cluster, shared by all integration tests: leave it as you found it."""
-    return local.up("tests", local_spec)  # eagleray_home ends it, also when `up` is interrupted
+    # eagleray_home ends it, also when `up` is interrupted
+    return local.up("tests", local_spec, helpers=SERVING)
+
+
+@pytest.fixture(scope="session")
+def ingress(cluster: state.ClusterState) -> Iterator[httpx.Client]:
+    """The cluster's ingress, with the first admin key, as soon as it answers: `up` does not wait for it."""
+    limit_s = 90.0
+    assert processes.wait_until(lambda: local.is_ingress_ready(cluster), timeout_s=limit_s), (
+        f"no answer in {limit_s} s: {(cluster.logs_dir / 'serving.log').read_text()}"
+    )
+    key = cluster.admin_key_path.read_text()
+    with httpx.Client(
+        base_url=cluster.ingress_url or "",
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=60,
+        trust_env=False,
+    ) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

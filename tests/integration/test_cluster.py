@@ -84,6 +84,7 @@ def test_rays_own_commands_work_after_env(cluster, cluster_env):
     assert any(entry["is_head_node"] for entry in json.loads(listed))
 
 
+@pytest.mark.usefixtures("ingress")
 def test_every_listener_is_on_loopback_and_in_the_table_of_docs_security(cluster):
     table = re.findall(r"^\| `([a-z_ ]+)`", SECURITY.read_text(), re.MULTILINE)
     assert set(table) == {*cluster.ports, *KINDS, DRIVER}, "docs/security.md and the cluster's ports differ"

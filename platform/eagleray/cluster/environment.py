@@ -67,6 +67,9 @@ def _of_ray(cluster: state.ClusterState) -> dict[str, str]:
         # From SIGTERM to SIGKILL of a stopped job: in Ray's own 3 s a driver cannot write its report.
         "RAY_JOB_STOP_WAIT_TIME_S": "20",
         "RAY_SERVE_LOG_TO_STDERR": "0",  # Serve has files of its own for what it logs
+        # A killed proxy is replaced after three checks: 31 s with Serve's own 10 s between them.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # a start on a loaded machine; Serve's own 5 s end it
         # Their defaults are fixed ports: a second cluster could not start.
         "AUTOSCALER_METRIC_PORT": str(cluster.ports["autoscaler_metrics"]),
         "DASHBOARD_METRIC_PORT": str(cluster.ports["dashboard_metrics"]),

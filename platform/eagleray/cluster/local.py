@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from types import MappingProxyType
 from eagleray.cluster import environment, node_types, nodes, preparation, processes, state
 from eagleray.cluster.files import remove_tree
 from eagleray.cluster.placement import NodeCapacity
+from eagleray.cluster.probing import answers
 from eagleray.cluster.processes import Process
 from eagleray.cluster.state import ClusterState
 from eagleray.errors import ClusterError, ClusterNotRunning
@@ -48,6 +47,9 @@ class ClusterStatus:
     nodes: list[nodes.Node]
     """Worker nodes that run."""
     logs_dir: Path
+    ingress_url: str | None
+    """None where the cluster was started without serving."""
+    is_ingress_ready: bool
 
 
 def up(
@@ -163,17 +165,13 @@ def _is_supervised(cluster: ClusterState) -> bool:
 def is_ready(cluster: ClusterState, *, timeout_s: float = 2.0) -> bool:
     """Whether a job would be accepted: without the agent the job API answers 500 to every submission."""
     agent = f"http://{cluster.host}:{cluster.ports['agent_http']}/api/local_raylet_healthz"
-    return all(_answers(cluster, url, timeout_s) for url in (f"{cluster.dashboard_url}/api/jobs/", agent))
+    jobs = f"{cluster.dashboard_url}/api/jobs/"
+    return all(answers(url, token=cluster.token, timeout_s=timeout_s) for url in (jobs, agent))
 
 
-def _answers(cluster: ClusterState, url: str, timeout_s: float) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through the user's proxy
-    try:
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {cluster.token}"})
-        with opener.open(request, timeout=timeout_s) as response:
-            return response.status == 200
-    except (OSError, http.client.HTTPException):  # URLError is an OSError
-        return False
+def is_ingress_ready(cluster: ClusterState) -> bool:
+    """Whether the ingress answers: some seconds after jobs are accepted."""
+    return cluster.ingress_url is not None and answers(f"{cluster.ingress_url}/v2/health/live")
 
 
 def _tail(path: Path, num_lines: int = 12) -> str:
@@ -238,6 +236,8 @@ def status(name: str) -> ClusterStatus:
         processes=[(process, process.is_alive) for process in cluster.processes()],
         nodes=[node for node in nodes.read_all(cluster.nodes_dir) if node.is_alive],
         logs_dir=cluster.logs_dir,
+        ingress_url=cluster.ingress_url,
+        is_ingress_ready=is_ingress_ready(cluster),
     )
 
 

@@ -36,6 +36,11 @@ def tracking_uri() -> str:
     return os.environ.get("EAGLERAY_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
+def serving_dir(cluster_name: str) -> Path:
+    """What a cluster's serving controller must not forget: it outlives a crash, but not `eagleray down`."""
+    return home() / "serving" / cluster_name
+
+
 def clusters_dir() -> Path:
     """The folder with one folder per local cluster."""
     return home() / "clusters"

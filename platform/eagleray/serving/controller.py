@@ -22,7 +22,7 @@ from eagleray.serving.catalog import Catalog
 from eagleray.serving.control_admin import ControlPlane
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.readers import Readers
-from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Seen, carry_out, decide
+from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Retry, Seen, carry_out, decide
 from eagleray.serving.serve_control_ray260 import App, ServeControl
 from eagleray.serving.services import Record, ServedVersion
 from eagleray.serving.state import IngressState
@@ -191,7 +191,7 @@ class Controller:
                 _log.info("serving: %s", _in_words(action))
                 record = carry_out(record, action, now_s)
             actions += found
-            if any(isinstance(action, Apply | Delete | Fail) for action in found):
+            if any(isinstance(action, Apply | Delete | Fail | Retry) for action in found):
                 break  # Serve has to be told, and looked at again
         self.commit(record)
         await self._tell_serve(actions)
@@ -200,7 +200,7 @@ class Controller:
 
     async def _tell_serve(self, actions: Sequence[Action]) -> None:
         applies = [action for action in actions if isinstance(action, Apply)]
-        deletes = [action.app for action in actions if isinstance(action, Delete)]
+        deletes = [action.app for action in actions if isinstance(action, Delete | Retry)]
         if deletes:
             await self.in_serve_thread(self._serve.delete, deletes)
         if not applies:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 DEPLOYMENT = "Model"
 REFUSED = "refused"
 """Key of an answer that is no outputs: the values were wrong, and this says how."""
-_STARTS = 2
-"""Tries of the first replica; what is wrong with a package is wrong the next time too."""
+_STARTS = 1
+"""Tries of the first replica. The controller tries again, but not what would go wrong again."""
 _DRAIN_S = 60.0
 _WARM_UP_TOKENS = 2
 

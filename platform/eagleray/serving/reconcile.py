@@ -12,6 +12,9 @@ from eagleray.serving.services import APP_PREFIX, Record, ServedVersion, Service
 _OUR_ERROR = re.compile(r"eagleray(?:\.\w+)*\.\w+: (.+?)(?=\n\s*\n|\Z)", re.DOTALL)
 
 
+_MAX_RETRIES = 2
+
+
 @dataclass(frozen=True)
 class Seen:
     """A Serve application, as Serve sees it."""
@@ -48,6 +51,15 @@ class Fail:
 
 
 @dataclass(frozen=True)
+class Retry:
+    """Let Serve end the application, and start it anew: what went wrong may have been the node's fault."""
+
+    name: str
+    version: int
+    app: str
+
+
+@dataclass(frozen=True)
 class Switch:
     """Let the plain name lead to the version."""
 
@@ -77,7 +89,7 @@ class Forget:
     app: str
 
 
-Action = Apply | MarkReady | Fail | Switch | Retire | Delete | Forget
+Action = Apply | MarkReady | Fail | Retry | Switch | Retire | Delete | Forget
 
 
 def decide(
@@ -135,13 +147,17 @@ def _of_version(served: ServedVersion, seen: Seen | None, applied: str | None) -
     elif seen.status == "running" and not served.is_ready:
         yield MarkReady(served.name, served.version)
     elif seen.status == "failed" and not served.is_ready:
-        yield Fail(served.name, served.version, reason(seen.message))
+        ours = our_error(seen.message)
+        if ours is not None or served.retries >= _MAX_RETRIES:
+            yield Fail(served.name, served.version, ours or " ".join(seen.message.split()))
+        else:
+            yield Retry(served.name, served.version, served.app)
 
 
-def reason(message: str) -> str:
-    """What our own error says, of all that Serve says about a replica that did not start."""
+def our_error(message: str) -> str | None:
+    """What an error of ours says, in what Serve says about a replica that did not start: it would come again."""
     found = _OUR_ERROR.findall(message)
-    return " ".join((found[-1] if found else message).split())
+    return " ".join(found[-1].split()) if found else None
 
 
 def carry_out(record: Record, action: Action, now_s: float) -> Record:
@@ -159,6 +175,10 @@ def carry_out(record: Record, action: Action, now_s: float) -> Record:
             if service.wanted == version:
                 record = record.with_service(name, replace(service, wanted=service.default))
             return record
+        case Retry(name, version, app):
+            served = record.version(name, version)
+            record = carry_out(record, Delete(app), now_s)
+            return record.with_version(replace(served, retries=served.retries + 1))
         case Switch(name, version):
             return record.with_service(name, replace(record.services[name], default=version))
         case Retire(name, version):

@@ -45,6 +45,8 @@ class ServedVersion:
     """It has answered since its application was made."""
     failure: str = ""
     """Why it was given up, where it was."""
+    retries: int = 0
+    """How often it was started again because its first replica did not come up."""
 
     @property
     def name(self) -> str:

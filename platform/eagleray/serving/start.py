@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from eagleray.cluster import settings, state
 from eagleray.cluster.files import read_json
+from eagleray.cluster.probing import answers
 from eagleray.cluster.state import ClusterState
 from eagleray.errors import ServiceError
 from eagleray.serving.control_settings import CONTROLLER, NAMESPACE, ON_HEAD, ControllerSettings
@@ -30,7 +29,7 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
     """Of the controller of a local cluster."""
     return ControllerSettings(
         cluster=cluster.name,
-        directory=str(record_dir(cluster.name)),
+        directory=str(settings.serving_dir(cluster.name)),
         admin_key_path=str(cluster.admin_key_path),
         host=serving.host,
         port=cluster.ports["ingress"],
@@ -39,11 +38,6 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
         is_key_needed_for_infer=not state.is_loopback(serving.host),
         limits=Limits(int(serving.max_body_mib * 2**20), serving.request_timeout_s),
     )
-
-
-def record_dir(cluster_name: str) -> Path:
-    """The folder of the controller's record: it outlives a crash of the cluster, but not `eagleray down`."""
-    return settings.home() / "serving" / cluster_name
 
 
 def start(wanted: ControllerSettings) -> Any:
@@ -73,23 +67,13 @@ def await_ingress(url: str, controller: Any, timeout_s: float = _READY_TIMEOUT_S
     import ray
 
     deadline = time.monotonic() + timeout_s
-    while not is_ready(url):
+    while not answers(f"{url}/v2/health/live"):
         if time.monotonic() > deadline:
             said: Any = ray.get(controller.ping.remote(), timeout=10)
             raise ServiceError(
                 f"the ingress does not answer at {url} after {timeout_s:.0f} s: {said['trouble']}"
             )
         time.sleep(0.1)
-
-
-def is_ready(url: str, timeout_s: float = 2.0) -> bool:
-    """Whether the ingress at `url` answers."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through the user's proxy
-    try:
-        with opener.open(f"{url}/v2/health/ready", timeout=timeout_s) as response:
-            return response.status == 200
-    except (OSError, http.client.HTTPException):
-        return False
 
 
 def main(folder: Path) -> None:

@@ -24,6 +24,7 @@ def as_text(found: local.ClusterStatus) -> str:
     lines = [
         f"cluster {found.name}: {ready}, up {_duration(found.uptime_s)}",
         f"  dashboard {found.dashboard_url}   GCS {found.gcs_address}",
+        f"  ingress   {_ingress(found)}",
         f"  logs      {found.logs_dir}",
         "processes:",
         *(f"  {process.role:<12} {process.pid:>8}  {_life(alive)}" for process, alive in found.processes),
@@ -33,6 +34,14 @@ def as_text(found: local.ClusterStatus) -> str:
         resources = ", ".join(f"{key} {_amount(key, value)}" for key, value in sorted(node.resources.items()))
         lines.append(f"  {node.node_id}  {node.node_type:<12} {resources}  up {_duration(node.uptime_s)}")
     return "\n".join(lines)
+
+
+def _ingress(found: local.ClusterStatus) -> str:
+    if found.ingress_url is None:
+        return "none: serving.enabled is false in this cluster's spec"
+    if found.is_ingress_ready:
+        return found.ingress_url
+    return f"{found.ingress_url} (does not answer yet; see {found.logs_dir / 'serving.log'})"
 
 
 def _life(is_alive: bool) -> str:

@@ -19,7 +19,7 @@ from eagleray.serving.reconcile import (
     Seen,
     carry_out,
     decide,
-    reason,
+    our_error,
 )
 from eagleray.serving.services import Record, ServedVersion
 from eagleray.specs import ServiceSpec
@@ -320,5 +320,19 @@ eagleray.errors.PackageError: /models/2: weights.safetensors
  does not match; publish it again
 
 """
-    assert reason(text) == "/models/2: weights.safetensors does not match; publish it again"
-    assert reason("out of  memory\n") == "out of memory"
+    assert our_error(text) == "/models/2: weights.safetensors does not match; publish it again"
+    assert our_error("out of  memory\n") is None
+
+
+def test_what_may_have_been_the_nodes_fault_is_tried_again(world):
+    world.deploy(1)
+    world.step()
+    for _ in range(2):
+        world.seen[V1] = Seen("failed", "The actor died: its node was lost")
+        assert world.step() == ["Retry"]
+        world.seen[V1] = DELETING
+        assert world.decide() == []
+        del world.seen[V1]
+        assert world.step() == ["Apply"]
+    world.seen[V1] = Seen("failed", "The actor died:\n its node was lost")
+    assert world.decide() == [Fail("digits", 1, "The actor died: its node was lost")]

@@ -1,0 +1,212 @@
+"""Models on the shared cluster, through the ingress that `up` started: deployed, replaced, refused."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from eagleray.cluster import settings
+from eagleray.packaging import Folder
+from eagleray.packaging.model_package import CODE
+from eagleray.registry.models import MlflowModels
+from eagleray.specs import Architecture
+from support import cards
+
+NAME = "served-digits"
+IMAGE = [float(number % 17) for number in range(64)]
+DEPLOY_S = 60.0
+SHARE = 0.3
+"""CPUs of a replica: three share a node, so that the tests wait for one only."""
+
+
+def infer(client: httpx.Client, path: str = NAME, count: int = 1) -> httpx.Response:
+    tensor = {"name": "image", "datatype": "FP32", "shape": [count, 1, 8, 8], "data": IMAGE * count}
+    return client.post(f"/v2/models/{path}/infer", json={"inputs": [tensor]})
+
+
+def deploy(client: httpx.Client, **spec) -> dict:
+    answer = client.post("/admin/deploy", json={"name": NAME, "cpus_per_replica": SHARE, **spec})
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+def services(client: httpx.Client) -> dict[int, dict]:
+    found = client.get("/admin/services").json()["services"]
+    return {service["version"]: service for service in found if service["name"] == NAME}
+
+
+def until(condition, limit_s: float = DEPLOY_S, client: httpx.Client | None = None) -> float:
+    """Seconds until `condition` came true."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit_s, services(client) if client else "no end"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def versions(eagleray_home: Path) -> MlflowModels:
+    """The registry with two versions of a small, untrained model."""
+    store = MlflowModels(settings.tracking_uri(), settings.storage_url())
+    card = cards.card("image", name=NAME)
+    for seed in (1, 2):
+        store.publish(card, cards.weights(card, seed), aliases=["candidate"] if seed == 2 else [])
+    return store
+
+
+@pytest.fixture(scope="module")
+def served(ingress: httpx.Client, versions: MlflowModels):
+    """Version 1, ready."""
+    began = time.monotonic()
+    assert deploy(ingress, version=1)["state"] == "starting"
+    starting = infer(ingress)
+    assert starting.status_code == 503
+    assert int(starting.headers["retry-after"]) >= 1
+    until(lambda: infer(ingress).status_code == 200, client=ingress)
+    print(f"deploy to answer: {time.monotonic() - began:.1f} s")
+    yield ingress
+    ingress.post("/admin/undeploy", json={"name": NAME})
+    until(lambda: not services(ingress))
+
+
+def test_answers_are_those_of_the_package(served, versions):
+    import numpy as np
+
+    from eagleray.inference import Predictor
+    from eagleray.packaging import open_package
+
+    package = open_package(versions.resolve(f"{NAME}/versions/1").url)
+    image = np.array(IMAGE, np.float32).reshape(1, 1, 8, 8)
+    expected = Predictor(package).predict({"image": image})
+    answer = infer(served, count=3)
+    assert answer.status_code == 200, answer.text
+    outputs = {output["name"]: output["data"] for output in answer.json()["outputs"]}
+    assert outputs["label"] == [expected["label"][0]] * 3
+    assert outputs["class"] == [int(expected["class"][0])] * 3
+    assert np.allclose(np.reshape(outputs["probabilities"], (3, 3)), expected["probabilities"], atol=1e-6)
+    assert answer.json()["model_version"] == "1"
+
+
+@dataclass
+class Load:
+    """Requests from two threads until `stop`."""
+
+    url: str
+    answers: Counter = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
+    is_over: bool = False
+
+    def __enter__(self):
+        self.threads = [threading.Thread(target=self._run) for _ in range(2)]
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.is_over = True
+        for thread in self.threads:
+            thread.join()
+
+    def _run(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as client:
+            while not self.is_over:
+                try:
+                    answer = infer(client)
+                except httpx.HTTPError as error:
+                    self.failed.append(repr(error))
+                    continue
+                if answer.status_code == 200:
+                    self.answers[answer.json()["model_version"]] += 1
+                else:
+                    self.failed.append(answer.text)
+                time.sleep(0.02)
+
+
+def test_a_second_version_takes_over_without_a_failed_request(served):
+    # Beside the first at the beginning: its alias leads to it, the plain name does not.
+    answer = deploy(served, version="@candidate", default=False)
+    assert answer["version"] == 2
+    with Load(str(served.base_url)) as load:
+        seconds = until(lambda: infer(served, f"{NAME}@candidate").status_code == 200, client=served)
+        print(f"second version to answer: {seconds:.1f} s")
+        assert set(load.answers) == {"1"}
+        deploy(served, version=2)
+        until(lambda: load.answers["2"] > 20, client=served)
+        until(lambda: list(services(served)) == [2], client=served)
+        time.sleep(0.5)  # the first one's replica is ending meanwhile
+    assert load.failed == []
+    assert load.answers["1"] > 0
+    gone = infer(served, f"{NAME}/versions/1")
+    assert gone.status_code == 404
+    assert "deployed: 2" in gone.json()["error"]
+
+
+def test_a_damaged_package_is_named_and_the_old_version_stays(served, versions):
+    card = cards.card("image", name=NAME)
+    version = versions.publish(card, cards.weights(card, 3))
+    weights = Path(version.url) / "weights.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    deploy(served)
+    until(lambda: services(served)[3]["state"] == "failed", client=served)
+    message = services(served)[3]["message"]
+    assert "weights.safetensors" in message
+    assert "Traceback" not in message
+    assert infer(served).json()["model_version"] == "2"
+    failed = infer(served, f"{NAME}/versions/3")
+    assert failed.status_code == 503
+    assert "weights.safetensors" in failed.json()["error"]
+
+
+MY_NET = """
+from torch.nn import AvgPool1d, Flatten, Sequential
+def build(x, signature):
+    return Sequential(Flatten(), AvgPool1d(21, 21))
+"""
+
+
+@pytest.mark.parametrize("allow_code", [False, True])
+def test_a_users_own_architecture_needs_to_be_allowed(served, versions, tmp_path, allow_code):
+    (tmp_path / "my_net.py").write_text(MY_NET)
+    card = cards.card(
+        "image",
+        name=NAME,
+        architecture=Architecture(function="my_net:build", arguments={"x": int(allow_code)}),
+    )
+    version = versions.publish(card, {}, Folder(str(tmp_path)))
+    answer = served.post(
+        "/admin/deploy",
+        json={"name": NAME, "default": False, "allow_code": allow_code, "cpus_per_replica": SHARE},
+    )
+    if allow_code:
+        assert answer.status_code == 202
+        until(lambda: services(served)[version.version]["state"] != "starting", client=served)
+        assert services(served)[version.version]["state"] == "ready"
+        assert infer(served, f"{NAME}/versions/{version.version}").status_code == 200
+        served.post("/admin/undeploy", json={"name": NAME, "version": version.version})
+    else:
+        assert answer.status_code == 422
+        assert f"{CODE}/my_net.py" in answer.json()["error"]
+        assert "allow_code = true" in answer.json()["error"]
+
+
+def test_what_can_never_be_placed_is_refused(served):
+    answer = served.post("/admin/deploy", json={"name": NAME, "version": 2, "gpus_per_replica": 64})
+    assert answer.status_code == 409
+    assert "64 GPU" in answer.json()["error"]
+    assert infer(served).status_code == 200
+
+
+def test_a_revoked_key_opens_nothing_at_once(served):
+    created = served.post("/admin/keys", json={"name": "app", "scopes": ["admin"]}).json()
+    mine = {"Authorization": f"Bearer {created['key']}"}
+    until(lambda: served.get("/admin/keys", headers=mine).status_code == 200, 5)
+    assert served.delete(f"/admin/keys/{created['id']}").status_code == 200
+    until(lambda: served.get("/admin/keys", headers=mine).status_code == 401, 5)
