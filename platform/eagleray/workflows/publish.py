@@ -107,9 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def summary(version: ModelVersion) -> list[str]:
     """The last lines of the log."""
-    metrics = "  ".join(
-        f"{name} {value:.4f}" for name, value in version.metrics.items() if name.startswith("test_")
-    )
+    tests = [name for name in version.metrics if name.startswith("test_")][:4]
+    metrics = "  ".join(f"{name} {version.metrics[name]:.4f}" for name in tests)
     aliases = f" ({', '.join(version.aliases)})" if version.aliases else ""
     return [
         f"published {version.ref}{aliases}" + (f": {metrics}" if metrics else ""),
