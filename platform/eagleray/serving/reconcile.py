@@ -155,7 +155,7 @@ def _of_version(served: ServedVersion, seen: Seen | None, applied: str | None) -
 
 
 def our_error(message: str) -> str | None:
-    """What an error of ours says, in what Serve says about a replica that did not start: it would come again."""
+    """What an error of ours says, in what Serve says of a replica that did not start: it would come again."""
     found = _OUR_ERROR.findall(message)
     return " ".join(found[-1].split()) if found else None
 
