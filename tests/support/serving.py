@@ -197,7 +197,8 @@ class PretendAdmin:
             raise ModelNotFound(f"no model {spec.get('name')!r}; there are: {', '.join(SIGNATURES)}")
         self.deployed.append(dict(spec))
         assert self.app is not None
-        name, version = spec["name"], 1
+        name, version = spec["name"], spec.get("version")
+        version = version if isinstance(version, int) else 1
         route = ModelRoute(version, {}, {version: target(name, version)})
         self._set(routes=self.app.state.routes.with_model(name, route))
         return {"name": name, "version": version, "state": "starting"}
@@ -266,9 +267,9 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def pretend(**limits: Any) -> Pretend:
+def pretend(*, both_scopes: bool = False, **limits: Any) -> Pretend:
     """An ingress with two keys, one for each scope; inference needs none."""
-    ring, _, admin_key = KeyRing().create("admin", ["admin"])
+    ring, _, admin_key = KeyRing().create("admin", ["infer", "admin"] if both_scopes else ["admin"])
     ring, _, infer_key = ring.create("infer", ["infer"])
     transport, admin = PretendTransport(), PretendAdmin(ring=ring)
     state = IngressState(routes=routes(), keys=ring, limits=Limits(**limits))
@@ -277,9 +278,9 @@ def pretend(**limits: Any) -> Pretend:
 
 
 @contextmanager
-def serving(ingress: Pretend) -> Iterator[Pretend]:
+def serving(ingress: Pretend, *, port: int = 0) -> Iterator[Pretend]:
     """The ingress under a real uvicorn, on a free port of this machine, in a thread of its own."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(uvicorn.Config(ingress.app, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

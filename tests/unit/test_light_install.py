@@ -20,6 +20,8 @@ HEAVY = ("ray", "torch", "mlflow", "pandas", "pyarrow", "sklearn", "matplotlib",
     ("module", "also_absent"),
     [
         ("eagleray.client", ("pydantic", "httpx", "numpy", "websockets")),
+        ("eagleray.client.sync, eagleray.client.aio, eagleray.client.outcome", ("pydantic",)),
+        ("eagleray.protocol.infer, eagleray.protocol.openai_answers", ("pydantic", "httpx")),
         ("eagleray.cli", ("pydantic", "httpx", "numpy", "rich")),
         ("eagleray.specs", ("httpx", "numpy")),
         ("eagleray.cluster.state", ("pydantic", "httpx", "numpy")),

@@ -49,9 +49,7 @@ class AsyncClient:
         max_attempts: int = calls.MAX_ATTEMPTS,
     ) -> None:
         self._settings = Settings.of(url, key, timeout_s, max_attempts)
-        self._http = httpx.AsyncClient(
-            headers=self._settings.headers, timeout=None, trust_env=not self._settings.is_loopback
-        )
+        self._http = httpx.AsyncClient(**self._settings.connection)
         self._inputs: dict[str, tuple[Tensor, ...]] = {}
         self.admin = AsyncAdmin(self)
 
@@ -89,6 +87,12 @@ class AsyncClient:
             if await self._look_up(model) == expected:
                 raise
         return await self._run(calls.predict(model, inputs, self._inputs[model], outputs), timeout_s)
+
+    async def predict_file(
+        self, model: str, body: bytes, media_type: str, *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """As `Client.predict_file`."""
+        return await self._run(calls.predict_file(model, body, media_type), timeout_s)
 
     @overload
     async def generate(
@@ -193,9 +197,9 @@ class AsyncClient:
         try:
             request = self._http.build_request(
                 call.method,
-                self.url + call.path,
+                calls.parsed(self.url + call.path),
                 content=call.content,
-                headers=calls.JSON if call.content is not None else None,
+                headers={"content-type": call.media_type} if call.content is not None else None,
                 timeout=httpx.Timeout(left_s, connect=min(left_s, calls.CONNECT_S)),
             )
             return await self._http.send(request, stream=is_streamed)

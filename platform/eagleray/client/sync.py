@@ -45,9 +45,7 @@ class Client:
         max_attempts: int = calls.MAX_ATTEMPTS,
     ) -> None:
         self._settings = Settings.of(url, key, timeout_s, max_attempts)
-        self._http = httpx.Client(
-            headers=self._settings.headers, timeout=None, trust_env=not self._settings.is_loopback
-        )
+        self._http = httpx.Client(**self._settings.connection)
         self._inputs: dict[str, tuple[Tensor, ...]] = {}
         self._jobs: JobClient | None = None
         self.admin = Admin(self._run)
@@ -101,6 +99,24 @@ class Client:
             if self._look_up(model) == expected:
                 raise
         return self._run(calls.predict(model, inputs, self._inputs[model], outputs), timeout_s)
+
+    def predict_file(
+        self, model: str, body: bytes, media_type: str, *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """The model's answer for a file, in plain values: label, class and probabilities by label, or value.
+
+        Args:
+            model: As for `predict`.
+            body: The file's bytes.
+            media_type: image/png, image/jpeg, audio/wav, text/plain, text/csv (with a header; the answer then
+                has a list, `predictions`) or application/json ({"inputs": a sample or a list of them}).
+            timeout_s: Instead of the client's own.
+
+        Raises:
+            ModelNotFound: as `predict`.
+            InputError: the file is damaged, or is nothing that the model takes; the message says what is.
+        """
+        return self._run(calls.predict_file(model, body, media_type), timeout_s)
 
     @overload
     def generate(
@@ -228,9 +244,9 @@ class Client:
         try:
             request = self._http.build_request(
                 call.method,
-                self.url + call.path,
+                calls.parsed(self.url + call.path),
                 content=call.content,
-                headers=calls.JSON if call.content is not None else None,
+                headers={"content-type": call.media_type} if call.content is not None else None,
                 timeout=httpx.Timeout(left_s, connect=min(left_s, calls.CONNECT_S)),
             )
             return self._http.send(request, stream=is_streamed)

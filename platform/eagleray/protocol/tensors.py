@@ -34,6 +34,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """Datatype to numpy's; of the protocol's datatypes only BF16 is missing, which numpy does not have."""
 
+_LIMITS = {dtype: np.iinfo(dtype.str) for dtype in DTYPES.values() if dtype.kind in "iu"}
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_DIMENSIONS = 32
 _EXPECTED = {"b": (bool,), "i": (int,), "u": (int,), "f": (float, int), "O": (str,)}
@@ -198,7 +199,7 @@ def _array(flat: list[Any], dtype: np.dtype[Any], what: str) -> Array:
 
 
 def _whole(flat: list[int], dtype: np.dtype[Any], what: str) -> Array:
-    limits = np.iinfo(dtype)
+    limits = _LIMITS[dtype]
     if flat and not (limits.min <= min(flat) and max(flat) <= limits.max):
         wrong = next(value for value in flat if not limits.min <= value <= limits.max)
         raise InputError(f"{what} holds {limits.min} to {limits.max}, and data has {_shown(wrong)}")
