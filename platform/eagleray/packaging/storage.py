@@ -80,7 +80,9 @@ class Folder:
     def create(self, name: str, data: bytes) -> bool:
         """Write a whole file where none of that name is yet; of many that try at once one gets True.
 
-        An object store must know conditional writes (S3 does); on one that does not, two may get True.
+        An object store must know conditional writes, and decide at the end of the write (S3 does). On one
+        that does not know them, two may get True; on one that decides before it writes (OpenStack Swift), two
+        that try within the same milliseconds may.
         """
         self._make_parent(name)
         return self._backend.create(self._join(name), data)

@@ -9,12 +9,6 @@ import pytest
 from eagleray.registry.tracking import Tracker
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """One SQLite file for the module: making it takes seconds."""
-    return tmp_path_factory.mktemp("tracking")
-
-
 def tracker(place, **options):
     return Tracker(f"sqlite:///{place}/mlflow.db", "runs", artifact_root=f"{place}/artifacts", **options)
 
