@@ -6,7 +6,7 @@ Only arrays come in: `workflows/evaluate.py` asks the predictor and the dataset 
 from eagleray.evaluation.classification import Classification, classification
 from eagleray.evaluation.curves import plot_curves
 from eagleray.evaluation.fit import check_fit, classes_of
-from eagleray.evaluation.judgement import Evidence, Judgement, history_curves, judge
+from eagleray.evaluation.judgement import Evidence, Judgement, judge, validation_curve
 from eagleray.evaluation.language import Language, LanguageSums
 from eagleray.evaluation.metrics import Loss, Metrics
 from eagleray.evaluation.page import html
@@ -29,10 +29,10 @@ __all__ = [
     "classes_of",
     "classification",
     "draw",
-    "history_curves",
     "html",
     "judge",
     "lines",
     "plot_curves",
     "regression",
+    "validation_curve",
 ]

@@ -35,7 +35,6 @@ class Evidence:
     train: Loss | None
     """On samples that the model was trained on, without dropout and augmentation."""
     held_out: Loss | None
-    train_curve: Curve = ()
     validation_curve: Curve = ()
     """Of the run's history."""
 
@@ -114,17 +113,14 @@ def judge(evidence: Evidence) -> Judgement:
     )
 
 
-def history_curves(history: Sequence[Mapping[str, float]]) -> tuple[Curve, Curve]:
-    """The training and the validation loss of a run's history, in order of steps; only finite values."""
-    curves = []
-    for name in ("loss", "validation_loss"):
-        points = {
-            int(row["step"]): float(row[name])
-            for row in history
-            if row.get(name) is not None and math.isfinite(row[name])
-        }  # a step that was redone after a loss counts as it was the last time
-        curves.append(tuple(sorted(points.items())))
-    return curves[0], curves[1]
+def validation_curve(history: Sequence[Mapping[str, float]]) -> Curve:
+    """The validation loss of a run's history, in order of steps; only finite values."""
+    points = {
+        int(row["step"]): float(row["validation_loss"])
+        for row in history
+        if row.get("validation_loss") is not None and math.isfinite(row["validation_loss"])
+    }  # a step that was redone after a loss counts as it was the last time
+    return tuple(sorted(points.items()))
 
 
 def _signs(evidence: Evidence, train: Loss, held_out: Loss, baseline: float) -> _Signs:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from eagleray.workflows.stopping import stoppable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from eagleray.evaluation import Report
     from eagleray.packaging import Folder
     from eagleray.specs import EvaluateSpec
@@ -58,11 +60,24 @@ def evaluate(spec: EvaluateSpec, say: Callable[[str], None] = print) -> Evaluati
         say(f"evaluation {evaluation_id}: {candidate.name}")
         examination = examine(spec, candidate, say)
         report = write(examination, made, evaluation_id, created_at)
-        files = [path for path in made.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: (path.name == "report.json", path)):  # the report last
-            folder.upload(path, path.relative_to(made).as_posix())
+        _upload(made, folder)
         publish(report, examination, made, folder, say)
     return Evaluation(report, folder)
+
+
+def _upload(made: Path, folder: Folder) -> None:
+    """Every file that was made, report.json last. Raises: EaglerayError where the storage refuses."""
+    from eagleray.errors import EaglerayError
+
+    files = [path for path in made.rglob("*") if path.is_file()]
+    try:
+        for path in sorted(files, key=lambda path: (path.name == "report.json", path)):
+            folder.upload(path, path.relative_to(made).as_posix())
+    except OSError as error:
+        raise EaglerayError(
+            f"the report cannot be written to {folder.url}: {error.strerror or error}; make room there, or "
+            "give the right to write"
+        ) from error
 
 
 @stoppable

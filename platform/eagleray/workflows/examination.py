@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eagleray import data, device
 from eagleray.errors import DataError, EaglerayError, InputError
-from eagleray.evaluation import Evidence, Judgement, check_fit, classes_of, history_curves, judge
+from eagleray.evaluation import Evidence, Judgement, check_fit, classes_of, judge, validation_curve
 from eagleray.evaluation.metrics import Array
 from eagleray.inference.predictor import Predictor
 from eagleray.specs import EvaluateSpec, Signature
@@ -79,13 +79,11 @@ def examine(spec: EvaluateSpec, candidate: Candidate, say: Callable[[str], None]
     warnings = _digest_warnings(spec, candidate, dataset.digest)
     train, trouble = _on_training_data(spec, candidate, dataset, predictor, sum(sizes.values()))
     history = [] if candidate.origin is None else read_history(candidate.origin.folder)
-    train_curve, validation_curve = history_curves(history)
     is_held_out = spec.part != "train"
     evidence = Evidence(
         train=None if train is None else train.metrics.loss,
         held_out=judged.metrics.loss if is_held_out else None,
-        train_curve=train_curve,
-        validation_curve=validation_curve,
+        validation_curve=validation_curve(history),
     )
     return Examination(
         spec=spec,
@@ -189,7 +187,7 @@ def _on_training_data(
         transform=_masking(candidate),
     )
     try:
-        walk = Walk(**{**vars(walk), "classes": _classes(signature, dataset.signature)})
+        walk = replace(walk, classes=_classes(signature, dataset.signature))
         return judge_parts(predictor, {"train": dataset.train}, walk), []
     except EaglerayError as error:
         return None, [f"The model could not be measured on its training data: {error}"]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from eagleray.evaluation import Evidence, Loss, history_curves, judge
+from eagleray.evaluation import Evidence, Loss, judge, validation_curve
 
 BASELINE = 2.0
 
@@ -25,7 +25,7 @@ CASES = {
         "good fit",
         ["0.1 on data", "0.12 ± 0.01 on held-out"],
     ),
-    "a flat curve": (Evidence(loss(0.10), loss(0.12), (), FLAT), "good fit", []),
+    "a flat curve": (Evidence(loss(0.10), loss(0.12), FLAT), "good fit", []),
     "held-out is better": (Evidence(loss(0.30), loss(0.20)), "good fit", []),
     "somewhat worse": (Evidence(loss(0.10), loss(0.35)), "over-fitting", ["somewhat worse", "regularise"]),
     "much worse": (Evidence(loss(0.01), loss(1.20)), "over-fitting", ["much worse"]),
@@ -36,33 +36,33 @@ CASES = {
     ),
     "few samples": (Evidence(loss(0.10), loss(0.35, 0.2)), "good fit", ["no larger than chance"]),
     "past its best": (
-        Evidence(loss(0.10), loss(0.15), (), RISING),
+        Evidence(loss(0.10), loss(0.15), RISING),
         "over-fitting",
         ["past its best point", "near step 40", "lowest at step 40"],
     ),
     "worse and past its best": (
-        Evidence(loss(0.10), loss(0.50), (), RISING),
+        Evidence(loss(0.10), loss(0.50), RISING),
         "over-fitting",
         ["somewhat worse", "early_stopping"],
     ),
     "the curve rose, but not more than training's": (
-        Evidence(loss(0.20), loss(0.19), (), RISING),
+        Evidence(loss(0.20), loss(0.19), RISING),
         "good fit",
         [],
     ),
     "ended early": (
-        Evidence(loss(0.50), loss(0.52), (), FALLING),
+        Evidence(loss(0.50), loss(0.52), FALLING),
         "still learning",
         ["Train longer", "still fell"],
     ),
     "learned little": (Evidence(loss(1.90), loss(1.95)), "under-fitting", ["only 5 %", "more capacity"]),
     "learned nothing": (Evidence(loss(2.00), loss(2.10)), "under-fitting", ["learned nothing"]),
     "little, and still falling": (
-        Evidence(loss(1.90), loss(1.95), (), FALLING),
+        Evidence(loss(1.90), loss(1.95), FALLING),
         "under-fitting",
         ["Train longer first"],
     ),
-    "a short curve says nothing": (Evidence(loss(0.5), loss(0.52), (), FALLING[:3]), "good fit", []),
+    "a short curve says nothing": (Evidence(loss(0.5), loss(0.52), FALLING[:3]), "good fit", []),
     "no held-out data": (Evidence(loss(0.1), None), "unknown", ["not measured on held-out data"]),
     "no training data": (
         Evidence(None, loss(0.1)),
@@ -100,19 +100,20 @@ def test_the_same_evidence_in_other_units_is_judged_alike():
                 else Loss(part.mean * 1e6, part.standard_error * 1e6, part.baseline * 1e6)
                 for part in (evidence.train, evidence.held_out)
             ),
-            (),
             tuple((step, value * 1e6) for step, value in evidence.validation_curve),
         )
         assert judge(scaled).verdict == verdict
 
 
-def test_curves_of_a_history():
+def test_the_curve_of_a_history():
     history = [
         {"step": 20.0, "loss": 0.5},
         {"step": 10.0, "loss": 1.0},
         {"step": 20.0, "validation_loss": 0.7, "validation_accuracy": 0.9},
         {"step": 20.0, "loss": 0.4},
-        {"step": 30.0, "loss": math.nan},
+        {"step": 10.0, "validation_loss": 0.9},
+        {"step": 20.0, "validation_loss": 0.6},
+        {"step": 30.0, "validation_loss": math.nan},
     ]
-    assert history_curves(history) == (((10, 1.0), (20, 0.4)), ((20, 0.7),))
-    assert history_curves([]) == ((), ())
+    assert validation_curve(history) == ((10, 0.9), (20, 0.6))
+    assert validation_curve([]) == ()

@@ -350,6 +350,22 @@ def test_a_package_with_code_needs_leave(tmp_path: Path) -> None:
     assert judged(url, "package", model={"allow_code": True}).report.metrics.values["accuracy"] > 0.8
 
 
+def test_a_storage_that_takes_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = packaged(tmp_path)
+    (tmp_path / "storage").mkdir()
+    (tmp_path / "storage/evaluations").write_text("not a folder")
+    monkeypatch.setenv("EAGLERAY_STORAGE", str(tmp_path / "storage"))
+    path = tmp_path / "spec.toml"
+    path.write_text(
+        'kind = "evaluate"\nname = "try"\ndata = { kind = "digits" }\n'
+        f'[model]\nkind = "package"\nref = "{url}"\n'
+    )
+    assert main([str(path)]) == 1
+    assert "error: the report cannot be written to " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overrides", "code", "message"),
     [
