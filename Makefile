@@ -16,7 +16,7 @@ TESTS := tests/unit tests/contracts tests/integration tests/e2e
 NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
 LINTED := platform/eagleray jobs tests examples $(wildcard serve_apps/*.py benchmarks/*.py)
 
-.PHONY: help install venv demo test test-unit test-all bench-loop bench-generation lint format docs constraints clean
+.PHONY: help install venv demo test test-unit test-all bench-loop bench-generation bench-sdk lint format docs constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ bench-loop: install  ## one training step in our loop against bare torch DDP
 
 bench-generation: install  ## tokens per second of the GPT with and without its cache
 	@$(BIN)/python benchmarks/generation.py
+
+bench-sdk: install  ## one prediction through the SDK against httpx by hand
+	@$(BIN)/python benchmarks/sdk.py
 
 lint: install  ## ruff, basedpyright, and the contract of the rooms
 	@$(BIN)/ruff check $(LINTED)
