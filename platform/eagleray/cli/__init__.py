@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from eagleray import __version__
-from eagleray.cli import cluster, dashboards, jobs, runs
+from eagleray.cli import cluster, dashboards, jobs, keys, models, predictions, runs, services, status
 from eagleray.cli.shared import INTERRUPTED, InOrder
 from eagleray.errors import EaglerayError
 
@@ -31,10 +31,11 @@ def cli(debug: bool) -> None:
 
 
 for _verbs in (
-    (cluster.up, cluster.down, cluster.status, cluster.env),
-    (runs.check, runs.train, runs.resume),
+    (cluster.up, cluster.down, status.status, cluster.env),
+    (runs.check, runs.train, runs.resume, runs.tune, runs.evaluate, runs.publish),
+    (models.models, services.deploy, services.undeploy, predictions.predict),
     (jobs.jobs, jobs.logs, jobs.stop),
-    (dashboards.dashboards,),
+    (keys.keys, dashboards.dashboards),
 ):
     for _verb in _verbs:
         cli.add_command(_verb)

@@ -1,10 +1,10 @@
-"""`up`, `down`, `status`, `env`: a local cluster."""
+"""`up`, `down`, `env`: a local cluster."""
 
 from __future__ import annotations
 
 import click
 
-from eagleray.cli.shared import DEFAULT_CLUSTER, json_option, name_option, set_option
+from eagleray.cli.shared import DEFAULT_CLUSTER, name_option, set_option
 
 
 @click.command()
@@ -25,18 +25,6 @@ def down(name: str | None) -> None:
     from eagleray.workflows.down import down
 
     down(name or DEFAULT_CLUSTER, click.echo)
-
-
-@click.command()
-@name_option
-@json_option
-def status(name: str | None, as_json: bool) -> None:
-    """Show what runs: head, nodes, addresses."""
-    from eagleray.workflows.status import as_json as to_json
-    from eagleray.workflows.status import as_text, status
-
-    found = status(name or DEFAULT_CLUSTER)
-    click.echo(to_json(found) if as_json else as_text(found))
 
 
 @click.command()

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING
+
 import click
 
 from eagleray.cli.following import follow as follow_job
-from eagleray.cli.shared import job_client, json_option, name_option, to_json
+from eagleray.cli.following import outcome
+from eagleray.cli.output import next_steps, print_json, print_table
+from eagleray.cli.shared import INTERRUPTED, job_client, json_option, name_option
+
+if TYPE_CHECKING:
+    from eagleray.client import JobClient
 
 
 @click.command()
@@ -16,39 +24,60 @@ def jobs(name: str | None, as_json: bool) -> None:
     with job_client(name) as client:
         found = client.list()
     if as_json:
-        click.echo(to_json(found))
+        print_json(found)
         return
     if not found:
         click.echo("no jobs yet; start one with `eagleray train SPEC`")
         return
-    width = max(len(job.id) for job in found)
-    for job in found:
-        click.echo(
-            f"{job.id:<{width}}  {job.status:<9}  {_lasted(job.started_s, job.ended_s):>8}  {job.entrypoint}"
-        )
+    print_table(
+        ["job", "status", "lasted", "entrypoint"],
+        [(job.id, job.status, _lasted(job.started_s, job.ended_s), job.entrypoint) for job in found],
+        right=["lasted"],
+    )
+    running = next((job for job in found if not job.is_finished), None)
+    next_steps(f"eagleray logs -f {running.id}" if running else f"eagleray logs {found[0].id}")
 
 
 @click.command()
 @click.argument("job")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended.")
 @name_option
-def logs(job: str, follow: bool, name: str | None) -> int:
+@json_option
+def logs(job: str, follow: bool, name: str | None, as_json: bool) -> int:
     """Print what JOB has printed."""
     with job_client(name) as client:
+        if as_json:
+            return _logs_as_json(client, job, follow)
         if follow:
             return follow_job(client, job)
         click.echo(client.logs(job), nl=False)
         return 0
 
 
+def _logs_as_json(client: JobClient, job: str, follow: bool) -> int:
+    from eagleray.client import JobResult
+
+    exit_code = follow_job(client, job, on_stderr=True) if follow else 0
+    if exit_code != INTERRUPTED:
+        result = JobResult(client.status(job), client.logs(job))
+        print_json({**outcome(result), "log": result.log})
+    return exit_code
+
+
 @click.command()
 @click.argument("job")
 @name_option
-def stop(job: str, name: str | None) -> None:
+@json_option
+def stop(job: str, name: str | None, as_json: bool) -> None:
     """End JOB; its checkpoints stay, for `resume`."""
     with job_client(name) as client:
         was_running = client.stop(job)
+        found = client.status(job)
+    if as_json:
+        print_json({**dataclasses.asdict(found), "was_running": was_running})
+        return
     click.echo(f"{job}: {'asked to stop' if was_running else 'had ended before'}")
+    next_steps(f"eagleray logs -f {job}" if was_running else "eagleray jobs")
 
 
 def _lasted(started_s: float | None, ended_s: float | None) -> str:

@@ -1,17 +1,22 @@
-"""`check`, `train`, `resume`: specs, and the runs of them."""
+"""`check`, `train`, `resume`, `tune`, `evaluate`, `publish`: specs, and the jobs that do what they say."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from eagleray.cli.following import submit_and_follow
-from eagleray.cli.shared import json_option, name_option, set_option
+from eagleray.cli.shared import DEFAULT_CLUSTER, json_option, name_option, set_option
 
 if TYPE_CHECKING:
+    from eagleray.client import JobResult
     from eagleray.specs import FileSpec
+
+_JUDGED = re.compile(r"^evaluation \S+: (run )?([a-z0-9]\S*)$", re.MULTILINE)
+"""The first line of an evaluation's log: a run by its id, or a version by its reference."""
 
 
 @click.command()
@@ -55,20 +60,112 @@ def _inline(value: Any) -> str:
 @click.argument("spec")
 @name_option
 @set_option
-def train(spec: str, name: str | None, overrides: tuple[str, ...]) -> int:
+@json_option
+def train(spec: str, name: str | None, overrides: tuple[str, ...], as_json: bool) -> int:
     """Train what SPEC describes, as a job of the cluster."""
-    from eagleray.client.submission import submit_run
+    from eagleray.client import submit_spec
     from eagleray.specs import TrainSpec, load
 
     loaded = load(TrainSpec, spec, overrides)
-    return submit_and_follow(name, lambda client: submit_run(client, "train", loaded))
+    return submit_and_follow(
+        name, lambda client: submit_spec(client, loaded), as_json=as_json, then=_after_a_run
+    )
 
 
 @click.command()
 @click.argument("run")
 @name_option
-def resume(run: str, name: str | None) -> int:
+@json_option
+def resume(run: str, name: str | None, as_json: bool) -> int:
     """Go on with a stopped or failed RUN."""
-    from eagleray.client.submission import submit_resume
+    from eagleray.client import submit_resume
 
-    return submit_and_follow(name, lambda client: submit_resume(client, run))
+    return submit_and_follow(
+        name, lambda client: submit_resume(client, run), as_json=as_json, then=_after_a_run
+    )
+
+
+@click.command()
+@click.argument("spec", required=False)
+@click.option("--resume", "search", metavar="SEARCH", help="Go on with a stopped search, by its id.")
+@name_option
+@set_option
+@json_option
+def tune(
+    spec: str | None, search: str | None, name: str | None, overrides: tuple[str, ...], as_json: bool
+) -> int:
+    """Search for the best values of a train spec, as SPEC says."""
+    from eagleray.client import submit_spec, submit_tune_resume
+    from eagleray.specs import TuneSpec, load
+
+    if (spec is None) == (search is None) or (search and overrides):
+        raise click.UsageError("give a SPEC (with --set, if need be), or --resume SEARCH")
+    if search is not None:
+        return submit_and_follow(name, lambda client: submit_tune_resume(client, search), as_json=as_json)
+    assert spec is not None
+    loaded = load(TuneSpec, spec, overrides)
+    return submit_and_follow(name, lambda client: submit_spec(client, loaded), as_json=as_json)
+
+
+@click.command()
+@click.argument("spec")
+@name_option
+@set_option
+@json_option
+def evaluate(spec: str, name: str | None, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Judge a model on held-out data, as SPEC says."""
+    from eagleray.client import submit_spec
+    from eagleray.specs import EvaluateSpec, load
+
+    loaded = load(EvaluateSpec, spec, overrides)
+
+    return submit_and_follow(
+        name, lambda client: submit_spec(client, loaded), as_json=as_json, then=_after_an_evaluation
+    )
+
+
+@click.command()
+@click.argument("run")
+@click.option("--name", "model", metavar="MODEL", help="The model's name [the run's].")
+@click.option("--alias", "aliases", multiple=True, metavar="ALIAS", help="Point it to the new version.")
+@click.option("--search", metavar="SEARCH", help="The search whose trial the run was.")
+@click.option("--parent", metavar="REF", help="The version that it was made from.")
+@click.option("--cluster", metavar="NAME", help=f"The local cluster [{DEFAULT_CLUSTER}].")
+@json_option
+def publish(
+    run: str,
+    *,
+    model: str | None,
+    aliases: tuple[str, ...],
+    search: str | None,
+    parent: str | None,
+    cluster: str | None,
+    as_json: bool,
+) -> int:
+    """Make a finished RUN the next version of a model."""
+    from eagleray.client import submit_publish
+
+    def then(result: JobResult) -> list[str]:
+        name = (result.version or "").partition("/")[0]
+        return [
+            f"eagleray models show {result.version}",
+            f'eagleray deploy SPEC   (a spec with kind = "service", name = "{name}")',
+        ]
+
+    return submit_and_follow(
+        cluster,
+        lambda client: submit_publish(client, run, name=model, aliases=aliases, search=search, parent=parent),
+        as_json=as_json,
+        then=then,
+    )
+
+
+def _after_a_run(result: JobResult) -> list[str]:
+    return [f"eagleray publish {result.made}"]
+
+
+def _after_an_evaluation(result: JobResult) -> list[str]:
+    judged = _JUDGED.search(result.log)
+    if judged is None:
+        return []
+    return [f"eagleray {'publish' if judged[1] else 'models show'} {judged[2]}"]

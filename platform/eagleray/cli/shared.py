@@ -1,10 +1,10 @@
-"""What several verbs share: options, the way to the cluster's jobs, JSON."""
+"""What several verbs share: options, and the way to the cluster's jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -47,14 +47,3 @@ def job_client(name: str | None) -> Iterator[JobClient]:
         address, token = found.dashboard_url, found.token
     with JobClient(address, token) as client:
         yield client
-
-
-def to_json(found: Any) -> str:
-    """Dataclasses, and lists of them, as JSON; paths as text."""
-    import dataclasses
-    import json
-
-    plain = (
-        [dataclasses.asdict(item) for item in found] if isinstance(found, list) else dataclasses.asdict(found)
-    )
-    return json.dumps(plain, indent=2, default=str)

@@ -1,0 +1,127 @@
+"""The way to an ingress: of a local cluster, or of any other by URL and key."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eagleray.cli.shared import DEFAULT_CLUSTER
+from eagleray.errors import ClusterError, InputError
+
+if TYPE_CHECKING:
+    from eagleray.client import Client
+    from eagleray.cluster.state import ClusterState
+
+STARTING_S = 60.0
+"""A cluster younger than this is waited for: `up` returns before its ingress answers."""
+IMPATIENT_S = 10.0
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Place:
+    """The ingress that the options of a verb name."""
+
+    name: str | None
+    """Of a local cluster."""
+    url: str | None
+    key_file: str | None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is that of a local cluster: where no URL is given, nor in the environment."""
+        return self.url is None and (self.name is not None or not os.environ.get("EAGLERAY_URL"))
+
+    def key(self) -> str | None:
+        """The key from its file, or from EAGLERAY_KEY where no cluster is named. Raises: InputError."""
+        if self.key_file is not None:
+            return read_key(Path(self.key_file))
+        return os.environ.get("EAGLERAY_KEY") if self.name is None else None
+
+
+def ingress_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that name an ingress; the verb gets them as one argument, `place`."""
+
+    @click.option("--name", "cluster", metavar="NAME", help=f"Of this local cluster [{DEFAULT_CLUSTER}].")
+    @click.option("--url", metavar="URL", help="The ingress's address [$EAGLERAY_URL].")
+    @click.option("--key-file", metavar="FILE", help="File with the API key [$EAGLERAY_KEY is the key].")
+    @functools.wraps(verb)
+    def placed(*args: Any, cluster: str | None, url: str | None, key_file: str | None, **options: Any) -> Any:
+        if cluster is not None and url is not None:
+            raise click.UsageError("give --name (a local cluster) or --url, not both")
+        return verb(*args, place=Place(cluster, url, key_file), **options)
+
+    return placed
+
+
+@contextmanager
+def ingress_client(place: Place, *, is_patient: bool = True) -> Iterator[Client]:
+    """A client of the ingress; where `is_patient`, that of a cluster just started is waited for."""
+    from eagleray.client import Client
+
+    options: Any = {} if is_patient else {"max_attempts": 1, "timeout_s": IMPATIENT_S}
+    if not place.is_local:
+        with Client(place.url, place.key(), **options) as client:
+            yield client
+        return
+    from eagleray.cluster import state
+
+    cluster = state.find(place.name or DEFAULT_CLUSTER)
+    url = url_of(cluster)
+    if is_patient:
+        _await_start(cluster, url)
+    with Client(url, place.key() or _admin_key(cluster), **options) as client:
+        yield client
+
+
+def url_of(cluster: ClusterState) -> str:
+    """The ingress's address. Raises: ClusterError where the cluster was started without one."""
+    if cluster.ingress_url is None:
+        raise ClusterError(
+            f"cluster {cluster.name!r} was started without serving (serving.enabled = false); start it anew "
+            "with serving to reach models"
+        )
+    return cluster.ingress_url
+
+
+def _admin_key(cluster: ClusterState) -> str:
+    if not cluster.admin_key_path.exists():
+        raise ClusterError(
+            f"the ingress of cluster {cluster.name!r} has not started yet; `eagleray status` says when, and "
+            f"the reason is in {cluster.logs_dir}"
+        )
+    return read_key(cluster.admin_key_path)
+
+
+def read_key(path: Path) -> str:
+    """The API key in a file. Raises: InputError where it cannot be read, or holds none."""
+    try:
+        found = path.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise InputError(f"API key file {path}: cannot be read: {reason}") from None
+    if not found.isascii() or not found.isprintable() or not found or " " in found:
+        raise InputError(f"API key file {path}: expected one line, er_…, and nothing else")
+    return found
+
+
+def _await_start(cluster: ClusterState, url: str) -> None:
+    """Return when the ingress answers, or has had its time."""
+    from eagleray.cluster.probing import answers
+
+    is_said = False
+    while time.time() - cluster.created_s <= STARTING_S:
+        if cluster.admin_key_path.exists() and answers(f"{url}/v2/health/live"):
+            return
+        if not is_said:
+            click.echo(f"waiting for the ingress of cluster {cluster.name!r} to start", err=True)
+        is_said = True
+        time.sleep(_POLL_S)

@@ -1,0 +1,100 @@
+"""`status`: what runs; of a local cluster its processes too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from eagleray.cli.ingress import Place, ingress_client, ingress_options
+from eagleray.cli.output import next_steps, print_json, print_table
+from eagleray.cli.shared import DEFAULT_CLUSTER, json_option
+
+if TYPE_CHECKING:
+    from eagleray.workflows.serving_status import ServingStatus
+
+
+@click.command()
+@ingress_options
+@json_option
+def status(place: Place, as_json: bool) -> None:
+    """Show what runs: head, nodes, addresses, models.
+
+    Of an ingress that --url names: what it says of itself and of the models that it serves.
+    """
+    if place.is_local:
+        _of_cluster(place, as_json)
+        return
+    from eagleray.workflows.serving_status import look, to_json
+
+    with ingress_client(place, is_patient=False) as client:
+        found = look(client)
+    if as_json:
+        print_json(to_json(found))
+        return
+    about = found.about
+    click.echo(
+        f"ingress {found.url}: {'NOT READY' if found.trouble else 'ready'}, eagleray {about['version']}"
+    )
+    click.echo(f"  cluster {about.get('cluster')}, {about.get('nodes')} nodes")
+    _show_serving(found)
+
+
+def _of_cluster(place: Place, as_json: bool) -> None:
+    from eagleray.cluster.local import to_json
+    from eagleray.workflows.serving_status import to_json as serving_to_json
+    from eagleray.workflows.serving_status import try_to_look
+    from eagleray.workflows.status import as_text, status
+
+    found, serving = status(place.name or DEFAULT_CLUSTER), None
+    if found.is_ingress_ready:
+        with ingress_client(place, is_patient=False) as client:
+            serving = try_to_look(client)
+    if as_json:
+        nothing: dict[str, Any] = {"ingress": None, "services": []}
+        print_json({**to_json(found), **(nothing if serving is None else serving_to_json(serving))})
+        return
+    click.echo(as_text(found))
+    if serving is not None:
+        _show_serving(serving)
+
+
+def _show_serving(found: ServingStatus) -> None:
+    from eagleray import __version__
+
+    if found.trouble:
+        click.echo(f"serving: {found.trouble}")
+    if found.other_version:
+        click.echo(
+            f"NOTE: the ingress runs eagleray {found.other_version}, and {__version__} is installed here; "
+            "start it anew, or install the same version"
+        )
+    if not found.about:
+        return
+    if not found.services:
+        click.echo("served models: none")
+        next_steps("eagleray models list", "eagleray deploy SPEC")
+        return
+    click.echo("served models:")
+    print_table(
+        ["model", "version", "state", "replicas", "answers to", "message"],
+        [
+            (
+                service.name,
+                service.version,
+                service.state,
+                service.replicas,
+                ", ".join(
+                    [
+                        *([service.name] if service.is_default else []),
+                        *(f"{service.name}@{alias}" for alias in service.aliases),
+                    ]
+                )
+                or f"{service.name}/versions/{service.version}",
+                service.message,
+            )
+            for service in found.services
+        ],
+        right=["version", "replicas"],
+    )
+    next_steps(f"eagleray predict {found.services[0].name} FILE")

@@ -1,0 +1,198 @@
+"""`models`, `deploy`, `undeploy`, `keys`, `status` against an ingress without Ray."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from eagleray.errors import CapacityError, ServiceError
+from support.serving import SIGNATURES, Pretend
+from unit.cli.conftest import Run
+from unit.processes import ROOT
+
+DIGITS = str(ROOT / "examples/serve/digits.toml")
+
+
+def test_models_are_listed(run: Run, ingress: Pretend) -> None:
+    said = run("models", "list")
+    assert said.code == 0
+    header, *rows = said.out.splitlines()
+    assert header.split() == ["model", "versions", "aliases", "deployed"]
+    assert [row.split()[0] for row in rows] == list(SIGNATURES)
+    assert said.err == "next: eagleray models show digits\n"
+    found = run("models", "list", "--json")
+    assert [model["name"] for model in found.json] == list(SIGNATURES)
+    assert found.err == ""
+
+
+def test_no_models_yet(run: Run, ingress: Pretend) -> None:
+    async def none() -> list[dict[str, Any]]:
+        return []
+
+    ingress.admin.models = none
+    said = run("models", "list")
+    assert (said.out, said.err) == ("no models yet\n", "next: eagleray publish RUN --name NAME\n")
+    assert run("models", "list", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    ("ref", "number"), [("digits", 2), ("digits@candidate", 2), ("digits/versions/1", 1)]
+)
+def test_a_version_is_shown_with_its_model(ref: str, number: int, run: Run, ingress: Pretend) -> None:
+    said = run("models", "show", ref)
+    assert said.code == 0
+    versions, _, meant = said.out.partition("\n\n")
+    assert [line.split()[0] for line in versions.splitlines()] == ["version", "1", "2"]
+    assert meant.splitlines()[0] == f"digits/versions/{number}"
+    assert re.search(r"run id +r1$", meant, re.MULTILINE)
+    assert re.search(r"metrics +accuracy 0\.5$", meant, re.MULTILINE)
+    shown = run("models", "show", ref, "--json").json
+    assert (shown["version"]["version"], len(shown["versions"])) == (number, 2)
+
+
+def test_an_alias_is_promoted(run: Run, ingress: Pretend) -> None:
+    said = run("models", "promote", "digits", "2", "production")
+    assert said.out == "digits@production is version 2\n"
+    assert ingress.admin.promoted == [("digits", 2, "production")]
+    assert run("models", "promote", "digits", "1", "old", "--json").json == {
+        "name": "digits",
+        "version": 1,
+        "alias": "old",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["models", "show", "none"], "no model 'none'; there are: digits"),
+        (["models", "show", "digits@none"], "model 'digits' has no alias 'none'; versions: 1, 2"),
+        (["models", "show", "digits/versions/9"], "model 'digits' has no version 9; versions: 1, 2"),
+        (["models", "show", "../x"], "model name '../x' cannot be used"),
+        (["models", "show", "a#b"], "model name 'a#b' cannot be used"),
+        (["models", "show", "n" * 300], "model name 'n"),
+        (["models", "promote", "none", "1", "a"], "no model 'none'"),
+        (["models", "promote", "digits", "1", "7"], "alias '7' cannot be used"),
+        (["undeploy", "none"], "no model 'none' is deployed; deployed: digits"),
+        (["keys", "create", "app", "--scope", "root"], "scope 'root' is not known"),
+        (["keys", "create", "\x07"], "key name"),
+        (["keys", "revoke", "none"], "no key has the id 'none'"),
+        (["deploy", "none.toml"], "none.toml: no such file"),
+        (["deploy", DIGITS, "--set", "name=none"], "no model 'none'; there are: digits"),
+        (["deploy", DIGITS, "--set", "max_replicas=0"], f"{DIGITS}: max_replicas: "),
+        (["deploy", str(ROOT / "examples/train/digits.toml")], "kind: is a train spec; give a service spec"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    arguments: Sequence[str], message: str, run: Run, ingress: Pretend
+) -> None:
+    said = run(*arguments)
+    assert said.code == 2, said
+    assert said.out == ""
+    assert said.err.startswith("eagleray: ")
+    assert message in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_deploy_waits_and_shows_each_state(run: Run, ingress: Pretend) -> None:
+    states = ["starting", "starting", "ready"]
+
+    async def services() -> list[dict[str, Any]]:
+        return [{"name": "digits", "version": 1, "state": states.pop(0), "replicas": 1}]
+
+    ingress.admin.services = services
+    said = run("deploy", DIGITS, "--set", "min_replicas=2")
+    assert (said.code, said.out) == (0, f"digits/versions/1 is ready at {ingress.url}\n"), said
+    first, ready, following = said.err.splitlines()
+    assert first == "digits/versions/1 is starting"
+    assert re.fullmatch(r"ready after \d+\.\d s", ready)
+    assert following == "next: eagleray predict digits FILE"
+    [spec] = ingress.admin.deployed
+    assert (spec["name"], spec["min_replicas"], spec["kind"]) == ("digits", 2, "service")
+
+
+def test_deploy_may_return_at_once(run: Run, ingress: Pretend) -> None:
+    said = run("deploy", DIGITS, "--no-wait", "--json")
+    assert said.json["name"] == "digits"
+    assert said.json["state"] in ("ready", "starting")
+    assert said.err == ""
+
+
+@pytest.mark.parametrize(
+    ("state", "more", "message"),
+    [
+        ("failed", [], "model 'digits' version 1 failed to start: no such module"),
+        ("starting", ["--timeout-s", "0.3"], "model 'digits' version 1 is still starting after 0.3 s"),
+    ],
+)
+def test_a_deploy_that_does_not_come_up_fails(
+    state: str, more: list[str], message: str, run: Run, ingress: Pretend
+) -> None:
+    async def services() -> list[dict[str, Any]]:
+        return [{"name": "digits", "version": 1, "state": state, "message": "no such module"}]
+
+    ingress.admin.services = services
+    said = run("deploy", DIGITS, *more)
+    assert (said.code, said.out) == (1, "")
+    assert said.err.splitlines()[-1].startswith(f"eagleray: {message}")
+
+
+def test_what_never_fits_is_exit_code_3(run: Run, ingress: Pretend) -> None:
+    ingress.admin.error = CapacityError("wants 64 CPU; node types allow at most 2")
+    assert run("deploy", DIGITS).code == 3
+
+
+def test_undeploy_says_what_went(run: Run, ingress: Pretend) -> None:
+    assert run("undeploy", "digits", "--version", "3").out == "digits: undeployed version 3\n"
+    assert run("deploy", DIGITS).code == 0
+    assert run("undeploy", "digits", "--json").json == {"name": "digits", "versions": [1]}
+
+
+def test_a_key_lives_until_it_is_revoked(run: Run, ingress: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run("keys", "create", "my app", "--scope", "infer", "--scope", "admin")
+    [key] = made.out.splitlines()
+    assert re.fullmatch("er_[0-9a-f]{8}_[0-9a-f]{64}", key)
+    assert "shown this once" in made.err
+    assert key not in made.err
+    listed = run("keys", "list")
+    assert "my app" in listed.out
+    assert key[-64:] not in listed.out
+    key_id = key.split("_")[1]
+    assert {entry["id"] for entry in run("keys", "list", "--json").json} >= {key_id}
+    monkeypatch.setenv("EAGLERAY_KEY", key)
+    assert run("models", "list").code == 0
+    monkeypatch.setenv("EAGLERAY_KEY", ingress.admin_key)
+    assert run("keys", "revoke", key_id).out == f"key {key_id} is revoked\n"
+    monkeypatch.setenv("EAGLERAY_KEY", key)
+    refused = run("models", "list")
+    assert (refused.code, refused.out) == (1, "")
+    assert "wrong or was revoked" in refused.err
+
+
+def test_a_key_as_json_has_its_text(run: Run, ingress: Pretend) -> None:
+    made = run("keys", "create", "app", "--json").json
+    assert made["scopes"] == ["infer"]
+    assert made["key"].startswith(f"er_{made['id']}_")
+
+
+def test_status_of_an_ingress(run: Run, ingress: Pretend) -> None:
+    said = run("status")
+    assert said.code == 0
+    lines = said.out.splitlines()
+    assert lines[0] == f"ingress {ingress.url}: ready, eagleray 0"
+    assert "NOTE: the ingress runs eagleray 0, and " in said.out
+    assert [line.split()[:3] for line in lines if line.startswith("digits")] == [
+        ["digits", "2", "ready"],
+        ["digits", "3", "ready"],
+    ]
+    found = run("status", "--json").json
+    assert found["ingress"]["cluster"] == "pretend"
+    assert {(entry["name"], entry["version"]) for entry in found["services"]} >= {("digits", 2), ("gpt", 1)}
+
+
+def test_status_says_what_is_wrong(run: Run, ingress: Pretend) -> None:
+    ingress.admin.error = ServiceError("the controller is starting")
+    said = run("status")
+    assert (said.code, said.err) == (1, "eagleray: the controller is starting\n")
