@@ -24,26 +24,6 @@ VERBS = [
     *("jobs", "logs", "stop"),
     *("keys", "dashboards"),
 ]
-    "up",
-    "down",
-    "status",
-    "env",
-    "check",
-    "train",
-    "resume",
-    "tune",
-    "evaluate",
-    "publish",
-    "models",
-    "deploy",
-    "undeploy",
-    "predict",
-    "jobs",
-    "logs",
-    "stop",
-    "keys",
-    "dashboards",
-]
 
 
 @pytest.fixture(autouse=True)
