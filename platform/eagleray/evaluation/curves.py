@@ -1,4 +1,4 @@
-"""The curves of a run as one PNG: loss above, metrics below, and what happened as vertical lines."""
+"""The curves of a run as one PNG: loss above, metrics (if any) below, what happened as vertical lines."""
 
 from __future__ import annotations
 
@@ -39,11 +39,14 @@ def plot_curves(
 
     figure = Figure(figsize=size_inches, dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    loss, metrics = figure.subplots(2, 1, sharex=True)
     figure.suptitle(title, fontsize=13)
-    _panel(loss, _series(history, _LOSSES), "loss", events)
-    _panel(metrics, _series(history, _metric_names(history)), "metrics", events)
-    metrics.set_xlabel("step")
+    panels = {"loss": _series(history, _LOSSES), "metrics": _series(history, _metric_names(history))}
+    if not panels["metrics"]:  # a run on values has none
+        del panels["metrics"]
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, series) in zip(rows, panels.items(), strict=True):
+        _panel(axes, series, name, events)
+    rows[-1].set_xlabel("step")
     canvas.print_png(path)
 
 

@@ -215,4 +215,4 @@ def _unknown(evidence: Evidence) -> Judgement:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
