@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,8 +60,8 @@ class Rank:
     """A process on a host, and what it says."""
 
     host: hosts.Host
-    process: mp.process.BaseProcess
-    pipe: Connection
+    process: BaseProcess
+    pipe: Any
 
     def hear(self, kind: type[T]) -> T:
         assert self.pipe.poll(30), f"nothing from the rank on {self.host.hostname} within 30 s"

@@ -56,7 +56,8 @@ def play(monkeypatch):
         monkeypatch.setattr(reservation_ray260, "ray", played)
         monkeypatch.setattr(reservation_ray260, "create_actors", played.create)
         reservation = Reservation.__new__(Reservation)
-        reservation.bundle, reservation.count, reservation.group = {"CPU": 1.0}, 2, PlayedGroup()
+        reservation.bundle, reservation.count = {"CPU": 1.0}, 2
+        reservation.group = PlayedGroup()  # type: ignore[assignment]
         reservation._say, reservation._every_s, reservation._tell_after_s = said.append, 5.0, 5.0
         reservation.actors = reservation._made = played.create(None, {}, 2)
         return reservation, played, said
