@@ -210,3 +210,23 @@ def test_a_revoked_key_opens_nothing_at_once(served):
     until(lambda: served.get("/admin/keys", headers=mine).status_code == 200, 5)
     assert served.delete(f"/admin/keys/{created['id']}").status_code == 200
     until(lambda: served.get("/admin/keys", headers=mine).status_code == 401, 5)
+
+
+def test_no_header_of_a_client_reaches_serves_proxy(served):
+    for header in ("x-request-timeout-seconds", "X-Request-Timeout-Seconds"):
+        answer = served.get("/v2", headers={header: "0.000001", "x-request-id": "mine"})
+        assert (answer.status_code, answer.headers.get_list("x-request-id")) == (200, ["mine"])
+
+
+def test_names_come_through_the_proxy_as_they_were_sent(served):
+    for sent, named in (("a%2Fb", "a/b"), ("a%23b", "a#b"), ("%2e%2e", ".."), ("x" * 300, "xxx")):
+        answer = served.get(f"/v2/models/{sent}")
+        assert (answer.status_code, named in answer.json()["error"]) == (404, True), answer.text
+    assert infer(served).status_code == 200
+
+
+def test_a_body_too_large_is_refused_through_the_proxy(served):
+    for content in (b" " * 17 * 2**20, (b" " * 2**20 for _ in range(20))):
+        answer = served.post(f"/v2/models/{NAME}/infer", content=content)
+        assert (answer.status_code, "larger than 16777216 bytes" in answer.text) == (413, True)
+    assert infer(served).status_code == 200

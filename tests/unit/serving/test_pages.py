@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from eagleray import metrics
-from eagleray.serving.ingress import StripControlHeaders
+from eagleray.serving import proxy
 from eagleray.serving.ingress.metrics import BUCKETS_S, IngressMetrics
 from support.serving import Pretend, bearer
 
@@ -166,6 +166,7 @@ def test_no_header_of_serves_gets_through(ingress: Pretend, monkeypatch: pytest.
         "X-Request-Timeout-Seconds": "1",
         "x-request-disconnect-disabled": "1",
         "serve_multiplexed_model_id": "x",
+        "Serve-Multiplexed_Model-Id": "y",
         "X-Session-Id": "s",
         "x-mine": "kept",
     }
@@ -179,7 +180,7 @@ def test_no_header_of_serves_gets_through(ingress: Pretend, monkeypatch: pytest.
         passed.append(scope)
 
     headers = [(name.encode(), value.encode()) for name, value in evil.items()]
-    asyncio.run(StripControlHeaders(behind)({"type": "http", "headers": headers}, None, None))  # type: ignore[arg-type]
+    asyncio.run(proxy.StripControlHeaders(behind)({"type": "http", "headers": headers}, None, None))  # type: ignore[arg-type]
     assert passed[0]["headers"] == [(b"x-mine", b"kept")]
 
 

@@ -21,6 +21,7 @@ from eagleray.serving.ingress.http import (
 )
 from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.ingress.routing import Route, Table
+from eagleray.serving.proxy import strip
 from eagleray.serving.state import IngressState
 from eagleray.serving.transport import Transport
 
@@ -55,7 +56,7 @@ class IngressApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()
-        pairs = headers.strip(scope["headers"])
+        pairs = strip(scope["headers"])
         request = Request(
             scope, receive, {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in pairs}
         )
