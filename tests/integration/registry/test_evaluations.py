@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,14 @@ def training_run(eagleray_home: Path) -> str:
     assert run_id is not None
     runs().child(RUN).write_json("mlflow.json", {"run_id": run_id})
     return run_id
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """`main` listens for SIGTERM from then on; pytest's own way of ending comes back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def judged(kind: str, ref: str, said: list[str], **fields: Any) -> Evaluation:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setattr(evaluation_files, "_track", lambda *_: None)
         finish(DIGITS)
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """`main` listens for SIGTERM from then on; pytest's own way of ending comes back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(autouse=True)
