@@ -60,7 +60,10 @@ class IngressReplica:
         self._is_told = False
         self._transport = ServeTransport()
         self._app: IngressApp = IngressApp(
-            IngressState(), self._transport, ControllerBackend(self._reader.call)
+            IngressState(),
+            self._transport,
+            ControllerBackend(self._reader.call),
+            echoes_request_id=False,
         )
         while not await self._follow_once(0.0):
             await asyncio.sleep(_RETRY_S)

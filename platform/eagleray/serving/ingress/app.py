@@ -38,8 +38,17 @@ class IngressApp:
     event loop.
     """
 
-    def __init__(self, state: IngressState, transport: Transport, admin_backend: AdminBackend) -> None:
+    def __init__(
+        self,
+        state: IngressState,
+        transport: Transport,
+        admin_backend: AdminBackend,
+        *,
+        echoes_request_id: bool = True,
+    ) -> None:
+        """`echoes_request_id`: False where a server in front does it, as Serve's proxy."""
         self.state = state
+        self._echoes_request_id = echoes_request_id
         self.metrics = IngressMetrics()
         self.table = Table(all_routes())
         self._transport = transport
@@ -67,7 +76,8 @@ class IngressApp:
         try:
             answer = await self._answer(call, exchange)
             exchange.status = answer.status
-            answer.headers["x-request-id"] = request_id
+            if self._echoes_request_id:
+                answer.headers["x-request-id"] = request_id
             exchange.answer = answer
             await answer.send(request, send)
         except BaseException:
