@@ -161,9 +161,14 @@ class MlflowModels:
         return int(made.version)
 
     def _source(self, url: str) -> str:
-        """The package's address as MLflow takes it: a server refuses paths, which it takes for its own."""
+        """The package's address as MLflow takes it; `_URL` has the real one.
+
+        A server refuses paths: it takes them for its own, and looks whether they hold a link.
+        """
         is_server = self._uri.startswith(("http://", "https://"))
-        return f"eagleray+file://{url}" if is_server and "://" not in url else url
+        if is_server and "://" not in url:
+            return f"eagleray://models{url.removeprefix(self._folder.url)}"
+        return url
 
     def _mlflow_run(self, run_id: str) -> str | None:
         """MLflow's own id of our run, which links the version to it; None where MLflow has no such run."""
@@ -226,7 +231,7 @@ def _description(card: ModelCard) -> str:
     """The version's page in MLflow, as Markdown: metrics and where it comes from."""
     architecture = card.architecture
     kind = architecture.spec.kind if architecture.is_registered else architecture.function
-    lineage = card.lineage.model_dump(exclude_none=True)
+    lineage = card.lineage.model_dump(exclude_none=True, exclude={"created_at"})
     rows = [f"| {name} | {value:.6g} |" for name, value in card.metrics.items()]
     rows += [f"| {name} | {_plain(value)} |" for name, value in lineage.items() if value != ()]
     return "\n".join(
