@@ -303,7 +303,7 @@ def assert_no_worker_left() -> None:
     """No process of this user is a worker of a trial any more."""
     deadline = time.monotonic() + 10
     while left := [
-        line for line in processes() if re.search(r"ray::(WorkerActor|one_worker|many_workers)", line)
+        line for line in processes() if re.search(r"ray::(WorkerActor|OneWorkerTrial|ManyWorkersTrial)", line)
     ]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)

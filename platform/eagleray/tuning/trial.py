@@ -12,6 +12,7 @@ or neither. A report waits for the driver, which may end the trial there: Ray Tu
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import tempfile
@@ -163,6 +164,8 @@ def _train_alone(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, 
 
 def _train_together(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, Any]:
     """A Ray Train run, driven from here; this actor holds no CPU."""
+    # Ray Train says in each trial what it asks for and who came; our driver shows it in the table.
+    logging.getLogger("ray").setLevel(logging.WARNING)
     from eagleray.training.attempts import next_attempt
     from eagleray.training.reservation_ray260 import Reservation
     from eagleray.training.trainer import bundle, fit

@@ -1,17 +1,18 @@
 """What Ray Tune is handed: searcher, scheduler, callback and stopper, each a thin face of `RunningSearch`.
 
-Public interfaces of Ray 2.60 but for the order in which its controller calls them, on which
-`tests/unit/tuning/test_tune_parts.py` keeps an eye.
+Public and developers' interfaces of Ray 2.60; `tests/unit/tuning/test_tune_parts.py` fails when they move.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.trainable.function_trainable import wrap_function
 
 from eagleray.specs import TuneSpec
 from eagleray.specs.train import ScalingSpec
@@ -25,15 +26,32 @@ TIME = "evaluation"
 HEAD = {"node:__internal_head__": 0.001}
 
 
-def resources(scaling: ScalingSpec) -> tuple[Callable[..., None], tune.PlacementGroupFactory]:
-    """The function of a trial, and what its actor holds."""
+class _Quiet(tune.Trainable):
+    """Ends without a word when its node is given back: Ray's own way out of SIGTERM may print a traceback."""
+
+    def cleanup(self) -> None:
+        """End the trial's function, and wait for the end of the process."""
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        super().cleanup()
+
+
+class OneWorkerTrial(_Quiet, wrap_function(one_worker)):  # type: ignore[misc]
+    """The actor of a trial of one worker."""
+
+
+class ManyWorkersTrial(_Quiet, wrap_function(many_workers)):  # type: ignore[misc]
+    """The actor that drives a trial of several workers."""
+
+
+def resources(scaling: ScalingSpec) -> tuple[type[tune.Trainable], tune.PlacementGroupFactory]:
+    """The actor of a trial, and what it holds."""
     if scaling.num_workers > 1:
         # Its workers hold what they need; where nodes come and go a driver belongs on the head.
-        return many_workers, tune.PlacementGroupFactory([HEAD])
+        return ManyWorkersTrial, tune.PlacementGroupFactory([HEAD])
     labels: dict[str, Any] = {}
     if scaling.label_selector:
         labels["bundle_label_selector"] = [dict(scaling.label_selector)]
-    return one_worker, tune.PlacementGroupFactory([resources_of(scaling)], **labels)
+    return OneWorkerTrial, tune.PlacementGroupFactory([resources_of(scaling)], **labels)
 
 
 def make_scheduler(spec: TuneSpec) -> TrialScheduler:

@@ -29,7 +29,11 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
 
 
 def _is_number(cell: str) -> bool:
-    return cell in ("", "-") or cell.replace("/", "").replace(".", "").removesuffix(" s").isdigit()
+    """Whether it is one, a fraction of two, a time, or the dash for none."""
+    try:
+        return cell in ("", "-") or all(float(part) >= 0 for part in cell.removesuffix(" s").split("/"))
+    except ValueError:
+        return False
 
 
 def live(spec: TuneSpec, trials: Sequence[Trial], seconds: float) -> list[str]:

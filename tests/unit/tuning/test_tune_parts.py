@@ -15,12 +15,12 @@ from eagleray.tuning.driver import HOPELESS, RunningSearch, StopRequest, may_reu
 from eagleray.tuning.record import State
 from eagleray.tuning.tune_parts_ray260 import (
     Judge,
+    ManyWorkersTrial,
+    OneWorkerTrial,
     Stopper,
     Suggesting,
     Telling,
     make_scheduler,
-    many_workers,
-    one_worker,
     resources,
 )
 
@@ -236,10 +236,10 @@ def test_ray_tune_can_pickle_its_parts() -> None:
 
 
 def test_what_an_actor_holds() -> None:
-    function, factory = resources(spec(scaling={"cpus_per_worker": 0.5, "gpus_per_worker": 1}).scaling)
-    assert (function, factory.bundles) == (one_worker, [{"CPU": 0.5, "GPU": 1.0}])
-    function, factory = resources(spec(scaling={"num_workers": 2}).scaling)
-    assert (function, factory.bundles) == (many_workers, [{"node:__internal_head__": 0.001}])
+    actor, factory = resources(spec(scaling={"cpus_per_worker": 0.5, "gpus_per_worker": 1}).scaling)
+    assert (actor, factory.bundles) == (OneWorkerTrial, [{"CPU": 0.5, "GPU": 1.0}])
+    actor, factory = resources(spec(scaling={"num_workers": 2}).scaling)
+    assert (actor, factory.bundles) == (ManyWorkersTrial, [{"node:__internal_head__": 0.001}])
 
 
 @pytest.mark.parametrize(
