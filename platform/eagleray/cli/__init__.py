@@ -31,7 +31,7 @@ def cli(debug: bool) -> None:
 
 
 for _verbs in (
-    (cluster.up, cluster.down, status.status, cluster.env),
+    (cluster.up, cluster.attach, cluster.down, status.status, cluster.env),
     (runs.check, runs.train, runs.resume, runs.tune, runs.evaluate, runs.publish),
     (models.models, services.deploy, services.undeploy, predictions.predict),
     (jobs.jobs, jobs.logs, jobs.stop),

@@ -1,4 +1,4 @@
-"""`up`, `down`, `env`: a local cluster."""
+"""`up`, `down`, `env`: a local cluster; `attach`: one that others started."""
 
 from __future__ import annotations
 
@@ -19,9 +19,25 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
 
 
 @click.command()
+@click.argument("address")
+@name_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="On which the ingress listens.")
+@click.option("--port", default=8000, show_default=True, help="Of the ingress.")
+@click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
+def attach(address: str, name: str | None, host: str, port: int, insecure: bool) -> None:
+    """Serve models on the running Ray cluster at ADDRESS (host:6379).
+
+    Run it on a machine of the cluster. `eagleray down` takes back what it started there, and no more.
+    """
+    from eagleray.workflows.attach import attach
+
+    attach(address, name or DEFAULT_CLUSTER, host=host, port=port, is_insecure=insecure, say=click.echo)
+
+
+@click.command()
 @name_option
 def down(name: str | None) -> None:
-    """Stop a local cluster and all that it started."""
+    """Stop a local cluster and all that it started; of an attached one, the ingress."""
     from eagleray.workflows.down import down
 
     down(name or DEFAULT_CLUSTER, click.echo)

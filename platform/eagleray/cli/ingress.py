@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eagleray.client import Client
     from eagleray.cluster.state import ClusterState
 
-STARTING_S = 60.0
+STARTING_S = 120.0
 """A cluster younger than this is waited for: `up` returns before its ingress answers."""
 IMPATIENT_S = 10.0
 _POLL_S = 0.2

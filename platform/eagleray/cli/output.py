@@ -53,7 +53,10 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Co
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        # Only the last column wraps: the others are names to copy.
+        is_last = name == columns[-1]
+        justify = "right" if name in right else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=not is_last)
     for row in rows:
         table.add_row(*(Text(cell, _STATES.get(cell, "")) for cell in row))
     Console().print(table)

@@ -58,7 +58,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, address: str) 
     if status in (429, 503):
         return BusyError(message, _retry_after_s(headers))
     if status == 401:
-        message += f"; give it as Client({address!r}, key=…), or in EAGLERAY_KEY"
+        message += f"; put it in EAGLERAY_KEY, or give it as Client({address!r}, key=…)"
     kind = _KINDS.get(status, InputError if status < 500 else ServiceError)
     return kind(message)
 

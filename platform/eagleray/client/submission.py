@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SPEC_NAME = "spec.json"
 JOB_KINDS = ("train", "tune", "evaluate")
 """Kinds of spec files whose work is a job: `python -m eagleray.workflows.<kind> SPEC`."""
+_STAMP = re.compile(r"-\d{8}-\d{6}-.*")
 _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 # A driver belongs on the head (workers come and go) and takes no CPU, so that it never starts a node; one
 # that computes on a GPU itself goes where there is one.
@@ -109,7 +110,7 @@ def submit_publish(
     if parent is not None:
         Ref.parse(parent)
         arguments += ["--parent", parent]
-    return _submit(client, "publish", run, arguments)
+    return _submit(client, "publish", name or _STAMP.sub("", run), arguments)
 
 
 def _id(text: str, noun: str) -> str:

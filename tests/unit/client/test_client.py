@@ -299,7 +299,7 @@ def test_readiness(ingress: Pretend, client: Any) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        (None, "this needs an API key: .*; give it as Client.*, or in EAGLERAY_KEY"),
+        (None, "this needs an API key: .*; put it in EAGLERAY_KEY, or give it as Client"),
         ("er_00000000_" + "0" * 64, "the API key is wrong or was revoked"),
         ("admin", "the API key 'admin' has the scope admin; this needs infer"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ def test_publish_says_what_and_under_which_names(ray: Ray) -> None:
             client, run, name="digits", aliases=["a", "b"], search="s-1", parent="digits@production"
         )
         submit_publish(client, run)
-    assert job_id.startswith(f"publish-{run}-")
+    assert [body["metadata"]["eagleray_name"] for body in ray.submitted] == ["digits", "digits"]
+    assert re.fullmatch(r"publish-digits-\d{8}-\d{6}-[0-9a-f]{4}", job_id)
     assert [body["entrypoint"] for body in ray.submitted] == [
         f"python -m eagleray.workflows.publish {run} --name digits --alias a --alias b --search s-1 "
         "--parent digits@production",
