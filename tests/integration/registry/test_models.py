@@ -1,11 +1,16 @@
 """Model versions in MLflow's registry: numbers, aliases, lineage; publishers killed, or many at once."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
@@ -111,6 +116,49 @@ def test_a_server_that_is_away_leaves_no_package(tmp_path, monkeypatch):
     assert Folder(tmp_path).files() == []
     with pytest.raises(ServiceError):
         away.resolve("digits")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of an MLflow server with a SQLite file of its own."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    process = subprocess.Popen(command, env=env, cwd=tmp_path, start_new_session=True)
+    try:
+        yield wait_for(f"http://127.0.0.1:{port}")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+
+def wait_for(url):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health").status_code == 200:
+                return url
+        time.sleep(0.2)
+    raise TimeoutError(f"MLflow did not answer at {url}/health within 120 s")
+
+
+@pytest.mark.slow
+def test_a_server_keeps_versions_of_packages_on_a_disk(server, tmp_path):
+    def publish(_):
+        models = MlflowModels(server, str(tmp_path / "storage"))
+        return models.publish(card(), WEIGHTS, aliases=["candidate"]).version
+
+    with ThreadPoolExecutor(3) as threads:
+        assert sorted(threads.map(publish, range(3))) == [1, 2, 3]
+    models = MlflowModels(server, str(tmp_path / "storage"))
+    newest = models.resolve("digits")
+    assert newest.version == 3
+    open_package(newest.url, digest=newest.digest)
+    models.promote("digits", 1, "candidate")
+    assert models.resolve("digits@candidate").version == 1
+    with pytest.raises(ModelNotFound):
+        models.resolve("digit")
 
 
 def test_killed_at_any_point_and_three_at_once(place, object_store):
