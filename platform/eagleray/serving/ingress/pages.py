@@ -36,8 +36,8 @@ async def docs(call: Call) -> Response:
     host = call.request.headers.get("host", "127.0.0.1")
     base = f"http://{host if _HOST.fullmatch(host) else '127.0.0.1'}"
     # Names of models are for those who may use them; a page that asks for no key keeps them to itself.
-    names = [] if call.state.is_key_needed_for_infer else sorted(call.state.routes.models)
-    page = _page(call.table.routes, base, names)
+    models = [] if call.state.is_key_needed_for_infer else _deployed(call)
+    page = _page(call.table.routes, base, models)
     # No script, no frame, nothing from anywhere: whatever a name may hold, a browser runs none of it.
     policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
     return Response(
@@ -99,20 +99,21 @@ def _operation(route: Route) -> dict[str, Any]:
     return operation
 
 
+_USUAL = [("digits", "image"), ("gpt", "generative")]
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
-table { border-collapse: collapse; width: 100%; }
+table { border-collapse: collapse; width: 100%; table-layout: fixed; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 code, pre { font: 14px/1.45 ui-monospace, monospace; }
 pre { background: var(--soft); padding: .8rem; border-radius: 6px; overflow-x: auto; }
-.m { white-space: nowrap; } .p { overflow-wrap: anywhere; }
+.m { white-space: nowrap; width: 4rem; } .p { overflow-wrap: anywhere; width: 27rem; }
 """
 
 
-def _page(routes: Sequence[Route], base: str, names: Sequence[str]) -> str:
+def _page(routes: Sequence[Route], base: str, models: Sequence[tuple[str, str]]) -> str:
     sections = "".join(_section(tag, list(group)) for tag, group in groupby(routes, key=lambda r: r.tag))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Eagleray</title>
@@ -121,9 +122,9 @@ def _page(routes: Sequence[Route], base: str, names: Sequence[str]) -> str:
 <h1>Eagleray</h1>
 <p>Version {escape(eagleray.__version__)}. This API for programs: <a href="/openapi.json">/openapi.json</a>;
 counters: <a href="/metrics">/metrics</a>.</p>
-<p>{_models(names)}</p>
+<p>{_models([name for name, _ in models])}</p>
 <h2>To begin with</h2>
-{_examples(base, names[0] if names else "digits")}
+{_examples(base, models)}
 <p>A model is named <code>NAME</code> (its default version), <code>NAME@ALIAS</code>, or
 <code>NAME/versions/NUMBER</code>. Where a key is needed, send <code>Authorization: Bearer er_…</code>. An
 error is a JSON object: <code>{{"error": "…"}}</code>, under <code>/v1</code> in OpenAI's form. Every answer
@@ -133,6 +134,15 @@ has an <code>x-request-id</code>: yours, if you sent one.</p>
 """
 
 
+def _deployed(call: Call) -> list[tuple[str, str]]:
+    """Name and kind of input of each."""
+    defaults = [route.versions[route.default] for route in call.state.routes.models.values()]
+    return sorted(
+        (target.name, "generative" if target.card.is_generative else target.card.signature.input_kind)
+        for target in defaults
+    )
+
+
 def _models(names: Sequence[str]) -> str:
     if not names:
         return 'The deployed models: <a href="/models">/models</a>.'
@@ -140,21 +150,34 @@ def _models(names: Sequence[str]) -> str:
     return f"Deployed: {links}."
 
 
-def _examples(base: str, name: str) -> str:
-    commands = [
-        f"curl {base}/v2/models/{name}",
-        f"curl -H 'Content-Type: image/png' --data-binary @image.png {base}/models/{name}:predict",
-        f"curl -d '{{\"inputs\": [[5.1, 3.5, 1.4, 0.2]]}}' {base}/models/{name}:predict",
-        f'curl -N -d \'{{"model": "gpt", "prompt": "def ", "stream": true}}\' {base}/v1/completions',
-    ]
+def _examples(base: str, models: Sequence[tuple[str, str]]) -> str:
+    """Commands for some (name, kind of input) of those that are deployed."""
+    shown = list({kind: (name, kind) for name, kind in reversed(models)}.values())[::-1] or _USUAL
+    commands = [f"curl {base}/v2/models/{shown[0][0]}", *(_command(base, *pair) for pair in shown)]
     python = [
         "from eagleray.client import Client    # pip install eagleray",
         "",
         f'with Client("{base}") as client:',
-        f'    print(client.predict("{name}", values).label)',
+        f'    print(client.predict("{shown[0][0]}", array))',
     ]
     blocks = ("\n".join(commands), "\n".join(python))
     return "".join(f"<pre>{escape(block, quote=False)}</pre>" for block in blocks)
+
+
+def _command(base: str, name: str, kind: str) -> str:
+    url = f"{base}/models/{name}:predict"
+    match kind:
+        case "generative":
+            body = f'{{"model": "{name}", "prompt": "def ", "stream": true}}'
+            return f"curl -N -d '{body}' {base}/v1/completions"
+        case "image":
+            return f"curl -H 'Content-Type: image/png' --data-binary @image.png {url}"
+        case "audio":
+            return f"curl -H 'Content-Type: audio/wav' --data-binary @sound.wav {url}"
+        case "tabular":
+            return f"curl -H 'Content-Type: text/csv' --data-binary @table.csv {url}"
+        case _:
+            return f"curl -d '{{\"inputs\": …}}' {url}"
 
 
 def _section(tag: str, routes: Sequence[Route]) -> str:
