@@ -52,6 +52,21 @@ def test_what_is_written_is_read(url, tmp_path):
         folder.read_bytes("nothing")
 
 
+def test_empty_objects_that_stand_for_folders_are_no_files(url):
+    import s3fs
+
+    folder = Folder(url)
+    folder.write_bytes("a/b", b"x")
+    for name in ("", "a/"):  # as pyarrow leaves them in Ray Train's storage
+        s3fs.S3FileSystem().call_s3(
+            "put_object", Bucket="eagleray", Key=f"{url.rpartition('/')[2]}/{name}", Body=b""
+        )
+    assert folder.files() == ["a/b"]
+    assert folder.list() == ["a"]
+    folder.remove("a")
+    assert folder.list() == []
+
+
 def test_a_file_is_created_once(url):
     folder = Folder(url)
     assert folder.create("drivers/1.json", b"first")

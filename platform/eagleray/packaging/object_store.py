@@ -62,13 +62,15 @@ class Objects:
                 names = self._fs.ls(path, detail=False)
         except FileNotFoundError:
             return []
-        return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in names]
+        inside = [str(name).rstrip("/") for name in names]
+        return [name.rsplit("/", 1)[-1] for name in inside if name != path]  # pyarrow writes "folder/" too
 
     def files(self, path: str) -> list[str]:
         """Names of all objects below a prefix."""
         self._fs.invalidate_cache()
         with _os_errors():
-            return [str(name)[len(path) :].lstrip("/") for name in self._fs.find(path)]
+            names = [str(name)[len(path) :].lstrip("/") for name in self._fs.find(path)]
+        return [name for name in names if name and not name.endswith("/")]
 
     def make(self, path: str) -> None:
         """Nothing: a prefix exists with its first object."""
