@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -17,37 +14,7 @@ from eagleray.packaging.model_package import CODE
 from eagleray.registry.models import MlflowModels
 from eagleray.specs import Architecture
 from support import cards
-
-NAME = "served-digits"
-IMAGE = [float(number % 17) for number in range(64)]
-DEPLOY_S = 60.0
-SHARE = 0.3
-"""CPUs of a replica: three share a node, so that the tests wait for one only."""
-
-
-def infer(client: httpx.Client, path: str = NAME, count: int = 1) -> httpx.Response:
-    tensor = {"name": "image", "datatype": "FP32", "shape": [count, 1, 8, 8], "data": IMAGE * count}
-    return client.post(f"/v2/models/{path}/infer", json={"inputs": [tensor]})
-
-
-def deploy(client: httpx.Client, **spec) -> dict:
-    answer = client.post("/admin/deploy", json={"name": NAME, "cpus_per_replica": SHARE, **spec})
-    assert answer.status_code == 202, answer.text
-    return answer.json()
-
-
-def services(client: httpx.Client) -> dict[int, dict]:
-    found = client.get("/admin/services").json()["services"]
-    return {service["version"]: service for service in found if service["name"] == NAME}
-
-
-def until(condition, limit_s: float = DEPLOY_S, client: httpx.Client | None = None) -> float:
-    """Seconds until `condition` came true."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, services(client) if client else "no end"
-        time.sleep(0.05)
-    return time.monotonic() - began
+from support.served import IMAGE, NAME, SHARE, Load, deploy, infer, services, until
 
 
 @pytest.fixture(scope="module")
@@ -91,41 +58,6 @@ def test_answers_are_those_of_the_package(served, versions):
     assert outputs["class"] == [int(expected["class"][0])] * 3
     assert np.allclose(np.reshape(outputs["probabilities"], (3, 3)), expected["probabilities"], atol=1e-6)
     assert answer.json()["model_version"] == "1"
-
-
-@dataclass
-class Load:
-    """Requests from two threads until `stop`."""
-
-    url: str
-    answers: Counter = field(default_factory=Counter)
-    failed: list[str] = field(default_factory=list)
-    is_over: bool = False
-
-    def __enter__(self):
-        self.threads = [threading.Thread(target=self._run) for _ in range(2)]
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.is_over = True
-        for thread in self.threads:
-            thread.join()
-
-    def _run(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=60, trust_env=False) as client:
-            while not self.is_over:
-                try:
-                    answer = infer(client)
-                except httpx.HTTPError as error:
-                    self.failed.append(repr(error))
-                    continue
-                if answer.status_code == 200:
-                    self.answers[answer.json()["model_version"]] += 1
-                else:
-                    self.failed.append(answer.text)
-                time.sleep(0.02)
 
 
 def test_a_second_version_takes_over_without_a_failed_request(served):

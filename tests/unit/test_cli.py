@@ -18,7 +18,7 @@ from unit.processes import ROOT, python
 
 DIGITS = str(ROOT / "examples/train/digits.toml")
 VERBS = [
-    *("up", "down", "status", "env"),
+    *("up", "attach", "down", "status", "env"),
     *("check", "train", "resume", "tune", "evaluate", "publish"),
     *("models", "deploy", "undeploy", "predict"),
     *("jobs", "logs", "stop"),

@@ -25,7 +25,9 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
 @click.option("--port", default=8000, show_default=True, help="Of the ingress.")
 @click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
 def attach(address: str, name: str | None, host: str, port: int, insecure: bool) -> None:
-    """Serve models on the running Ray cluster at ADDRESS (host:6379).
+    """Put the ingress on a running Ray cluster.
+
+    ADDRESS is that of its GCS, as host:6379.
 
     Run it on a machine of the cluster. `eagleray down` takes back what it started there, and no more.
     """
@@ -37,7 +39,10 @@ def attach(address: str, name: str | None, host: str, port: int, insecure: bool)
 @click.command()
 @name_option
 def down(name: str | None) -> None:
-    """Stop a local cluster and all that it started; of an attached one, the ingress."""
+    """Stop a local cluster and all that it started.
+
+    Of a cluster that was attached, end what `attach` started on it, and no more.
+    """
     from eagleray.workflows.down import down
 
     down(name or DEFAULT_CLUSTER, click.echo)

@@ -37,7 +37,7 @@ class Place:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is that of a local cluster: where no URL is given, nor in the environment."""
+        """Whether a cluster's name leads to it: where no URL is given, nor in the environment."""
         return self.url is None and (self.name is not None or not os.environ.get("EAGLERAY_URL"))
 
     def key(self) -> str | None:
@@ -72,8 +72,12 @@ def ingress_client(place: Place, *, is_patient: bool = True) -> Iterator[Client]
         with Client(place.url, place.key(), **options) as client:
             yield client
         return
-    from eagleray.cluster import state
+    from eagleray.cluster import attached, state
 
+    if (found := attached.read(place.name or DEFAULT_CLUSTER)) is not None:
+        with Client(found.ingress_url, place.key() or read_key(found.admin_key_path), **options) as client:
+            yield client
+        return
     cluster = state.find(place.name or DEFAULT_CLUSTER)
     url = url_of(cluster)
     if is_patient:

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 def status(place: Place, as_json: bool) -> None:
     """Show what runs: head, nodes, addresses, models.
 
-    Of an ingress that --url names: what it says of itself and of the models that it serves.
+    Of an ingress that --url names, and of an attached cluster: what it says of itself and its models.
     """
-    if place.is_local:
+    from eagleray.cluster import attached
+
+    if place.is_local and attached.read(place.name or DEFAULT_CLUSTER) is None:
         _of_cluster(place, as_json)
         return
     from eagleray.workflows.serving_status import look, to_json

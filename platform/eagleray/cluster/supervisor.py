@@ -155,7 +155,7 @@ class Supervisor:
                     _say(f"cannot restart {role}: {error}; trying again in {_plan_restart(part):.1f} s")
                     continue
                 self.is_written_down = False
-                _say(f"started {role} as {part.process.pid}")
+                _say(f"{'started' if part.is_helper else 'restarted'} {role} as {part.process.pid}")
 
     def _restart(self, role: str, part: Part) -> processes.Process:
         if role == RAYLET:

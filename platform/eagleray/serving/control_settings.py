@@ -24,7 +24,7 @@ class ControllerSettings:
     directory: str
     """Of the controller's record, on the head; it outlives the controller."""
     admin_key_path: str
-    """Where the local commands find the first admin key."""
+    """Where the local commands find the first admin key; empty: nobody on the head needs one."""
     host: str
     port: int
     """Of the ingress."""

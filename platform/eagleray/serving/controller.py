@@ -24,7 +24,7 @@ from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.readers import Readers
 from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Retry, Seen, carry_out, decide
 from eagleray.serving.serve_control_ray260 import App, ServeControl
-from eagleray.serving.services import Record, ServedVersion
+from eagleray.serving.services import APP_PREFIX, Record, ServedVersion
 from eagleray.serving.state import IngressState
 from eagleray.specs import ServiceSpec
 
@@ -71,7 +71,12 @@ class Controller:
 
     async def ping(self) -> dict[str, Any]:
         """Who this is, and what keeps requests from being answered."""
-        return {"version": __version__, "cluster": self.settings.cluster, "trouble": self.trouble}
+        return {
+            "version": __version__,
+            "cluster": self.settings.cluster,
+            "url": self.settings.url,
+            "trouble": self.trouble,
+        }
 
     async def admin(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
         """{"result"} of a method of AdminBackend, or {"error": {"kind", "message"}}."""
@@ -140,6 +145,19 @@ class Controller:
         """How many replicas of each application answer."""
         return await self.in_serve_thread(self._serve.num_replicas)
 
+    async def end(self) -> None:
+        """End all that this controller started on the cluster, and forget what it was to serve."""
+        self.stop()
+        seen = await self.in_serve_thread(self._serve.observe)
+        ours = [app for app in seen if app == INGRESS_APP or app.startswith(APP_PREFIX)]
+        if self.record.has_started_serve and len(ours) == len(seen):
+            await self.in_serve_thread(self._serve.shut_down)
+        else:
+            await self.in_serve_thread(self._serve.delete, ours)
+            while set(ours) & set(await self.in_serve_thread(self._serve.observe)):
+                await asyncio.sleep(_BUSY_S)
+        memory.forget(self.settings.record_path)
+
     # The loop.
 
     async def _run(self) -> None:
@@ -150,7 +168,8 @@ class Controller:
                 if not self._is_loaded:
                     self._load()
                 if self._is_loaded and not is_started:
-                    await self.in_serve_thread(self._serve.start)
+                    if await self.in_serve_thread(self._serve.start):
+                        self.commit(replace(self.record, has_started_serve=True))
                     is_started = True
                 is_settled = not self._is_loaded or await self._tick()
                 wait_s = _QUIET_S if is_settled else _BUSY_S
@@ -169,7 +188,9 @@ class Controller:
         """Read the record; one that cannot be read is trouble until somebody has seen to it."""
         try:
             self.record = memory.load(self.settings.record_path)
-            keys = memory.ensure_admin_key(self.settings.admin_key, self.record.keys)
+            keys = self.record.keys
+            if self.settings.admin_key_path:
+                keys = memory.ensure_admin_key(self.settings.admin_key, keys)
             self._is_loaded = True
             self.commit(replace(self.record, keys=keys))
             self.trouble = "Serve is starting"

@@ -24,6 +24,10 @@ class ControllerActor:
         """As Controller."""
         return await self._controller.ping()
 
+    async def end(self) -> None:
+        """As Controller."""
+        await self._controller.end()
+
     async def admin(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
         """As Controller."""
         return await self._controller.admin(method, arguments)

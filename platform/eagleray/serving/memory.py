@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from eagleray.cluster.files import read_json, write_json
@@ -34,6 +35,11 @@ def save(path: Path, record: Record) -> None:
     """Write the record whole; only the owner can read it, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(path, record.to_json())
+
+
+def forget(path: Path) -> None:
+    """Remove the record and its folder."""
+    shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def ensure_admin_key(path: Path, keys: KeyRing) -> KeyRing:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eagleray.errors import ServiceError
+from eagleray.serving.preconditions import ServeFacts
 from eagleray.serving.reconcile import Seen
 
 _PROXIES_TIMEOUT_S = 60.0
@@ -37,11 +38,14 @@ class ServeControl:
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
 
-    def start(self) -> None:
+    def start(self) -> bool:
         """Start Serve, unless it runs already; its proxy, on the head only, starts in the background.
 
+        Returns:
+            Whether this has started it.
+
         Raises:
-            ServiceError: it runs with options that do not fit ours.
+            ServiceError: it listens elsewhere than it shall.
         """
         from ray.serve import context
         from ray.serve._private import api, client
@@ -50,7 +54,7 @@ class ServeControl:
 
         if context._get_global_client(raise_if_no_controller_running=False) is not None:
             self._check_options()
-            return
+            return False
         controller, _proxies = api._create_controller_and_proxy_refs(
             http_options=HTTPOptions(host=self._host, port=self._port),
             grpc_options=None,
@@ -61,19 +65,39 @@ class ServeControl:
             proxy_location=ProxyLocation.HeadOnly,
         )
         context._set_global_client(client.ServeControllerClient(controller))
+        return True
 
     def _check_options(self) -> None:
         """Raises: ServiceError where Serve, which somebody else started, listens elsewhere than we shall."""
-        import ray
-
         found = self._client().http_config
-        location: Any = ray.get(self._client()._controller.get_proxy_location.remote())
-        where = f"{found.host}:{found.port}, proxies {location.value if location else 'unknown'}"
-        if (found.host, found.port) != (self._host, self._port) or location != "HeadOnly":
+        if (found.host, found.port) != (self._host, self._port):
             raise ServiceError(
-                f"Serve runs already on this cluster with other options ({where}); wanted: {self._host}:"
-                f"{self._port}, proxies HeadOnly; stop it (`serve shutdown`), or give its address"
+                f"Serve runs already, at {found.host}:{found.port}, and not at {self._host}:{self._port}; "
+                "stop it (`serve shutdown`), or attach with its address"
             )
+
+    def facts(self) -> ServeFacts | None:
+        """How Serve runs; None where it does not."""
+        import ray
+        from ray.serve import context
+
+        client: Any = context._get_global_client(raise_if_no_controller_running=False)
+        if client is None:
+            return None
+        location: Any = ray.get(client._controller.get_proxy_location.remote())
+        details = client.get_serve_details()["applications"]
+        return ServeFacts(
+            host=client.http_config.host,
+            port=client.http_config.port,
+            location=getattr(location, "value", str(location)),
+            routes={app["route_prefix"]: name for name, app in details.items() if app.get("route_prefix")},
+        )
+
+    def shut_down(self) -> None:
+        """End Serve and all its applications."""
+        from ray import serve
+
+        serve.shutdown()
 
     def apply(self, apps: Sequence[App]) -> None:
         """Hand Serve these applications, new ones or others of the same name; returns before they run.

@@ -138,6 +138,8 @@ class Record:
     applied: Mapping[str, str] = field(default_factory=dict)
     """The fingerprint of what Serve was last handed, by application."""
     keys: KeyRing = field(default_factory=KeyRing)
+    has_started_serve: bool = False
+    """Whether Serve is ours to end."""
 
     @property
     def draining(self) -> list[str]:
@@ -182,6 +184,7 @@ class Record:
             ],
             "applied": dict(self.applied),
             "keys": self.keys.to_json(),
+            "has_started_serve": self.has_started_serve,
         }
 
     @classmethod
@@ -199,6 +202,7 @@ class Record:
             retiring={entry.served.app: entry for entry in retiring},
             applied=dict(values["applied"]),
             keys=KeyRing.from_json(values["keys"]),
+            has_started_serve=bool(values["has_started_serve"]),
         )
 
 

@@ -62,6 +62,16 @@ def start(wanted: ControllerSettings) -> Any:
     )
 
 
+def find() -> Any:
+    """The cluster's serving controller; None where there is none."""
+    import ray
+
+    try:
+        return ray.get_actor(CONTROLLER, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
 def await_ingress(url: str, controller: Any, timeout_s: float = _READY_TIMEOUT_S) -> None:
     """Wait until the ingress answers. Raises: ServiceError after `timeout_s`, with the reason."""
     import ray

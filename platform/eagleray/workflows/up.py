@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from eagleray.cluster import local
+from eagleray.cluster import attached, local
 from eagleray.cluster.state import DEFAULT_NAME, ClusterState
+from eagleray.errors import InputError
 from eagleray.specs import LocalSpec, load
 
 SERVING: Mapping[str, Sequence[str]] = {"serving": ["-m", "eagleray.serving.start"]}
@@ -25,8 +26,13 @@ def up(
 
     Raises:
         SpecError: the file, or cluster.yaml beside it, cannot be right.
+        InputError: an attached cluster has that name.
         ClusterError: it runs already, a port is in use, or Ray did not start.
     """
+    if attached.read(name) is not None:
+        raise InputError(
+            f"an attached cluster is called {name!r}; choose another --name, or `eagleray down --name {name}`"
+        )
     spec = load(LocalSpec, local_file, overrides)
     cluster = local.up(name, spec, helpers=SERVING if spec.serving.enabled else {}, say=say)
     if cluster.ingress_url:

@@ -97,6 +97,28 @@ def test_killing_the_supervisor_ends_nothing_else(cluster):
     assert cluster.is_running
 
 
+def test_helpers_wait_until_jobs_are_accepted_and_run_until_they_succeed(cluster, capsys):
+    fails_once = "import os, sys; seen = os.path.exists('x'); open('x', 'w').close(); sys.exit(not seen)"
+    files.write_json(cluster.directory / "helpers.json", {"serving": ["-c", fails_once]})
+    watching = supervisor_module.Supervisor(cluster)
+    watching._plan_helpers()
+    assert watching.parts == {}
+    state.accepts_jobs_path(cluster.directory).touch()
+    watching._plan_helpers()
+    for status in (1, 0):
+        part = watching.parts["serving"]
+        part.restart_at_s = min(part.restart_at_s, 1e-9)  # at once
+        watching._restart_due()
+        assert part.arguments[-1] == str(cluster.directory)
+        ended = os.waitpid(part.process.pid, 0)[1]
+        assert os.waitstatus_to_exitcode(ended) == status
+        watching._ended("serving", ended)
+        assert ("serving" in watching.parts) is bool(status)
+    watching._plan_helpers()
+    assert watching.parts == {}, "it is done"
+    assert "serving is done" in capsys.readouterr().out
+
+
 def test_a_head_that_fails_ends_the_supervisor(cluster):
     supervisor = start(cluster, HEAD_STATUS="3")
     printed, _ = supervisor.communicate(timeout=10)

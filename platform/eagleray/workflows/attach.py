@@ -1,0 +1,230 @@
+"""`eagleray attach`: the ingress, and all that serves models, on a Ray cluster that somebody else started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from eagleray.cluster import attached, settings, state
+from eagleray.cluster.attached import AttachedCluster
+from eagleray.errors import ClusterError, InputError, ServiceError
+from eagleray.serving import preconditions, start
+from eagleray.serving.control_settings import INGRESS_APP, NAMESPACE, ControllerSettings
+from eagleray.serving.preconditions import NodeFacts
+
+DEFAULT_PORT = 8000
+_LOOK_S = 60.0
+_START_S = 120.0
+_END_S = 90.0
+
+
+def attach(
+    address: str,
+    name: str = state.DEFAULT_NAME,
+    *,
+    host: str = state.LOOPBACK,
+    port: int = DEFAULT_PORT,
+    is_insecure: bool = False,
+    say: Callable[[str], None] = print,
+) -> AttachedCluster:
+    """Start the serving controller and the ingress on the cluster at `address`; run on a machine of it.
+
+    Args:
+        address: Of its GCS, as host:port.
+        name: By which other commands find it from now on.
+        host: On which the ingress listens, on the head.
+        port: Of the ingress.
+        is_insecure: Let it listen beyond the head, in plain HTTP.
+        say: Takes lines for people.
+
+    Raises:
+        InputError: the name is taken, or `host` opens the ingress and nobody said that it may.
+        ClusterError: the cluster cannot be reached, or something is missing on it; the message says what.
+        ServiceError: the ingress did not start.
+    """
+    _check_name(name)
+    if not state.is_loopback(host) and not is_insecure:
+        raise InputError(
+            f"host {host} opens the ingress to the network in plain HTTP; put a proxy with TLS in front and "
+            f"keep {state.LOOPBACK}, or say --insecure"
+        )
+    wanted = ControllerSettings(
+        cluster=name,
+        directory=str(settings.serving_dir(name)),
+        admin_key_path="",
+        host=host,
+        port=port,
+        storage_url=settings.storage_url(),
+        tracking_uri=settings.tracking_uri(),
+        is_key_needed_for_infer=not state.is_loopback(host),
+    )
+    with _connected(address):
+        nodes = _facts(wanted.storage_url)
+        say(f"nodes: {', '.join(f'{node.name} ({node.version or node.trouble})' for node in nodes)}")
+        preconditions.check_nodes(nodes, storage_url=wanted.storage_url, tracking_uri=wanted.tracking_uri)
+        preconditions.check_serve(_serve(wanted), host=host, port=port, our_app=INGRESS_APP)
+        controller = start.start(wanted)
+        _await_start(controller, wanted)
+        cluster = AttachedCluster(name, address, wanted.url, time.time())
+        attached.write(cluster)
+        _write_key(cluster, controller)
+    say(f"models are served at {cluster.ingress_url}; the admin key is in {cluster.admin_key_path}")
+    return cluster
+
+
+def detach(cluster: AttachedCluster, say: Callable[[str], None] = print) -> None:
+    """End what `attach` started on the cluster, and nothing else.
+
+    Raises:
+        ClusterError: the cluster cannot be reached.
+    """
+    with _connected(cluster.address):
+        import ray
+
+        controller = start.find()
+        if controller is not None:
+            ray.get(controller.end.remote(), timeout=_END_S)
+            ray.kill(controller)
+    attached.forget(cluster.name)
+    say(f"cluster {cluster.name!r} is as it was before `eagleray attach`")
+
+
+def _check_name(name: str) -> None:
+    state.directory(name)  # raises where that cannot be a name
+    if state.read(name) is not None:
+        raise InputError(
+            f"a local cluster is called {name!r}; choose another --name, or `eagleray down --name {name}`"
+        )
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """This process as a driver of the cluster. Raises: ClusterError where it cannot be."""
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():
+        # `ray start` turns tokens on where it finds one, and a driver does not (2.60).
+        os.environ["RAY_AUTH_MODE"] = "token"
+    import ray
+
+    try:
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ClusterError(
+            f"cannot join the Ray cluster at {address}: {reason}; run this on a machine of the cluster, give "
+            "its GCS address (host:6379), and set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH where it has a token"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _has_token() -> bool:
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return any(name in os.environ for name in names) or Path("~/.ray/auth_token").expanduser().exists()
+
+
+def _facts(storage_url: str) -> list[NodeFacts]:
+    """What each node has, asked of all at once."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    from eagleray.packaging import Folder
+
+    folder, probe = Folder(storage_url), f".attach-{secrets.token_hex(6)}"
+    folder.write_bytes(probe, b"")
+    # Not a function of a module: that would be looked up on a node which may not have our package.
+    look: Any = ray.remote(num_cpus=0, max_retries=0)(_looker())
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    try:
+        asked = [
+            look.options(scheduling_strategy=On(node["NodeID"], soft=False)).remote(folder.url, probe)
+            for node in alive
+        ]
+        ray.wait(asked, num_returns=len(asked), timeout=_LOOK_S)
+        return [_fact(node, answer) for node, answer in zip(alive, asked, strict=True)]
+    finally:
+        folder.remove(probe)
+
+
+def _looker() -> Callable[[str, str], dict[str, Any]]:
+    def look(url: str, probe: str) -> dict[str, Any]:
+        try:
+            import eagleray
+            from eagleray.packaging import Folder
+
+            return {"version": eagleray.__version__, "sees_storage": Folder(url).exists(probe)}
+        except Exception as error:
+            return {"trouble": f"{type(error).__name__}: {error}"}
+
+    return look
+
+
+def _fact(node: Any, answer: Any) -> NodeFacts:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+
+    name, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
+    try:
+        found: dict[str, Any] = ray.get(answer, timeout=0.1)
+        return NodeFacts(name, address, **found)
+    except GetTimeoutError:
+        return NodeFacts(name, address, trouble=f"no answer in {_LOOK_S:.0f} s")
+    except RayError as error:
+        return NodeFacts(name, address, trouble=" ".join(str(error).split())[-300:])
+
+
+def _serve(wanted: ControllerSettings) -> Any:
+    from eagleray.serving.serve_control_ray260 import ServeControl
+
+    return ServeControl(wanted.host, wanted.port).facts()
+
+
+def _await_start(controller: Any, wanted: ControllerSettings) -> None:
+    """Return when the ingress is up.
+
+    Raises:
+        ClusterError: somebody attached the cluster before, otherwise than `wanted`.
+        ServiceError: it does not come up; with the controller's reason.
+    """
+    import ray
+
+    deadline = time.monotonic() + _START_S
+    trouble = "it is starting"
+    while time.monotonic() < deadline:
+        said: Any = ray.get(controller.ping.remote(), timeout=_START_S)
+        if (said["cluster"], said["url"]) != (wanted.cluster, wanted.url):
+            raise ClusterError(
+                f"this cluster is attached already, as {said['cluster']!r}, its ingress at {said['url']}; "
+                f"use that, or end it with `eagleray down --name {said['cluster']}` where it was attached"
+            )
+        if not (trouble := said["trouble"]):
+            return
+        time.sleep(0.2)
+    raise ServiceError(f"the ingress did not start in {_START_S:.0f} s: {trouble}")
+
+
+def _write_key(cluster: AttachedCluster, controller: Any) -> None:
+    """An admin key for this machine's commands, unless there is a good one."""
+    import ray
+
+    known: Any = ray.get(controller.admin.remote("keys", []))
+    with suppress(OSError, ValueError):
+        _, key_id, _ = cluster.admin_key_path.read_text().split("_")
+        if key_id in [key["id"] for key in known.get("result", [])]:
+            return
+    answer: Any = ray.get(
+        controller.admin.remote("create_key", [f"attached by {os.uname().nodename}", ["infer", "admin"]])
+    )
+    if "error" in answer:
+        raise ServiceError(answer["error"]["message"])
+    cluster.admin_key_path.unlink(missing_ok=True)
+    descriptor = os.open(cluster.admin_key_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(answer["result"]["key"])

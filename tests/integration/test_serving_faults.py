@@ -1,0 +1,252 @@
+"""Serving while parts of it are killed, while load comes and goes, and on a cluster that others started."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from eagleray.cluster import attached, local, ports, processes, settings, state
+from eagleray.errors import ClusterError, ClusterNotRunning, InputError
+from eagleray.registry.models import MlflowModels
+from support import cards
+from support.served import NAME, Load, deploy, infer, services, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def served(ingress: httpx.Client):
+    """One version, ready."""
+    store = MlflowModels(settings.tracking_uri(), settings.storage_url())
+    card = cards.card("image", name=NAME)
+    version = store.publish(card, cards.weights(card, 7)).version
+    deploy(ingress, version=version)
+    until(lambda: infer(ingress).status_code == 200, client=ingress)
+    yield ingress
+    ingress.post("/admin/undeploy", json={"name": NAME})
+    until(lambda: not services(ingress))
+
+
+def process_of(cluster: state.ClusterState, command: str) -> processes.Process:
+    found = [
+        process
+        for process in processes.belonging(cluster.marker)
+        if command in Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace").replace("\0", " ")
+    ]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def is_in_order(client: httpx.Client) -> bool:
+    try:
+        answer = client.get("/admin/status", timeout=10)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200 and not answer.json()["trouble"]
+
+
+@pytest.mark.parametrize(
+    "command", ["ray::ControllerActor", "ray::ServeController", "gcs_server", "ray::ServeReplica:ingress"]
+)
+def test_a_kill_fails_no_request_and_everything_comes_back(cluster, served, command):
+    [version] = services(served)
+    key = served.post("/admin/keys", json={"name": "kept", "scopes": ["admin"]}).json()
+    with Load(str(served.base_url)) as load:
+        until(lambda: load.answers.total() > 10)
+        killed = process_of(cluster, command)
+        processes.send(killed, processes.signal.SIGKILL)
+        until(lambda: not killed.is_alive)
+        seconds = until(lambda: is_in_order(served), 90)
+        print(f"{command}: in order after {seconds:.1f} s")
+        # What was deployed and which keys there are is remembered, and can be changed again.
+        until(lambda: list(services(served)) == [version])
+        assert key["id"] in [found["id"] for found in served.get("/admin/keys").json()["keys"]]
+        assert served.delete(f"/admin/keys/{key['id']}").status_code == 200
+        deploy(served, version=version, max_replicas=1 + secrets.randbelow(3))
+        until(lambda: is_in_order(served), 90)
+        before = load.answers.total()
+        until(lambda: load.answers.total() > before + 20)
+    assert load.failed == []
+
+
+def test_a_killed_replica_is_replaced(cluster, served):
+    until(lambda: [service["replicas"] for service in services(served).values()] == [1])
+    processes.send(process_of(cluster, f"ray::ServeReplica:m--{NAME}"), processes.signal.SIGKILL)
+    until(lambda: infer(served).status_code == 200, 60)
+
+
+def test_the_proxy_is_back_within_seconds(cluster, served):
+    processes.send(process_of(cluster, "ray::ProxyActor"), processes.signal.SIGKILL)
+    time.sleep(0.2)
+    assert until(lambda: local.is_ingress_ready(cluster), 60) < 30
+
+
+def test_load_brings_replicas_and_nodes_and_their_end_takes_them(cluster, served):
+    [version] = services(served)
+    deploy(served, version=version, cpus_per_replica=1, max_replicas=3, idle_s=3)
+    until(lambda: is_in_order(served))
+
+    def num_replicas() -> int:
+        return services(served)[version]["replicas"]
+
+    until(lambda: num_replicas() == 1)
+    loads = [Load(str(served.base_url)) for _ in range(4)]
+    for load in loads:
+        load.__enter__()
+    try:
+        print(f"3 replicas after {until(lambda: num_replicas() == 3, 180, served):.1f} s")
+        nodes = len(local.status("tests").nodes)
+        assert nodes >= 3
+    finally:
+        for load in loads:
+            load.__exit__()
+    print(f"1 replica after {until(lambda: num_replicas() == 1, 60, served):.1f} s")
+    until(lambda: len(local.status("tests").nodes) < nodes, 90)
+    assert [load.failed for load in loads] == [[]] * 4
+
+
+def test_none_while_nothing_is_asked_and_one_as_soon_as_something_is(served):
+    [version] = services(served)
+    deploy(served, version=version, min_replicas=0, idle_s=2, max_queued_requests=2)
+    until(lambda: is_in_order(served))
+    until(lambda: services(served)[version]["replicas"] == 0, 60, served)
+    answers: list[httpx.Response] = []
+    began = time.monotonic()
+    with Crowd(str(served.base_url), 6) as crowd:
+        answers = crowd.answers
+    took_s = time.monotonic() - began
+    codes = sorted(answer.status_code for answer in answers)
+    assert codes.count(200) >= 2
+    assert set(codes) == {200, 503}, "more than wait may wait are refused"
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)
+    assert "requests waiting" in refused[0].json()["error"]
+    print(f"first answer from zero: {took_s:.1f} s; told to wait {refused[0].headers['retry-after']} s")
+
+
+class Crowd:
+    """Several requests at once."""
+
+    def __init__(self, url: str, number: int) -> None:
+        self.answers: list[httpx.Response] = []
+        self.url, self.number = url, number
+
+    def __enter__(self):
+        from concurrent.futures import ThreadPoolExecutor
+
+        with httpx.Client(base_url=self.url, timeout=90, trust_env=False) as client:
+            with ThreadPoolExecutor(self.number) as pool:
+                self.answers = list(pool.map(lambda _: infer(client), range(self.number)))
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def plain(tmp_path: Path):
+    """The GCS address and the marker of a cluster as `ray start --head` makes it, without our supervisor."""
+    names = ("gcs", "client", "http", "grpc", "metrics", "node", "objects", "ingress")
+    free = ports.free_ports(state.LOOPBACK, names)
+    mark = secrets.token_hex(8)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    folder = Path(f"/tmp/er-plain-{mark[:6]}")
+    environment = {
+        **kept,
+        processes.MARKER: mark,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    command = [
+        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--num-cpus=2"),
+        *("--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=100000000"),
+        *(f"--temp-dir={folder}", f"--port={free['gcs']}", f"--ray-client-server-port={free['client']}"),
+        *(f"--dashboard-agent-listen-port={free['http']}", f"--dashboard-agent-grpc-port={free['grpc']}"),
+        *(f"--metrics-export-port={free['metrics']}", f"--node-manager-port={free['node']}"),
+        f"--object-manager-port={free['objects']}",
+    ]
+    started = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert started.returncode == 0, started.stdout + started.stderr
+    yield f"127.0.0.1:{free['gcs']}", free["ingress"], mark
+    processes.sweep(lambda: processes.belonging(mark), grace_s=1)
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+ATTACH = """
+import sys
+from eagleray.workflows.{verb} import {verb}
+{call}
+"""
+
+
+def run_verb(verb: str, call: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: a driver of another cluster cannot be one of this process's."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return subprocess.run(
+        [sys.executable, "-c", ATTACH.format(verb=verb, call=call)],
+        env={**kept, "RAY_AUTH_MODE": "disabled", **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+def test_attach_puts_the_ingress_on_a_plain_cluster_and_down_takes_it_back(plain, eagleray_home):
+    address, port, mark = plain
+    before = {process.pid for process in processes.belonging(mark)}
+    call = f"attach('{address}', 'plain', port={port})"
+    done = run_verb("attach", call)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cluster = attached.read("plain")
+    assert cluster is not None
+    again = run_verb("attach", call)
+    assert again.returncode == 0, again.stdout + again.stderr
+    other = run_verb("attach", f"attach('{address}', 'other', port={port + 1})")
+    assert "attached already" in other.stderr
+    key = cluster.admin_key_path.read_text()
+    with httpx.Client(
+        base_url=cluster.ingress_url, headers={"Authorization": f"Bearer {key}"}, trust_env=False, timeout=60
+    ) as client:
+        assert client.get("/admin/status").json()["cluster"] == "plain"
+        store = MlflowModels(settings.tracking_uri(), settings.storage_url())
+        card = cards.card("image", name=NAME)
+        deploy(client, version=store.publish(card, cards.weights(card, 9)).version)
+        until(lambda: infer(client).status_code == 200, client=client)
+    ended = run_verb("down", "down('plain')")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert attached.read("plain") is None
+    assert not settings.serving_dir("plain").exists()
+
+    def left() -> set[int]:
+        commands = {
+            process.pid: Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace")
+            for process in processes.belonging(mark)
+            if process.pid not in before
+        }
+        return {pid for pid, command in commands.items() if "Serve" in command or "Controller" in command}
+
+    until(lambda: not left(), 30)
+    assert before <= {process.pid for process in processes.belonging(mark)}, "the cluster itself goes on"
+
+
+def test_what_keeps_a_cluster_from_being_attached_is_said(plain, eagleray_home, monkeypatch):
+    from eagleray.workflows.attach import attach
+
+    address, port, _ = plain
+    with pytest.raises(InputError, match=r"plain HTTP.*--insecure"):
+        attach(address, "plain", host="0.0.0.0", port=port)
+    nowhere = run_verb("attach", "attach('127.0.0.1:1', 'plain')", RAY_gcs_rpc_server_reconnect_timeout_s="5")
+    assert ClusterError.__name__ in nowhere.stderr
+    assert "cannot join the Ray cluster at 127.0.0.1:1" in nowhere.stderr
+    with pytest.raises(ClusterNotRunning):
+        local.down("plain")
