@@ -7,13 +7,21 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from support.serving import Pretend, pretend, serving
 from unit.processes import ROOT, fastest_s, python
 
 HEAVY = ("ray", "torch", "mlflow", "pandas", "pyarrow", "sklearn", "matplotlib", "scipy")
+
+
+@pytest.fixture(scope="module")
+def ingress() -> Iterator[Pretend]:
+    with serving(pretend()) as ingress:
+        yield ingress
 
 
 @pytest.mark.parametrize(
@@ -48,8 +56,32 @@ def test_starting_is_quick(arguments: list[str], limit_s: float) -> None:
     assert fastest_s(arguments, limit_s) <= limit_s
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["models", "list"],
+        ["deploy", "examples/serve/digits.toml"],
+        ["status"],
+        ["predict", "gpt", "--text", "ab", "--max-tokens", "3", "--stream"],
+        ["undeploy", "tones"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_verb_against_an_ingress_loads_nothing_heavy(arguments: list[str], ingress: Pretend) -> None:
+    program = f"import sys, json; from eagleray import cli; code = cli.run({arguments!r})"
+    finished = python(
+        "-c",
+        f"{program}; print(json.dumps([code, sorted(sys.modules)]))",
+        EAGLERAY_URL=ingress.url,
+        EAGLERAY_KEY=ingress.admin_key,
+    )
+    code, loaded = json.loads(finished.stdout.splitlines()[-1])
+    assert code == 0, finished.stderr
+    assert {name.partition(".")[0] for name in loaded}.isdisjoint(HEAVY)
+
+
 @pytest.mark.slow
-def test_a_wheel_without_extras(tmp_path: Path) -> None:
+def test_a_wheel_without_extras(tmp_path: Path, ingress: Pretend) -> None:
     """The wheel in a new environment: small, whole, and clear about what it leaves out."""
     built = python("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path))
     assert built.returncode == 0, built.stdout + built.stderr
@@ -94,6 +126,17 @@ def test_a_wheel_without_extras(tmp_path: Path) -> None:
         assert refused.returncode == 1
         assert "pip install 'eagleray[platform]'" in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
+
+    environment |= {"EAGLERAY_URL": ingress.url, "EAGLERAY_KEY": ingress.admin_key}
+    for verb in (
+        ["models", "list"],
+        ["deploy", str(ROOT / "examples/serve/digits.toml")],
+        ["status"],
+        ["predict", "gpt", "--text", "ab", "--stream"],
+        ["keys", "create", "app"],
+    ):
+        answered = eagleray(*verb)
+        assert answered.returncode == 0, answered.stderr
 
 
 def size_bytes(folder: Path) -> int:
