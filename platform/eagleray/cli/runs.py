@@ -12,9 +12,11 @@ from eagleray.cli.following import submit_and_follow
 from eagleray.cli.shared import DEFAULT_CLUSTER, json_option, name_option, set_option
 
 if TYPE_CHECKING:
-    from eagleray.client import JobResult
+    from eagleray.client import JobClient, JobResult
     from eagleray.specs import FileSpec
 
+_PUBLISH = re.compile(r"eagleray publish \S+ --search \S+")
+"""Near the end of a search's log."""
 _JUDGED = re.compile(r"^evaluation \S+: (run )?([a-z0-9]\S*)$", re.MULTILINE)
 """The first line of an evaluation's log: a run by its id, or a version by its reference."""
 
@@ -100,11 +102,12 @@ def tune(
 
     if (spec is None) == (search is None) or (search and overrides):
         raise click.UsageError("give a SPEC (with --set, if need be), or --resume SEARCH")
-    if search is not None:
-        return submit_and_follow(name, lambda client: submit_tune_resume(client, search), as_json=as_json)
-    assert spec is not None
-    loaded = load(TuneSpec, spec, overrides)
-    return submit_and_follow(name, lambda client: submit_spec(client, loaded), as_json=as_json)
+    loaded = None if spec is None else load(TuneSpec, spec, overrides)
+
+    def submit(client: JobClient) -> str:
+        return submit_spec(client, loaded) if loaded else submit_tune_resume(client, str(search))
+
+    return submit_and_follow(name, submit, as_json=as_json, then=_after_a_search)
 
 
 @click.command()
@@ -162,6 +165,10 @@ def publish(
 
 def _after_a_run(result: JobResult) -> list[str]:
     return [f"eagleray publish {result.made}"]
+
+
+def _after_a_search(result: JobResult) -> list[str]:
+    return _PUBLISH.findall(result.log)[-1:]
 
 
 def _after_an_evaluation(result: JobResult) -> list[str]:

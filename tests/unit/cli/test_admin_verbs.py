@@ -139,6 +139,17 @@ def test_a_deploy_that_does_not_come_up_fails(
     assert said.err.splitlines()[-1].startswith(f"eagleray: {message}")
 
 
+def test_ctrl_c_leaves_it_starting(run: Run, ingress: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eagleray.cli.services._found", interrupt)
+    said = run("deploy", DIGITS)
+    assert (said.code, said.out) == (130, "")
+    assert "it goes on starting" in said.err
+    assert len(ingress.admin.deployed) == 1
+
+
 def test_what_never_fits_is_exit_code_3(run: Run, ingress: Pretend) -> None:
     ingress.admin.error = CapacityError("wants 64 CPU; node types allow at most 2")
     assert run("deploy", DIGITS).code == 3

@@ -60,7 +60,11 @@ def test_an_evaluation_carries_its_spec(run: Run, ray: stand_in.Ray) -> None:
     [
         (["train", TRAIN], f"run {RUN}\n", f"next: eagleray publish {RUN}\n"),
         (["resume", RUN], f"run {RUN}\n", f"next: eagleray publish {RUN}\n"),
-        (["tune", TUNE], "search s-1\n", ""),
+        (
+            ["tune", TUNE],
+            f"search s-1\n  its run {RUN}: eagleray publish {RUN} --search s-1\n  files in /s\n",
+            f"next: eagleray publish {RUN} --search s-1\n",
+        ),
         (["tune", "--resume", "s-1"], "search s-1\n", ""),
         (["evaluate", EVALUATE], f"evaluation e-1: run {RUN}\n", f"next: eagleray publish {RUN}\n"),
         (
