@@ -47,7 +47,7 @@ def loads(body: bytes | bytearray | memoryview, what: str = "the body") -> Any:
     if not text.strip():
         raise InputError(f"{what} is empty; send JSON")
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{what} is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
@@ -121,6 +121,9 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"it has {name}, which is not JSON; send finite numbers")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _object(values: Any, what: str = "the body") -> Mapping[str, Any]:
