@@ -3,9 +3,9 @@
 The ingress runs under uvicorn in a process of its own, with a model that answers at once, so that all there
 is to measure is the client and the ingress. The contestants take turns request by request, in any order, so
 that a noisy machine slows all of them; the figure is the difference of their medians, in chunks of 200
-requests. "by hand" is what a user would write: a dict with `.tolist()`, `json=`, `.json()`, `numpy.array`. "bytes"
-sends a prepared body and reads no answer: the floor. Prints a table, writes benchmarks/results/sdk.json and
-sdk.png.
+requests. "by hand" is what a user would write: a dict with `.tolist()`, `json=`, `.json()`, `numpy.array`.
+"bytes" sends a prepared body and reads no answer: the floor. Prints a table, writes
+benchmarks/results/sdk.json and sdk.png.
 """
 
 from __future__ import annotations
