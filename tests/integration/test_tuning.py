@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -276,13 +277,17 @@ def test_a_stopped_search_keeps_what_it_has_and_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_trials_of_two_workers_and_asha_leaves_no_worker_behind(
-    tune: Callable[..., Log], spec_file: Callable[..., str], folders: Callable[[Log], Folders]
+    tune: Callable[..., Log],
+    spec_file: Callable[..., str],
+    folders: Callable[[Log], Folders],
+    eagleray_home: Path,
 ) -> None:
     log = tune(
         spec_file(
             base={**BASE, "training": {"steps": 600, "evaluate_every_steps": 30}},
-            space={"optimizer.lr": choice(0.1, 1e-6, 1e-7)},
+            space={"optimizer.lr": choice(0.1, 1e-6)},
             searcher={"kind": "grid"},
             scheduler={"kind": "asha", "grace_evaluations": 2, "reduction_factor": 2},
             budget={"max_concurrent_trials": 1},
@@ -291,33 +296,57 @@ def test_trials_of_two_workers_and_asha_leaves_no_worker_behind(
     )
     assert log.exit_code == 0, log.text
     found = folders(log)
-    assert list(found.trials["state"]) == ["finished", "stopped", "stopped"]
+    assert list(found.trials["state"]) == ["finished", "stopped"]
     assert (found.trials["step"][2], found.trials["why_stopped"][2]) == (60, "asha, after 2 evaluations")
     assert found.run_report(1)["status"] == "FINISHED"
     assert found.run_report(1)["sent_bytes"] > 0
     assert "Traceback" not in log.text
-    assert_no_worker_left()
-
-
-def assert_no_worker_left() -> None:
-    """No process of this user is a worker of a trial any more."""
     deadline = time.monotonic() + 10
-    while left := [
-        line for line in processes() if re.search(r"ray::(WorkerActor|OneWorkerTrial|ManyWorkersTrial)", line)
-    ]:
+    while left := trial_processes(eagleray_home):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 
 
-def processes() -> list[str]:
-    found = []
+def trial_processes(home: Path) -> dict[int, str]:
+    """Process id and command of each actor of a trial, and each worker, on this session's cluster."""
+    found = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-            except OSError:
-                continue
+        with contextlib.suppress(OSError, ValueError):
+            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            is_ours = str(home).encode() in (entry / "environ").read_bytes()
+            if is_ours and re.match(r"ray::(WorkerActor|OneWorkerTrial|ManyWorkersTrial)", command):
+                found[int(entry.name)] = command
     return found
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
+    tune: Callable[..., Log],
+    spec_file: Callable[..., str],
+    folders: Callable[[Log], Folders],
+    eagleray_home: Path,
+) -> None:
+    killed: list[int] = []
+
+    def kill(line: str, pid: int) -> None:
+        if re.match(r" +1 +running .* [1-9]\d*/1500", line) and not killed:
+            killed.extend(trial_processes(eagleray_home))
+            os.kill(killed[0], signal.SIGKILL)
+
+    log = tune(
+        spec_file(
+            base={**BASE, "training": {"steps": 1500, "evaluate_every_steps": 20}},
+            space={"optimizer.lr": choice(0.1)},
+            searcher={"kind": "grid"},
+            budget={},
+        ),
+        watch=kill,
+    )
+    assert log.exit_code == 0, log.text
+    assert re.search(r"^trial 1: lost its process at step \d+; it is started again$", log.text, re.M)
+    report = folders(log).run_report(1)
+    assert (report["status"], report["steps"], report["num_attempts"]) == ("FINISHED", 1500, 2)
+    assert "Traceback" not in log.text
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ class RunMonitor:
         self._workers = {worker.rank: worker for worker in workers}
         nodes = {worker.node_id for worker in workers}
         note_attempt(self._folder, attempt, len(workers))
-        self._say(f"attempt {attempt}: {_count(len(workers), 'worker')} on {_count(len(nodes), 'node')}")
+        self._say(f"attempt {attempt}: {count(len(workers), 'worker')} on {count(len(nodes), 'node')}")
         for worker in workers:
             self._say(f"  rank {worker.rank}: node {self._node_name(worker.node_id)}, pid {worker.pid}")
         self._emitter.set("eagleray_train_workers", len(workers), self._labels)
@@ -87,7 +87,7 @@ class RunMonitor:
 
     def _recovered(self, pause_s: float, redone_steps: int) -> None:
         self._emitter.add("eagleray_train_redone_steps_total", redone_steps, self._labels)
-        self._say(f"training again after {pause_s:.1f} s; {_count(redone_steps, 'step')} to redo")
+        self._say(f"training again after {pause_s:.1f} s; {count(redone_steps, 'step')} to redo")
 
     def _track(self, record: Record) -> None:
         kind = record["kind"]
@@ -139,7 +139,7 @@ class RunMonitor:
         parts += [
             f"{record['num_samples'] / record['seconds']:,.0f} samples/s",
             f"ETA {clock((total - step) * seconds_per_step)}",
-            f"{_count(len(self._workers), 'worker')} on {_count(nodes, 'node')}",
+            f"{count(len(self._workers), 'worker')} on {count(nodes, 'node')}",
             sent(self.account),
         ]
         return "  ".join(parts)
@@ -248,5 +248,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """For instance "1 node" or "3 nodes"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -75,7 +75,8 @@ def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
     ]
     columns = {name: [row.get(name) for row in plain] for row in plain for name in row}
     for name, values in columns.items():
-        if len({type(value) for value in values if value is not None} - {int, float}) > 1:
+        kinds = {type(value) for value in values if value is not None}
+        if len(kinds) > 1 and kinds != {int, float}:
             columns[name] = [None if value is None else str(value) for value in values]
     frame = pd.DataFrame(columns)
     buffer = io.BytesIO()

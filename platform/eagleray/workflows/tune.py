@@ -1,4 +1,4 @@
-"""`python -m eagleray.workflows.tune SPEC [--set a.b=c]` or `--resume SEARCH`: a search, as a job's driver."""
+"""`python -m eagleray.workflows.tune SPEC [--set a.b=c] | --resume SEARCH`: a search, as a job's driver."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def execute(search: Search, *, started_at: float, say: Callable[[str], None]) ->
         _run(search, trials, monitor, stop, num_concurrent)
         if stop.reason == "signal":
             raise Stopped
-        _require_result(search, trials, stop)
+        require_result(search, trials, stop)
         report["status"] = "FINISHED"
     except KeyboardInterrupt:
         report |= {"status": "STOPPED", "error": "stopped by a signal"}
@@ -60,7 +60,7 @@ def execute(search: Search, *, started_at: float, say: Callable[[str], None]) ->
         raise
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # how it ended is known: that is told to the end
-        report |= {"seconds": time.time() - report["started_at"], **_result(search, trials)}
+        report |= {"seconds": time.time() - report["started_at"], **result_of(search, trials)}
         _finish(search, trials, report, monitor, say)
     return report
 
@@ -137,7 +137,7 @@ def _run(search: Search, trials: list[Trial], monitor: Any, stop: StopRequest, n
         )
 
 
-def _require_result(search: Search, trials: Sequence[Trial], stop: StopRequest) -> None:
+def require_result(search: Search, trials: Sequence[Trial], stop: StopRequest) -> None:
     """Raises: TrainingError: no trial has a value."""
     from eagleray.tuning.search import describe
 
@@ -157,7 +157,7 @@ def _require_result(search: Search, trials: Sequence[Trial], stop: StopRequest) 
     )
 
 
-def _result(search: Search, trials: Sequence[Trial]) -> dict[str, Any]:
+def result_of(search: Search, trials: Sequence[Trial]) -> dict[str, Any]:
     """What report.json says of the trials."""
     spec = search.spec
     states = [trial.state for trial in trials]
@@ -210,12 +210,13 @@ def _finish(
 def summary(search: Search, trials: Sequence[Trial], report: dict[str, Any]) -> list[str]:
     """The last lines of a search's log."""
     from eagleray.tuning.search import describe
+    from eagleray.workflows.monitor import count
     from eagleray.workflows.search_table import closing
 
-    states = ", ".join(f"{count} {state}" for state, count in report["states"].items())
+    states = ", ".join(f"{number} {state}" for state, number in report["states"].items())
     lines = [
         f"search {search.search_id}: {report['status'].lower()} after {report['seconds']:.1f} s, "
-        f"{report['num_trials']} trials ({states}) on {len(report['nodes'])} nodes",
+        f"{report['num_trials']} trials ({states}) on {count(len(report['nodes']), 'node')}",
         *closing(search.spec, trials),
     ]
     if best := report["best"]:
