@@ -56,8 +56,13 @@ class ModelPackage:
 
     def weights(self) -> dict[str, Tensor]:
         """The state dict, on the CPU. Raises: PackageError where the file is missing or differs."""
+        from safetensors import SafetensorError
+
         with _reading(self.url):
-            return read_tensors(Folder(self.url), self.manifest, WEIGHTS)
+            try:
+                return read_tensors(Folder(self.url), self.manifest, WEIGHTS)
+            except SafetensorError as error:
+                raise DamageError(f"{WEIGHTS}{SUFFIX} is no safetensors file ({error})") from error
 
     def build_module(self) -> nn.Module:
         """The module with its weights, on the CPU, in evaluation mode.
@@ -91,6 +96,12 @@ class ModelPackage:
             return build(architecture.spec, self.card.signature)
         except InputError as error:  # the same words are bad input in a train spec, and damage here
             raise PackageError(f"{self.url}: {error}") from error
+        except PackageError:
+            raise
+        except Exception as error:  # of the user's own code
+            raise PackageError(
+                f"{self.url}: architecture {architecture.function!r} failed: {type(error).__name__}: {error}"
+            ) from error
 
     def _import_code(self) -> None:
         """Let the package's own code be imported, as this process's first choice."""

@@ -38,7 +38,10 @@ class FinishedRun:
     def open(cls, run_id: str, say: Callable[[str], None] = print) -> FinishedRun:
         """The run of that id. Raises: InputError: there is none, it goes on, or it did not end well."""
         folder = existing(run_id)
-        report = folder.read_json("report.json") if folder.exists("report.json") else None
+        try:
+            report = folder.read_json("report.json") if folder.exists("report.json") else None
+        except ValueError as error:
+            raise InputError(f"{folder.url}/report.json is damaged ({error}); put it back") from error
         if report is None:
             raise InputError(
                 f"run {run_id} is not finished: it goes on, or its driver was ended; wait for it, or go on "
@@ -121,7 +124,7 @@ class FinishedRun:
         Args:
             name: Of the model.
             metrics: Laid over the run's own, and over those of its evaluations.
-            search: The search whose trial the run was.
+            search: The search whose trial the run was, where the run does not know it.
             parent: The version that it was made from, "digits/versions/2".
         """
         return ModelCard(
@@ -136,7 +139,7 @@ class FinishedRun:
                 dataset_digest=self.report["dataset_digest"],
                 code_version=code_version(),
                 compression=self.spec.compression.kind,
-                search=search,
+                search=search or self.report.get("search"),
                 parent=parent,
                 created_at=time.time(),
             ),

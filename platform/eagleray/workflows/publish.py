@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,7 +29,7 @@ def publish(
         run_id: The run.
         name: Of the model; the run's own name where not given.
         aliases: Point to the new version afterwards.
-        search: The search whose trial the run was, for the lineage.
+        search: The search whose trial the run was, where the run does not know it.
         parent: The version that it was made from, any reference ("digits@production").
         metrics: Laid over those of the run's report.
         say: Takes what is not as it should be, in words.
@@ -94,12 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except ServiceError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        again = " ".join(sys.argv[1:] if argv is None else argv)
+        again = shlex.join(sys.argv[1:] if argv is None else argv)
         _say(f"the run's result is kept; publish it later: eagleray publish {again}")
         return error.exit_code
     except EaglerayError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"error: {settings.storage_url()} cannot be read: {reason}", file=sys.stderr, flush=True)
+        return 1
     for line in summary(made):
         _say(line)
     return 0

@@ -273,3 +273,28 @@ def test_a_failing_disk_at_any_operation_leaves_nothing(tmp_path, monkeypatch, c
             write_package(Folder(parent / "p"), CARD, WEIGHTS)
         monkeypatch.undo()
         assert not parent.exists() or os.listdir(parent) == [], counting.done[fail_at]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def build(signature, outputs): return outputs / 0", "failed: ZeroDivisionError: division by zero"),
+        ("def build(signature, outputs) return 1", "failed: SyntaxError"),
+        ("def build(signature): return 1", r"called with \['outputs', 'signature'\]: .*unexpected keyword"),
+        ("def build(signature, outputs): return 1", r"returned int; it must return a torch.nn.Module"),
+        ("def other(): pass", r"has no function 'build'"),
+    ],
+)
+def test_a_users_code_that_fails_is_told(tmp_path, own, source, said):
+    made, state, code = own
+    code.write_bytes("own_net.py", source.encode())
+    write_package(Folder(tmp_path / "p"), made, state, code)
+    with pytest.raises(PackageError, match=said):
+        open_package(tmp_path / "p", allow_code=True).build_module()
+
+
+def test_weights_that_are_no_safetensors(url):
+    write_package(Folder(url), CARD, WEIGHTS)
+    rewrite(url, "weights.safetensors", b"not at all")
+    with pytest.raises(PackageError, match=r"weights.safetensors is no safetensors file"):
+        open_package(url).build_module()

@@ -305,3 +305,23 @@ def test_the_code_is_named_by_its_commit_or_its_source(tmp_path, monkeypatch):
     assert not commit.endswith(".changed")
     (copy / "more.py").write_text("x = 2")
     assert code_version() == f"{commit}.changed"
+
+
+def test_a_trials_run_knows_its_search(run, store):
+    change(run, "report.json", search="search-7")
+    publish("digits-1")
+    publish("digits-1", search="search-8")
+    assert [card.lineage.search for card, _, _ in store.cards] == ["search-7", "search-8"]
+
+
+def test_a_damaged_report_and_a_storage_that_refuses(run, store, capsys, monkeypatch):
+    run.write_bytes("report.json", b"{")
+    assert main(["digits-1"]) == 2
+    assert "report.json is damaged" in capsys.readouterr().err
+
+    def refused(*_):
+        raise ConnectionError("could not connect")
+
+    monkeypatch.setattr(Folder, "exists", refused)
+    assert main(["digits-1"]) == 1
+    assert capsys.readouterr().err.endswith("cannot be read: could not connect\n")
