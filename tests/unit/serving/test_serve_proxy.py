@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from ray.serve._private import constants, http_util
-from ray.serve.config import HTTPOptions
 
 from eagleray.serving import proxy
 from unit.processes import ROOT, python
 
+# Ray's own, at import.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
@@ -22,13 +22,18 @@ def path() -> str:
 
 
 def test_serves_proxy_takes_what_up_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hasattr(constants, VARIABLE)
+    from ray.serve._private import http_util
+    from ray.serve.config import HTTPOptions
+
+    assert hasattr(http_util, VARIABLE)
     monkeypatch.setattr(http_util, VARIABLE, path())
     [found] = http_util.configure_http_middlewares(HTTPOptions()).middlewares
     assert found.cls is proxy.StripControlHeaders
 
 
 def test_serves_headers_are_those_that_are_taken_away() -> None:
+    from ray.serve._private import constants
+
     headers = {
         constants.SERVE_HTTP_REQUEST_TIMEOUT_S_HEADER,
         constants.SERVE_HTTP_REQUEST_DISCONNECT_DISABLED_HEADER,
