@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from eagleray.cli.shared import DEFAULT_CLUSTER, name_option, set_option
+from eagleray.cli.output import next_steps
+from eagleray.cli.shared import DEFAULT_CLUSTER, flags_of, name_option, set_option
 
 
 @click.command()
@@ -16,13 +17,16 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
     from eagleray.workflows.up import up
 
     up(name or DEFAULT_CLUSTER, spec, overrides, click.echo)
+    next_steps("eagleray train SPEC", "eagleray status", flags=flags_of(name))
 
 
 @click.command()
 @click.argument("address")
 @name_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="On which the ingress listens.")
-@click.option("--port", default=8000, show_default=True, help="Of the ingress.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Of the ingress, on the head.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Of the ingress."
+)
 @click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
 def attach(address: str, name: str | None, host: str, port: int, insecure: bool) -> None:
     """Put the ingress on a running Ray cluster.
@@ -34,6 +38,7 @@ def attach(address: str, name: str | None, host: str, port: int, insecure: bool)
     from eagleray.workflows.attach import attach
 
     attach(address, name or DEFAULT_CLUSTER, host=host, port=port, is_insecure=insecure, say=click.echo)
+    next_steps("eagleray status", "eagleray deploy SPEC", flags=flags_of(name))
 
 
 @click.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from eagleray.cli.output import next_steps, print_json
-from eagleray.cli.shared import INTERRUPTED, job_client
+from eagleray.cli.shared import INTERRUPTED, flags_of, job_client
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +44,7 @@ def submit_and_follow(
             if as_json:
                 print_json(outcome(result))
             elif exit_code == 0:
-                next_steps(*then(result))
+                next_steps(*then(result), flags=flags_of(name))
         return exit_code
 
 

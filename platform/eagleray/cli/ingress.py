@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from eagleray.cli.shared import DEFAULT_CLUSTER
+from eagleray.cli.shared import DEFAULT_CLUSTER, attached_cluster
 from eagleray.errors import ClusterError, InputError
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ class Place:
     def is_local(self) -> bool:
         """Whether a cluster's name leads to it: where no URL is given, nor in the environment."""
         return self.url is None and (self.name is not None or not os.environ.get("EAGLERAY_URL"))
+
+    @property
+    def flags(self) -> str:
+        """What named it on the command line, to be said again."""
+        given = (("--name", self.name), ("--url", self.url), ("--key-file", self.key_file))
+        return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given if value is not None)
 
     def key(self) -> str | None:
         """The key from its file, or from EAGLERAY_KEY where no cluster is named. Raises: InputError."""
@@ -72,17 +79,17 @@ def ingress_client(place: Place, *, is_patient: bool = True) -> Iterator[Client]
         with Client(place.url, place.key(), **options) as client:
             yield client
         return
-    from eagleray.cluster import attached, state
+    if (attached := attached_cluster(place.name)) is not None:
+        url, key = attached.ingress_url, place.key() or read_key(attached.admin_key_path)
+    else:
+        from eagleray.cluster import state
 
-    if (found := attached.read(place.name or DEFAULT_CLUSTER)) is not None:
-        with Client(found.ingress_url, place.key() or read_key(found.admin_key_path), **options) as client:
-            yield client
-        return
-    cluster = state.find(place.name or DEFAULT_CLUSTER)
-    url = url_of(cluster)
-    if is_patient:
-        _await_start(cluster, url)
-    with Client(url, place.key() or _admin_key(cluster), **options) as client:
+        cluster = state.find(place.name or DEFAULT_CLUSTER)
+        url = url_of(cluster)
+        if is_patient:
+            _await_start(cluster, url)
+        key = place.key() or _admin_key(cluster)
+    with Client(url, key, **options) as client:
         yield client
 
 

@@ -10,7 +10,7 @@ import click
 from eagleray.cli.following import follow as follow_job
 from eagleray.cli.following import outcome
 from eagleray.cli.output import next_steps, print_json, print_table
-from eagleray.cli.shared import INTERRUPTED, job_client, json_option, name_option
+from eagleray.cli.shared import INTERRUPTED, flags_of, job_client, json_option, name_option
 
 if TYPE_CHECKING:
     from eagleray.client import JobClient
@@ -35,7 +35,8 @@ def jobs(name: str | None, as_json: bool) -> None:
         right=["lasted"],
     )
     running = next((job for job in found if not job.is_finished), None)
-    next_steps(f"eagleray logs -f {running.id}" if running else f"eagleray logs {found[0].id}")
+    step = f"eagleray logs -f {running.id}" if running else f"eagleray logs {found[0].id}"
+    next_steps(step, flags=flags_of(name))
 
 
 @click.command()
@@ -77,7 +78,7 @@ def stop(job: str, name: str | None, as_json: bool) -> None:
         print_json({**dataclasses.asdict(found), "was_running": was_running})
         return
     click.echo(f"{job}: {'asked to stop' if was_running else 'had ended before'}")
-    next_steps(f"eagleray logs -f {job}" if was_running else "eagleray jobs")
+    next_steps(f"eagleray logs -f {job}" if was_running else "eagleray jobs", flags=flags_of(name))
 
 
 def _lasted(started_s: float | None, ended_s: float | None) -> str:

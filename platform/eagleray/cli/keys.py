@@ -38,7 +38,7 @@ def create(name: str, scopes: tuple[str, ...], place: Place, as_json: bool) -> N
     click.echo(
         f"key {made.id} ({made.name!r}, {', '.join(made.scopes)}): shown this once and kept nowhere", err=True
     )
-    next_steps("export EAGLERAY_KEY=…", f"eagleray keys revoke {made.id}")
+    next_steps("export EAGLERAY_KEY=…", f"eagleray keys revoke {made.id}", flags=place.flags)
 
 
 @keys.command("list")
@@ -56,7 +56,7 @@ def list_keys(place: Place, as_json: bool) -> None:
         ["id", "name", "scopes", "created"],
         [(key.id, key.name, ", ".join(key.scopes), date(key.created_at)) for key in found],
     )
-    next_steps("eagleray keys create NAME --scope infer", "eagleray keys revoke ID")
+    next_steps("eagleray keys create NAME --scope infer", "eagleray keys revoke ID", flags=place.flags)
 
 
 @keys.command()
@@ -71,4 +71,4 @@ def revoke(key_id: str, place: Place, as_json: bool) -> None:
         print_json({"id": key_id})
         return
     click.echo(f"key {key_id} is revoked")
-    next_steps("eagleray keys list")
+    next_steps("eagleray keys list", flags=place.flags)

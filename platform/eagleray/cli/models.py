@@ -33,7 +33,7 @@ def list_models(place: Place, as_json: bool) -> None:
         return
     if not found:
         click.echo("no models yet")
-        next_steps("eagleray publish RUN --name NAME")
+        next_steps("eagleray publish RUN --name NAME", flags=place.flags)
         return
     print_table(
         ["model", "versions", "aliases", "deployed"],
@@ -47,7 +47,7 @@ def list_models(place: Place, as_json: bool) -> None:
             for model in found
         ],
     )
-    next_steps(f"eagleray models show {found[0].name}")
+    next_steps(f"eagleray models show {found[0].name}", flags=place.flags)
 
 
 @models.command()
@@ -88,6 +88,7 @@ def show(ref: str, place: Place, as_json: bool) -> None:
     next_steps(
         f"eagleray models promote {meant.name} {meant.version} ALIAS",
         f'eagleray deploy SPEC   (a spec with kind = "service", name = "{meant.name}")',
+        flags=place.flags,
     )
 
 
@@ -109,7 +110,7 @@ def promote(name: str, version: int, alias: str, place: Place, as_json: bool) ->
         print_json({"name": name, "version": version, "alias": alias})
         return
     click.echo(f"{name}@{alias} is version {version}")
-    next_steps(f"eagleray models show {name}@{alias}")
+    next_steps(f"eagleray models show {name}@{alias}", flags=place.flags)
 
 
 def _described(version: RegisteredVersion) -> list[str]:

@@ -70,10 +70,20 @@ def is_terminal() -> bool:
     return sys.stdout.isatty()
 
 
-def next_steps(*commands: str) -> None:
-    """Say which commands come next, beside the result."""
+def next_steps(*commands: str, flags: str = "") -> None:
+    """Say which commands come next, beside the result.
+
+    Args:
+        commands: Each may have a remark after three blanks.
+        flags: Added to each: what named the cluster.
+    """
     for command in commands:
-        click.echo(click.style(f"next: {command}", dim=True), err=True)
+        asked, blanks, remark = command.partition("   ")
+        if asked.startswith("eagleray publish"):  # its --name is the model's, and it is a job
+            asked += flags.replace(" --name ", " --cluster ") if flags.startswith(" --name ") else ""
+        elif asked.startswith("eagleray"):
+            asked += flags
+        click.echo(click.style(f"next: {asked}{blanks}{remark}", dim=True), err=True)
 
 
 def date(seconds: float) -> str:

@@ -58,7 +58,7 @@ def deploy(
         print_json(service)
         return 0
     click.echo(f"{service.name}/versions/{service.version} is {service.state} at {client.url}")
-    next_steps("eagleray status" if no_wait else f"eagleray predict {service.name} FILE")
+    next_steps("eagleray status" if no_wait else f"eagleray predict {service.name} FILE", flags=place.flags)
     return 0
 
 
@@ -79,7 +79,7 @@ def undeploy(name: str, version: int | None, place: Place, as_json: bool) -> Non
         return
     noun = "version" if len(versions) == 1 else "versions"
     click.echo(f"{name}: undeployed {noun} {', '.join(map(str, versions))}")
-    next_steps("eagleray status")
+    next_steps("eagleray status", flags=place.flags)
 
 
 def _await_ready(client: Client, asked: Service, timeout_s: float) -> Service:

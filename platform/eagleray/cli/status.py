@@ -8,7 +8,7 @@ import click
 
 from eagleray.cli.ingress import Place, ingress_client, ingress_options
 from eagleray.cli.output import next_steps, print_json, print_table
-from eagleray.cli.shared import DEFAULT_CLUSTER, json_option
+from eagleray.cli.shared import DEFAULT_CLUSTER, attached_cluster, json_option
 
 if TYPE_CHECKING:
     from eagleray.workflows.serving_status import ServingStatus
@@ -22,9 +22,7 @@ def status(place: Place, as_json: bool) -> None:
 
     Of an ingress that --url names, and of an attached cluster: what it says of itself and its models.
     """
-    from eagleray.cluster import attached
-
-    if place.is_local and attached.read(place.name or DEFAULT_CLUSTER) is None:
+    if place.is_local and attached_cluster(place.name) is None:
         _of_cluster(place, as_json)
         return
     from eagleray.workflows.serving_status import look, to_json
@@ -39,7 +37,7 @@ def status(place: Place, as_json: bool) -> None:
         f"ingress {found.url}: {'NOT READY' if found.trouble else 'ready'}, eagleray {about['version']}"
     )
     click.echo(f"  cluster {about.get('cluster')}, {about.get('nodes')} nodes")
-    _show_serving(found)
+    _show_serving(found, place)
 
 
 def _of_cluster(place: Place, as_json: bool) -> None:
@@ -58,10 +56,10 @@ def _of_cluster(place: Place, as_json: bool) -> None:
         return
     click.echo(as_text(found))
     if serving is not None:
-        _show_serving(serving)
+        _show_serving(serving, place)
 
 
-def _show_serving(found: ServingStatus) -> None:
+def _show_serving(found: ServingStatus, place: Place) -> None:
     from eagleray import __version__
 
     if found.trouble:
@@ -75,7 +73,7 @@ def _show_serving(found: ServingStatus) -> None:
         return
     if not found.services:
         click.echo("served models: none")
-        next_steps("eagleray models list", "eagleray deploy SPEC")
+        next_steps("eagleray models list", "eagleray deploy SPEC", flags=place.flags)
         return
     click.echo("served models:")
     print_table(
@@ -99,4 +97,4 @@ def _show_serving(found: ServingStatus) -> None:
         ],
         right=["version", "replicas"],
     )
-    next_steps(f"eagleray predict {found.services[0].name} FILE")
+    next_steps(f"eagleray predict {found.services[0].name} FILE", flags=place.flags)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eagleray.cluster import files, state
+from eagleray.cluster import attached, files, state
 from eagleray.cluster.processes import this_process
 from support.serving import Pretend
 from unit.cli.conftest import Run
@@ -104,6 +104,19 @@ def test_a_place_that_is_none(arguments: list[str], code: int, message: str, run
     assert said.out == ""
 
 
+def test_an_attached_cluster_is_found_with_its_key(run: Run, unnamed: Pretend) -> None:
+    cluster = attached.AttachedCluster("theirs", "10.0.0.1:6379", unnamed.url, 0.0)
+    attached.write(cluster)
+    cluster.admin_key_path.write_text(unnamed.admin_key)
+    assert (
+        run("models", "list", "--name", "theirs").err == "next: eagleray models show digits --name theirs\n"
+    )
+    assert run("status", "--name", "theirs").out.startswith(f"ingress {unnamed.url}: ready")
+    said = run("jobs", "--name", "theirs")
+    assert said.code == 1
+    assert "cluster 'theirs' was attached, and its jobs are at its own dashboard" in said.err
+
+
 def test_a_cluster_without_serving(run: Run) -> None:
     local("local", None)
     said = run("models", "list")
@@ -124,3 +137,12 @@ def test_an_old_cluster_without_a_key_is_not(run: Run, unnamed: Pretend) -> None
     said = run("models", "list")
     assert (said.code, len(said.err.splitlines())) == (1, 1)
     assert "the ingress of cluster 'local' has not started yet" in said.err
+
+
+def test_what_comes_next_is_for_the_same_place(run: Run, unnamed: Pretend, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(unnamed.admin_key)
+    place = ["--url", unnamed.url, "--key-file", str(tmp_path / "key")]
+    said = run("keys", "list", *place)
+    assert said.err.splitlines()[1] == f"next: eagleray keys revoke ID {' '.join(place)}"
+    said = run("models", "show", "digits", *place)
+    assert f"next: eagleray deploy SPEC {' '.join(place)}   (a spec with" in said.err
