@@ -61,6 +61,7 @@ class SearchMonitor:
         self._said: list[str] = []
         self._said_at = 0.0
         self._is_parent_noted = False
+        self._explained: set[str | None] = set()
         self._finishing = ThreadPoolExecutor(4, thread_name_prefix="mlflow-end")
         self._troubles: list[Any] = []
 
@@ -110,8 +111,10 @@ class SearchMonitor:
     def ended(self, trial: Trial, outcome: Mapping[str, Any], details: Sequence[str]) -> None:
         """Write the report of its run, and end its record in MLflow."""
         self._keep(trial)
-        for line in details:
-            self._say(f"trial {trial.number}: {line}")
+        if trial.error not in self._explained:  # the same bug in each trial has one traceback
+            self._explained.add(trial.error)
+            for line in details:
+                self._say(f"trial {trial.number}: {line}")
         if trial.state == "failed":
             self._say(f"trial {trial.number} failed ({describe(trial.values)}): {trial.error}")
         found = self._live.get(trial.number)
