@@ -25,7 +25,6 @@ POINTS = [
     "before create_registered_model",
     "after create_registered_model",
     "before file 1",
-    "before file 2",  # the manifest
     "before file 3",  # COMMIT
     "after file 3",
     "before create_model_version",
@@ -130,12 +129,16 @@ def one(work: Callable[[], Any]) -> Any:
 def main(tracking: str, disk: str, objects: str) -> dict[str, Any]:
     places = {f"disk-{number}": (disk, point) for number, point in enumerate(POINTS)}
     places |= {
-        f"objects-{number}": (objects, point) for number, point in enumerate(POINTS) if "file" in point
+        f"objects-{number}": (objects, point) for number, point in enumerate(POINTS) if "file 3" in point
     }
-    signals = {}
-    for name, (storage, point) in places.items():
-        ((status, _),) = in_children([lambda n=name, s=storage, p=point: killed(tracking, s, n, p)])
-        signals[name] = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    victims = [
+        lambda n=name, s=storage, p=point: killed(tracking, s, n, p)
+        for name, (storage, point) in places.items()
+    ]
+    signals = {
+        name: os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        for name, (status, _) in zip(places, in_children(victims), strict=True)
+    }
     after_kills = one(lambda: read(tracking, disk))
     for storage in (disk, objects):
         names = [name for name, (place, _) in places.items() if place == storage]
