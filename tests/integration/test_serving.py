@@ -18,7 +18,7 @@ from support.served import IMAGE, NAME, SHARE, Load, deploy, infer, services, un
 
 
 @pytest.fixture(scope="module")
-def versions(eagleray_home: Path) -> MlflowModels:
+def versions(cluster) -> MlflowModels:
     """The registry with two versions of a small, untrained model."""
     store = MlflowModels(settings.tracking_uri(), settings.storage_url())
     card = cards.card("image", name=NAME)
@@ -28,8 +28,8 @@ def versions(eagleray_home: Path) -> MlflowModels:
 
 
 @pytest.fixture(scope="module")
-def served(ingress: httpx.Client, versions: MlflowModels):
-    """Version 1, ready."""
+def served(versions: MlflowModels, ingress: httpx.Client):
+    """Version 1, ready; published while the ingress comes up."""
     began = time.monotonic()
     assert deploy(ingress, version=1)["state"] == "starting"
     starting = infer(ingress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from eagleray.serving.control_settings import INGRESS_APP, NAMESPACE, Controller
 from eagleray.serving.preconditions import NodeFacts
 
 DEFAULT_PORT = 8000
+_CONNECT_S = 5.0
 _LOOK_S = 60.0
 _START_S = 120.0
 _END_S = 90.0
@@ -65,12 +67,14 @@ def attach(
         is_key_needed_for_infer=not state.is_loopback(host),
     )
     with _connected(address):
+        if (before := start.find()) is not None:
+            _check_same(before, wanted)
         nodes = _facts(wanted.storage_url)
         say(f"nodes: {', '.join(f'{node.name} ({node.version or node.trouble})' for node in nodes)}")
         preconditions.check_nodes(nodes, storage_url=wanted.storage_url, tracking_uri=wanted.tracking_uri)
         preconditions.check_serve(_serve(wanted), host=host, port=port, our_app=INGRESS_APP)
         controller = start.start(wanted)
-        _await_start(controller, wanted)
+        _await_start(controller)
         cluster = AttachedCluster(name, address, wanted.url, time.time())
         attached.write(cluster)
         _write_key(cluster, controller)
@@ -109,6 +113,7 @@ def _connected(address: str) -> Iterator[None]:
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         # `ray start` turns tokens on where it finds one, and a driver does not (2.60).
         os.environ["RAY_AUTH_MODE"] = "token"
+    _check_reachable(address)
     import ray
 
     try:
@@ -123,6 +128,18 @@ def _connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises: ClusterError where nobody listens: Ray's own attempt would end this process (2.60)."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"nobody answers at {address} ({error}); give the address of the cluster's GCS, as host:6379, "
+            "and run this on a machine of the cluster"
+        ) from None
 
 
 def _has_token() -> bool:
@@ -186,24 +203,26 @@ def _serve(wanted: ControllerSettings) -> Any:
     return ServeControl(wanted.host, wanted.port).facts()
 
 
-def _await_start(controller: Any, wanted: ControllerSettings) -> None:
-    """Return when the ingress is up.
+def _check_same(controller: Any, wanted: ControllerSettings) -> None:
+    """Raises: ClusterError where somebody attached the cluster before, otherwise than `wanted`."""
+    import ray
 
-    Raises:
-        ClusterError: somebody attached the cluster before, otherwise than `wanted`.
-        ServiceError: it does not come up; with the controller's reason.
-    """
+    said: Any = ray.get(controller.ping.remote(), timeout=_LOOK_S)
+    if (said["cluster"], said["url"]) != (wanted.cluster, wanted.url):
+        raise ClusterError(
+            f"this cluster is attached already, as {said['cluster']!r}, its ingress at {said['url']}; use "
+            f"that, or end it with `eagleray down --name {said['cluster']}` where it was attached"
+        )
+
+
+def _await_start(controller: Any) -> None:
+    """Return when the ingress is up. Raises: ServiceError where it does not come up, with the reason."""
     import ray
 
     deadline = time.monotonic() + _START_S
     trouble = "it is starting"
     while time.monotonic() < deadline:
         said: Any = ray.get(controller.ping.remote(), timeout=_START_S)
-        if (said["cluster"], said["url"]) != (wanted.cluster, wanted.url):
-            raise ClusterError(
-                f"this cluster is attached already, as {said['cluster']!r}, its ingress at {said['url']}; "
-                f"use that, or end it with `eagleray down --name {said['cluster']}` where it was attached"
-            )
         if not (trouble := said["trouble"]):
             return
         time.sleep(0.2)

@@ -1,0 +1,88 @@
+"""What keeps our ingress off a cluster that others started, one message each."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from eagleray import __version__
+from eagleray.errors import ClusterError
+from eagleray.serving.preconditions import NodeFacts, ServeFacts, check_nodes, check_serve
+
+HEAD = NodeFacts("head", "10.0.0.1", __version__)
+OTHER = NodeFacts("other", "10.0.0.2", __version__)
+SHARED, SERVER = "s3://bucket/models", "http://10.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "storage", "tracking"),
+    [
+        ([HEAD], "/home/me/storage", "sqlite:////home/me/mlflow.db"),
+        ([HEAD, NodeFacts("second", "10.0.0.1", __version__)], "/home/me/storage", "sqlite:///mlflow.db"),
+        ([HEAD, OTHER], SHARED, SERVER),
+        ([HEAD, OTHER], "/mnt/nfs", "postgresql://db/mlflow"),
+    ],
+)
+def test_what_is_good_enough(nodes, storage, tracking):
+    check_nodes(nodes, storage_url=storage, tracking_uri=tracking)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "tracking", "message"),
+    [
+        (
+            [HEAD, NodeFacts("other", "10.0.0.2", None, "ModuleNotFoundError: No module named 'eagleray'")],
+            SERVER,
+            f"node other (10.0.0.2): eagleray cannot be imported there (ModuleNotFoundError: No module named "
+            f"'eagleray'); install eagleray[platform]=={__version__} on every node",
+        ),
+        (
+            [HEAD, NodeFacts("other", "10.0.0.2", "0.0.7")],
+            SERVER,
+            f"the nodes do not all have eagleray {__version__}, as is installed here: other has 0.0.7",
+        ),
+        (
+            [HEAD, NodeFacts("other", "10.0.0.2", __version__, sees_storage=False)],
+            SERVER,
+            "a file written to it is not there on other; every node must read packages",
+        ),
+        (
+            [HEAD, OTHER],
+            "sqlite:////me/mlflow.db",
+            "is a file of one machine, and the cluster has 2; run `mlflow",
+        ),
+        ([HEAD, OTHER], "/me/mlruns", "is a file of one machine"),
+        ([HEAD, OTHER], "file:///me/mlruns", "is a file of one machine"),
+    ],
+)
+def test_what_is_missing_on_the_nodes(nodes, tracking, message):
+    with pytest.raises(ClusterError, match=re.escape(message)):
+        check_nodes(nodes, storage_url=SHARED, tracking_uri=tracking)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (ServeFacts("127.0.0.1", 8000, "HeadOnly", {}), None),
+        (ServeFacts("127.0.0.1", 8000, "EveryNode", {"/theirs": "theirs"}), None),
+        (ServeFacts("127.0.0.1", 8000, "HeadOnly", {"/": "ingress"}), None),
+        (None, None),
+        (ServeFacts("0.0.0.0", 8000, "HeadOnly", {}), "give --host 0.0.0.0 --port 8000 to share it"),
+        (
+            ServeFacts("127.0.0.1", 9000, "HeadOnly", {}),
+            "Serve runs on this cluster already, at 127.0.0.1:9000",
+        ),
+        (ServeFacts("127.0.0.1", 8000, "Disabled", {}), "where its proxies are not disabled"),
+        (
+            ServeFacts("127.0.0.1", 8000, "HeadOnly", {"/": "theirs"}),
+            "the application 'theirs' has the route /",
+        ),
+    ],
+)
+def test_a_serve_that_runs_already(found, message):
+    if message is None:
+        check_serve(found, host="127.0.0.1", port=8000, our_app="ingress")
+        return
+    with pytest.raises(ClusterError, match=re.escape(message)):
+        check_serve(found, host="127.0.0.1", port=8000, our_app="ingress")
