@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import random
 import re
 import select
 import signal
@@ -21,8 +22,12 @@ from rich.console import Console
 from eagleray.cli.live import LiveLog, Progress, fitting
 from eagleray.metrics import NullEmitter
 from eagleray.packaging import Folder
+from eagleray.specs import TuneSpec, load
+from eagleray.specs.axes import draw
+from eagleray.tuning import Trial
 from eagleray.workflows.monitor import RunMonitor
 from eagleray.workflows.report import Account
+from eagleray.workflows.search_table import live as search_table_lines
 from unit.client import stand_in
 from unit.processes import ROOT
 from unit.workflows.test_monitor import Tracked
@@ -183,6 +188,45 @@ def test_colours_stay_and_what_would_move_the_cursor_goes() -> None:
         log.write(f"{STEP.format(60, 6)}\n\x1b[36m(pid=7)\x1b[0m [bold]\x1b[5A ok\r\n 10%\r 99%\n")
         assert terminal.shown()[:-1] == ["(pid=7) [bold] ok", " 99%"]
     assert "\x1b[36m(pid=7)" in terminal.getvalue()
+
+
+def search_table(seconds: float, *states: str) -> list[str]:
+    """One block as a search says it."""
+    spec = load(TuneSpec, ROOT / "examples/tune/digits.toml")
+    source, trials = random.Random(0), []
+    for number, state in enumerate(states, start=1):
+        values = {path: draw(axis, source.random()) for path, axis in spec.space.items()}
+        trials.append(Trial(number, values, f"r-{number:03}", state=state, nodes=["n1"]))
+    return search_table_lines(spec, trials, seconds)
+
+
+def test_a_searchs_table_stays_in_its_place() -> None:
+    log, terminal = live()
+    first, second = search_table(5, "running"), search_table(7, "finished", "running")
+    with log:
+        log.write("search s\n" + "\n".join(first) + "\n")
+        assert terminal.shown() == ["search s", *first]
+        log.write("trial 1: lost its process at step 3; it is started again\n")
+        assert terminal.shown()[1:] == ["trial 1: lost its process at step 3; it is started again", *first]
+        log.write("\n".join(second) + "\n")
+        assert terminal.shown()[2:] == second
+        log.write("search s: finished\n  trial  state\n      1  finished\n")
+    assert terminal.shown() == [
+        "search s",
+        "trial 1: lost its process at step 3; it is started again",
+        "search s: finished",
+        "  trial  state",
+        "      1  finished",
+    ]
+
+
+def test_a_table_that_comes_in_pieces_or_is_too_wide() -> None:
+    log, terminal = live(40)
+    block = search_table(5, "running", "running")
+    with log:
+        for letter in "\n".join(["", *(f"    {line}" for line in block), "after"]) + "\n":
+            log.write(letter)
+        assert terminal.shown(40) == ["", "after", *(f"    {line}"[:37].rstrip() for line in block)]
 
 
 # --- the command itself ----------------------------------------------------------------------------

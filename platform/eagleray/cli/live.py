@@ -1,4 +1,4 @@
-"""A job's log on a terminal: its progress lines become one bar at the bottom, the others scroll above it.
+"""A job's log on a terminal: its progress, a bar or a table, stays at the bottom; the rest scrolls above it.
 
 Imported only where there is a terminal: rich costs more than all the rest of the command.
 """
@@ -19,6 +19,7 @@ WIDE = 120
 """Columns of a terminal that has room for the long bar."""
 SPARE = 3
 """Columns left free at the right: the terminal writes ^C there, and a full line would wrap."""
+_HEADLINE = re.compile(r"\s*(\d+:)?\d+:\d\d  trial \d+ of \d+: ")
 _STEP = re.compile(r"(\s*)(step (\d+)/(\d+) \(\d+ %\))  (\S.*)")
 
 
@@ -50,6 +51,28 @@ class Progress:
         yield Text(f" {text}"[: width - bar_width], end="")
 
 
+@dataclass(frozen=True)
+class SearchTable:
+    """What a search says again and again (`search_table.live` writes it): its headline, and rows below it."""
+
+    lines: tuple[str, ...]
+
+    @classmethod
+    def of(cls, line: str) -> SearchTable | None:
+        """The table that begins with `line`; None where it is another line."""
+        return cls((line,)) if _HEADLINE.match(line) else None
+
+    def with_row(self, line: str) -> SearchTable | None:
+        """The table with one more row; None where the line is not below its headline."""
+        indent = len(self.lines[0]) - len(self.lines[0].lstrip())
+        is_row = line.startswith(" " * (indent + 2)) and not line.isspace()
+        return SearchTable((*self.lines, line)) if is_row else None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(options.max_width - SPARE, 1)
+        yield Text("\n".join(line[:width] for line in self.lines), end="")
+
+
 def fitting(parts: Sequence[str], width: int) -> list[str]:
     """The first of `parts`, and each other one that still fits into `width` with two blanks before it."""
     chosen = list(parts[:1])
@@ -62,7 +85,7 @@ def fitting(parts: Sequence[str], width: int) -> list[str]:
 
 
 class LiveLog:
-    """Shows a log on `console`, which is a terminal; the bar is gone when the `with` block ends.
+    """Shows a log on `console`, which is a terminal; bar or table are gone when the `with` block ends.
 
     The progress line of the last step is printed as it is: it stays, with the lines after it.
     """
@@ -70,7 +93,9 @@ class LiveLog:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._live: Live | None = None
-        self._progress: Progress | None = None
+        self._bottom: Progress | SearchTable | None = None
+        self._table: SearchTable | None = None
+        """The one that the line before belongs to."""
         self._rest = ""
 
     def __enter__(self) -> LiveLog:
@@ -87,31 +112,38 @@ class LiveLog:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             self._take(line.rstrip("\r"))
-        if self._progress is not None:
-            self._show(self._progress)
+        if self._bottom is not None:
+            self._show(self._bottom)
 
     def _take(self, line: str) -> None:
-        progress = Progress.of(line)
-        if progress is not None and progress.step < progress.total:
-            self._progress = progress
+        grown = self._table.with_row(line) if self._table is not None else None
+        if grown is not None:
+            self._bottom = self._table = grown
             return
-        if progress is not None:
-            self._hide()
-        self._print(line)
+        table, progress = SearchTable.of(line), Progress.of(line)
+        self._table = table
+        if table is not None:
+            self._bottom = table
+        elif progress is not None and progress.step < progress.total:
+            self._bottom = progress
+        else:
+            if progress is not None:
+                self._hide()
+            self._print(line)
 
     def _print(self, line: str) -> None:
-        """Print a line above the bar: its colours stay, what would move the cursor is left out."""
+        """Print a line above the bottom: its colours stay, what would move the cursor is left out."""
         self._console.print(Text.from_ansi(line), soft_wrap=True)
 
-    def _show(self, progress: Progress) -> None:
+    def _show(self, bottom: Progress | SearchTable) -> None:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
             self._console.show_cursor(True)  # rich hides it: after a kill the shell would have none
-        self._live.update(progress, refresh=True)
+        self._live.update(bottom, refresh=True)
 
     def _hide(self) -> None:
-        """Take the bar away, if there is one."""
-        live, self._live, self._progress = self._live, None, None
+        """Take away what stands at the bottom, if anything does."""
+        live, self._live, self._bottom = self._live, None, None
         if live is not None:
             live.stop()
