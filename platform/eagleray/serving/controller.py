@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eagleray import __version__
+from eagleray.cluster.probing import answers
 from eagleray.errors import EaglerayError, ServiceError
 from eagleray.serving import ingress_app, memory, model_app
 from eagleray.serving.catalog import Catalog
@@ -251,7 +252,9 @@ class Controller:
             self.commit(replace(self.record, applied={**self.record.applied, INGRESS_APP: wanted}))
             self.trouble = "the ingress is starting"
         elif seen.status == "running":
-            self.trouble = ""
+            # The replica runs; Serve's proxy in front of it may still be starting.
+            is_open = not self.trouble or await asyncio.to_thread(self.is_open)
+            self.trouble = "" if is_open else "Serve's proxy does not answer yet"
         else:
             self.trouble = f"the ingress is {seen.status} {seen.message}".strip()
 
@@ -289,6 +292,10 @@ class Controller:
     def ingress(self) -> App:
         """What Serve is handed for the ingress."""
         return App(INGRESS_APP, ingress_app.build(), ingress_app.fingerprint(), route_prefix="/")
+
+    def is_open(self) -> bool:
+        """Whether the ingress answers at its address."""
+        return answers(f"{self.settings.url}/v2/health/live")
 
     def require_capacity(self, spec: ServiceSpec) -> None:
         """Raises: CapacityError where no node that there can be would hold a replica."""

@@ -30,6 +30,8 @@ class PretendServe:
         self.broken: Exception | None = None
         self.refuses: Exception | None = None
         """Raised by `apply`."""
+        self.is_open = True
+        """Whether the proxy answers."""
         self.fails: dict[str, str] = {}
 
     def start(self) -> None:
@@ -101,6 +103,9 @@ class PretendController(Controller):
     def app_of(self, served):
         return App(served.app, None, served.restart_fingerprint)
 
+    def is_open(self):
+        return self.serve.is_open
+
     def ingress(self):
         return App(INGRESS_APP, None, "1", "/")
 
@@ -153,6 +158,16 @@ async def until(condition: Callable[[], object], limit_s: float = 5.0) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def test_trouble_lasts_until_the_proxy_answers(parts):
+    async def scenario(controller, backend):
+        controller.serve.is_open = False
+        await until(lambda: controller.trouble == "Serve's proxy does not answer yet")
+        controller.serve.is_open = True
+        await until(lambda: not controller.trouble)
+
+    with_controller(parts, scenario)
 
 
 def test_deploy_promote_replace_undeploy(parts):
