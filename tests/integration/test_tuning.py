@@ -169,9 +169,8 @@ def assert_mlflow_has(found: Folders) -> None:
     parent = json.loads((found.folder / "mlflow.json").read_text())["run_id"]
     experiment = client.get_experiment_by_name("eagleray")
     assert experiment is not None
-    runs = client.search_runs(
-        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", order_by=["start_time"]
-    )
+    runs = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")
+    runs = sorted(runs, key=lambda run: run.info.run_name)
     assert [run.info.run_name for run in runs] == list(found.trials["run_id"])
     assert [run.info.status for run in runs] == ["FINISHED", "FAILED", "FINISHED", "FINISHED"]
     assert runs[0].data.metrics["validation_accuracy"] == found.trials["validation_accuracy"][1]

@@ -15,7 +15,7 @@ from eagleray.training.observer import WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.tuning import Trial
 from eagleray.tuning.search import describe
-from eagleray.workflows.monitor import Segments
+from eagleray.workflows.monitor import Segments, count
 from eagleray.workflows.report import Account
 from eagleray.workflows.run import Run, keep_earlier_report, runs
 from eagleray.workflows.search_table import live
@@ -64,6 +64,8 @@ class SearchMonitor:
         self._explained: set[str | None] = set()
         self._finishing = ThreadPoolExecutor(4, thread_name_prefix="mlflow-end")
         self._troubles: list[Any] = []
+        self._late: list[Trial] = []
+        """Ended before MLflow had the search."""
 
     def created(self, number: int, values: dict[str, Any]) -> Trial:
         """A record of it, in the search's folder before anything happens."""
@@ -143,6 +145,7 @@ class SearchMonitor:
     def tick(self) -> None:
         """Print the table when it is due and says something new; note MLflow's ids."""
         self._note_parent()
+        self._catch_up()
         if time.monotonic() - self._said_at < TABLE_EVERY_S or not self._trials:
             return
         for trial in self._trials:
@@ -156,7 +159,10 @@ class SearchMonitor:
 
     def close(self) -> list[str]:
         """Wait until MLflow has the trials; returns what it does not have, in words."""
+        if self._late and self.parent.run_id is None:  # waits for MLflow's first answer
+            return [f"{count(len(self._late), 'trial')} of {len(self._trials)}"]
         self._note_parent()
+        self._catch_up()
         self._finishing.shutdown(wait=True)
         return [trouble for future in self._troubles for trouble in future.result()]
 
@@ -190,7 +196,7 @@ class SearchMonitor:
         """Give MLflow what is new. A trial's record begins once MLflow has the search's."""
         if found.tracker is None:
             parent = self.parent.known_run_id
-            if parent is None or not found.account.num_attempts:
+            if parent is None:
                 return
             folder = found.run.folder
             found.tracker = self._make_tracker(folder)
@@ -219,6 +225,7 @@ class SearchMonitor:
         """End its record in MLflow, in a thread: that waits for what is still to be written."""
         tracker, status = found.tracker, _STATUS.get(trial.state, "FAILED")
         if tracker is None:
+            self._late.append(trial)
             return
         tests = {name: value for name, value in found.account.latest.items() if name.startswith("test_")}
         tracker.log(tests, trial.step)
@@ -228,6 +235,14 @@ class SearchMonitor:
             return [f"trial {trial.number}: {trouble}" for trouble in troubles]
 
         self._troubles.append(self._finishing.submit(finish))
+
+    def _catch_up(self) -> None:
+        """Give MLflow the trials that ended before it had the search."""
+        if self._late and self.parent.known_run_id is not None:
+            late, self._late = self._late, []
+            for trial in late:
+                self._track(trial, self._live[trial.number])
+                self._end(trial, self._live[trial.number])
 
     def _note_parent(self) -> None:
         run_id = self.parent.known_run_id

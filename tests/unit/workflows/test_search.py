@@ -54,7 +54,7 @@ class FakeTracker:
     """MLflow, as the monitor knows it."""
 
     def __init__(self, run_id: str | None = None) -> None:
-        self.known_run_id = run_id
+        self.known_run_id = self.run_id = run_id
         self.tags: Mapping[str, str] = {}
         self.logged: list[tuple[Mapping[str, float], int]] = []
         self.status: str | None = None
@@ -159,6 +159,33 @@ def test_a_trial_from_its_creation_to_the_next_driver(search: Search, storage: P
     assert [trial.state for trial in found] == ["finished", "waiting", "waiting"]
     assert [trial.values for trial in found] == [trial.values for trial in trials]
     assert found[1].nodes == []
+
+
+@pytest.mark.parametrize("when", ["while it runs", "at its end", "never"])
+def test_a_trial_that_ends_before_mlflow_has_the_search_is_not_lost(search: Search, when: str) -> None:
+    trials: list[Trial] = []
+    parent, trackers = FakeTracker(), []
+    monitor = monitor_of(search, trials, parent, trackers)
+    trials.append(monitor.created(1, {"optimizer.lr": 0.1}))
+    monitor.prepared(trials[0], trial_spec(search.spec, trials[0].values))
+    trials[0].state = "running"
+    monitor.started(trials[0], 1, [WorkerInfo(0, "w1", 1, "127.0.0.1")])
+    monitor.records(trials[0], [step_record(20), evaluation_record(20, 0.8)])
+    trials[0].state = "stopped"
+    monitor.ended(trials[0], {}, ())
+    if when == "while it runs":
+        parent.known_run_id = "parent"
+        monitor.tick()
+    elif when == "at its end":
+        parent.run_id = "parent"
+        parent.known_run_id = "parent"
+    troubles = monitor.close()
+    if when == "never":
+        assert troubles == ["1 trial of 1"]
+        return
+    assert troubles == ["trial 1: it was late"]
+    assert trackers[0].status == "KILLED"
+    assert ({"validation_accuracy": 0.8}, 20) in trackers[0].logged
 
 
 def step_record(step: int) -> dict[str, Any]:
