@@ -1,7 +1,7 @@
 """A listener that Ray 2.60 opens on every interface, kept to the node's own Ray address.
 
 On a local cluster that address is loopback. Serve has no setting for it: its replica binds its gRPC server to
-`[::]:0`. No deployment of ours calls this yet: serving is to.
+`[::]:0`. The deployments of `serving` call this: the ingress, and each model.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from eagleray.errors import SpecError
 from eagleray.specs import LocalSpec
 
 HEAD = "head"
-POOL_LABEL = "eagleray.io/pool"
 _MIB = 2**20
 _CLUSTER_KEYS_WITHOUT_DEFAULT: Mapping[str, Any] = {
     # Ray fills these in for its own providers only, and reads them for all (autoscaler v2, 2.60).

@@ -5,8 +5,13 @@
     token                 0600, Ray's authentication token
     admin.key             0600, the first admin key of the ingress
     serving.json          how the ingress is to be started, where it is
-    processes.json        supervisor and head processes: role, pid, start time
-    nodes/<id>/           spec.json, node.json (pid, start time, tags) of each worker node
+    head_plan.json        what the head gets, and the worker node types
+    helpers.json          what the supervisor starts once jobs are accepted
+    accepts_jobs          there since they are
+    head.json             processes of the head as it was first started
+    processes.json        supervisor and head processes now: role, pid, start time
+    nodes/<id>.json       each worker node: type, resources, tags, pid and start time
+    nodes/.<id>.plan      the same, from before its process was started
     logs/                 supervisor, nodes, and the worker logs of nodes that are gone
     autoscaling.yaml      what Ray's autoscaler reads
 """

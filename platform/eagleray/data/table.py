@@ -52,11 +52,12 @@ def _planned(spec: TableData, readers: list[Reader]) -> Table:
     """The table with its columns checked and its target's values known."""
     # A writer that had no rows had no types either: such files are not compared with the others.
     readers = [reader for reader in readers if sum(reader.rows_of_block)] or readers
-    names = columns.features(readers, spec)
-    roles = columns.roles(spec, names, readers)
     blocks = _blocks(readers)
     if not blocks:
-        raise DataError(f"{readers[0].source.name}: no rows (in {len(readers)} files); write the data again")
+        files = f" (in {len(readers)} files)" if len(readers) > 1 else ""
+        raise DataError(f"{readers[0].source.name}: no rows{files}; write the data again")
+    names = columns.features(readers, spec)
+    roles = columns.roles(spec, names, readers)
     decoder = Decoder(spec, names, _input_shape(spec, names, roles, blocks[0]))
     return Table(spec, blocks, roles, decoder, _target(spec, roles, blocks))
 

@@ -39,6 +39,12 @@ ExistingPath = Annotated[str, AfterValidator(_existing)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Of runs, models, services, searches: a folder's name and a part of a URL as it is."""
 
+_IN_TOML = {
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "input should be a table"),
+    **dict.fromkeys(("tuple_type", "list_type"), "input should be a list"),
+}
+"""By the type of pydantic's problem: what it says in Python's words, in those of the file."""
+
 SpecT = TypeVar("SpecT", bound=Spec)
 
 
@@ -179,7 +185,9 @@ def _sentence(spec_type: type[Spec], problem: Any, location: str) -> str:
         return f"kind {tag!r} is not known; {_nearest(tag, _kinds(spec_type, tags), 'write one of')}"
     if kind == "value_error":
         return str(context.get("error", problem["msg"]))
-    message = problem["msg"]
+    message: str = _IN_TOML.get(kind) or problem["msg"]
+    if kind in ("too_short", "too_long"):
+        message = message.replace("Tuple", "List")
     found = repr(problem.get("input"))
     return f"{message[0].lower()}{message[1:]} (found {found if len(found) <= 60 else found[:57] + '...'})"
 

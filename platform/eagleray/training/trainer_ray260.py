@@ -46,8 +46,8 @@ UNUSED_CALLBACKS = (
 """Each would start an actor: a process, and 2 s of CPU for its imports, while the workers start."""
 
 
-class Seats(DefaultPlacementGroupHandle):
-    """The run's placement group: it outlives a worker group, and ends with the run's reservation.
+class SeatsHandle(DefaultPlacementGroupHandle):
+    """Ray Train's handle of the run's placement group, which ends with the reservation, not a worker group.
 
     A new group for each start would be asked for while the old one's resources are still held: the
     autoscaler then starts nodes that nobody needs, and the run waits for them. Ray itself moves the bundles
@@ -64,7 +64,7 @@ class SeatedWorkerGroup(WorkerGroup):
     reservation: Reservation
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
-        return Seats(self.reservation.group)
+        return SeatsHandle(self.reservation.group)
 
     def _create_workers(
         self,

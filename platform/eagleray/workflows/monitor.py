@@ -14,7 +14,7 @@ from eagleray.registry.tracking import Tracker
 from eagleray.training.attempts import note_attempt
 from eagleray.training.observer import WorkerInfo
 from eagleray.training.telemetry import Record
-from eagleray.workflows.report import Account
+from eagleray.workflows.report import Account, Recovery
 
 LINE_EVERY_S = 1.0
 SEGMENT_EVERY_S = 10.0
@@ -75,15 +75,20 @@ class RunMonitor:
             was_pending = self.account.pending
             self.account.take(record)
             self._track(record)
-            if record["kind"] == "phase" and was_pending is not None:
-                self._say(
-                    f"going on from the checkpoint of step {record['step']}; "
-                    f"the last step before the loss was {was_pending.lost_step}"
-                )
+            if record["kind"] == "phase":
+                self._say_where_it_goes_on(record, was_pending)
             if was_pending is not None and was_pending.first_step_at is not None:
                 self._recovered(was_pending.pause_s or 0.0, was_pending.redone_steps or 0)
         self._segments.add(self.account.history)
         self._remember_mlflow()
+
+    def _say_where_it_goes_on(self, record: Record, lost: Recovery | None) -> None:
+        """The checkpoint that an attempt begins from, if it begins from one or after a loss."""
+        if lost is not None and lost.resumed_step is None:
+            return  # the attempt that was lost tells late of its own start
+        if lost is not None or record["step"]:
+            loss = "" if lost is None else f"; the last step before the loss was {lost.lost_step}"
+            self._say(f"going on from the checkpoint of step {record['step']}{loss}")
 
     def _recovered(self, pause_s: float, redone_steps: int) -> None:
         self._emitter.add("eagleray_train_redone_steps_total", redone_steps, self._labels)

@@ -14,7 +14,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -280,19 +280,22 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
         f"  sent {report['sent_bytes'] / 1e6:.1f} MB of gradients as {run.spec.compression.kind}, "
         f"{report['compression_ratio']:.2f}x less than uncompressed",
     ]
-    for recovery in report["recoveries"]:
-        lines.append(
-            f"  lost rank {', '.join(map(str, recovery['ranks']))} after step {recovery['lost_step']}; "
-            + (
-                f"training again after {recovery['pause_s']:.1f} s, {recovery['redone_steps']} steps redone"
-                if recovery["pause_s"] is not None
-                else "not back before the end"
-            )
-        )
+    lines += [
+        f"  lost rank {', '.join(map(str, recovery['ranks']))} after step {recovery['lost_step']}; "
+        + _way_back(recovery, is_last=recovery is report["recoveries"][-1])
+        for recovery in report["recoveries"]
+    ]
     lines += [
         f"  {name} {value:.4f}" for name, value in report["metrics"].items() if name.startswith("test_")
     ]
     return [*lines, f"  files in {run.folder.url}"]
+
+
+def _way_back(recovery: Mapping[str, Any], *, is_last: bool) -> str:
+    """How a run went on after a loss, in words."""
+    if recovery["pause_s"] is None:
+        return "not back before the end" if is_last else "lost again before it was back"
+    return f"training again after {recovery['pause_s']:.1f} s, {recovery['redone_steps']} steps redone"
 
 
 def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:

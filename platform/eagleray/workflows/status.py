@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from eagleray.cluster import local
 from eagleray.cluster.state import DEFAULT_NAME
 
@@ -11,11 +9,6 @@ from eagleray.cluster.state import DEFAULT_NAME
 def status(name: str = DEFAULT_NAME) -> local.ClusterStatus:
     """The cluster called `name` as it is now. Raises: ClusterNotRunning."""
     return local.status(name)
-
-
-def as_json(found: local.ClusterStatus) -> str:
-    """The same for programs."""
-    return json.dumps(local.to_json(found), indent=2)
 
 
 def as_text(found: local.ClusterStatus) -> str:

@@ -53,7 +53,9 @@ def test_nothing_in_the_file(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "arrow"])
 def test_no_rows(tmp_path, suffix):
     path = write(flowers(0), tmp_path / f"t.{suffix}")
-    assert refused(paths=path, features=["width"]).startswith(str(path))
+    assert refused(paths=path, features=["width"]) == f"{path}: no rows; write the data again"
+    write(flowers(0), tmp_path / f"u.{suffix}")
+    assert "no rows (in 2 files); " in refused(paths=tmp_path)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -184,7 +184,7 @@ def choice(*values: Any) -> str:
             "space.optimizer.lr: has no `kind`; write one of: choice, grid",
         ),
         ("space.optimizer.lr.kind=loguniformm", "space.optimizer.lr: kind 'loguniformm' is not known; did"),
-        ("space.optimizer.lr=3", "space.optimizer.lr: input should be a valid dictionary"),
+        ("space.optimizer.lr=3", "space.optimizer.lr: input should be a table"),
         ("space={}", "space: is empty; name a field of the train spec"),
         (
             "space.model.kernel_size={kind='uniform', min=1, max=5}",
@@ -199,7 +199,7 @@ def choice(*values: Any) -> str:
         ("budget={}", "budget.num_trials: is required with searcher 'tpe'"),
         ("searcher.kind=grid", "space.optimizer.lr: 'loguniform' has no end of values, which a grid cannot"),
         ("overrides.training.epochz=3", "overrides.training.epochz: unknown key 'epochz'; did you mean"),
-        ("overrides.training=3", "overrides.training: input should be a valid dictionary"),
+        ("overrides.training=3", "overrides.training: input should be a table"),
         ("metric=accuracy", "metric: input should be 'validation_accuracy' or 'validation_loss'"),
         (
             "overrides.data.split={train=1.0, validation=0.0, test=0.0}",

@@ -45,6 +45,28 @@ def test_a_recovery_in_words(monitor, said):
     assert "training again after 10.0 s; 8 steps to redo" in said
 
 
+def test_what_a_lost_attempt_tells_late_is_not_the_way_back(monitor, said):
+    monitor.started(1, workers("a", "b"))
+    monitor.failed({1: _death()}, True)
+    monitor.records([phase(0, 1.0)])
+    assert said[-1].startswith("lost rank 1")
+    monitor.started(2, workers("a", "b"))
+    monitor.records([phase(0, 9.0, attempt=2)])
+    assert said[-1] == "going on from the checkpoint of step 0; the last step before the loss was 0"
+
+
+def test_a_resumed_run_says_from_where_it_goes_on(monitor, said):
+    monitor.started(3, workers("a"))
+    monitor.records([phase(150, 1.0, attempt=3)])
+    assert said[-1] == "going on from the checkpoint of step 150"
+
+
+def test_a_new_run_says_nothing_of_checkpoints(monitor, said):
+    monitor.started(1, workers("a"))
+    monitor.records([phase(0, 1.0)])
+    assert said[-1] == "  rank 0: node A, pid 100"
+
+
 def test_a_final_error_of_ours_is_one_line(monitor, said):
     monitor.started(1, workers("a"))
     monitor.failed({0: TrainingError("step 3: the gradient of w is not finite")}, False)

@@ -5,7 +5,12 @@ import errno
 import pytest
 
 from eagleray.errors import DataError
-from eagleray.workflows.run import drive
+from eagleray.packaging import Folder
+from eagleray.specs import TrainSpec, load
+from eagleray.workflows.report import Account
+from eagleray.workflows.run import Run, drive, summary
+from unit.processes import ROOT
+from unit.workflows.test_report import phase, step
 
 
 def failing(error):
@@ -31,3 +36,25 @@ def test_what_the_user_can_mend_is_one_line(capsys, error, code, said):
 def test_any_other_error_of_the_system_shows_where():
     with pytest.raises(BrokenPipeError):
         drive(failing(BrokenPipeError(errno.EPIPE, "gone")), 0.0)
+
+
+def test_a_run_that_is_lost_twice_in_a_row_tells_both(tmp_path):
+    account = Account(attempt=1)
+    account.take(step(60, 6.0))
+    account.lost([1], "its process ended")
+    account.attempt = 2
+    account.lost([0], "its process ended")
+    lost = [line for line in _summary(account, tmp_path) if "lost rank" in line]
+    assert lost == [
+        "  lost rank 1 after step 60; lost again before it was back",
+        "  lost rank 0 after step 60; not back before the end",
+    ]
+    account.take(phase(50, 15.0, attempt=3))
+    account.take(step(51, 16.0))
+    lost = [line for line in _summary(account, tmp_path) if "lost rank" in line]
+    assert lost[1] == "  lost rank 0 after step 60; training again after 10.0 s, 10 steps redone"
+
+
+def _summary(account, folder):
+    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml"), Folder(str(folder)))
+    return summary(run, {"status": "FINISHED", "seconds": 1.0, **account.to_json()})
