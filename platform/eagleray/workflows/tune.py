@@ -258,9 +258,9 @@ def drive(make_search: Callable[[], Search], started_at: float) -> int:
         if search is None:
             _say("stopped")
             return 1
-        report = search.folder.read_json("report.json")
-        for line in summary(search, search.trials(), report):
-            _say(line)
+        if search.folder.exists("report.json"):
+            for line in summary(search, search.trials(), search.folder.read_json("report.json")):
+                _say(line)
         _say(f"stopped; go on with it: eagleray tune --resume {search.search_id}")
         return 1
 
