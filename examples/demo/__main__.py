@@ -56,8 +56,7 @@ def play(tally: Tally, keep: bool) -> None:
     with NodeWatcher(tally):
         gpt_run = train(environment, tally)
         evaluation = improve(environment, tally)
-        serve(evaluation, gpt_run, began, environment, tally)
-        leave(environment, tally, keep)
+        serve(evaluation, gpt_run, began, environment, tally, keep)
 
 
 def train(environment: dict[str, str], tally: Tally) -> str:
@@ -82,21 +81,25 @@ def improve(environment: dict[str, str], tally: Tally) -> Path:
     return evaluation
 
 
-def serve(evaluation: Path, gpt_run: str, up_at: float, environment: dict[str, str], tally: Tally) -> None:
-    """Both models behind the single ingress."""
+def serve(
+    evaluation: Path, gpt_run: str, up_at: float, environment: dict[str, str], tally: Tally, keep: bool
+) -> None:
+    """Both models behind the single ingress, until nobody needs them any more."""
     import load
     import serving
 
     step(7, "It is deployed behind the single ingress, and asked by curl and by the SDK")
-    with serving.connect(up_at) as client:
+    with serving.connect(up_at) as client, load.Sampler(client) as sampler:
         serving.deploy("examples/serve/digits.toml", "digits", tally)
         digits = serving.read_digits(evaluation)
         serving.ask(client, digits, tally)
         step(8, "Load: replicas and nodes come for it, and go when it stops")
-        load.under_load(client, digits, tally)
+        load.under_load(client.url, digits, sampler.trace, tally)
         step(9, "The GPT behind the same ingress: text as its tokens come, on the OpenAI-compatible route")
         serving.publish_gpt(gpt_run, environment, tally)
         serving.stream_text(client, tally)
+        leave(environment, tally, keep)
+    load.draw(sampler.trace)
 
 
 def leave(environment: dict[str, str], tally: Tally, keep: bool) -> None:

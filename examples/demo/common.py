@@ -66,7 +66,12 @@ def eagleray(*arguments: str, check: bool = True, quiet: bool = False, shown: st
     if shown:
         console.print(f"   $ eagleray {shown}", style="green", markup=False)
     process = subprocess.Popen(
-        [BIN / "eagleray", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+        [BIN / "eagleray", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=None if quiet else subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     assert process.stdout is not None
     lines = []

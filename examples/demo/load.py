@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from common import CLUSTER, ROOT, Tally, require, say
@@ -25,7 +24,7 @@ SAMPLE_S = 0.5
 
 @dataclass
 class Trace:
-    """What was seen over time; seconds since the load began."""
+    """What was seen over time; seconds on the monotonic clock."""
 
     at_s: list[float] = field(default_factory=list)
     replicas: list[int] = field(default_factory=list)
@@ -34,6 +33,7 @@ class Trace:
     """When each answer came."""
     latency_s: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    load_began_s: float = 0.0
     load_ended_s: float = 0.0
 
     @property
@@ -41,12 +41,17 @@ class Trace:
         """Ready at one time."""
         return max(self.replicas, default=0)
 
+    def since_load(self, times_s: list[float]) -> list[float]:
+        """Seconds since the load began."""
+        return [time_s - self.load_began_s for time_s in times_s]
+
 
 class Sampler:
-    """Notes replicas and nodes twice a second, in a thread."""
+    """Notes replicas of digits and nodes twice a second, in a thread, while its `with` block lasts."""
 
-    def __init__(self, admin: Client, trace: Trace, began: float):
-        self._admin, self._trace, self._began = admin, trace, began
+    def __init__(self, client: Client):
+        self.trace = Trace()
+        self._client = client
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -64,42 +69,38 @@ class Sampler:
         folder = state.find(CLUSTER).nodes_dir
         while not self._stop.wait(SAMPLE_S):
             try:
-                replicas = sum(one.replicas for one in self._admin.admin.services("digits"))
+                replicas = sum(one.replicas for one in self._client.admin.services() if one.name == "digits")
             except EaglerayError:
                 continue  # the next sample will do
-            self._trace.at_s.append(time.monotonic() - self._began)
-            self._trace.replicas.append(replicas)
-            self._trace.nodes.append(sum(node.is_alive for node in nodes.read_all(folder)))
+            self.trace.at_s.append(time.monotonic())
+            self.trace.replicas.append(replicas)
+            self.trace.nodes.append(sum(node.is_alive for node in nodes.read_all(folder)))
 
 
-def under_load(admin: Client, digits: Digits, tally: Tally) -> None:
+def under_load(url: str, digits: Digits, trace: Trace, tally: Tally) -> None:
     """Sixteen callers until the replicas are three, then none until there is one again."""
-    trace, began = Trace(), time.monotonic()
-    with Sampler(admin, trace, began):
-        say(f"{CALLERS} callers, each asks again as soon as it has its answer")
-        asyncio.run(_load(admin.url, digits, trace, began))
-        trace.load_ended_s = time.monotonic() - began
-        rate = len(trace.done_s) / trace.load_ended_s
-        say(
-            f"load stops after {trace.load_ended_s:.0f} s: {len(trace.done_s):,} requests "
-            f"({rate:,.0f}/s), {len(trace.failures)} failed"
-        )
-        _calm(trace, began)
+    say(f"{CALLERS} callers, each asks again as soon as it has its answer")
+    trace.load_began_s, num_nodes = time.monotonic(), trace.nodes[-1]
+    asyncio.run(_load(url, digits, trace))
+    trace.load_ended_s = time.monotonic()
+    seconds = trace.load_ended_s - trace.load_began_s
+    rate = len(trace.done_s) / seconds
+    say(
+        f"load stops after {seconds:.0f} s: {len(trace.done_s):,} requests ({rate:,.0f}/s), "
+        f"{len(trace.failures)} failed"
+    )
     require(not trace.failures, f"{len(trace.failures)} requests failed, the first: {trace.failures[:1]}")
     require(trace.most_replicas == MOST_REPLICAS, f"there were {trace.most_replicas} replicas at most")
-    require(max(trace.nodes) > trace.nodes[0], "the autoscaler added no node for them")
-    picture = ROOT / ".demo" / "load.png"
-    picture.parent.mkdir(exist_ok=True)
-    draw(trace, picture)
-    say(f"picture: {picture}")
+    require(max(trace.nodes) > num_nodes, "the autoscaler added no node for them")
+    _calm(trace)
     p50, p99 = (float(np.percentile(trace.latency_s, q)) * 1e3 for q in (50, 99))
     tally.add("load: requests", f"{len(trace.done_s):,}, {rate:,.0f}/s, 0 failed")
     tally.add(f"load: latency with {CALLERS} callers", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms")
     tally.add("load: replicas", f"1 -> {trace.most_replicas} -> {trace.replicas[-1]}")
-    tally.add("load: nodes", f"{trace.nodes[0]} -> {max(trace.nodes)}")
+    tally.add("load: nodes", f"{num_nodes} -> {max(trace.nodes)}")
 
 
-async def _load(url: str, digits: Digits, trace: Trace, began: float) -> None:
+async def _load(url: str, digits: Digits, trace: Trace) -> None:
     """Callers in a closed loop; a wrong label counts as a failure."""
     ended = asyncio.Event()
 
@@ -115,12 +116,12 @@ async def _load(url: str, digits: Digits, trace: Trace, began: float) -> None:
             except EaglerayError as error:
                 trace.failures.append(str(error))
             now = time.monotonic()
-            trace.done_s.append(now - began)
+            trace.done_s.append(now)
             trace.latency_s.append(now - sent)
 
     async def end() -> None:
         said = 0
-        while (seconds := time.monotonic() - began) < MOST_LOAD_S:
+        while (seconds := time.monotonic() - trace.load_began_s) < MOST_LOAD_S:
             if trace.replicas and trace.replicas[-1] != said:
                 said = trace.replicas[-1]
                 say(f"{seconds:4.0f} s  {said} of {MOST_REPLICAS} replicas on {trace.nodes[-1]} nodes")
@@ -134,44 +135,42 @@ async def _load(url: str, digits: Digits, trace: Trace, began: float) -> None:
         await asyncio.gather(end(), *(call(client, number) for number in range(CALLERS)))
 
 
-def _calm(trace: Trace, began: float) -> None:
+def _calm(trace: Trace) -> None:
     """Wait until the replicas that nobody needs any more are gone."""
-    said = trace.replicas[-1]
-    while trace.replicas[-1] > 1:
-        seconds = time.monotonic() - began
-        require(
-            seconds - trace.load_ended_s < CALM_LIMIT_S, f"{trace.replicas[-1]} replicas stayed without load"
-        )
-        if trace.replicas[-1] != said:
-            said = trace.replicas[-1]
-            say(f"{seconds:4.0f} s  {said} replicas")
+    said = 0
+    while (replicas := trace.replicas[-1]) > 1:
+        seconds = time.monotonic() - trace.load_ended_s
+        require(seconds < CALM_LIMIT_S, f"{replicas} replicas stay after {seconds:.0f} s without load")
+        if replicas != said:
+            said = replicas
+            say(f"{seconds:4.0f} s  {replicas} replicas, no load")
         time.sleep(SAMPLE_S)
-    say(f"one replica again {time.monotonic() - began - trace.load_ended_s:.0f} s after the load")
+    say(f"one replica again {time.monotonic() - trace.load_ended_s:.0f} s after the load")
 
 
-def draw(trace: Trace, path: Path) -> None:
-    """Requests per second, replicas and nodes over time, as PNG."""
+def draw(trace: Trace) -> None:
+    """Requests per second, replicas and nodes over time, as a PNG."""
     from matplotlib.figure import Figure
 
+    at_s, done_s = trace.since_load(trace.at_s), trace.since_load(trace.done_s)
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    last_s = max(trace.at_s[-1], trace.done_s[-1])
-    counts, edges = np.histogram(trace.done_s, bins=np.arange(0, last_s + 1, 1.0))
-    above.fill_between(edges[:-1], counts, step="post", alpha=0.5, color="tab:blue")
+    counts, edges = np.histogram(done_s, bins=np.arange(0, max(done_s) + 1, 1.0))
+    above.fill_between(edges, [*counts, 0], step="post", alpha=0.5, color="tab:blue")
     above.set_ylabel("requests per second")
-    above.set_title("digits under load: replicas and nodes follow")
-    for values, name, colour in (
-        (trace.replicas, "replicas", "tab:green"),
-        (trace.nodes, "nodes", "tab:orange"),
-    ):
-        below.step(trace.at_s, values, where="post", label=name, color=colour, linewidth=2)
+    above.set_title("digits under load: replicas and nodes come, and go")
+    below.step(at_s, trace.replicas, where="post", label="replicas of digits", color="tab:green", linewidth=2)
+    below.step(at_s, trace.nodes, where="post", label="worker nodes", color="tab:orange", linewidth=2)
     below.set_ylabel("running")
     below.set_xlabel("seconds since the load began")
-    below.set_ylim(0, max(*trace.nodes, *trace.replicas) + 0.5)
+    below.set_ylim(0, max(*trace.nodes, *trace.replicas) + 1.2)
     below.yaxis.get_major_locator().set_params(integer=True)
-    below.legend(loc="upper right", frameon=False)
+    below.legend(loc="upper center", ncols=2, frameon=False)
     for axes in (above, below):
-        axes.axvline(trace.load_ended_s, color="grey", linestyle=":")
+        axes.axvline(trace.load_ended_s - trace.load_began_s, color="grey", linestyle=":")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    picture = ROOT / ".demo" / "load.png"
+    picture.parent.mkdir(exist_ok=True)
+    figure.savefig(picture, dpi=110)
+    say(f"picture of the load: {picture}")

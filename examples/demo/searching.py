@@ -23,13 +23,13 @@ def search(environment: dict[str, str], tally: Tally) -> Winner:
     log = submit("jobs/tune.py", ("examples/tune/digits.toml",), environment, tally)
     folder = Path(found_in(log, r"files in (\S+)"))
     report = read_json(folder / "report.json")
-    best, trials = report["best"], report["trials"]
+    best, num_trials = report["best"], report["num_trials"]
     require(report["status"] == "FINISHED", f"the search is {report['status']}")
-    require(len(trials) >= 8, f"the search had {len(trials)} trials, not 8")
+    require(num_trials >= 8, f"the search had {num_trials} trials, not 8")
     for name in ("trials.parquet", "history.png"):
         require((folder / name).exists(), f"{folder / name} is missing")
-    num_stopped = sum(trial["state"] == "stopped" for trial in trials)
-    tally.add("search: trials", f"{len(trials)}, {num_stopped} ended early, in {report['seconds']:.0f} s")
+    num_stopped = report["states"].get("stopped", 0)
+    tally.add("search: trials", f"{num_trials}, {num_stopped} ended early, in {report['seconds']:.0f} s")
     tally.add("search: best validation accuracy", f"{best['value']:.2%}")
     return Winner(report["search_id"], best["run_id"])
 
@@ -38,7 +38,7 @@ def publish(winner: Winner, environment: dict[str, str], tally: Tally) -> str:
     """Make a model version of the search's winner; returns its reference."""
     arguments = (winner.run_id, "--name", "digits", "--alias", "candidate", "--search", winner.search_id)
     log = submit("jobs/publish.py", arguments, environment, tally)
-    return found_in(log, r"published (\S+)")
+    return found_in(log, r"published (\S+?):?\s")
 
 
 def evaluate(reference: str, environment: dict[str, str], tally: Tally) -> Path:
@@ -46,7 +46,7 @@ def evaluate(reference: str, environment: dict[str, str], tally: Tally) -> Path:
     chosen = ("--set", "model.kind=version", "--set", f"model.ref={reference}")
     log = submit("jobs/evaluate.py", ("examples/evaluate/digits.toml", *chosen), environment, tally)
     folder = Path(found_in(log, r"report (\S+)/report\.html"))
-    accuracy = read_json(folder / "report.json")["metrics"]["accuracy"]
+    accuracy = read_json(folder / "report.json")["metrics"]["values"]["accuracy"]
     require(accuracy >= 0.9, f"the winner's test accuracy is {accuracy:.2%}")
     require(bool(list(folder.glob("*.png"))), f"no picture in {folder}")
     tally.add("evaluation: accuracy on held-out digits", f"{accuracy:.2%}")

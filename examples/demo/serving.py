@@ -56,7 +56,9 @@ def read_digits(evaluation: Path) -> Digits:
     test = open_dataset(DigitsData(kind="digits"), is_raw=True).test
     assert test is not None
     arrays = test.fetch(np.array([row["position"] for row in table]))
-    return Digits(arrays.inputs, [str(row["target"]) for row in table], [str(row["label"]) for row in table])
+    return Digits(
+        arrays.inputs, [str(row["target"]) for row in table], [str(row["predicted"]) for row in table]
+    )
 
 
 def ask(client: Client, digits: Digits, tally: Tally) -> None:
@@ -103,7 +105,7 @@ def by_curl(url: str, digits: Digits) -> None:
 def publish_gpt(run_id: str, environment: dict[str, str], tally: Tally) -> None:
     """The GPT as a model version, behind the same ingress."""
     log = submit("jobs/publish.py", (run_id, "--name", "gpt"), environment, tally)
-    reference = found_in(log, r"published (\S+)")
+    reference = found_in(log, r"published (\S+?):?\s")
     say(f"{reference} is in the registry")
     deploy("examples/serve/gpt.toml", "gpt", tally)
 
@@ -123,7 +125,7 @@ def stream_text(client: Client, tally: Tally) -> None:
     seconds = time.monotonic() - began
     console.print()
     require(len(pieces) >= 20, f"the text came in {len(pieces)} pieces: it was not streamed")
-    tally.add("gpt: first token, from zero replicas", f"{first_s:.1f} s")
+    tally.add("gpt: first token", f"{first_s:.1f} s")
     tally.add(
         "gpt: streamed",
         f"{len(pieces)} pieces, {len(pieces) / max(1e-3, seconds - first_s):.0f}/s after the first",
