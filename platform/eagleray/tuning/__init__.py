@@ -1,4 +1,4 @@
-"""Search over training: what is tried (`search`), a trial in its actor (`trial`), Ray Tune (`driver`)."""
+"""Search over training: what is tried (`search`), how it goes (`running`, `driver`), a trial (`trial`)."""
 
 from eagleray.tuning.record import Trial, best_of, winner_of
 from eagleray.tuning.search import Suggester, make_suggester, max_concurrent

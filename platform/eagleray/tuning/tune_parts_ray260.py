@@ -15,14 +15,15 @@ from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import wrap_function
 
 from eagleray.specs import TuneSpec
+from eagleray.specs.strategies import AshaScheduler, MedianScheduler
 from eagleray.specs.train import ScalingSpec
-from eagleray.specs.tune import AshaScheduler, MedianScheduler
-from eagleray.tuning.driver import MAX_EVALUATIONS, RunningSearch
+from eagleray.tuning.running import RunningSearch
 from eagleray.tuning.search import resources_of
 from eagleray.tuning.trial import many_workers, one_worker
 
 TIME = "evaluation"
 """Schedulers count evaluations: trials with other batch sizes do as many of them."""
+MAX_EVALUATIONS = 1_000_000
 HEAD = {"node:__internal_head__": 0.001}
 
 

@@ -39,7 +39,7 @@ class _Live:
 
 
 class SearchMonitor:
-    """An observer (`tuning.driver`) of one search, in its driver."""
+    """An observer (`tuning.running`) of one search, in its driver."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from eagleray.errors import EaglerayError, TrainingError
 from eagleray.packaging import Folder
 from eagleray.specs import TuneSpec, load
 from eagleray.tuning import Trial, winner_of
-from eagleray.tuning.driver import StopRequest
+from eagleray.tuning.running import StopRequest
 from eagleray.workflows.lock import RunLock
 from eagleray.workflows.run import EXPERIMENT, is_storage_trouble, process_started_at, runs
 from eagleray.workflows.search import Search

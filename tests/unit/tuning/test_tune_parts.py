@@ -11,8 +11,9 @@ from ray import cloudpickle
 
 from eagleray.specs import TuneSpec, validate
 from eagleray.tuning import Trial, make_suggester
-from eagleray.tuning.driver import HOPELESS, RunningSearch, StopRequest, may_reuse_actors
+from eagleray.tuning.driver import may_reuse_actors
 from eagleray.tuning.record import State
+from eagleray.tuning.running import HOPELESS, RunningSearch, StopRequest
 from eagleray.tuning.tune_parts_ray260 import (
     Judge,
     ManyWorkersTrial,

@@ -15,7 +15,7 @@ from eagleray.errors import InputError, SpecError, TrainingError
 from eagleray.specs import TuneSpec, validate
 from eagleray.training.observer import WorkerInfo
 from eagleray.tuning import Trial
-from eagleray.tuning.driver import StopRequest
+from eagleray.tuning.running import StopRequest
 from eagleray.tuning.search import trial_spec
 from eagleray.workflows.search import Search
 from eagleray.workflows.search_monitor import SearchMonitor
