@@ -24,11 +24,11 @@ LAST_STEP = 11
 def main() -> int:
     """Run the demo; returns the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    keep = os.environ.get("KEEP", "") not in ("", "0")
-    tally, started = Tally(), time.monotonic()
+    tally = Tally(keeps_cluster=os.environ.get("KEEP", "") not in ("", "0"))
+    started = time.monotonic()
     code = 1
     try:
-        play(tally, keep)
+        play(tally)
         tally.add("whole demo", f"{time.monotonic() - started:.0f} s")
         code = 0
     except DemoError as error:
@@ -37,16 +37,16 @@ def main() -> int:
         console.print("\n[bold]Interrupted.[/]")
         code = 130
     finally:
-        if keep and code == 0:
+        if tally.keeps_cluster and code == 0:
             left_up()
         else:
             code = take_down(tally, LAST_STEP) or code
     if code == 0:
-        closing(tally, keep)
+        closing(tally)
     return code
 
 
-def play(tally: Tally, keep: bool) -> None:
+def play(tally: Tally) -> None:
     """The steps, in order."""
     step(1, "A local elastic cluster: Ray's autoscaler v2, a head without workload CPUs, no worker node yet")
     began = time.monotonic()
@@ -56,7 +56,7 @@ def play(tally: Tally, keep: bool) -> None:
     with NodeWatcher(tally):
         gpt_run = train(environment, tally)
         evaluation = improve(environment, tally)
-        serve(evaluation, gpt_run, began, environment, tally, keep)
+        serve(evaluation, gpt_run, began, environment, tally)
 
 
 def train(environment: dict[str, str], tally: Tally) -> str:
@@ -81,9 +81,7 @@ def improve(environment: dict[str, str], tally: Tally) -> Path:
     return evaluation
 
 
-def serve(
-    evaluation: Path, gpt_run: str, up_at: float, environment: dict[str, str], tally: Tally, keep: bool
-) -> None:
+def serve(evaluation: Path, gpt_run: str, up_at: float, environment: dict[str, str], tally: Tally) -> None:
     """Both models behind the single ingress, until nobody needs them any more."""
     import load
     import serving
@@ -98,15 +96,15 @@ def serve(
         step(9, "The GPT behind the same ingress: text as its tokens come, on the OpenAI-compatible route")
         serving.publish_gpt(gpt_run, environment, tally)
         serving.stream_text(client, tally)
-        leave(environment, tally, keep)
+        leave(environment, tally)
     load.draw(sampler.trace)
 
 
-def leave(environment: dict[str, str], tally: Tally, keep: bool) -> None:
+def leave(environment: dict[str, str], tally: Tally) -> None:
     """End the services, unless they are to stay; then the nodes go."""
     step(10, "Nobody needs the nodes any more: they go away by themselves")
     jobs_listed(environment, tally)
-    if keep:
+    if tally.keeps_cluster:
         console.print("   (KEEP=1: the services stay, and with them the node of one replica)", style="dim")
         return
     for name in ("digits", "gpt"):

@@ -35,6 +35,7 @@ class DemoError(Exception):
 class Tally:
     """What the closing table shows."""
 
+    keeps_cluster: bool = False
     rows: list[tuple[str, str]] = field(default_factory=list)
     nodes_seen: set[str] = field(default_factory=set)
     kills: list[int] = field(default_factory=list)

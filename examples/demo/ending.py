@@ -86,7 +86,7 @@ def take_down(tally: Tally, number: int) -> int:
     return 0
 
 
-def closing(tally: Tally, keep: bool) -> None:
+def closing(tally: Tally) -> None:
     """The table, and what to try next."""
     table = Table(title="What happened", show_header=False)
     for what, value in tally.rows:
@@ -94,7 +94,7 @@ def closing(tally: Tally, keep: bool) -> None:
     console.print()
     console.print(table)
     console.print("\n[bold]Next:[/]")
-    if not keep:
+    if not tally.keeps_cluster:
         say(".venv/bin/eagleray up")
     for command in (
         ".venv/bin/eagleray train examples/train/digits.toml --set scaling.num_workers=1",
