@@ -237,3 +237,72 @@ def test_what_the_machines_can_never_hold_is_refused_with_the_way_out(cluster: C
         "most 2 (each also needs 1 CPU): 2 machines with 1 GPU, 2 CPU; ask for less or for no label, or add "
         "machines: ray start --address=HEAD:PORT --labels=eagleray.io/pool=train"
     ]
+
+
+ATTACH = ("eagleray", "attach", f"{{head}}:{GCS}", "--name", "far", "--port", "8100")
+MLFLOW = 8101
+SERVED = """
+import json, sys
+from pathlib import Path
+import httpx
+from eagleray.cluster import attached, settings
+from eagleray.registry.models import MlflowModels
+from support import cards
+from support.served import NAME, deploy, infer, services, until
+
+cluster = attached.read("far")
+card = cards.card("image", name=NAME)
+version = MlflowModels(settings.tracking_uri(), settings.storage_url()).publish(card, cards.weights(card))
+key = {"Authorization": f"Bearer {cluster.admin_key_path.read_text()}"}
+with httpx.Client(base_url=cluster.ingress_url, headers=key, timeout=60) as client:
+    # As large as a host, so that each of the two gets one.
+    deploy(client, version=version.version, min_replicas=2, max_replicas=2, cpus_per_replica=2)
+    until(lambda: services(client)[version.version]["state"] == "ready", 120, client)
+    until(lambda: services(client)[version.version]["replicas"] == 2, 120, client)
+    print(json.dumps([infer(client).status_code for _ in range(20)]))
+"""
+
+
+def test_attach_says_what_is_missing_beyond_one_host(cluster: Cluster) -> None:
+    attach = [part.format(head=cluster.head.address) for part in ATTACH]
+    log = cluster.follow(*attach)
+    assert log.exit_code == 1, log.text
+    assert "is a file of one machine, and the cluster has 2; run `mlflow server`" in log.lines[-1]
+
+
+def test_attach_serves_from_both_hosts(cluster: Cluster) -> None:
+    attach = [part.format(head=cluster.head.address) for part in ATTACH]
+    server = f"http://{cluster.head.address}:{MLFLOW}"
+    environment = {
+        **cluster.env(cluster.head), "EAGLERAY_TRACKING_URI": server, "PYTHONPATH": f"{ROOT}/tests",
+    }  # fmt: skip
+    command = ("mlflow", "server", "--host", cluster.head.address, "--port", str(MLFLOW), "--workers", "1")
+    store = ("--backend-store-uri", f"sqlite:///{cluster.shared}/server.db")
+    allowed = ("--allowed-hosts", f"{cluster.head.address}:{MLFLOW}")
+    mlflow = subprocess.Popen(
+        cluster.head.command(*command, *store, *allowed),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert processes.wait_until(
+            lambda: (cluster.head.address, MLFLOW) in cluster.head.listening(), timeout_s=90, interval_s=0.5
+        )
+        printed = cluster.head.run(*attach, env=environment, timeout_s=180)
+        assert "models are served at http://127.0.0.1:8100" in printed
+        before = {host.hostname: host.listening() for host in (cluster.head, cluster.other)}
+        answers = cluster.head.run(sys.executable, "-c", SERVED, env=environment, timeout_s=240)
+        assert json.loads(answers.splitlines()[-1]) == [200] * 20
+        # Each host has a replica now: its own port is on the host's address, Ray's on all, behind the token.
+        for host in (cluster.head, cluster.other):
+            found = host.listening() - before[host.hostname]
+            new = {address.removeprefix("::ffff:") for address, _ in found}
+            assert new <= {host.address, "::", "0.0.0.0"}
+            assert host.address in new, (host.hostname, new)
+        ended = cluster.head.run("eagleray", "down", "--name", "far", env=environment, timeout_s=120)
+        assert "is as it was before" in ended
+        assert 8100 not in {port for _, port in cluster.head.listening()}
+    finally:
+        mlflow.kill()
+        mlflow.wait()
