@@ -1,4 +1,4 @@
-"""Whether our ingress can be put on a cluster that somebody else started: what is found, and what is missing."""
+"""Whether our ingress can be put on a cluster that somebody else started: what is there, and what is not."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def check_nodes(nodes: Sequence[NodeFacts], *, storage_url: str, tracking_uri: s
         )
     if tracking_uri.startswith(_LOCAL_FILES) or "://" not in tracking_uri:
         raise ClusterError(
-            f"EAGLERAY_TRACKING_URI {tracking_uri} is a file of one machine, and the cluster has {num_hosts}; "
-            "run `mlflow server` where all of them reach it, and set EAGLERAY_TRACKING_URI to its http://…"
+            f"EAGLERAY_TRACKING_URI {tracking_uri} is a file of one machine, and the cluster has "
+            f"{num_hosts}; run `mlflow server` where all of them reach it, and set EAGLERAY_TRACKING_URI to its http://…"
         )
 
 
