@@ -17,6 +17,7 @@ import httpx
 
 from eagleray.client import inputs as preparing
 from eagleray.client import results
+from eagleray.client.environment import is_http_address
 from eagleray.client.errors import BusyError, NoAnswerError, refusal
 from eagleray.errors import EaglerayError, InputError, ServiceError
 from eagleray.protocol import infer, openai_answers
@@ -45,11 +46,14 @@ class Settings:
     def of(cls, url: str | None, key: str | None, timeout_s: float, max_attempts: int) -> Settings:
         """What was given, else what EAGLERAY_URL and EAGLERAY_KEY say. Raises: InputError."""
         url = (url or os.environ.get("EAGLERAY_URL") or DEFAULT_URL).rstrip("/")
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        if not is_http_address(url):
             raise InputError(f"url {url!r}: expected http://HOST:PORT, the ingress's own")
         if not timeout_s > 0 or max_attempts < 1:
             raise InputError(f"timeout_s is {timeout_s} and max_attempts {max_attempts}; give more than 0")
-        return cls(url, key or os.environ.get("EAGLERAY_KEY") or None, timeout_s, max_attempts)
+        key = (key or os.environ.get("EAGLERAY_KEY") or "").strip()
+        if not all("!" <= letter <= "~" for letter in key):
+            raise InputError("the API key is none: expected er_… in one line; see EAGLERAY_KEY, or key")
+        return cls(url, key or None, timeout_s, max_attempts)
 
     @property
     def connection(self) -> dict[str, Any]:

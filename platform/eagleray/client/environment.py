@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from urllib.parse import urlsplit
 
 from eagleray.errors import InputError
 
@@ -10,6 +11,15 @@ from eagleray.errors import InputError
 def job_address() -> str | None:
     """The dashboard's address, RAY_API_SERVER_ADDRESS; None where it is not set."""
     return os.environ.get("RAY_API_SERVER_ADDRESS") or None
+
+
+def is_http_address(url: str) -> bool:
+    """Whether it is http(s)://HOST, with a port or without."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that do not close, a port above 65535
+        return False
 
 
 def token() -> str | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from eagleray.client.environment import is_http_address
 from eagleray.client.outcome import Job, JobResult, job_of
 from eagleray.client.package import Package
 from eagleray.errors import AuthError, InputError, ServiceError
@@ -38,7 +39,7 @@ class JobClient:
 
     def __init__(self, address: str, token: str | None = None, *, timeout_s: float = 30.0) -> None:
         self.address = address.rstrip("/")
-        if urlsplit(self.address).scheme not in ("http", "https"):
+        if not is_http_address(self.address):
             raise InputError(
                 f"job API address {address!r}: expected http://HOST:PORT, the Ray dashboard's own"
             )

@@ -334,10 +334,19 @@ def test_address_and_key_from_the_environment(
         assert ingress.admin_key not in repr(client)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "/models"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://x", "http://", "/models", "http://[::1", "http://x:99999", "http://x:y"]
+)
 def test_an_address_that_is_none(connect: Any, url: str) -> None:
     with pytest.raises(InputError, match="expected http://HOST:PORT"):
         connect(url)
+
+
+@pytest.mark.parametrize("key", ["er_a\nb", "er_ä", "two words", "er_\x00"])
+def test_a_key_that_no_header_can_carry(connect: Any, key: str) -> None:
+    with pytest.raises(InputError, match="the API key is none: expected er_… in one line") as refused:
+        connect("http://127.0.0.1:1", key)
+    assert key not in str(refused.value)
 
 
 def test_nothing_answers(connect: Any) -> None:

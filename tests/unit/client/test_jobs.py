@@ -165,6 +165,7 @@ def test_no_cluster() -> None:
                 next(client.follow("j", patience_s=0.05))
 
 
-def test_an_address_that_is_none() -> None:
+@pytest.mark.parametrize("address", ["localhost:8265", "http://[::1", "http://x:99999"])
+def test_an_address_that_is_none(address: str) -> None:
     with pytest.raises(InputError, match=r"expected http://HOST:PORT"):
-        JobClient("localhost:8265")
+        JobClient(address)
