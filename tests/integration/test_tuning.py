@@ -239,6 +239,7 @@ def test_kill_9_of_the_driver_and_resume(
         assert len(list(attempts.iterdir())) == 2
         steps_seen = [one["step"] for one in json.loads((attempts.parent / "evaluations.json").read_text())]
         assert steps_seen == list(range(20, 1501, 20)), "evaluated once each"
+    assert not list(found.folder.glob(".ray-tune-*")), "nothing is left of Ray Tune, of the killed driver too"
     finished = [record for record in kept.values() if record["state"] == "finished"]
     for record in finished:
         assert found.trials["seconds"][record["number"]] == record["seconds"], "left alone"

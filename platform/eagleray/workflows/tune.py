@@ -23,6 +23,9 @@ from eagleray.workflows.run import EXPERIMENT, is_storage_trouble, process_start
 from eagleray.workflows.search import Search
 from eagleray.workflows.stopping import Stopped, stoppable
 
+SCRATCH = ".ray-tune-"
+"""Folder for Ray Tune's own files while a search runs: in the search's, where that is on a disk."""
+
 
 def execute(search: Search, *, started_at: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Run what is left of the search; returns the report that is also saved as report.json.
@@ -125,7 +128,10 @@ def _run(search: Search, trials: list[Trial], monitor: Any, stop: StopRequest, n
     from eagleray.tuning import make_suggester
     from eagleray.tuning.driver import run_search
 
-    with TemporaryDirectory(prefix="eagleray-tune-") as scratch:
+    for name in search.folder.list():
+        if name.startswith(SCRATCH):  # of a driver that was killed
+            search.folder.remove(name)
+    with TemporaryDirectory(prefix=SCRATCH, dir=search.folder.local_path) as scratch:
         run_search(
             search.spec,
             trials,
