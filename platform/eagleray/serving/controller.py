@@ -240,7 +240,8 @@ class Controller:
         for action in applies:
             applied = {app: print_ for app, print_ in record.applied.items() if app != action.served.app}
             record = replace(record, applied=applied)
-            if isinstance(error, ValueError | TypeError):
+            is_wanted = record.serves(action.served.name, action.served.version)
+            if is_wanted and isinstance(error, ValueError | TypeError):
                 fail = Fail(action.served.name, action.served.version, f"Serve refuses it: {error}")
                 record = carry_out(record, fail, time.time())
         self.commit(record)

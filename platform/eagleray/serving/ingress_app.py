@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from eagleray import __version__, errors
-from eagleray.errors import EaglerayError, ServiceError
-from eagleray.serving.control_settings import CONTROLLER, NAMESPACE, ON_HEAD
+from eagleray import __version__
+from eagleray.errors import ServiceError
+from eagleray.serving.control_settings import ON_HEAD
+from eagleray.serving.controller_client import ControllerBackend, Reader
 from eagleray.serving.state import IngressState
 
 if TYPE_CHECKING:
@@ -108,146 +106,3 @@ class IngressReplica:
             }
             self._transport.keep_only(apps | set(news["draining"]))
         return True
-
-
-class Reader:
-    """One ingress's side of `Controller.watch`: which revision it has, and what it no longer uses."""
-
-    def __init__(self) -> None:
-        self.name = secrets.token_hex(4)
-        self.revision = -1
-        self._under_way: Counter[int] = Counter()
-        """Requests by the revision that they began with, and keep."""
-        self._draining: dict[str, int] = {}
-        """Applications that no route leads to, and the revision since which none does."""
-        self._controller: Any = None
-        self._settings: Mapping[str, Any] | None = None
-        """Of the controller that was last heard of."""
-
-    @property
-    def is_draining(self) -> bool:
-        """Whether the controller waits for an application to be unused."""
-        return bool(self._draining)
-
-    @property
-    def drained(self) -> list[str]:
-        """Applications that no request here uses any more, or will use."""
-        oldest = min(
-            (revision for revision, number in self._under_way.items() if number), default=self.revision
-        )
-        return [app for app, since in self._draining.items() if oldest >= since]
-
-    def take(self, news: Mapping[str, Any]) -> None:
-        """From now on requests begin with this revision."""
-        self.revision = revision = int(news["revision"])
-        self._draining = {app: self._draining.get(app, revision) for app in news["draining"]}
-        self._settings = news.get("settings")
-
-    def counted(self, app: Any) -> Any:
-        """`app`, with its requests counted."""
-
-        async def counting(scope: Any, receive: Any, send: Any) -> None:
-            revision = self.revision
-            self._under_way[revision] += 1
-            try:
-                await app(scope, receive, send)
-            finally:
-                self._under_way[revision] -= 1
-                if not self._under_way[revision]:
-                    del self._under_way[revision]
-
-        async def counting_http(scope: Any, receive: Any, send: Any) -> None:
-            await (counting if scope["type"] == "http" else app)(scope, receive, send)
-
-        return counting_http
-
-    async def watch(self, wait_s: float) -> dict[str, Any] | None:
-        """`Controller.watch` for this ingress. Raises: RayError or ValueError where nobody answers."""
-        return await self._actor().watch.remote(self.name, self.revision, self.drained, wait_s)
-
-    async def call(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
-        """`Controller.admin`. Raises: ServiceError where the controller does not answer."""
-        from ray.exceptions import RayError
-
-        try:
-            return await self._actor().admin.remote(method, list(arguments))
-        except (RayError, ValueError) as error:
-            self.lose_controller()
-            raise ServiceError(
-                f"the serving controller does not answer ({type(error).__name__}); it is started again by "
-                "itself: try again in some seconds, and look first whether this was done"
-            ) from None
-
-    def lose_controller(self) -> None:
-        """Look the controller up anew at the next call."""
-        self._controller = None
-
-    async def start_controller(self) -> None:
-        """Start the controller that was last heard of, unless somebody else has."""
-        from eagleray.serving.control_settings import ControllerSettings
-        from eagleray.serving.start import start
-
-        if self._settings is not None:
-            settings = ControllerSettings.from_json(self._settings)
-            self._controller = await asyncio.to_thread(start, settings)
-
-    def _actor(self) -> Any:
-        import ray
-
-        if self._controller is None:
-            self._controller = ray.get_actor(CONTROLLER, namespace=NAMESPACE)
-        return self._controller
-
-
-class ControllerBackend:
-    """An AdminBackend that asks the controller."""
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-
-    async def status(self) -> dict[str, Any]:
-        """As AdminBackend."""
-        return await self._ask("status")
-
-    async def models(self) -> list[dict[str, Any]]:
-        """As AdminBackend."""
-        return await self._ask("models")
-
-    async def model(self, name: str) -> dict[str, Any]:
-        """As AdminBackend."""
-        return await self._ask("model", name)
-
-    async def promote(self, name: str, version: int, alias: str) -> dict[str, Any]:
-        """As AdminBackend."""
-        return await self._ask("promote", name, version, alias)
-
-    async def services(self) -> list[dict[str, Any]]:
-        """As AdminBackend."""
-        return await self._ask("services")
-
-    async def deploy(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """As AdminBackend."""
-        return await self._ask("deploy", dict(spec))
-
-    async def undeploy(self, name: str, version: int | None) -> dict[str, Any]:
-        """As AdminBackend."""
-        return await self._ask("undeploy", name, version)
-
-    async def keys(self) -> list[dict[str, Any]]:
-        """As AdminBackend."""
-        return await self._ask("keys")
-
-    async def create_key(self, name: str, scopes: Sequence[str]) -> dict[str, Any]:
-        """As AdminBackend."""
-        return await self._ask("create_key", name, list(scopes))
-
-    async def revoke_key(self, key_id: str) -> dict[str, Any]:
-        """As AdminBackend."""
-        return await self._ask("revoke_key", key_id)
-
-    async def _ask(self, method: str, *arguments: Any) -> Any:
-        answer = await self._call(method, arguments)
-        if (error := answer.get("error")) is None:
-            return answer["result"]
-        kind = getattr(errors, error["kind"], EaglerayError)
-        raise kind(error["message"])

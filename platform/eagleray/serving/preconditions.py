@@ -61,8 +61,8 @@ def check_nodes(nodes: Sequence[NodeFacts], *, storage_url: str, tracking_uri: s
     if tracking_uri.startswith(_LOCAL_FILES) or "://" not in tracking_uri:
         raise ClusterError(
             f"EAGLERAY_TRACKING_URI {tracking_uri} is a file of one machine, and the cluster has "
-            f"{num_hosts}; run `mlflow server` where all of them reach it, and set EAGLERAY_TRACKING_URI to its "
-            "http://…"
+            f"{num_hosts}; run `mlflow server` where all of them reach it, and set EAGLERAY_TRACKING_URI to "
+            "its http://…"
         )
 
 

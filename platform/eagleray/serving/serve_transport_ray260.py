@@ -36,6 +36,7 @@ class ServeTransport:
 
     def __init__(self) -> None:
         self._lines: dict[str, Line] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def infer(
         self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float
@@ -70,7 +71,9 @@ class ServeTransport:
         """Close the lines to all other applications: each costs a long poll to Serve."""
         for app in set(self._lines) - set(apps):
             line = self._lines.pop(app)
-            asyncio.get_running_loop().create_task(line.root.shutdown_async())
+            task = asyncio.get_running_loop().create_task(line.root.shutdown_async())
+            self._closing.add(task)  # a task that nobody holds may vanish before its end
+            task.add_done_callback(self._closing.discard)
 
     def _line(self, app: str) -> Line:
         if app not in self._lines:

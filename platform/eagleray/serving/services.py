@@ -163,6 +163,10 @@ class Record:
         """One served version; KeyError where there is none."""
         return self.services[name].versions[number]
 
+    def serves(self, name: str, number: int) -> bool:
+        """Whether this version is to be served."""
+        return name in self.services and number in self.services[name].versions
+
     def with_service(self, name: str, service: Service | None) -> Record:
         """The record with this service for `name`, or with none."""
         others = {other: found for other, found in self.services.items() if other != name}

@@ -11,7 +11,7 @@ import pytest
 
 from eagleray.errors import ServiceError, SpecError
 from eagleray.serving import batching, memory
-from eagleray.serving.ingress_app import Reader
+from eagleray.serving.controller_client import Reader
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.readers import Readers
 from eagleray.serving.services import Record

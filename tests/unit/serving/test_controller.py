@@ -13,7 +13,7 @@ from eagleray.errors import CapacityError, ModelNotFound, PackageError, ServiceE
 from eagleray.packaging.store import ModelVersion
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.controller import Controller
-from eagleray.serving.ingress_app import ControllerBackend
+from eagleray.serving.controller_client import ControllerBackend
 from eagleray.serving.reconcile import Seen
 from eagleray.serving.routes import Routes
 from eagleray.serving.serve_control_ray260 import App
