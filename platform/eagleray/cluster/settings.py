@@ -7,6 +7,8 @@ from pathlib import Path
 
 from eagleray.errors import InputError
 
+_SQLITE = "sqlite:///"
+
 
 def home() -> Path:
     """EAGLERAY_HOME, or ~/.eagleray: state of local clusters and of the serving controller.
@@ -27,13 +29,23 @@ def home() -> Path:
 
 
 def storage_url() -> str:
-    """EAGLERAY_STORAGE, or <home>/storage: any fsspec URL or path, for runs, checkpoints and packages."""
-    return os.environ.get("EAGLERAY_STORAGE") or str(home() / "storage")
+    """EAGLERAY_STORAGE, or <home>/storage: any fsspec URL or path, for runs, checkpoints and packages.
+
+    A path is made absolute: a job, and each of its workers, has a working directory of its own.
+    """
+    given = os.environ.get("EAGLERAY_STORAGE") or str(home() / "storage")
+    return given if "://" in given else str(_absolute(given))
 
 
 def tracking_uri() -> str:
-    """EAGLERAY_TRACKING_URI, or a SQLite file in the home: where MLflow writes."""
-    return os.environ.get("EAGLERAY_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    """EAGLERAY_TRACKING_URI, or a SQLite file in the home: where MLflow writes. Its path is made absolute."""
+    given = os.environ.get("EAGLERAY_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    path = given.removeprefix(_SQLITE)
+    return given if path == given else f"{_SQLITE}{_absolute(path)}"
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().absolute()
 
 
 def serving_dir(cluster_name: str) -> Path:

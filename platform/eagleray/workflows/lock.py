@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -104,7 +104,7 @@ class RunLock:
         names = [name for name in self._folder.child("drivers").list() if not name.startswith(".")]
         if not names:
             return 0, None
-        return int(Path(names[-1]).stem), Driver(**self._folder.read_json(f"drivers/{names[-1]}"))
+        return int(Path(names[-1]).stem), _driver(self._folder.read_bytes(f"drivers/{names[-1]}"))
 
     def _refusal(self, driver: Driver | None) -> str:
         run_id = self._folder.url.rsplit("/", 1)[-1]
@@ -128,6 +128,15 @@ class RunLock:
 def _silence(driver: Driver) -> str:
     silent_s = time.time() - driver.heard_at
     return f", heard of {silent_s:.0f} s ago; without a word of it for {SILENT_S:.0f} s it counts as gone"
+
+
+def _driver(content: bytes) -> Driver | None:
+    """What `_to_bytes` wrote; None where it is damaged, or of a version that says more."""
+    try:
+        found = json.loads(content)
+        return Driver(**{field.name: found[field.name] for field in fields(Driver) if field.name in found})
+    except (ValueError, TypeError):
+        return None
 
 
 def _to_bytes(driver: Driver) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import errno
-import logging
 import os
 import secrets
 import signal
@@ -24,9 +23,10 @@ from eagleray.cluster import job_ray260, settings
 from eagleray.errors import EaglerayError, InputError, SpecError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
+from eagleray.workflows.connecting import connect
 from eagleray.workflows.lock import RunLock
 from eagleray.workflows.report import Account
-from eagleray.workflows.stopping import Stopped, stop_on_sigterm
+from eagleray.workflows.stopping import stop_on_sigterm
 
 EXPERIMENT = "eagleray"
 _STORAGE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -143,19 +143,11 @@ def keep_earlier_report(run: Run) -> None:
 
 def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None]) -> Any:
     """Connect, refuse what can never be placed, ask for the nodes; then import what training needs."""
-    # Read when ray is imported: the autoscaler's own lines; ours say what matters.
-    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
-    import ray
-
+    connect()
     from eagleray.cluster import capacity_ray260
     from eagleray.training.reservation_ray260 import Reservation
     from eagleray.training.trainer import bundle
 
-    try:
-        ray.init(logging_level=logging.WARNING)
-        stop_on_sigterm()  # again, for Ray has set its own handler, which exits
-    except SystemExit:
-        raise Stopped from None
     account.marks["submitted_at"] = job_ray260.submitted_at() or account.marks["submitted_at"]
     scaling = run.spec.scaling
     resources = bundle(run.spec)
@@ -233,26 +225,34 @@ def _finish(run: Run, report: dict[str, Any], monitor: Any, say: Callable[[str],
 
 
 def _publish(run: Run, report: dict[str, Any], monitor: Any, say: Callable[[str], None]) -> None:
+    """Files into the run's folder and to MLflow; whatever fails meanwhile, the run in MLflow is ended."""
+    tracker = monitor.tracker
+    with TemporaryDirectory(prefix="eagleray-") as scratch:
+        try:
+            _publish_files(run, report, monitor, Path(scratch))
+        finally:
+            tracker.log(report["metrics"], report["steps"])
+            status = {"FINISHED": "FINISHED", "STOPPED": "KILLED"}.get(report["status"], "FAILED")
+            for trouble in tracker.finish(status):
+                say(f"MLflow: {trouble}")
+
+
+def _publish_files(run: Run, report: dict[str, Any], monitor: Any, scratch: Path) -> None:
     from eagleray.evaluation.curves import plot_curves
     from eagleray.workflows.monitor import read_history
 
     monitor.close()
     tracker = monitor.tracker
-    with TemporaryDirectory(prefix="eagleray-") as scratch:
-        curves = Path(scratch, "curves.png")
-        losses = [(recovery["lost_step"], "worker lost") for recovery in report["recoveries"]]
-        plot_curves(read_history(run.folder), curves, title=run.run_id, events=losses)
-        run.folder.upload(curves, "curves.png")
-        tracker.artifact(curves)
-        for name in ("spec.json", "report.json"):
-            path = Path(scratch, name)
-            path.write_bytes(run.folder.read_bytes(name))
-            tracker.artifact(path)
-        _track_checkpoint(run, tracker, Path(scratch))
-        tracker.log(report["metrics"], report["steps"])
-        status = {"FINISHED": "FINISHED", "STOPPED": "KILLED"}.get(report["status"], "FAILED")
-        for trouble in tracker.finish(status):
-            say(f"MLflow: {trouble}")
+    curves = scratch / "curves.png"
+    losses = [(recovery["lost_step"], "worker lost") for recovery in report["recoveries"]]
+    plot_curves(read_history(run.folder), curves, title=run.run_id, events=losses)
+    run.folder.upload(curves, "curves.png")
+    tracker.artifact(curves)
+    for name in ("spec.json", "report.json"):
+        path = scratch / name
+        path.write_bytes(run.folder.read_bytes(name))
+        tracker.artifact(path)
+    _track_checkpoint(run, tracker, scratch)
 
 
 def _track_checkpoint(run: Run, tracker: Any, scratch: Path) -> None:

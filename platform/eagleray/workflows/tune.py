@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from eagleray.packaging import Folder
 from eagleray.specs import TuneSpec, load
 from eagleray.tuning import Trial, winner_of
 from eagleray.tuning.running import StopRequest
+from eagleray.workflows.connecting import connect
 from eagleray.workflows.lock import RunLock
 from eagleray.workflows.run import EXPERIMENT, is_storage_trouble, process_started_at, runs
 from eagleray.workflows.search import Search
@@ -70,18 +70,11 @@ def execute(search: Search, *, started_at: float, say: Callable[[str], None]) ->
 
 def _connect(search: Search, stop: StopRequest, say: Callable[[str], None]) -> tuple[int, float | None]:
     """Connect, refuse what can never be placed; returns how many trials may run at once, and since when."""
-    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")  # read when ray is imported: the autoscaler's lines
-    import ray
-
+    connect(stop.listen)
     from eagleray.cluster import capacity_ray260, placement
     from eagleray.tuning import max_concurrent
     from eagleray.tuning.search import describe_resources, resources_of
 
-    try:
-        ray.init(logging_level=logging.WARNING)
-        stop.listen()  # after Ray, which sets a handler of its own
-    except SystemExit:
-        raise Stopped from None
     scaling, capacity = search.spec.scaling, capacity_ray260.observe()
     placement.require(capacity, [resources_of(scaling)] * scaling.num_workers, scaling.label_selector)
     found = max_concurrent(search.spec, capacity)

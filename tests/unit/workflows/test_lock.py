@@ -94,3 +94,17 @@ def test_the_sign_of_life_is_renewed(folder):
             time.sleep(0.005)
         assert heard > first
         assert re.fullmatch(r"\d{6}\.json", folder.child("drivers").list()[-1])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": 1}'])
+def test_a_damaged_record_of_a_driver_keeps_nobody_out(folder, content):
+    folder.write_bytes("drivers/000004.json", content)
+    with RunLock(folder):
+        assert folder.child("drivers").list()[-1] == "000005.json"
+
+
+def test_a_record_of_a_later_version_is_understood(folder, holder):
+    record = folder.read_json("drivers/000001.json")
+    folder.write_json("drivers/000001.json", {**record, "mood": "fine"})
+    with pytest.raises(InputError, match="goes on already"):
+        RunLock(folder).__enter__()
