@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from common import DemoError, Tally, cluster_environment, console, eagleray, of_cluster, step
-from ending import NodeWatcher, closing, left_up, take_down, wait_for_no_nodes
+from common import BIN, CLUSTER, DemoError, Tally, cluster_environment, console, eagleray, of_cluster, step
+from ending import NodeWatcher, closing, is_running, left_up, take_down, wait_for_no_nodes
 from training import jobs_listed, train_digits, train_gpt
 
 LAST_STEP = 11
@@ -24,6 +24,9 @@ LAST_STEP = 11
 def main() -> int:
     """Run the demo; returns the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if is_running():
+        console.print(f"Cluster {CLUSTER!r} runs already; end it first: {BIN}/eagleray down --name {CLUSTER}")
+        return 1
     tally = Tally(keeps_cluster=os.environ.get("KEEP", "") not in ("", "0"))
     started = time.monotonic()
     code = 1

@@ -55,6 +55,14 @@ def wait_for_no_nodes(tally: Tally) -> None:
     tally.add("idle nodes gone after", seconds)
 
 
+def is_running() -> bool:
+    """Whether somebody's cluster of the demo's name runs: that one is not ours to end."""
+    from eagleray.cluster import state
+
+    found = state.read(CLUSTER)
+    return found is not None and found.is_running
+
+
 def left_up() -> None:
     """What to do with a cluster that was left up."""
     found = status()
@@ -67,7 +75,7 @@ def left_up() -> None:
 
 def take_down(tally: Tally, number: int) -> int:
     """End the cluster and look that nothing is left; returns an exit code."""
-    from eagleray.cluster import processes, state
+    from eagleray.cluster import ports, processes, state
 
     for which in (signal.SIGINT, signal.SIGTERM):
         signal.signal(which, signal.SIG_IGN)  # an impatient second Ctrl-C would leave half of it
@@ -81,6 +89,9 @@ def take_down(tally: Tally, number: int) -> int:
     left = processes.belonging(found.marker)
     if left or found.runtime_dir.exists() or found.directory.exists():
         console.print(f"[bold red]left behind:[/] processes {left}, {found.runtime_dir}, {found.directory}")
+        return 1
+    if taken := [port for port in found.ports.values() if not ports.is_free(found.host, port)]:
+        console.print(f"[bold red]left behind:[/] something listens on {taken}")
         return 1
     say("no process, no listening port, no temporary folder left")
     return 0

@@ -49,6 +49,7 @@ def train_digits(environment: dict[str, str], tally: Tally) -> None:
     )
     for name in ("spec.json", "curves.png", "checkpoints", "history"):
         require((folder / name).exists(), f"{folder / name} is missing")
+    require_in_mlflow(read_json(folder / "mlflow.json")["run_id"], report["run_id"])
     lost = recoveries[0]
     tally.add(
         "digits: first step after submission (2 nodes started for it)",
@@ -63,6 +64,20 @@ def train_digits(environment: dict[str, str], tally: Tally) -> None:
         "digits: worker killed, training again after",
         f"{lost['pause_s']:.1f} s, {lost['redone_steps']} steps redone",
     )
+
+
+def require_in_mlflow(mlflow_id: str, run_id: str) -> None:
+    """MLflow has the run's metrics, its spec and its checkpoint."""
+    from mlflow import MlflowClient
+
+    from eagleray.cluster import settings
+
+    client = MlflowClient(settings.tracking_uri())
+    run = client.get_run(mlflow_id)
+    names = {file.path for file in client.list_artifacts(mlflow_id)}
+    require(run.data.metrics.get("test_accuracy", 0) > 0, f"MLflow has no test_accuracy of {run_id}")
+    require({"spec.json", "curves.png"} <= names, f"MLflow has {sorted(names)} of {run_id}")
+    require(any(name.startswith("checkpoint-") for name in names), f"MLflow has no checkpoint of {run_id}")
 
 
 def train_gpt(environment: dict[str, str], tally: Tally) -> str:

@@ -13,10 +13,11 @@ import pytest
 from eagleray.cluster import ports, processes, state
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 120.0
+GIVE_UP_S = 480.0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("moment", "number", "code"),
     [
@@ -24,6 +25,9 @@ GIVE_UP_S = 120.0
         (r"\$ ray job submit", signal.SIGINT, 130),
         (r"run digits-", signal.SIGTERM, 143),
         (r"step \d+/", signal.SIGINT, 130),
+        (r"trial \d+ of 8", signal.SIGINT, 130),
+        (r"digits/versions/1 is starting", signal.SIGTERM, 143),
+        (r"callers, each asks again", signal.SIGINT, 130),
     ],
 )
 def test_nothing_is_left(tmp_path, monkeypatch, moment, number, code):
