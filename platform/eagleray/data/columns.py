@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
 from eagleray.data.readers import Reader, Role
 from eagleray.errors import DataError
@@ -19,6 +22,9 @@ _INPUT_ROLES: dict[str, Role] = {
     "tokens": "tokens",
 }
 _EMPTY = "nothing but nulls"
+_COMPUTE: Any = pyarrow.compute  # makes its functions at import, where pyright cannot see them
+_NUMBER = r"(?i)^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$"
+_MOSTLY, _SHOWN = 0.9, 40
 _WANTED: dict[Role, tuple[str, ...]] = {
     "number": ("number",),
     "numbers": ("list of numbers",),
@@ -40,7 +46,28 @@ def features(readers: Sequence[Reader], spec: TableData) -> tuple[str, ...]:
             f"{readers[0].source.name}: no numeric column besides the target; it has {have}; "
             "name columns in data.features, or another data.input_kind"
         )
+    for field in schema:
+        if readers[0].source.format == "csv" and kind_of(field.type) == "text" and field.name != spec.target:
+            _check_is_text(readers[0], field.name)
     return tuple(found)
+
+
+def _check_is_text(reader: Reader, name: str) -> None:
+    """Raises: DataError if a column of text looks like one of numbers with something else among them."""
+    if reader.schema.names.count(name) > 1:
+        return  # such a column cannot be read by its name
+    column = reader.read(0, {name: "label"}).column(name)
+    is_number = _COMPUTE.match_substring_regex(column, _NUMBER).to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(column.is_valid().to_numpy())
+    is_number = is_number[rows].astype(bool)
+    if len(rows) and (is_number[0] or is_number.mean() >= _MOSTLY):
+        row = int(rows[np.argmin(is_number)])
+        value = column[row].as_py()
+        raise DataError(
+            f"{reader.source.name}: column {name!r} has numbers, but row {row} has "
+            f"{value if len(value) <= _SHOWN else value[:_SHOWN] + '…'!r}; mend it, or list the columns to "
+            "train on in data.features"
+        )
 
 
 def roles(spec: TableData, feature_names: Sequence[str], readers: Sequence[Reader]) -> dict[str, Role]:

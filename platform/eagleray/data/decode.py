@@ -209,5 +209,6 @@ def check_finite(values: Array, name: str, where: Where) -> None:
         last_row = where.first_row + len(values) - 1
         raise DataError(
             f"{where.file}: column {name!r}: NaN, null or infinite in {int(is_bad.sum())} of the rows "
-            f"{where.first_row} to {last_row} (first: row {first}); fill or drop them"
+            f"{where.first_row} to {last_row} (first: row {first}); fill or drop them "
+            "(float32 holds up to 3.4e38)"
         )

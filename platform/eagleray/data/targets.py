@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from eagleray.data.decode import Where, lists, numbers, storage
+from eagleray.data.decode import Where, check_finite, lists, numbers, storage
 from eagleray.data.parts import Array
 from eagleray.errors import DataError
 
@@ -49,16 +49,7 @@ class Values:
 
     def decode(self, column: pa.ChunkedArray, where: Where) -> Array:
         """Values [N, V] float32. Raises: DataError if lists differ in length."""
-        if not _is_list(column.type):
-            return numbers(column).astype(np.float32)[:, None]
-        elements, offsets = lists(storage(column), self.name, where)
-        lengths = np.diff(offsets)
-        if (wrong := np.flatnonzero(lengths != self.size)).size:
-            raise DataError(
-                f"{where.file}: column {self.name!r}: row {where.first_row + int(wrong[0])} has "
-                f"{int(lengths[wrong[0]])} values, and the first row {self.size}; make all of one length"
-            )
-        return elements[offsets[0] : offsets[-1]].astype(np.float32).reshape(-1, self.size)
+        return _rows(column, self.name, self.size, where)
 
 
 class Scan:
@@ -70,16 +61,19 @@ class Scan:
         self._distinct: set[Any] = set()
         self._num_missing = 0
         self._first_missing: Where | None = None
-        self._size = 1
+        self._size: int | None = None
         self._file = ""
 
     def add(self, column: pa.ChunkedArray, where: Where) -> None:
-        """Take in a block. Raises: DataError if class values are not whole numbers or text."""
+        """Take in a block.
+
+        Raises:
+            DataError: class values are not whole numbers or text; values are not finite, or differ in number.
+        """
         self._file = where.file
         self._count_missing(column, where)
         if not self._is_class:
-            if _is_list(column.type) and column.length() and where.first_row == 0:
-                self._size = len(column[0].as_py() or [])
+            self._check_values(column, where)
             return
         self._distinct.update(_plain(column.drop_null(), self._name, where).unique().to_pylist())
         if len(self._distinct) > MAX_CLASSES:
@@ -87,6 +81,16 @@ class Scan:
                 f"{where.file}: target {self._name!r} has more than {MAX_CLASSES} different values; "
                 'set data.target_kind = "value", or name another target'
             )
+
+    def _check_values(self, column: pa.ChunkedArray, where: Where) -> None:
+        if column.null_count and _is_list(storage(column).type):
+            return  # they are counted, and refused at the end
+        if self._size is None:
+            self._size = _first_size(column, self._name, where)
+        rows = _rows(column, self._name, self._size, where)
+        if not _is_list(storage(column).type):
+            rows = np.where(np.isnan(rows), np.float32(0), rows)  # counted as well
+        check_finite(rows, self._name, where)
 
     def _count_missing(self, column: pa.ChunkedArray, where: Where) -> None:
         is_floating = pa.types.is_floating(column.type)
@@ -103,7 +107,7 @@ class Scan:
                 f"(NaN or null; first: row {self._first_missing.first_row}); fill or drop them"
             )
         if not self._is_class:
-            return Values(self._name, self._size)
+            return Values(self._name, self._size or 1)
         values = self._ordered()
         if len(values) < 2:
             raise DataError(
@@ -152,6 +156,36 @@ def _plain(column: pa.ChunkedArray, name: str = "", where: Where | None = None) 
             )
         return pa.chunked_array([pa.array(floating.astype(np.int64))])
     return column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.string())
+
+
+def _first_size(column: pa.ChunkedArray, name: str, where: Where) -> int:
+    """How many values the first row has. Raises: DataError if it has none."""
+    first = storage(column)[0]
+    size = len(first) if _is_list(first.type) else 1
+    if size == 0:
+        raise DataError(
+            f"{where.file}: column {name!r}: row {where.first_row} is an empty list, and a value target needs "
+            "a number at least; fill or drop such rows"
+        )
+    return size
+
+
+def _rows(column: pa.ChunkedArray, name: str, size: int, where: Where) -> Array:
+    """Values [N, size] float32, infinite where float32 cannot hold them. Raises: DataError."""
+    column = storage(column)
+    if _is_list(column.type):
+        elements, offsets = lists(column, name, where)
+        lengths, values = np.diff(offsets), elements[offsets[0] : offsets[-1]]
+    else:
+        values = numbers(column)
+        lengths = np.ones(len(values), np.int64)
+    if (wrong := np.flatnonzero(lengths != size)).size:
+        raise DataError(
+            f"{where.file}: column {name!r}: row {where.first_row + int(wrong[0])} has "
+            f"{int(lengths[wrong[0]])} values, and the first row {size}; make all of one length"
+        )
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32).reshape(-1, size)
 
 
 def _is_list(type_: pa.DataType) -> bool:

@@ -87,6 +87,69 @@ def test_features_that_are_not_finite(tmp_path, suffix, value):
     assert "column 'x': NaN, null or infinite in 1 of the rows 0 to 4 (first: row 3)" in message
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ([float("nan"), 1.0], "NaN, null or infinite in 1 of the rows 0 to 39 (first: row 7)"),
+        ([None, 1.0], "NaN, null or infinite in 1 of the rows 0 to 39 (first: row 7)"),
+        ([1e300, 1.0], "(first: row 7); fill or drop them (float32 holds up to 3.4e38)"),
+        ([], "row 7 has 0 values, and the first row 2"),
+        (None, "1 rows have no value (NaN or null; first: row 7)"),
+    ],
+)
+def test_a_list_target_that_is_no_value(tmp_path, suffix, bad, said):
+    targets = [[0.5, 1.0] for _ in range(40)]
+    targets[7] = bad
+    path = write(pa.table({"x": np.arange(40.0), "y": targets}), tmp_path / f"t.{suffix}")
+    message = refused(paths=path, target="y", target_kind="value")
+    assert message.startswith(f"{path}: ")
+    assert "'y'" in message
+    assert said in message
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "jsonl"])
+def test_a_list_target_of_nothing(tmp_path, suffix):
+    table = pa.table({"x": [1.0, 2], "y": pa.array([[], []], pa.list_(pa.float64()))})
+    path = write(table, tmp_path / f"t.{suffix}")
+    if suffix == "jsonl":  # whose lists have no type while all are empty
+        assert "list<item: null>" in refused(paths=path, target="y", target_kind="value")
+        return
+    message = refused(paths=path, target="y", target_kind="value")
+    assert message.startswith(f"{path}: column 'y': row 0 is an empty list")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e300])
+def test_a_value_target_that_is_not_finite(tmp_path, suffix, value):
+    value = 1e300 if suffix == "jsonl" else value
+    path = write(pa.table({"x": [1.0, 2, 3], "y": [0.5, 1.0, value]}), tmp_path / f"t.{suffix}")
+    message = refused(paths=path, target="y", target_kind="value")
+    assert "column 'y': NaN, null or infinite in 1 of the rows 0 to 2 (first: row 2)" in message
+
+
+@pytest.mark.parametrize("first_bad", [0, 50, 99])
+def test_a_csv_column_of_numbers_with_text_in_it(tmp_path, first_bad):
+    bad = [str(row) if row != first_bad else "n/k" for row in range(100)]
+    path = tmp_path / "t.csv"
+    path.write_text("a,x,y\n" + "".join(f"1.5,{value},{row % 2}\n" for row, value in enumerate(bad)))
+    message = refused(paths=path, target="y")
+    assert message == (
+        f"{path}: column 'x' has numbers, but row {first_bad} has 'n/k'; mend it, or list the columns to "
+        "train on in data.features"
+    )
+    assert open_dataset(make_spec(paths=path, target="y", features=["a"])).signature.feature_names == ("a",)
+
+
+def test_a_csv_column_that_is_text_from_some_row_on(tmp_path):
+    path = tmp_path / "t.csv"
+    rows = [f"1.5,{row if row < 50 else 'abc'},name {row},{row % 2}\n" for row in range(400)]
+    path.write_text("a,x,name,y\n" + "".join(rows))
+    assert "column 'x' has numbers, but row 50 has 'abc'" in refused(paths=path, target="y")
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 @pytest.mark.parametrize("damage", ["cut", "zeros", "other"])
 def test_a_damaged_file(tmp_path, suffix, damage):
