@@ -11,7 +11,7 @@ from eagleray.data.parts import Array, Arrays, Dataset, Finish, as_they_are
 from eagleray.errors import DataError, SpecError
 from eagleray.specs import IGNORED_TARGET, Signature, validate
 from eagleray.specs.data import ModuleData
-from eagleray.specs.functions import import_function
+from eagleray.specs.functions import import_function, told
 
 _RETURNS = "(inputs, targets, signature table)"
 
@@ -51,11 +51,8 @@ def _called(spec: ModuleData, what: str) -> Any:
     function = import_function(spec.function, what, DataError)
     try:
         return function(**spec.arguments)
-    except Exception as error:
-        message = " ".join(str(error).split())
-        raise DataError(
-            f"{what}, called with {sorted(spec.arguments)}, raised {type(error).__name__}: {message}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise DataError(f"{what}, called with {sorted(spec.arguments)}, raised {told(error)}") from error
 
 
 def _unpacked(returned: Any, what: str) -> tuple[Array, Any, dict[str, Any]]:

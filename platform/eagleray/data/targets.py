@@ -164,8 +164,8 @@ def _first_size(column: pa.ChunkedArray, name: str, where: Where) -> int:
     size = len(first) if _is_list(first.type) else 1
     if size == 0:
         raise DataError(
-            f"{where.file}: column {name!r}: row {where.first_row} is an empty list, and a value target needs "
-            "a number at least; fill or drop such rows"
+            f"{where.file}: column {name!r}: row {where.first_row} is an empty list; a value target needs "
+            "one number at least: fill or drop such rows"
         )
     return size
 

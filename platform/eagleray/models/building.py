@@ -14,7 +14,7 @@ from eagleray.models.mlp import Mlp
 from eagleray.models.recurrent import Recurrent
 from eagleray.models.transformer import Transformer
 from eagleray.specs import Signature
-from eagleray.specs.functions import import_function
+from eagleray.specs.functions import import_function, told
 from eagleray.specs.model import CnnModel, GptModel, MlpModel, ModelSpec, ModuleModel, RecurrentModel
 
 
@@ -53,6 +53,8 @@ def _from_function(spec: ModuleModel, signature: Signature) -> nn.Module:
         raise SpecError(
             f"model.function {spec.function!r}, called with {sorted(arguments)}: {error}{hint}"
         ) from error
+    except SystemExit as error:
+        raise SpecError(f"model.function {spec.function!r} raised {told(error)}") from error
     if not isinstance(model, nn.Module):
         found = type(model).__name__
         raise SpecError(

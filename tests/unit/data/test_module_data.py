@@ -72,6 +72,12 @@ def test_other_kinds(module, returned, kind, targets):
     [
         ("def other(): pass", ["has no function 'make'"]),
         ("import not_installed_anywhere", ["cannot import", "not_installed_anywhere", "`code`"]),
+        ("def make(): return (", ["cannot import", "SyntaxError: '(' was never closed", ".py, line 1)"]),
+        ("def make(): pass\n1 / 0", ["cannot import", "ZeroDivisionError: division by zero", ".py, line 2)"]),
+        ("\nraise ValueError('a\\nb')", ["ValueError: a b (", ".py, line 2)"]),
+        ("import sys\nsys.exit('no data')", ["cannot import", "SystemExit: no data (", ".py, line 2)"]),
+        ("import json\n\njson.loads('{')", ["JSONDecodeError: ", ".py, line 3)"]),
+        ("def make():\n  import sys\n  sys.exit(3)", ["raised SystemExit: 3 (", ".py, line 3)"]),
         ("def make(): return 1", ["returned int", "(inputs, targets, signature table)"]),
         ("def make(): return [1], [2]", ["returned (list, list)"]),
         ("def make(a): return 1", ["called with []", "TypeError"]),

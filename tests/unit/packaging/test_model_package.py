@@ -279,7 +279,7 @@ def test_a_failing_disk_at_any_operation_leaves_nothing(tmp_path, monkeypatch, c
     ("source", "said"),
     [
         ("def build(signature, outputs): return outputs / 0", "failed: ZeroDivisionError: division by zero"),
-        ("def build(signature, outputs) return 1", "failed: SyntaxError"),
+        ("def build(signature, outputs) return 1", "cannot import 'own_net': SyntaxError"),
         ("def build(signature): return 1", r"called with \['outputs', 'signature'\]: .*unexpected keyword"),
         ("def build(signature, outputs): return 1", r"returned int; it must return a torch.nn.Module"),
         ("def other(): pass", r"has no function 'build'"),
