@@ -54,6 +54,7 @@ def read(name: str) -> AttachedCluster | None:
 
 def write(cluster: AttachedCluster) -> None:
     """Write it down."""
+    settings.make_home()
     cluster.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(cluster.directory / "attached.json", asdict(cluster))
 

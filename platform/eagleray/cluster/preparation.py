@@ -50,7 +50,7 @@ def prepare(
     if spec.serving.enabled and "ingress" not in wanted:
         used = [*taken, *wanted.values(), *free.values()]
         free |= ports.free_ports(spec.serving.host, ["ingress"], taken=used)
-    settings.home().mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.make_home()
     settings.clusters_dir().mkdir(mode=0o700, exist_ok=True)
     cluster = ClusterState(
         name=name,

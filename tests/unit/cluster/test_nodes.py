@@ -32,6 +32,9 @@ TAGS = {
 }
 
 
+TYPES = "head_node_type: head\navailable_node_types: {head: {},"
+
+
 @pytest.fixture
 def spec():
     return load(LocalSpec, ROOT / "local.toml")
@@ -75,13 +78,27 @@ def test_a_type_without_local_entry_gets_one_cpu(spec):
         ("a: 1", "no cluster-launcher file"),
         ("[1]", "no cluster-launcher file"),
         ("available_node_types: {a: {resources: {}}}\nhead_node_type: b", "no cluster-launcher file"),
+        ("available_node_types: {a: {}}\nhead_node_type: [a]", "no cluster-launcher file"),
+        ("available_node_types: [a]\nhead_node_type: a", "no cluster-launcher file"),
+        ("a: caf\xe9", r"is not UTF-8 text \(byte 6\)"),
+        (f"{TYPES} w: null}}", r"yaml: available_node_types\.w: should be a table .*\(found None\)"),
+        (f"{TYPES} 3: [1]}}", r"available_node_types\.3: should be a table"),
+        (f"{TYPES} w: {{resources: [1]}}}}", r"types\.w\.resources: should be a table .*\(found \[1\]\)"),
+        (f"{TYPES} w: {{resources: {{CPU: x}}}}}}", r"w\.resources\.CPU: should be a number, .* 'x'\)"),
+        (f"{TYPES} w: {{resources: {{CPU: -1}}}}}}", r"w\.resources\.CPU: should be a number"),
+        (f"{TYPES} w: {{resources: {{CPU: .inf}}}}}}", r"w\.resources\.CPU: should be a number"),
+        (f"{TYPES} w: {{resources: {{CPU: true}}}}}}", r"w\.resources\.CPU: should be a number"),
+        (f"{TYPES} w: {{max_workers: many}}}}", r"w\.max_workers: should be a number, .*'many'\)"),
+        (f"{TYPES} w: {{labels: {{a: 1}}}}}}", r"w\.labels\.a: should be text \(found 1\)"),
     ],
 )
 def test_a_file_that_is_no_cluster_file(spec, tmp_path, text, message):
     path = tmp_path / "cluster.yaml"
-    path.write_text(text)
-    with pytest.raises(SpecError, match=message):
-        node_types.read_types(spec.model_copy(update={"cluster_file": str(path)}))
+    path.write_text(text, encoding="latin-1")
+    bare = spec.model_copy(update={"cluster_file": str(path), "node_types": {}})
+    with pytest.raises(SpecError, match=message) as caught:
+        node_types.read_types(bare)
+    assert "\n" not in str(caught.value)
     with pytest.raises(SpecError, match="cannot be read"):
         node_types.read_types(spec.model_copy(update={"cluster_file": str(tmp_path / "none.yaml")}))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eagleray.cluster import environment, files, local, processes, settings, state
+from eagleray.cluster import attached, environment, files, local, processes, settings, state
 from eagleray.errors import ClusterError, ClusterNotRunning, InputError
 from eagleray.specs import LocalSpec, load
 from eagleray.workflows import env as env_workflow
@@ -63,6 +63,31 @@ def test_settings_follow_the_environment(home, monkeypatch):
     assert settings.tracking_uri() == "http://tracking:5000"
     monkeypatch.delenv("EAGLERAY_HOME")
     assert settings.home() == Path.home() / ".eagleray"
+
+
+@pytest.mark.parametrize(
+    ("variable", "found"),
+    [
+        ("EAGLERAY_HOME", settings.home),
+        ("EAGLERAY_STORAGE", settings.storage_url),
+        ("EAGLERAY_TRACKING_URI", settings.tracking_uri),
+    ],
+)
+def test_a_home_of_nobody_is_named(monkeypatch, variable, found):
+    prefix = "sqlite:///" if variable == "EAGLERAY_TRACKING_URI" else ""
+    monkeypatch.setenv(variable, f"{prefix}~no-such-user/x")
+    with pytest.raises(InputError, match=f"^{variable} ~no-such-user/x: .*; set {variable} to a path"):
+        found()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which not even root can make one")
+def test_a_home_that_cannot_be_made_is_named(monkeypatch):
+    monkeypatch.setenv("EAGLERAY_HOME", "/proc/x")
+    with pytest.raises(InputError, match=r"^EAGLERAY_HOME /proc/x: cannot be made: .*; set EAGLERAY_HOME"):
+        settings.make_home()
+    cluster = attached.AttachedCluster("a", "h:1", "http://h:2", 0.0)
+    with pytest.raises(InputError, match="EAGLERAY_HOME /proc/x"):
+        attached.write(cluster)
 
 
 def test_what_is_written_is_read(tmp_path):
