@@ -78,10 +78,14 @@ def test_a_kill_fails_no_request_and_everything_comes_back(cluster, served, comm
     assert len(load.failed) <= in_hand, load.failed
 
 
-def test_a_killed_replica_is_replaced(cluster, served):
+def test_a_killed_replica_is_replaced_and_its_requests_are_answered_by_another(cluster, served):
     until(lambda: [service["replicas"] for service in services(served).values()] == [1])
-    processes.send(process_of(cluster, f"ray::ServeReplica:m--{NAME}"), processes.signal.SIGKILL)
-    until(lambda: infer(served).status_code == 200, 60)
+    with Load(str(served.base_url)) as load:
+        until(lambda: load.answers.total() > 10)
+        processes.send(process_of(cluster, f"ray::ServeReplica:m--{NAME}"), processes.signal.SIGKILL)
+        before = load.answers.total()
+        print(f"answers again after {until(lambda: load.answers.total() > before + 10, 90):.1f} s")
+    assert load.failed == []
 
 
 def test_the_proxy_is_back_within_seconds(cluster, served):

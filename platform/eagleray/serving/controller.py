@@ -112,6 +112,7 @@ class Controller:
             "revision": self.record.revision,
             "state": self.ingress_state().to_json(),
             "draining": self.record.draining,
+            "starts": self.record.starts,
             "settings": self.settings.to_json(),
         }
 

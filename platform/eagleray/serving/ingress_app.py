@@ -104,5 +104,6 @@ class IngressReplica:
                 for route in self._app.state.routes.models.values()
                 for target in route.versions.values()
             }
+            self._transport.expect(news["starts"])
             self._transport.keep_only(apps | set(news["draining"]))
         return True

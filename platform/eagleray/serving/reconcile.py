@@ -166,9 +166,12 @@ def carry_out(record: Record, action: Action, now_s: float) -> Record:
         case Apply(served, is_new):
             applied = {**record.applied, served.app: served.fingerprint}
             record = replace(record, applied=applied)
-            return record.with_version(replace(served, is_ready=served.is_ready and not is_new))
+            if is_new:
+                served = replace(served, is_ready=False, applied_at=now_s)
+            return record.with_version(served)
         case MarkReady(name, version):
-            return record.with_version(replace(record.version(name, version), is_ready=True))
+            served = record.version(name, version)
+            return record.with_version(replace(served, is_ready=True, start_s=now_s - served.applied_at))
         case Fail(name, version, message):
             record = record.with_version(replace(record.version(name, version), failure=message))
             service = record.services[name]

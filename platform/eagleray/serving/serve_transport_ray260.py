@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eagleray.serving.model_app import DEPLOYMENT, REFUSED
 from eagleray.serving.transport import BadInput, Overloaded, ReplicaFailed
-from eagleray.serving.waiting import Waiting
+from eagleray.serving.waiting import FIRST_START_S, Waiting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +28,7 @@ class Line:
     """Handles of Serve."""
     generate: Any
     root: Any
-    waiting: Waiting = field(default_factory=Waiting)
+    waiting: Waiting
 
 
 class ServeTransport:
@@ -36,6 +36,7 @@ class ServeTransport:
 
     def __init__(self) -> None:
         self._lines: dict[str, Line] = {}
+        self._starts: Mapping[str, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     async def infer(
@@ -44,13 +45,8 @@ class ServeTransport:
         """As Transport."""
         line = self._line(target.app)
         with _under_way(line, target):
-            response = line.infer.remote(dict(inputs))
-            try:
-                async with asyncio.timeout(timeout_s):
-                    answer = await response
-            except BaseException:
-                response.cancel()  # else the replica works on it, and autoscaling counts it
-                raise
+            async with asyncio.timeout(timeout_s):
+                answer = await _ask(line, dict(inputs))
         if REFUSED in answer:
             raise BadInput(answer[REFUSED])
         return answer
@@ -67,6 +63,10 @@ class ServeTransport:
                 response.cancel()
                 raise
 
+    def expect(self, starts: Mapping[str, float]) -> None:
+        """Take down how long each application took to start: what a full queue is told at first."""
+        self._starts = starts
+
     def keep_only(self, apps: Collection[str]) -> None:
         """Close the lines to all other applications: each costs a long poll to Serve."""
         for app in set(self._lines) - set(apps):
@@ -82,9 +82,29 @@ class ServeTransport:
             # Not by serve.get_deployment_handle: it asks Serve's controller, which may be away, and blocks.
             root = DeploymentHandle(DEPLOYMENT, app)
             self._lines[app] = Line(
-                root.options(method_name="infer"), root.options(method_name="generate", stream=True), root
+                root.options(method_name="infer"),
+                root.options(method_name="generate", stream=True),
+                root,
+                Waiting(start_s=self._starts.get(app, FIRST_START_S)),
             )
         return self._lines[app]
+
+
+async def _ask(line: Line, inputs: Mapping[str, Any]) -> Any:
+    """The answer of a replica; of another one where the first dies over it: asking twice changes nothing."""
+    from ray.exceptions import RayActorError
+
+    for is_last in (False, True):
+        response = line.infer.remote(inputs)
+        try:
+            return await response
+        except RayActorError:
+            if is_last:
+                raise
+        except BaseException:
+            response.cancel()  # else the replica works on it, and autoscaling counts it
+            raise
+    raise AssertionError
 
 
 @contextmanager

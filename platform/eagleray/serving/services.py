@@ -47,6 +47,10 @@ class ServedVersion:
     """Why it was given up, where it was."""
     retries: int = 0
     """How often it was started again because its first replica did not come up."""
+    applied_at: float = 0.0
+    """When Serve was first handed it."""
+    start_s: float = 0.0
+    """How long it took from then until it answered; 0 where it has not."""
 
     @property
     def name(self) -> str:
@@ -155,6 +159,16 @@ class Record:
             for service in self.services.values()
         )
 
+    @property
+    def starts(self) -> dict[str, float]:
+        """How long each application took to start, in seconds, where that is known."""
+        return {
+            version.app: version.start_s
+            for service in self.services.values()
+            for version in service.versions.values()
+            if version.start_s
+        }
+
     def routes(self) -> Routes:
         """What the ingress routes by."""
         return Routes(self.revision, {name: service.route() for name, service in self.services.items()})
@@ -218,9 +232,9 @@ def deploy(record: Record, served: ServedVersion) -> Record:
     service = record.services.get(served.name)
     known = record.retiring.get(served.app)
     if service is not None and served.version in service.versions:
-        served = replace(served, is_ready=service.versions[served.version].is_ready)
+        served = _as_it_is(served, service.versions[served.version])
     elif known is not None and not known.is_deleted:
-        served = replace(served, is_ready=known.served.is_ready)
+        served = _as_it_is(served, known.served)
         left = {app: retiring for app, retiring in record.retiring.items() if app != served.app}
         record = replace(record, retiring=left)
     if service is None:
@@ -232,6 +246,11 @@ def deploy(record: Record, served: ServedVersion) -> Record:
     if served.spec.default or service.wanted not in service.versions:
         service = replace(service, wanted=served.version)
     return record.with_service(served.name, service)
+
+
+def _as_it_is(served: ServedVersion, before: ServedVersion) -> ServedVersion:
+    """What is to be served from now on, as far as it runs already."""
+    return replace(served, is_ready=before.is_ready, applied_at=before.applied_at, start_s=before.start_s)
 
 
 def undeploy(record: Record, name: str, version: int | None, now_s: float) -> tuple[Record, list[int]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 _RECENT_S = 10.0
 _SLOW_S = 1.0
 """A first answer that took longer had a start in it."""
-_FIRST_START_S = 15.0
+FIRST_START_S = 15.0
 """A guess for a model that was never started: a process, its imports, a node perhaps."""
 
 
@@ -18,7 +18,7 @@ class Waiting:
     """Requests under way to one application, as one ingress sees them. Times are monotonic, in seconds."""
 
     num_under_way: int = 0
-    start_s: float = _FIRST_START_S
+    start_s: float = FIRST_START_S
     """How long the last first answer took that had a start in it."""
     _begun_s: float = 0.0
     """When the first of those under way began, after a time without any."""

@@ -103,8 +103,10 @@ def test_the_first_version(world):
     world.step()
     assert world.decide() == []  # Serve has it, and it is not there yet
     world.seen[V1] = RUNNING
+    world.now_s += 6
     assert world.decide() == [MarkReady("digits", 1)]
     world.step()
+    assert world.record.starts == {V1: 6.0}
     assert world.states == {1: "ready"}
     assert world.record.is_settled
     assert world.decide() == []
