@@ -17,6 +17,7 @@ from unit.client import stand_in
 from unit.processes import ROOT, python
 
 DIGITS = str(ROOT / "examples/train/digits.toml")
+LOCAL = str(ROOT / "local.toml")
 VERBS = [
     *("up", "attach", "down", "status", "env"),
     *("check", "train", "resume", "tune", "evaluate", "publish"),
@@ -84,6 +85,11 @@ def test_check_as_json_is_the_resolved_spec(capsys: pytest.CaptureFixture[str]) 
     [
         (["check", DIGITS, "--set", "a=1"], 2, f"eagleray: {DIGITS}: a: unknown key 'a'"),
         (["check", "none.toml"], 2, "eagleray: none.toml: no such file"),
+        (
+            ["check", LOCAL, "--set", "node_types.train_gpus.cpus=1"],
+            2,
+            f"eagleray: {LOCAL}: node_types.train_gpus: ",
+        ),
         (["train", DIGITS, "--set", "optimizer.lr=0"], 2, "eagleray: "),
         (["up", "none.toml"], 2, "eagleray: none.toml: no such file"),
         (["train", DIGITS], 1, "eagleray: no cluster 'local' is running"),

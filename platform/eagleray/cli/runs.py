@@ -13,7 +13,7 @@ from eagleray.cli.shared import DEFAULT_CLUSTER, json_option, name_option, set_o
 
 if TYPE_CHECKING:
     from eagleray.client import JobClient, JobResult
-    from eagleray.specs import FileSpec
+    from eagleray.specs import FileSpec, LocalSpec
 
 _PUBLISH = re.compile(r"eagleray publish \S+ --search \S+")
 """Near the end of a search's log."""
@@ -27,15 +27,32 @@ _JUDGED = re.compile(r"^evaluation \S+: (run )?([a-z0-9]\S*)$", re.MULTILINE)
 @json_option
 def check(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Validate a spec without a cluster."""
-    from eagleray.specs import load_any
+    from eagleray.specs import LocalSpec, load_any
 
     found = load_any(spec, overrides)
+    if isinstance(found, LocalSpec):
+        _check_node_types(spec, found)
     if as_json:
         click.echo(found.model_dump_json(indent=2))
         return
     click.echo(f"{spec}: a valid {getattr(found, 'kind', '')} spec")
     for line in _summary(found):
         click.echo(f"  {line}")
+
+
+def _check_node_types(path: str, spec: LocalSpec) -> None:
+    """Raises: SpecError: cluster.yaml has not what local.toml names. A light install leaves that to `up`."""
+    import importlib.util
+
+    from eagleray.cluster.node_types import read_types
+    from eagleray.errors import SpecError
+
+    if importlib.util.find_spec("yaml") is None:
+        return
+    try:
+        read_types(spec)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from None
 
 
 def _summary(spec: FileSpec) -> Iterator[str]:

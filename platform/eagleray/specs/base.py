@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, LiteralString, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from eagleray.errors import SpecError
+from eagleray.specs.scalars import mistaken
+
+Problem = tuple[tuple[int | str, ...], str, Any]
+"""Place in the file, sentence, value."""
 
 
 class Spec(BaseModel):
@@ -21,6 +35,30 @@ class Spec(BaseModel):
         extra="forbid", frozen=True, validate_default=True, defer_build=True, allow_inf_nan=False
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_right_types(cls, table: Any) -> Any:
+        """`table` itself. Raises: ValidationError for what pydantic would take for a number."""
+        if isinstance(table, Mapping):
+            found = [
+                ((name, *place), sentence, value)
+                for name, field in cls.model_fields.items()
+                if name in table
+                for place, sentence, value in mistaken(field.annotation, table[name])
+            ]
+            if found:
+                raise located(found, "wrong_type")
+        return table
+
+
+def located(found: Sequence[Problem], kind: LiteralString = "value_error") -> ValidationError:
+    """An error with one line per problem, for validators of several fields, or of entries of one."""
+    details = [
+        InitErrorDetails(type=PydanticCustomError(kind, "{error}", {"error": text}), loc=place, input=value)
+        for place, text, value in found
+    ]
+    return ValidationError.from_exception_data("spec", details)
+
 
 def _existing(path: str, info: ValidationInfo) -> str:
     """`path`, made absolute against the spec's folder. Raises: ValueError if a local file is missing."""
@@ -28,8 +66,11 @@ def _existing(path: str, info: ValidationInfo) -> str:
         return path
     base = (info.context or {}).get("base_dir")
     found = Path(base, path) if base else Path(path)
-    if base and not any(character in path for character in "*?[") and not found.exists():
-        raise ValueError(f"{path!r} does not exist (looked for {found})")
+    if base and not found.exists():
+        if not any(character in path for character in "*?["):
+            raise ValueError(f"{path!r} does not exist (looked for {found})")
+        if next(glob.iglob(path, root_dir=base, recursive=True), None) is None:
+            raise ValueError(f"{path!r} matches nothing (looked for {found})")
     return str(found)
 
 

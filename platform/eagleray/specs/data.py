@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from eagleray.specs.base import ExistingPath, Spec
+from eagleray.specs.base import ExistingPath, Spec, located
 
 FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
@@ -71,7 +71,7 @@ class TableData(_Data):
     target: str | None = None
     """The target column; text and tokens without one train on their own next token."""
     target_kind: Literal["class", "value"] = "class"
-    input_shape: tuple[int, ...] = ()
+    input_shape: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Images: (channels, height, width) of a flat list column."""
     sequence_length: int = Field(default=128, ge=2)
     """Text and tokens are cut or padded to it."""
@@ -96,6 +96,9 @@ class TableData(_Data):
             raise ValueError("audio input needs sample_rate_hz")
         if self.input_kind == "tokens" and self.vocabulary_size is None:
             raise ValueError("token input needs vocabulary_size")
+        if self.input_kind != "image" and self.augment is not None:
+            sentence = f"is for images, and input_kind is {self.input_kind!r}; take the table out"
+            raise located([(("augment",), sentence, self.augment)])
         return self
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from eagleray.specs.base import ExistingPath, FileSpec, Spec
+from eagleray.specs.base import ExistingPath, FileSpec, Spec, located
 
 _LOOPBACK = "127.0.0.1"
 
@@ -101,4 +101,12 @@ class LocalSpec(FileSpec):
                     f"node_types.{name}.max_workers ({node_type.max_workers}) exceeds max_nodes "
                     f"({self.max_nodes}); lower one or raise the other"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> LocalSpec:
+        port = self.dashboard_port
+        if port and self.serving.enabled and port == self.serving.port:
+            sentence = f"{port} is serving.port as well; give each its own, or 0 for any free one"
+            raise located([(("dashboard_port",), sentence, port)])
         return self

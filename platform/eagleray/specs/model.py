@@ -13,6 +13,9 @@ Activation = Literal["relu", "gelu", "tanh"]
 Norm = Literal["none", "batch", "layer"]
 
 
+Size = Annotated[int, Field(ge=1)]
+
+
 class _Model(Spec):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -21,7 +24,7 @@ class MlpModel(_Model):
     """Fully connected layers over the flattened input."""
 
     kind: Literal["mlp"]
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[Size, ...] = (128,)
     activation: Activation = "relu"
     norm: Norm = "none"
 
@@ -30,7 +33,7 @@ class CnnModel(_Model):
     """Convolution, norm, activation, pooling per entry of `channels`; then one hidden layer."""
 
     kind: Literal["cnn"]
-    channels: tuple[int, ...] = Field(default=(32, 64), min_length=1)
+    channels: tuple[Size, ...] = Field(default=(32, 64), min_length=1)
     kernel_size: int = Field(default=3, ge=1)
     hidden: int = Field(default=128, ge=1)
     activation: Activation = "relu"

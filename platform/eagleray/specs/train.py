@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from eagleray.specs.base import ExistingPath, FileSpec, Name, Spec
-from eagleray.specs.data import DataSpec
+from eagleray.specs.base import ExistingPath, FileSpec, Name, Spec, located
+from eagleray.specs.data import DataSpec, TableData
 from eagleray.specs.model import ModelSpec
 
 
@@ -41,6 +41,9 @@ LossSpec = Annotated[
     CrossEntropyLoss | MseLoss | NextTokenLoss | MaskedTokenLoss, Field(discriminator="kind")
 ]
 
+
+_LOSSES = {"class": ("cross_entropy",), "value": ("mse",), "tokens": ("next_token", "masked_token")}
+"""By what a table's target is: the losses that fit."""
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -232,4 +235,25 @@ class TrainSpec(FileSpec):
         stopping = self.training.early_stopping
         if stopping is not None and self.data.split.validation == 0:
             raise ValueError("early_stopping needs data.split.validation above 0")
+        if isinstance(self.data, TableData):
+            self._check_loss(self.data)
+        steps, warmup = self.training.steps, self.schedule.warmup_steps
+        if steps is not None and warmup > steps:
+            sentence = (
+                f"{warmup} exceeds training.steps ({steps}), so the learning rate never gets there; lower "
+                "one or raise the other"
+            )
+            raise located([(("schedule", "warmup_steps"), sentence, warmup)])
         return self
+
+    def _check_loss(self, data: TableData) -> None:
+        kind = "tokens" if data.target is None else data.target_kind
+        if self.loss.kind in _LOSSES[kind]:
+            return
+        found = "data has no target" if data.target is None else f"data.target_kind is {kind!r}"
+        other = next((kind for kind in ("class", "value") if self.loss.kind in _LOSSES[kind]), None)
+        way_out = f', or data.target_kind = "{other}"' if data.target is not None and other else ""
+        sentence = (
+            f"{self.loss.kind!r} does not fit, because {found}; use {' or '.join(_LOSSES[kind])}{way_out}"
+        )
+        raise located([(("loss", "kind"), sentence, self.loss.kind)])

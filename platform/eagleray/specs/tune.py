@@ -17,11 +17,10 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from eagleray.errors import SpecError
 from eagleray.specs.axes import Axis, Choice, axes_of, draw, enumerated, nested, typical
-from eagleray.specs.base import FileSpec, Name, Spec, load, problems
+from eagleray.specs.base import FileSpec, Name, Problem, Spec, load, located, problems
 from eagleray.specs.strategies import AshaScheduler, SchedulerSpec, SearcherSpec, TpeSearcher
 from eagleray.specs.train import ScalingSpec, TrainSpec
 
@@ -37,7 +36,7 @@ def _train_spec(value: Any, info: ValidationInfo) -> Any:
     try:
         return load(TrainSpec, path)
     except SpecError as error:
-        raise _located([((), line, value) for line in str(error).splitlines()]) from None
+        raise located([((), line, value) for line in str(error).splitlines()]) from None
 
 
 def _as_written(spec: TrainSpec) -> dict[str, Any]:
@@ -142,10 +141,10 @@ class TuneSpec(FileSpec):
     def _fits(self, info: ValidationInfo) -> TuneSpec:
         found = list(self._budget_problems()) or list(self._space_problems(info.context))
         if found:
-            raise _located(found)
+            raise located(found)
         return self
 
-    def _budget_problems(self) -> Iterator[_Problem]:
+    def _budget_problems(self) -> Iterator[Problem]:
         if self.searcher.kind != "grid":
             if self.budget.num_trials is None:
                 yield ("budget", "num_trials"), f"is required with searcher {self.searcher.kind!r}", None
@@ -158,7 +157,7 @@ class TuneSpec(FileSpec):
                 )
                 yield ("space", path), text, None
 
-    def _space_problems(self, context: Any) -> Iterator[_Problem]:
+    def _space_problems(self, context: Any) -> Iterator[Problem]:
         """What keeps the fields and values of the space from making a train spec.
 
         Where nothing does, the paths among the overrides are absolute afterwards, as those of the base are.
@@ -208,7 +207,7 @@ class TuneSpec(FileSpec):
             return list(problems(TrainSpec, table, error))
         return []
 
-    def _placed(self, problem: tuple[str, str]) -> _Problem:
+    def _placed(self, problem: tuple[str, str]) -> Problem:
         """The problem at the place of this file where its cause is."""
         location, text = problem
         for path in self.space:
@@ -219,7 +218,7 @@ class TuneSpec(FileSpec):
                 return ("overrides", path), text, None
         return ("base", *([location] if location else [])), text, None
 
-    def _value_problem(self, path: str, value: Any, reasons: list[tuple[str, str]]) -> _Problem:
+    def _value_problem(self, path: str, value: Any, reasons: list[tuple[str, str]]) -> Problem:
         location, text = next((one for one in reasons if _are_related(one[0], path)), reasons[0])
         where = "" if _are_related(location, path) or not location else f"{location}: "
         found = "" if repr(value) in text or "(found" in text else f"{value!r}: "
@@ -227,30 +226,15 @@ class TuneSpec(FileSpec):
         hint = "; 'randint' draws whole numbers" if "valid integer" in text and not place else ""
         return ("space", path, *place), f"{found}{where}{text}{hint}", None
 
-    def _metric_problems(self, trial: TrainSpec) -> Iterator[_Problem]:
+    def _metric_problems(self, trial: TrainSpec) -> Iterator[Problem]:
         if trial.data.split.validation == 0:
             yield ("metric",), f"{self.metric} needs data.split.validation above 0 in the base", None
         if self.metric == "validation_accuracy" and trial.loss.kind == "mse":
             yield ("metric",), "loss.kind 'mse' has no accuracy; use validation_loss", None
 
 
-_Problem = tuple[tuple[str, ...], str, Any]
-"""Place in the file, sentence, value."""
-
-
 class _NotATable(Exception):
     """A dotted path goes through a value. Its arguments: the path and the sentence."""
-
-
-def _located(found: list[_Problem]) -> ValidationError:
-    """An error with one line per problem."""
-    details = [
-        InitErrorDetails(
-            type=PydanticCustomError("value_error", "{error}", {"error": text}), loc=loc, input=value
-        )
-        for loc, text, value in found
-    ]
-    return ValidationError.from_exception_data("search", details)
 
 
 def _laid_over(

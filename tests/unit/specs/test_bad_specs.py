@@ -91,12 +91,112 @@ def test_the_good_one_loads(good: Path) -> None:
         ("=3", "--set =3: expected a.b=value"),
         ("name.x=3", "--set name.x=3: name is a value, not a table"),
         ("optimizer.lr.x=3", "--set optimizer.lr.x=3: optimizer.lr is a value, not a table"),
+        ("training.steps=true", "training.steps: input should be a valid integer (found True)"),
+        ('training.steps="40"', "training.steps: input should be a valid integer (found '40')"),
+        ('optimizer.lr="0.5"', "optimizer.lr: input should be a valid number (found '0.5')"),
+        ("optimizer.lr=true", "optimizer.lr: input should be a valid number (found True)"),
+        ("optimizer.betas=[0.9, true]", "optimizer.betas.1: input should be a valid number (found True)"),
+        ("data.augment.horizontal_flip=1", "data.augment.horizontal_flip: input should be true or false"),
+        ('data.augment.horizontal_flip="yes"', "data.augment.horizontal_flip: input should be true or false"),
+        ('model.channels=[8, "16"]', "model.channels.1: input should be a valid integer (found '16')"),
+        ("model.channels=[0]", "model.channels.0: input should be greater than or equal to 1 (found 0)"),
+        ("model.channels=[8, -4]", "model.channels.1: input should be greater than or equal to 1 (found -4)"),
+        ("model={kind='mlp', hidden=[-1]}", "model.hidden.0: input should be greater than or equal to 1"),
+        ("model={kind='mlp', hidden=[0]}", "model.hidden.0: input should be greater than or equal to 1"),
+        (
+            "schedule={kind='cosine', warmup_steps=4}",
+            "schedule.warmup_steps: 4 exceeds training.steps (3), so the learning rate never gets there",
+        ),
+        ('code=["no*.py"]', "code.0: 'no*.py' matches nothing (looked for "),
     ],
 )
 def test_an_override_that_does_not_fit(good: Path, override: str, expected: str) -> None:
     found = message(good, override)
     assert found.startswith(expected)
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.lr=1",
+        "training.steps=1e3",
+        "schedule={kind='constant', warmup_steps=3}",
+        "model={kind='mlp', hidden=[]}",
+        "data.augment.horizontal_flip=true",
+        'code=["sp*.toml"]',
+    ],
+)
+def test_an_override_that_fits(good: Path, override: str) -> None:
+    assert specs.load(specs.TrainSpec, good, [override]).kind == "train"
+
+
+TABLE = "kind='table', paths=['*.csv'], target='y'"
+
+
+@pytest.mark.parametrize(
+    ("data", "loss", "expected"),
+    [
+        (TABLE, "cross_entropy", None),
+        (f"{TABLE}, target_kind='value'", "mse", None),
+        ("kind='table', paths=['*.csv'], input_kind='text', features=['t']", "next_token", None),
+        (
+            TABLE,
+            "mse",
+            "loss.kind: 'mse' does not fit, because data.target_kind is 'class'; use cross_entropy, or "
+            'data.target_kind = "value"',
+        ),
+        (
+            f"{TABLE}, target_kind='value'",
+            "cross_entropy",
+            "loss.kind: 'cross_entropy' does not fit, because data.target_kind is 'value'; use mse, or "
+            'data.target_kind = "class"',
+        ),
+        (
+            "kind='table', paths=['*.csv'], input_kind='text', features=['t']",
+            "mse",
+            "loss.kind: 'mse' does not fit, because data has no target; use next_token or masked_token",
+        ),
+        (
+            f"{TABLE}, augment={{noise_std=0.1}}",
+            "cross_entropy",
+            "data.augment: is for images, and input_kind is 'tabular'; take the table out",
+        ),
+        (
+            "kind='table', paths=['*.parquet'], target='y'",
+            "cross_entropy",
+            "data.paths.0: '*.parquet' matches nothing (looked for ",
+        ),
+        (
+            f"{TABLE}, features=['x'], input_kind='image', input_shape=[1, 8, 0]",
+            "cross_entropy",
+            "data.input_shape.2: input should be greater than or equal to 1 (found 0)",
+        ),
+    ],
+)
+def test_a_table_and_its_loss(good: Path, data: str, loss: str, expected: str | None) -> None:
+    (good.parent / "t.csv").write_text("x,y\n1,2\n")
+    model = "gru" if "text" in data else "mlp"
+    overrides = [f"data={{{data}}}", f"loss.kind={loss}", f"model.kind={model}"]
+    if expected is None:
+        assert specs.load(specs.TrainSpec, good, overrides).loss.kind == loss
+        return
+    found = message(good, *overrides)
+    assert found.startswith(expected)
+    assert "\n" not in found
+
+
+def test_two_ports_that_are_one(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").touch()
+    path = tmp_path / "local.toml"
+    path.write_text('kind = "local"\ndashboard_port = 8265\n[serving]\nport = 8265\n')
+    assert message(path) == (
+        "dashboard_port: 8265 is serving.port as well; give each its own, or 0 for any free one"
+    )
+    for override in ("serving.enabled=false", "serving.port=8266"):
+        assert specs.load(specs.LocalSpec, path, [override]).dashboard_port == 8265
+    both = specs.load(specs.LocalSpec, path, ["serving.port=0", "dashboard_port=0"])
+    assert both.dashboard_port == both.serving.port == 0
 
 
 @pytest.mark.parametrize(
