@@ -92,13 +92,12 @@ def serve(evaluation: Path, gpt_run: str, up_at: float, environment: dict[str, s
     step(7, "It is deployed behind the single ingress, and asked by curl and by the SDK")
     with serving.connect(up_at) as client, load.Sampler(client) as sampler:
         serving.deploy("examples/serve/digits.toml", "digits", tally)
-        digits = serving.read_digits(evaluation)
-        serving.ask(client, digits, tally)
-        step(8, "Load: replicas and nodes come for it, and go when it stops")
-        load.under_load(client.url, digits, sampler.trace, tally)
-        step(9, "The GPT behind the same ingress: text as its tokens come, on the OpenAI-compatible route")
+        serving.ask(client, serving.read_digits(evaluation), tally)
+        step(8, "The GPT behind the same ingress: text as its tokens come, on the OpenAI-compatible route")
         serving.publish_gpt(gpt_run, environment, tally)
         serving.stream_text(client, tally)
+        step(9, "Load: replicas and nodes come for it, and go when it stops")
+        load.under_load(client.url, sampler.trace, tally)
         leave(environment, tally)
     load.draw(sampler.trace)
 

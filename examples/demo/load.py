@@ -1,4 +1,4 @@
-"""Load on the served digits: replicas and nodes follow it up and down, and no request fails."""
+"""Load on the served GPT: replicas and nodes follow it up and down, and no request fails."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from common import CLUSTER, ROOT, Tally, require, say
-from serving import Digits
+from serving import PROMPT
 
 from eagleray.client import AsyncClient, Client
 from eagleray.errors import EaglerayError
 
 CALLERS = 16
+NUM_TOKENS = 96
 MOST_REPLICAS = 3
 LEAST_LOAD_S, MOST_LOAD_S = 12.0, 75.0
 """Load lasts until all replicas are there, and a little longer."""
@@ -47,7 +48,7 @@ class Trace:
 
 
 class Sampler:
-    """Notes replicas of digits and nodes twice a second, in a thread, while its `with` block lasts."""
+    """Notes replicas of the GPT and nodes twice a second, in a thread, while its `with` block lasts."""
 
     def __init__(self, client: Client):
         self.trace = Trace()
@@ -69,7 +70,7 @@ class Sampler:
         folder = state.find(CLUSTER).nodes_dir
         while not self._stop.wait(SAMPLE_S):
             try:
-                replicas = sum(one.replicas for one in self._client.admin.services() if one.name == "digits")
+                replicas = sum(one.replicas for one in self._client.admin.services() if one.name == "gpt")
             except EaglerayError:
                 continue  # the next sample will do
             self.trace.at_s.append(time.monotonic())
@@ -77,16 +78,16 @@ class Sampler:
             self.trace.nodes.append(sum(node.is_alive for node in nodes.read_all(folder)))
 
 
-def under_load(url: str, digits: Digits, trace: Trace, tally: Tally) -> None:
-    """Sixteen callers until the replicas are three, then none until there is one again."""
-    say(f"{CALLERS} callers, each asks again as soon as it has its answer")
+def under_load(url: str, trace: Trace, tally: Tally) -> None:
+    """Sixteen callers until the replicas are three, then none until two of them are gone."""
+    say(f"{CALLERS} callers want {NUM_TOKENS} tokens each, and again as soon as they have them")
     trace.load_began_s, num_nodes = time.monotonic(), trace.nodes[-1]
-    asyncio.run(_load(url, digits, trace))
+    asyncio.run(_load(url, trace))
     trace.load_ended_s = time.monotonic()
     seconds = trace.load_ended_s - trace.load_began_s
     rate = len(trace.done_s) / seconds
     say(
-        f"load stops after {seconds:.0f} s: {len(trace.done_s):,} requests ({rate:,.0f}/s), "
+        f"load stops after {seconds:.0f} s: {len(trace.done_s):,} texts ({rate:.1f}/s), "
         f"{len(trace.failures)} failed"
     )
     require(not trace.failures, f"{len(trace.failures)} requests failed, the first: {trace.failures[:1]}")
@@ -94,25 +95,24 @@ def under_load(url: str, digits: Digits, trace: Trace, tally: Tally) -> None:
     require(max(trace.nodes) > num_nodes, "the autoscaler added no node for them")
     _calm(trace)
     p50, p99 = (float(np.percentile(trace.latency_s, q)) * 1e3 for q in (50, 99))
-    tally.add("load: requests", f"{len(trace.done_s):,}, {rate:,.0f}/s, 0 failed")
+    tally.add("load: texts", f"{len(trace.done_s):,}, {rate * NUM_TOKENS:,.0f} tokens/s, 0 failed")
     tally.add(f"load: latency with {CALLERS} callers", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms")
     tally.add("load: replicas", f"1 -> {trace.most_replicas} -> {trace.replicas[-1]}")
     tally.add("load: nodes", f"{num_nodes} -> {max(trace.nodes)}")
 
 
-async def _load(url: str, digits: Digits, trace: Trace) -> None:
-    """Callers in a closed loop; a wrong label counts as a failure."""
+async def _load(url: str, trace: Trace) -> None:
+    """Callers in a closed loop; a text that differs from an earlier one of the same seed is a failure."""
     ended = asyncio.Event()
+    texts: dict[int, str] = {}
 
     async def call(client: AsyncClient, number: int) -> None:
-        index = number
         while not ended.is_set():
-            index = (index + CALLERS) % len(digits.images)
             sent = time.monotonic()
             try:
-                answer = await client.predict("digits", digits.images[index][None])
-                if answer.label != digits.labels[index]:
-                    trace.failures.append(f"digit {index}: {answer.label}, not {digits.labels[index]}")
+                answer = await client.generate("gpt", PROMPT, max_tokens=NUM_TOKENS, seed=number)
+                if texts.setdefault(number, answer.text) != answer.text:
+                    trace.failures.append(f"seed {number} gave two texts")
             except EaglerayError as error:
                 trace.failures.append(str(error))
             now = time.monotonic()
@@ -145,7 +145,7 @@ def _calm(trace: Trace) -> None:
             said = replicas
             say(f"{seconds:4.0f} s  {replicas} replicas, no load")
         time.sleep(SAMPLE_S)
-    say(f"one replica again {time.monotonic() - trace.load_ended_s:.0f} s after the load")
+    say(f"{trace.replicas[-1]} replicas {time.monotonic() - trace.load_ended_s:.0f} s after the load")
 
 
 def draw(trace: Trace) -> None:
@@ -157,9 +157,9 @@ def draw(trace: Trace) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     counts, edges = np.histogram(done_s, bins=np.arange(0, max(done_s) + 1, 1.0))
     above.fill_between(edges, [*counts, 0], step="post", alpha=0.5, color="tab:blue")
-    above.set_ylabel("requests per second")
-    above.set_title("digits under load: replicas and nodes come, and go")
-    below.step(at_s, trace.replicas, where="post", label="replicas of digits", color="tab:green", linewidth=2)
+    above.set_ylabel("texts per second")
+    above.set_title("the GPT under load: replicas and nodes come, and go")
+    below.step(at_s, trace.replicas, where="post", label="replicas of gpt", color="tab:green", linewidth=2)
     below.step(at_s, trace.nodes, where="post", label="worker nodes", color="tab:orange", linewidth=2)
     below.set_ylabel("running")
     below.set_xlabel("seconds since the load began")

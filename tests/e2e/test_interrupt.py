@@ -27,7 +27,7 @@ GIVE_UP_S = 480.0
         (r"step \d+/", signal.SIGINT, 130),
         (r"trial \d+ of 8", signal.SIGINT, 130),
         (r"digits/versions/1 is starting", signal.SIGTERM, 143),
-        (r"callers, each asks again", signal.SIGINT, 130),
+        (r"callers want", signal.SIGINT, 130),
     ],
 )
 def test_nothing_is_left(tmp_path, monkeypatch, moment, number, code):
