@@ -71,7 +71,8 @@ def test_a_second_version_takes_over_without_a_failed_request(served):
         deploy(served, version=2)
         until(lambda: load.answers["2"] > 20, client=served)
         until(lambda: list(services(served)) == [2], client=served)
-        time.sleep(0.5)  # the first one's replica is ending meanwhile
+        answered = load.answers["2"]
+        until(lambda: load.answers["2"] > answered + 30, client=served)  # while the first one's replica ends
     assert load.failed == []
     assert load.answers["1"] > 0
     gone = infer(served, f"{NAME}/versions/1")

@@ -89,8 +89,9 @@ def test_a_killed_replica_is_replaced_and_its_requests_are_answered_by_another(c
 
 
 def test_the_proxy_is_back_within_seconds(cluster, served):
-    processes.send(process_of(cluster, "ray::ProxyActor"), processes.signal.SIGKILL)
-    time.sleep(0.2)
+    proxy = process_of(cluster, "ray::ProxyActor")
+    processes.send(proxy, processes.signal.SIGKILL)
+    until(lambda: not proxy.is_alive)
     assert until(lambda: local.is_ingress_ready(cluster), 60) < 30
 
 

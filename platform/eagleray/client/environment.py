@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from urllib.parse import urlsplit
 
-from eagleray.errors import InputError
+from eagleray.errors import AuthError, InputError
 
 
 def job_address() -> str | None:
@@ -23,7 +23,12 @@ def is_http_address(url: str) -> bool:
 
 
 def token() -> str | None:
-    """RAY_AUTH_TOKEN, or what is in the file RAY_AUTH_TOKEN_PATH. Raises: InputError: it cannot be read."""
+    """RAY_AUTH_TOKEN, or what is in the file RAY_AUTH_TOKEN_PATH.
+
+    Raises:
+        InputError: the file cannot be read.
+        AuthError: it holds no text.
+    """
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if path is None or "RAY_AUTH_TOKEN" in os.environ:
         return os.environ.get("RAY_AUTH_TOKEN")
@@ -32,3 +37,8 @@ def token() -> str | None:
             return file.read().strip()
     except OSError as error:
         raise InputError(f"RAY_AUTH_TOKEN_PATH {path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise AuthError(
+            f"RAY_AUTH_TOKEN_PATH {path}: holds no token: not text (byte {error.start}); name the file that "
+            "`ray get-auth-token` wrote, or that `eagleray env` prints"
+        ) from None

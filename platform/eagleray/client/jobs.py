@@ -43,6 +43,8 @@ class JobClient:
             raise InputError(
                 f"job API address {address!r}: expected http://HOST:PORT, the Ray dashboard's own"
             )
+        if token and not (token.isascii() and token.isprintable()):
+            raise AuthError("the token of Ray's job API is none: expected one line of letters and digits")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._timeout_s = timeout_s
         self._opened: httpx.Client | None = None
@@ -282,14 +284,24 @@ class JobClient:
             return None
         if response.is_success:
             return response
-        raise self._refusal(response)
+        raise self._refusal(response, path)
 
-    def _refusal(self, response: httpx.Response) -> Exception:
+    def _refusal(self, response: httpx.Response, path: str) -> Exception:
         if response.status_code in (401, 403):
             what = "wants a token" if response.status_code == 401 else "does not accept this token"
             return AuthError(
                 f'the cluster at {self.address} {what}; `eval "$(eagleray env)"` exports that of a local one'
             )
+        # Ray answers in plain text; a page is that of another server, or of a proxy before Ray's.
+        is_page = "html" in response.headers.get("content-type", "")
+        if response.status_code == 404 or (is_page and response.status_code in (405, 501)):
+            return ServiceError(
+                f"{self.address}{path}: not Ray's job API (it answered {response.status_code} "
+                f"{response.reason_phrase}); give the address of Ray's dashboard"
+            )
+        if is_page:
+            reason = f"{response.reason_phrase} (a web page, not Ray's own answer)"
+            return ServiceError(f"the cluster at {self.address} refused ({response.status_code}): {reason}")
         lines = [line.strip() for line in response.text.splitlines() if line.strip(" .")]
         reason = lines[-1] if lines else "no reason given"
         return ServiceError(f"the cluster at {self.address} refused ({response.status_code}): {reason}")

@@ -65,9 +65,10 @@ class ClusterState:
         """Ray's authentication token. Raises: AuthError where its file is gone or cannot be read."""
         try:
             return self.token_path.read_text().strip()
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
             raise AuthError(
-                f"the token of cluster {self.name!r} cannot be read: {self.token_path}: {error.strerror}; "
+                f"the token of cluster {self.name!r} cannot be read: {self.token_path}: {reason}; "
                 f"put it back, or `eagleray down --name {self.name}` and start the cluster anew"
             ) from None
 

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from eagleray.client import (
     NoAnswerError,
     TextStream,
     TookTooLongError,
+    calls,
 )
 from eagleray.errors import (
     AuthError,
@@ -360,25 +362,22 @@ def test_nothing_answers(connect: Any) -> None:
             client.predict("digits", IMAGES)
 
 
-def test_a_server_that_comes_up_is_waited_for(connect: Any) -> None:
+def test_a_server_that_comes_up_is_waited_for(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    ingress = pretend()
-    closed = threading.Event()
+    wait_s, failed = calls.Call.wait_s, []
+    with ExitStack() as stack:
 
-    def come_up() -> None:
-        time.sleep(0.15)
-        with serving(ingress, port=port):
-            closed.wait(10)
+        def come_up(call: Any, error: EaglerayError, *rest: Any) -> float | None:
+            if len(failed) == 1:  # between the second attempt and the third
+                stack.enter_context(serving(pretend(), port=port))
+            failed.append(error)
+            return wait_s(call, error, *rest)
 
-    thread = threading.Thread(target=come_up)
-    thread.start()
-    try:
+        monkeypatch.setattr(calls.Call, "wait_s", come_up)
         with connect(f"http://127.0.0.1:{port}") as client:
             assert client.predict("digits", IMAGES).labels == LABELS
-    finally:
-        closed.set()
-        thread.join()
+    assert [type(error) for error in failed] == [NoAnswerError, NoAnswerError]
 
 
 class Reluctant(PretendTransport):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,47 @@ def test_waiting_ends_with_the_job_or_the_time(ray: Ray, client: JobClient) -> N
 def test_a_missing_or_wrong_token(ray: Ray, token: str | None, what: str) -> None:
     with JobClient(ray.address, token) as client, pytest.raises(AuthError, match=what):
         client.list()
+
+
+@pytest.mark.parametrize("token", ["a\nb", "ä", "\x00"])
+def test_a_token_that_no_header_can_carry(ray: Ray, token: str) -> None:
+    with pytest.raises(AuthError, match="the token of Ray's job API is none") as refused:
+        JobClient(ray.address, token)
+    assert token not in str(refused.value)
+
+
+class WebServer(BaseHTTPRequestHandler):
+    """Any but Ray: its refusals are pages."""
+
+    def do_GET(self) -> None:
+        self.send_error(502 if self.path.endswith("away") else 404)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+def test_a_server_that_is_not_ray_is_told(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), WebServer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        (tmp_path / "a.py").touch()
+        calls: dict[str, Callable[[JobClient], object]] = {
+            f"{address}/api/jobs/: not Ray's job API (it answered 404 Not Found)": JobClient.list,
+            f"{address}/api/jobs/: not Ray's job API": lambda client: client.status("j"),
+            f"{address}/api/packages/": lambda client: client.upload(pack({"a.py": tmp_path / "a.py"})),
+            f"the cluster at {address} refused (502): Bad Gateway (a web page": lambda c: c.status("away"),
+        }
+        try:
+            with JobClient(address) as client:
+                for said, call in calls.items():
+                    with pytest.raises(ServiceError) as caught:
+                        call(client)
+                    assert str(caught.value).startswith(said)
+                    assert "\n" not in str(caught.value)
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_no_cluster() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from eagleray import specs
 from eagleray.client import Client, JobClient, jobs
-from eagleray.errors import InputError, SpecError
+from eagleray.errors import AuthError, InputError, SpecError
 from unit.client.stand_in import TOKEN, Ray
 
 ROOT = Path(__file__).parents[3]
@@ -119,6 +119,10 @@ def test_jobs_of_the_cluster_that_the_environment_names(
         assert client.jobs is client.jobs
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(InputError, match="none: cannot be read"):
+        JobClient.from_environment()
+    (tmp_path / "binary").write_bytes(b"ab\xff\x00")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "binary"))
+    with pytest.raises(AuthError, match=r"binary: holds no token: not text \(byte 2\)"):
         JobClient.from_environment()
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
     with pytest.raises(InputError, match="set RAY_API_SERVER_ADDRESS"):

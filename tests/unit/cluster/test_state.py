@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eagleray.cluster import attached, environment, files, local, processes, settings, state
-from eagleray.errors import ClusterError, ClusterNotRunning, InputError
+from eagleray.errors import AuthError, ClusterError, ClusterNotRunning, InputError
 from eagleray.specs import LocalSpec, load
 from eagleray.workflows import env as env_workflow
 from eagleray.workflows import status as status_workflow
@@ -78,6 +78,13 @@ def test_a_home_of_nobody_is_named(monkeypatch, variable, found):
     monkeypatch.setenv(variable, f"{prefix}~no-such-user/x")
     with pytest.raises(InputError, match=f"^{variable} ~no-such-user/x: .*; set {variable} to a path"):
         found()
+
+
+def test_a_token_that_is_no_text(tmp_path):
+    cluster = write(tmp_path, running=[])
+    cluster.token_path.write_bytes(b"\xff\x00")
+    with pytest.raises(AuthError, match=r"the token of cluster 'one' cannot be read: .*token: not text; "):
+        _ = cluster.token
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which not even root can make one")

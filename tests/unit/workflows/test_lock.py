@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,12 +66,15 @@ def test_a_driver_that_ended_leaves_the_run_to_the_next(folder):
 
 
 def test_of_many_at_once_one_gets_the_run(folder):
+    all_tried = threading.Barrier(6)
+
     def take(_):
         try:
             with RunLock(folder):
-                time.sleep(0.3)
+                all_tried.wait(10)
                 return True
         except InputError:
+            all_tried.wait(10)
             return False
 
     with ThreadPoolExecutor(6) as threads:
