@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
-from eagleray.data.readers import Reader, Role
+from eagleray.data.readers import Reader, Role, is_number, shown
 from eagleray.errors import DataError
 from eagleray.specs.data import TableData
 
@@ -22,9 +20,8 @@ _INPUT_ROLES: dict[str, Role] = {
     "tokens": "tokens",
 }
 _EMPTY = "nothing but nulls"
-_COMPUTE: Any = pyarrow.compute  # makes its functions at import, where pyright cannot see them
-_NUMBER = r"(?i)^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$"
-_MOSTLY, _SHOWN = 0.9, 40
+_MOSTLY = 0.9
+"""A CSV column of text with so many numbers in it was meant to be one of numbers."""
 _WANTED: dict[Role, tuple[str, ...]] = {
     "number": ("number",),
     "numbers": ("list of numbers",),
@@ -57,16 +54,13 @@ def _check_is_text(reader: Reader, name: str) -> None:
     if reader.schema.names.count(name) > 1:
         return  # such a column cannot be read by its name
     column = reader.read(0, {name: "label"}).column(name)
-    is_number = _COMPUTE.match_substring_regex(column, _NUMBER).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(column.is_valid().to_numpy())
-    is_number = is_number[rows].astype(bool)
-    if len(rows) and (is_number[0] or is_number.mean() >= _MOSTLY):
-        row = int(rows[np.argmin(is_number)])
-        value = column[row].as_py()
+    is_one = is_number(column)[rows]
+    if len(rows) and (is_one[0] or is_one.mean() >= _MOSTLY):
+        row = int(rows[np.argmin(is_one)])
         raise DataError(
             f"{reader.source.name}: column {name!r} has numbers, but row {row} has "
-            f"{value if len(value) <= _SHOWN else value[:_SHOWN] + '…'!r}; mend it, or list the columns to "
-            "train on in data.features"
+            f"{shown(column[row].as_py())}; mend it, or list the columns to train on in data.features"
         )
 
 

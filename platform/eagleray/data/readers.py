@@ -7,15 +7,22 @@ types) come as what they are stored as.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 from eagleray.data.sources import Source, reading
+from eagleray.errors import DataError
+
+_COMPUTE: Any = pyarrow.compute  # makes its functions at import, where pyright cannot see them
+_NUMBER = r"(?i)^\s*[+-]?(\d+\.?\d*|\.\d+|inf|infinity|nan)(e[+-]?\d+)?\s*$"
+_SHOWN = 40
 
 Role = Literal["number", "numbers", "tokens", "text", "label"]
 """What a column is read for: one number, a list of numbers, a list of tokens, text, a class."""
@@ -173,7 +180,30 @@ class CsvReader(_LinesReader):
 
     def read(self, block: int, columns: Mapping[str, Role]) -> pa.Table:
         """One block of lines; classes come as text, whatever they look like in this block."""
-        column_types = {name: self._read_as(name, role) for name, role in columns.items()}
+        try:
+            return self._read(block, columns)
+        except DataError as error:
+            if "conversion error" in str(error):
+                self._find_text(block, columns)
+            raise
+
+    def _find_text(self, block: int, columns: Mapping[str, Role]) -> None:
+        """Raises: DataError if a column of numbers has something else in this block; names the first."""
+        for name in columns:
+            if columns[name] != "number" or pa.types.is_boolean(self.schema.field(name).type):
+                continue
+            # As text, whose nulls are those of numbers.
+            column = self._read(block, {name: "label"}, pa.string()).column(name)
+            rows = np.flatnonzero(column.is_valid().to_numpy() & ~is_number(column))
+            if len(rows):
+                row, value = sum(self.rows_of_block[:block]) + int(rows[0]), column[int(rows[0])].as_py()
+                raise DataError(
+                    f"{self.source.name}: column {name!r}: row {row} has {shown(value)}, not a number; mend or "
+                    "drop such rows, or list the columns to train on in data.features"
+                )
+
+    def _read(self, block: int, columns: Mapping[str, Role], type_: pa.DataType | None = None) -> pa.Table:
+        column_types = {name: type_ or self._read_as(name, role) for name, role in columns.items()}
         convert = pyarrow.csv.ConvertOptions(
             include_columns=list(columns),
             column_types=column_types,
@@ -228,6 +258,16 @@ class JsonReader(_LinesReader):
         )
         with reading(self.source):
             return self._parse(self._bytes(block), parse)
+
+
+def is_number(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Which texts [N] are numbers; False for nulls."""
+    return _COMPUTE.match_substring_regex(column, _NUMBER).fill_null(False).to_numpy()
+
+
+def shown(text: str) -> str:
+    """The text as messages quote it."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
 def block_offsets(

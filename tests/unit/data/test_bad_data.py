@@ -143,6 +143,15 @@ def test_a_csv_column_of_numbers_with_text_in_it(tmp_path, first_bad):
     assert open_dataset(make_spec(paths=path, target="y", features=["a"])).signature.feature_names == ("a",)
 
 
+@pytest.mark.parametrize("features", [[], ["x"], ["x", "a"]])
+def test_a_csv_column_with_text_after_its_first_block(tmp_path, features):
+    path = tmp_path / "t.csv"
+    rows = [f"1.5,{row if row < 5000 else 'abc'},{row % 2}\n" for row in range(6000)]
+    path.write_text("a,x,y\n" + "".join(rows))
+    message = refused(paths=path, target="y", features=features, memory_budget_mib=0.5)
+    assert message.startswith(f"{path}: column 'x': row 5000 has 'abc', not a number; mend or drop such rows")
+
+
 def test_a_csv_column_that_is_text_from_some_row_on(tmp_path):
     path = tmp_path / "t.csv"
     rows = [f"1.5,{row if row < 50 else 'abc'},name {row},{row % 2}\n" for row in range(400)]
