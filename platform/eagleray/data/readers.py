@@ -198,8 +198,8 @@ class CsvReader(_LinesReader):
             if len(rows):
                 row, value = sum(self.rows_of_block[:block]) + int(rows[0]), column[int(rows[0])].as_py()
                 raise DataError(
-                    f"{self.source.name}: column {name!r}: row {row} has {shown(value)}, not a number; mend or "
-                    "drop such rows, or list the columns to train on in data.features"
+                    f"{self.source.name}: column {name!r}: row {row} has {shown(value)}, not a number; mend "
+                    "or drop such rows, or list the columns to train on in data.features"
                 )
 
     def _read(self, block: int, columns: Mapping[str, Role], type_: pa.DataType | None = None) -> pa.Table:
