@@ -99,9 +99,17 @@ def test_a_damaged_package_is_named_and_the_old_version_stays(served, versions):
 
 
 MY_NET = """
-from torch.nn import AvgPool1d, Flatten, Sequential
+from torch.nn import AvgPool1d, Flatten, Module
+class Net(Module):
+    def __init__(self):
+        super().__init__()
+        self.pool = AvgPool1d(21, 21)
+    def forward(self, images):
+        if images.max() > 1000:
+            raise ValueError("too bright")
+        return self.pool(images.flatten(1))
 def build(x, signature):
-    return Sequential(Flatten(), AvgPool1d(21, 21))
+    return Net()
 """
 
 
@@ -122,12 +130,23 @@ def test_a_users_own_architecture_needs_to_be_allowed(served, versions, tmp_path
         assert answer.status_code == 202
         until(lambda: services(served)[version.version]["state"] != "starting", client=served)
         assert services(served)[version.version]["state"] == "ready"
-        assert infer(served, f"{NAME}/versions/{version.version}").status_code == 200
+        path = f"{NAME}/versions/{version.version}"
+        assert infer(served, path).status_code == 200
+        failed = infer(served, path, image=[1e6] * 64)
+        assert failed.status_code == 502
+        assert failed.json()["error"].endswith("failed: ValueError: too bright")
+        assert infer(served, path).status_code == 200
         served.post("/admin/undeploy", json={"name": NAME, "version": version.version})
     else:
         assert answer.status_code == 422
         assert f"{CODE}/my_net.py" in answer.json()["error"]
         assert "allow_code = true" in answer.json()["error"]
+
+
+def test_a_large_request_is_answered_whole(served):
+    answer = infer(served, count=5000)  # 1.3 MB of numbers
+    assert answer.status_code == 200
+    assert answer.json()["outputs"][1]["shape"] == [5000]
 
 
 def test_what_can_never_be_placed_is_refused(served):

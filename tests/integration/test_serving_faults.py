@@ -216,7 +216,21 @@ def test_attach_puts_the_ingress_on_a_plain_cluster_and_down_takes_it_back(plain
         store = MlflowModels(settings.tracking_uri(), settings.storage_url())
         card = cards.card("image", name=NAME)
         deploy(client, version=store.publish(card, cards.weights(card, 9)).version)
+        text = cards.card("tokens", name="text")
+        store.publish(text, cards.weights(text))
+        deploy(client, name="text")
         until(lambda: infer(client).status_code == 200, client=client)
+        # Here Serve's gRPC takes 4 MiB a message: these are larger, one way and the other.
+        large = infer(client, count=20_000)
+        assert large.status_code == 200, large.text[:300]
+        assert large.json()["outputs"][1]["shape"] == [20_000]
+        tokens = {"name": "tokens", "datatype": "INT64", "shape": [400, 12], "data": [5] * 4800}
+
+        def logits() -> httpx.Response:
+            return client.post("/v2/models/text/infer", json={"inputs": [tokens]})
+
+        until(lambda: logits().status_code == 200)
+        assert logits().json()["outputs"][0]["shape"] == [400, 12, 258]
     ended = run_verb("down", "down('plain')")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert attached.read("plain") is None

@@ -17,8 +17,11 @@ SHARE = 0.3
 """CPUs of a replica: three share a node, so that the tests wait for one only."""
 
 
-def infer(client: httpx.Client, path: str = NAME, count: int = 1) -> httpx.Response:
-    tensor = {"name": "image", "datatype": "FP32", "shape": [count, 1, 8, 8], "data": IMAGE * count}
+def infer(
+    client: httpx.Client, path: str = NAME, count: int = 1, image: list[float] | None = None
+) -> httpx.Response:
+    data = (IMAGE if image is None else image) * count
+    tensor = {"name": "image", "datatype": "FP32", "shape": [count, 1, 8, 8], "data": data}
     return client.post(f"/v2/models/{path}/infer", json={"inputs": [tensor]})
 
 

@@ -1,4 +1,8 @@
-"""`ServeTransport`: requests go to replicas by Serve's own deployment handles (Ray 2.60)."""
+"""`ServeTransport`: requests go to replicas by Serve's own deployment handles (Ray 2.60).
+
+By gRPC, which takes half as long as Ray's actor calls; what is too large for its messages goes by those.
+The limit is 4 MiB where the environment of Serve's processes does not raise it, as `eagleray up` does.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +28,11 @@ if TYPE_CHECKING:
 class Line:
     """The way to one application."""
 
-    infer: Any
-    """Handles of Serve."""
-    generate: Any
     root: Any
+    """Serve's handle, of which the others are made."""
+    infer: Any
+    infer_large: Any
+    generate: Any
     waiting: Waiting
 
 
@@ -82,9 +87,10 @@ class ServeTransport:
             # Not by serve.get_deployment_handle: it asks Serve's controller, which may be away, and blocks.
             root = DeploymentHandle(DEPLOYMENT, app)
             self._lines[app] = Line(
-                root.options(method_name="infer"),
-                root.options(method_name="generate", stream=True),
                 root,
+                root.options(method_name="infer", _by_reference=False),
+                root.options(method_name="infer", _by_reference=True),
+                root.options(method_name="generate", stream=True, _by_reference=False),
                 Waiting(start_s=self._starts.get(app, FIRST_START_S)),
             )
         return self._lines[app]
@@ -94,17 +100,43 @@ async def _ask(line: Line, inputs: Mapping[str, Any]) -> Any:
     """The answer of a replica; of another one where the first dies over it: asking twice changes nothing."""
     from ray.exceptions import RayActorError
 
+    handle = line.infer if _num_bytes(inputs) < _largest_message() else line.infer_large
     for is_last in (False, True):
-        response = line.infer.remote(inputs)
+        response = handle.remote(inputs)
         try:
             return await response
         except RayActorError:
             if is_last:
                 raise
+        except Exception as error:
+            if is_last or not _is_too_large(error):
+                raise
+            handle = line.infer_large
         except BaseException:
             response.cancel()  # else the replica works on it, and autoscaling counts it
             raise
     raise AssertionError
+
+
+def _num_bytes(inputs: Mapping[str, np.ndarray]) -> int:
+    """About as many as they have on the way."""
+    return sum(
+        4 * sum(map(len, array)) if array.dtype.hasobject else array.nbytes for array in inputs.values()
+    )
+
+
+def _largest_message() -> int:
+    """Bytes of arrays that gRPC takes with certainty."""
+    from ray.serve._private.constants import RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH
+
+    return RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH * 3 // 4
+
+
+def _is_too_large(error: Exception) -> bool:
+    """Whether the answer, or the request after all, did not fit into a message."""
+    import grpc
+
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @contextmanager
@@ -126,10 +158,14 @@ def _under_way(line: Line, target: Target) -> Iterator[None]:
             f"{retry_after_s:.0f} s",
             retry_after_s,
         ) from None
-    except RayTaskError as error:
-        cause = error.cause
+    except TimeoutError:
+        raise
+    except Exception as error:
+        if isinstance(error, RayError | RayServeException) and not isinstance(error, RayTaskError):
+            raise ReplicaFailed(
+                f"{what}: its replica went away ({type(error).__name__}); try again"
+            ) from error
+        cause = error.cause if isinstance(error, RayTaskError) else error
         raise ReplicaFailed(f"{what} failed: {type(cause).__name__}: {cause}") from error
-    except (RayError, RayServeException) as error:
-        raise ReplicaFailed(f"{what}: its replica went away ({type(error).__name__}); try again") from error
     finally:
         waiting.end(time.monotonic(), is_answered=is_answered)
