@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from eagleray.client import results
-from eagleray.client.calls import Call
+from eagleray.client.calls import Call, segment
 from eagleray.client.results import ApiKey, RegisteredModel, RegisteredVersion, Service
 from eagleray.errors import InputError, ServiceError
 from eagleray.protocol.infer import dumps
@@ -105,20 +104,20 @@ def versions(name: str) -> Call[list[RegisteredVersion]]:
     """As `Admin.versions`."""
     return Call(
         "GET",
-        f"/admin/models/{quote(name, safe='')}",
+        f"/admin/models/{segment(name)}",
         lambda values: [results.registered_version(name, entry) for entry in values["versions"]],
     )
 
 
 def promote(name: str, version: int, alias: str) -> Call[None]:
     """As `Admin.promote`."""
-    path = f"/admin/models/{quote(name, safe='')}/promote"
+    path = f"/admin/models/{segment(name)}/promote"
     return Call("POST", path, _nothing, dumps({"version": version, "alias": alias}), is_idempotent=False)
 
 
 def services(name: str | None) -> Call[list[Service]]:
     """As `Admin.services`."""
-    path = "/admin/services" + ("" if name is None else f"/{quote(name, safe='')}")
+    path = "/admin/services" + ("" if name is None else f"/{segment(name)}")
     return Call("GET", path, lambda values: list(map(results.service, values["services"])))
 
 
@@ -149,7 +148,7 @@ def create_key(name: str, scopes: Sequence[str]) -> Call[ApiKey]:
 
 def revoke_key(key_id: str) -> Call[None]:
     """As `Admin.revoke_key`."""
-    return Call("DELETE", f"/admin/keys/{quote(key_id, safe='')}", _nothing, is_idempotent=False)
+    return Call("DELETE", f"/admin/keys/{segment(key_id)}", _nothing, is_idempotent=False)
 
 
 def pick(found: Sequence[Service], wanted: Service) -> Service:

@@ -127,7 +127,13 @@ def parsed(url: str) -> httpx.URL:
 def model_path(model: str) -> str:
     """As a path has it: digits, digits@candidate, digits/versions/3."""
     name, separator, version = model.partition("/versions/")
-    return f"{quote(name, safe='@')}{separator}{quote(version, safe='')}"
+    return f"{segment(name, safe='@')}{separator}{segment(version)}"
+
+
+def segment(text: str, safe: str = "") -> str:
+    """As one part of a path has it: dots alone too, which would lead to another path."""
+    quoted = quote(text, safe=safe, errors="replace")
+    return quoted if quoted.strip(".") else quoted.replace(".", "%2E")
 
 
 def metadata(model: str) -> Call[tuple[results.Tensor, ...]]:
@@ -182,7 +188,7 @@ def models() -> Call[list[results.Model]]:
 
 def model(name: str) -> Call[results.Model]:
     """One deployed model."""
-    return Call("GET", f"/models/{quote(name, safe='@')}", results.model)
+    return Call("GET", f"/models/{segment(name, safe='@')}", results.model)
 
 
 def ready(model: str | None) -> Call[bool]:

@@ -35,7 +35,10 @@ def prepare(inputs: Any, expected: Sequence[TensorInfo]) -> dict[str, Array]:
 
 
 def _array(value: Any, tensor: TensorInfo) -> Array:
-    array = np.asarray(value, object if tensor.datatype == "BYTES" else None)
+    try:
+        array = np.asarray(value, object if tensor.datatype == "BYTES" else None)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"input {tensor.name!r}: numpy makes no array of it: {error}") from None
     if array.ndim == len(tensor.shape) - 1:
         array = array[None]
     return array if tensor.datatype == "BYTES" else cast(array, tensor)

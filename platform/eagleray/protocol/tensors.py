@@ -37,6 +37,8 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 _LIMITS = {dtype: np.iinfo(dtype.str) for dtype in DTYPES.values() if dtype.kind in "iu"}
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_DIMENSIONS = 32
+_MAX_VALUES = 2**40
+"""Of one tensor, zeros among its sizes aside: beyond it numpy, and Python's own printing, raise."""
 _EXPECTED = {"b": (bool,), "i": (int,), "u": (int,), "f": (float, int), "O": (str,)}
 _WORDS = {
     "b": "true or false",
@@ -158,6 +160,8 @@ def _checked_shape(shape: Any, what: str) -> tuple[int, ...]:
         raise InputError(
             f"{what}: shape is {_shown(shape)}; give a list of up to {_MAX_DIMENSIONS} whole numbers >= 0"
         )
+    if math.prod(max(1, size) for size in shape) > _MAX_VALUES:
+        raise InputError(f"{what}: shape is {_shown(shape)}, more than any body holds; give the data's own")
     return tuple(shape)
 
 

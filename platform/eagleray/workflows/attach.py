@@ -238,9 +238,8 @@ def _write_key(cluster: AttachedCluster, controller: Any) -> None:
         _, key_id, _ = cluster.admin_key_path.read_text().split("_")
         if key_id in [key["id"] for key in known.get("result", [])]:
             return
-    answer: Any = ray.get(
-        controller.admin.remote("create_key", [f"attached by {os.uname().nodename}", ["infer", "admin"]])
-    )
+    name = f"attached by {os.uname().nodename}"[:64]  # a host's name has up to 64 letters itself
+    answer: Any = ray.get(controller.admin.remote("create_key", [name, ["infer", "admin"]]))
     if "error" in answer:
         raise ServiceError(answer["error"]["message"])
     cluster.admin_key_path.unlink(missing_ok=True)

@@ -184,6 +184,7 @@ def test_texts_and_numbers_and_wanted_outputs(client: Any) -> None:
         ("digits", IMAGES * np.nan, "'image' has NaN or infinite values, which JSON cannot carry"),
         ("digits", IMAGES.astype(np.float64) * 1e300, "has a value that FP32 cannot hold"),
         ("reviews", [3], "3 is no text"),
+        ("iris", [[1, 2], [3]], "input 'features': numpy makes no array of it"),
     ],
 )
 def test_inputs_that_do_not_fit(client: Any, model: str, inputs: Any, message: str) -> None:
@@ -199,6 +200,8 @@ def test_inputs_that_do_not_fit(client: Any, model: str, inputs: Any, message: s
         ("digits/versions/9", "has no deployed version '9'; deployed: 2, 3"),
         ("a#b", "model 'a#b': not a name"),
         ("../../x", "model '../../x': not a name"),
+        ("..", "model '..': not a name"),
+        ("digits/versions/..", "model 'digits' has no deployed version '..'"),
         ("x" * 300, "not a name"),
     ],
 )

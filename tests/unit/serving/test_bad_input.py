@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from eagleray.errors import (
     CapacityError,
@@ -85,6 +90,8 @@ def test_a_model_that_is_not_there_for_openai(ingress: Pretend, model: str) -> N
         (iris(datatype="FP64"), "input 'features': datatype FP64, expected FP32"),
         (iris(datatype="BF16"), "datatype 'BF16' is not known; give one of: BOOL"),
         (iris(data=[1, 2, 3]), "shape [1, 4] holds 4 values, and data has 3"),
+        (iris(shape=[10**300] * 32), "more than any body holds"),
+        (iris(shape=[0, 10**30], data=[]), "more than any body holds"),
         (iris(data=["1", "2", "3", "4"]), "takes numbers, and data has '1' (value 0)"),
         (iris(shape=[0, 4], data=[]), "holds nothing; give one sample or more"),
         ({}, "'inputs': expected a list of one tensor or more"),
@@ -157,6 +164,24 @@ def test_a_compressed_body(ingress: Pretend) -> None:
 def test_a_file_that_is_none(ingress: Pretend, kind: str, body: bytes, message: str) -> None:
     answer = ingress.post("/models/digits:predict", content=body, headers={"Content-Type": kind})
     says(answer, 400, message)
+
+
+def test_csv_with_an_endless_field(ingress: Pretend) -> None:
+    ingress.set(limits=replace(ingress.app.state.limits, max_body_bytes=10**6))
+    body = b"a,b,c,d\n" + b"1" * 200_000 + b",2,3,4\n"
+    answer = ingress.post("/models/iris:predict", content=body, headers={"Content-Type": "text/csv"})
+    says(answer, 400, "the body is not CSV: field larger than field limit")
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"a\0"])
+def test_an_image_with_a_damaged_chunk_behind_its_pixels(ingress: Pretend, data: bytes) -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    whole, chunk = buffer.getvalue(), b"iCCP" + data
+    extra = struct.pack(">I", len(data)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    body = whole[:-12] + extra + whole[-12:]  # the last 12 bytes are the chunk IEND
+    answer = ingress.post("/models/digits:predict", content=body, headers={"Content-Type": "image/png"})
+    says(answer, 400, "the image is damaged")
 
 
 def test_a_kind_of_file_that_nobody_knows(ingress: Pretend) -> None:
@@ -282,8 +307,6 @@ def test_a_replica_that_takes_too_long(path: str) -> None:
 def test_a_version_that_is_not_ready(ingress: Pretend, state: str, message: str, has_retry: bool) -> None:
     good = ingress.app.state.routes
     route = good.models["iris"]
-    from dataclasses import replace
-
     waiting = replace(route.versions[1], state=state, message="no CUDA")
     ingress.set(routes=good.with_model("iris", replace(route, versions={1: waiting})))
     answer = ingress.post(INFER, iris())

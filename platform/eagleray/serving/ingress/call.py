@@ -45,10 +45,10 @@ class Call:
         limits = self.state.limits
         return await self.request.body(limits.max_body_bytes, limits.timeout_s)
 
-    async def decoded(self, decode: Callable[[bytes], T]) -> T:
-        """`decode` of the body, in a thread where the body is large. Raises: what `decode` raises."""
+    async def decoded(self, decode: Callable[[bytes], T], *, is_slow: bool = False) -> T:
+        """`decode` of the body, in a thread where that `is_slow` or the body large. Raises: as `decode`."""
         body = await self.body()
-        if len(body) < OFF_LOOP_BYTES:
+        if len(body) < OFF_LOOP_BYTES and not is_slow:
             return decode(body)
         return await asyncio.to_thread(decode, body)
 

@@ -40,9 +40,11 @@ def image(body: bytes, card: ModelCard) -> Array:
             if opened.mode.startswith(("I", "F")):
                 raise InputError(f"the image has {opened.mode} pixels, not 8 bits a channel; convert it")
             found = opened.convert(_MODES[channels])
+    except InputError:
+        raise
     except UnidentifiedImageError:
         raise InputError("the body is not a PNG or JPEG image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged chunk makes Pillow raise what it will: IndexError, struct.error, …
         raise InputError(f"the image is damaged: {error}") from None
     size = (width if width > 0 else found.width, height if height > 0 else found.height)
     if found.size != size:
@@ -87,7 +89,10 @@ def sound(body: bytes, card: ModelCard) -> Array:
 def table(body: bytes, card: ModelCard) -> Array:
     """CSV with a header as [N, F] float32, columns put in the model's order. Raises: InputError."""
     (num_features,) = _shape(card, "tabular", 1)
-    rows = [row for row in csv.reader(io.StringIO(text(body), newline="")) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text(body), newline="")) if row]
+    except csv.Error as error:
+        raise InputError(f"the body is not CSV: {error}") from None
     if len(rows) < 2:
         raise InputError("the CSV has no row of values; send a header and one row or more")
     header, names = [name.strip() for name in rows[0]], card.signature.feature_names
