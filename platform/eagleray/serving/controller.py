@@ -87,6 +87,11 @@ class Controller:
             return {"result": await getattr(self._plane, method)(*arguments)}
         except EaglerayError as error:
             return {"error": {"kind": type(error).__name__, "message": str(error)}}
+        except Exception as error:  # ours to mend; as it is it might not survive the way to the ingress
+            _log.exception("serving: %s failed", method)
+            reason = " ".join(str(error).split())[:300]
+            message = f"the serving controller failed: {type(error).__name__}: {reason}; its log says where"
+            return {"error": {"kind": "ServiceError", "message": message}}
 
     async def watch(
         self, reader: str, known: int, drained: Sequence[str], wait_s: float

@@ -16,6 +16,8 @@ from eagleray.errors import AuthError, InputError
 Scope = Literal["infer", "admin"]
 SCOPES: tuple[Scope, ...] = ("infer", "admin")
 
+PREFIX = "er_"
+_UNKNOWN = "the API key is wrong or was revoked; `eagleray keys list` shows the good ones"
 _KEY = re.compile(r"er_([0-9a-f]{8})_([0-9a-f]{64})")
 _NAME = re.compile(r"[\w][\w .@:/+-]{0,63}")
 # Compared with where there is no such key, so that an unknown id takes as long as a wrong secret.
@@ -98,12 +100,21 @@ class KeyRing:
             raise AuthError("this needs an API key: send `Authorization: Bearer er_…`")
         key = self.find(text.strip())
         if key is None:
-            raise AuthError("the API key is wrong or was revoked; `eagleray keys list` shows the good ones")
+            raise AuthError(_UNKNOWN)
         if scope not in key.scopes:
             raise WrongScope(
                 f"the API key {key.name!r} has the scope {', '.join(key.scopes)}; this needs {scope}"
             )
         return key
+
+    def check_optional(self, authorization: str) -> None:
+        """Where no key is needed any text passes (OpenAI's clients always send one), but no bad key of ours.
+
+        Raises: AuthError: it has the form of our keys, and is wrong or was revoked.
+        """
+        text = authorization.strip().partition(" ")[2].strip()
+        if text.startswith(PREFIX) and self.find(text) is None:
+            raise AuthError(_UNKNOWN)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON; hashes included, keys not."""

@@ -231,8 +231,14 @@ def test_the_admin_api_always_needs_an_admin_key(ingress: Pretend, key: str, sta
     assert ingress.get("/admin/status", headers=bearer(key) if key else {}).status_code == status
 
 
-def test_a_key_that_nobody_asked_for_is_no_matter(ingress: Pretend) -> None:
-    assert ingress.post(INFER, iris(), headers=bearer("sk-none")).status_code == 200
+def test_a_key_that_nobody_asked_for_is_no_matter_unless_it_is_a_bad_one_of_ours(ingress: Pretend) -> None:
+    ring, revoked, text = ingress.app.state.keys.create("old", ["infer"])
+    ingress.set(keys=ring.revoke(revoked.id))
+    for fine in ("sk-none", ingress.infer_key, ingress.admin_key):
+        assert ingress.post(INFER, iris(), headers=bearer(fine)).status_code == 200
+    for bad in (text, "er_00000000_" + "0" * 64, "er_"):
+        says(ingress.post(INFER, iris(), headers=bearer(bad)), 401, "the API key is wrong or was revoked")
+    assert ingress.get("/v2/health/live", headers=bearer(text)).status_code == 200
 
 
 @pytest.mark.parametrize(

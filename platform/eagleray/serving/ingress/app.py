@@ -125,10 +125,12 @@ def all_routes() -> list[Route]:
 
 
 def _authorize(call: Call, route: Route) -> None:
-    """Raises: AuthError, WrongScope where the route needs a key that the request does not have."""
-    if route.scope is None or (route.scope == "infer" and not call.state.is_key_needed_for_infer):
-        return
-    call.state.keys.check(call.request.headers.get("authorization", ""), route.scope)
+    """Raises: AuthError, WrongScope: the route needs a key that the request lacks, or it has a bad one."""
+    authorization = call.request.headers.get("authorization", "")
+    if route.scope == "infer" and not call.state.is_key_needed_for_infer:
+        call.state.keys.check_optional(authorization)
+    elif route.scope is not None:
+        call.state.keys.check(authorization, route.scope)
 
 
 def _failed(request: Request, failure: Failure) -> Response:
