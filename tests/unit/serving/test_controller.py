@@ -335,3 +335,24 @@ def test_a_record_that_cannot_be_read_is_trouble_until_it_is_moved_away(parts, m
         assert len(await backend.keys()) == 1
 
     with_controller(parts, scenario)
+
+
+def test_what_nobody_expected_is_one_sentence(parts):
+    class Unsendable(Exception):
+        def __reduce__(self):
+            raise TypeError("cannot be pickled")
+
+    async def scenario(controller, backend):
+        await until(lambda: not controller.trouble)
+
+        def broken(name):
+            raise Unsendable("the schema\nis not there")
+
+        controller.store.versions = broken
+        with pytest.raises(
+            ServiceError, match="controller failed: Unsendable: the schema is not there; its log"
+        ):
+            await backend.model("digits")
+        assert (await backend.status())["trouble"] == ""
+
+    with_controller(parts, scenario)
