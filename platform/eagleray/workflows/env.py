@@ -8,8 +8,12 @@ from eagleray.cluster import state
 
 
 def env(name: str = state.DEFAULT_NAME) -> dict[str, str]:
-    """Variables for `ray job submit`, `ray status`, `ray list` and `ray.init`. Raises: ClusterNotRunning."""
-    return state.environment(state.find(name))
+    """Variables for `ray job submit`, `ray status`, `ray list`, `serve status` and `ray.init`.
+
+    Raises: ClusterNotRunning
+    """
+    cluster = state.find(name)
+    return {**state.environment(cluster), "RAY_DASHBOARD_ADDRESS": cluster.dashboard_url}
 
 
 def as_shell(variables: dict[str, str]) -> str:
