@@ -171,7 +171,7 @@ class AsyncClient:
         deadline_s = time.monotonic() + limit_s
         for number in range(self._settings.max_attempts):
             try:
-                return await attempt(max(0.001, deadline_s - time.monotonic()))
+                return await attempt(min(calls.LONGEST_S, max(0.001, deadline_s - time.monotonic())))
             except EaglerayError as error:
                 is_last = number == self._settings.max_attempts - 1
                 wait_s = None if is_last else call.wait_s(error, number, deadline_s - time.monotonic())

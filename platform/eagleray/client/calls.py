@@ -26,6 +26,8 @@ from eagleray.protocol.generation import GenerationRequest
 DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT_S = 60.0
 CONNECT_S = 5.0
+LONGEST_S = 1e6
+"""A longer limit, infinity too, is this one: the system's own clocks take no more."""
 MAX_ATTEMPTS = 5
 _FIRST_WAIT_S = 0.1
 JSON = "application/json"

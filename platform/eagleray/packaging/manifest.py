@@ -63,7 +63,7 @@ class Manifest:
             if document["format"] != _FORMAT:
                 raise DamageError(f"{NAME} has format {document['format']!r}, this eagleray reads {_FORMAT}")
             manifest = cls({name: _entry(name, entry) for name, entry in document["files"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamageError(f"{NAME} cannot be read") from error
         if manifest.to_bytes() != data:
             raise DamageError(f"{NAME} cannot be read")

@@ -63,8 +63,8 @@ def read_request(body: bytes | bytearray | memoryview) -> InferRequest:
     values = _object(loads(body))
     inputs = _tensors(values, "inputs")
     request_id = values.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise InputError("id: expected a string")
+    if request_id is not None and not _is_text(request_id):
+        raise InputError("id: expected a string of valid Unicode")
     parameters = values.get("parameters") or {}
     if not isinstance(parameters, Mapping):
         raise InputError("parameters: expected an object")
@@ -112,8 +112,13 @@ def select(outputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Arr
 
 
 def dumps(values: Any) -> bytes:
-    """Strict JSON without spaces, UTF-8."""
-    return _ENCODER.encode(values).encode()
+    """Strict JSON without spaces, UTF-8. Raises: InputError for a text that UTF-8 cannot carry."""
+    try:
+        return _ENCODER.encode(values).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"a text holds half a surrogate pair ({error.object[error.start]!r}); give valid Unicode"
+        ) from None
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), check_circular=False)
@@ -124,6 +129,11 @@ def _no_constant(name: str) -> None:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _is_text(value: Any) -> bool:
+    """A string that UTF-8 can carry: JSON may hold half a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _object(values: Any, what: str = "the body") -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """`MlflowModels`: model versions in MLflow's registry, their packages in storage.
 
-    <storage>/models/<name>/<first 16 of the digest>/     the package, written first
-    MLflow                                                the version, made last: MLflow numbers it
+    <storage>/models/<name>/<first 16 of the digest>-<random>/     the package, written first
+    MLflow                                                         the version, made last: MLflow numbers it
 
 A publisher that is killed before its version is made leaves a package that nobody refers to, and no more. The
 version says where its package is, and by its digest what it must be; its metrics and lineage stand in
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,8 @@ class MlflowModels:
             self._register(card.name)  # first: a server that is away leaves no package behind
         packed = PackedModel.of(card, weights, code)
         digest = packed.manifest.digest
-        folder = self._folder.child(card.name).child(digest[:16])
+        # Never a folder that another publisher of the same package writes, or takes back, at this moment.
+        folder = self._folder.child(card.name).child(f"{digest[:16]}-{secrets.token_hex(4)}")
         packed.write(folder)
         with self._asking():
             version = self._create(card, folder.url, digest)

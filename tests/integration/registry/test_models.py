@@ -54,7 +54,21 @@ def test_versions_aliases_and_lineage(models, place):
     package = open_package(second.url, digest=second.digest)
     assert package.card.lineage == parent
     assert torch.equal(package.weights()["w"], WEIGHTS["w"])
-    assert second.url == f"{place}/storage/models/plants/{second.digest[:16]}"
+    assert second.url.startswith(f"{place}/storage/models/plants/{second.digest[:16]}-")
+
+
+def test_one_package_published_by_three_at_once(place):
+    same = card(name="same")
+
+    def publish(_):
+        return MlflowModels(f"sqlite:///{place}/mlflow.db", str(place / "storage")).publish(same, WEIGHTS)
+
+    with ThreadPoolExecutor(3) as threads:
+        made = sorted(threads.map(publish, range(3)), key=lambda version: version.version)
+    assert [version.version for version in made] == [1, 2, 3]
+    assert len({version.digest for version in made}) == 1
+    for version in made:
+        assert torch.equal(open_package(version.url, digest=version.digest).weights()["w"], WEIGHTS["w"])
 
 
 def test_mlflows_own_page_has_all_of_it(models, place):

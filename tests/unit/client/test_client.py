@@ -185,6 +185,7 @@ def test_texts_and_numbers_and_wanted_outputs(client: Any) -> None:
         ("digits", IMAGES.astype(np.float64) * 1e300, "has a value that FP32 cannot hold"),
         ("reviews", [3], "3 is no text"),
         ("iris", [[1, 2], [3]], "input 'features': numpy makes no array of it"),
+        ("reviews", "\ud800", "a text holds half a surrogate pair"),
     ],
 )
 def test_inputs_that_do_not_fit(client: Any, model: str, inputs: Any, message: str) -> None:
@@ -459,6 +460,10 @@ def test_other_refusals_are_not_tried_again(
     with pytest.raises(kind, match=str(error)):
         client.predict("digits", IMAGES)
     assert len(ingress.transport.asked) == 1
+
+
+def test_no_time_limit(ingress: Pretend, client: Any) -> None:
+    assert client.predict("digits", IMAGES[0], timeout_s=float("inf")).label == LABELS[0]
 
 
 def test_a_time_limit(ingress: Pretend, client: Any) -> None:

@@ -105,6 +105,13 @@ def test_a_changed_byte_is_found(url, name):
         open_package(url).build_module()
 
 
+def test_a_manifest_that_nests_without_end_is_damage(url):
+    write_package(Folder(url), CARD, WEIGHTS)
+    Folder(url).write_bytes("MANIFEST.json", b"[" * 100_000)
+    with pytest.raises(PackageError, match=r"MANIFEST.json cannot be read"):
+        open_package(url)
+
+
 @pytest.mark.parametrize("name", ["model.json", "weights.safetensors", "MANIFEST.json", "COMMIT"])
 def test_a_missing_file_is_named(url, name):
     write_package(Folder(url), CARD, WEIGHTS)

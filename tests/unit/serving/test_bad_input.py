@@ -95,6 +95,7 @@ def test_a_model_that_is_not_there_for_openai(ingress: Pretend, model: str) -> N
         (iris(data=["1", "2", "3", "4"]), "takes numbers, and data has '1' (value 0)"),
         (iris(shape=[0, 4], data=[]), "holds nothing; give one sample or more"),
         ({}, "'inputs': expected a list of one tensor or more"),
+        ({**iris(), "id": "\ud800"}, "id: expected a string of valid Unicode"),
         (b'{"inputs": [NaN]}', "it has NaN, which is not JSON"),
         (b'{"inputs": \xc3\x28}', "the body is not UTF-8 text (byte 11: invalid continuation byte)"),
         (b"\x89PNG\r\n", "the body is not UTF-8 text (byte 0"),
