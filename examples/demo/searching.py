@@ -7,8 +7,6 @@ from pathlib import Path
 
 from common import Tally, eagleray, found_in, of_cluster, read_json, require, submit
 
-SEARCH_LIMIT_S = 45.0
-
 
 @dataclass(frozen=True)
 class Winner:
