@@ -28,7 +28,10 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Of the ingress."
 )
 @click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
-def attach(address: str, name: str | None, host: str, port: int, insecure: bool) -> None:
+@click.option("--require-key", is_flag=True, help="Models need a key on loopback too: for a proxy in front.")
+def attach(
+    address: str, name: str | None, *, host: str, port: int, insecure: bool, require_key: bool
+) -> None:
     """Put the ingress on a running Ray cluster.
 
     ADDRESS is that of its GCS, as host:6379.
@@ -37,7 +40,15 @@ def attach(address: str, name: str | None, host: str, port: int, insecure: bool)
     """
     from eagleray.workflows.attach import attach
 
-    attach(address, name or DEFAULT_CLUSTER, host=host, port=port, is_insecure=insecure, say=click.echo)
+    attach(
+        address,
+        name or DEFAULT_CLUSTER,
+        host=host,
+        port=port,
+        is_insecure=insecure,
+        is_key_required=require_key,
+        say=click.echo,
+    )
     next_steps("eagleray status", "eagleray deploy SPEC", flags=flags_of(name))
 
 

@@ -76,6 +76,7 @@ class Controller:
             "version": __version__,
             "cluster": self.settings.cluster,
             "url": self.settings.url,
+            "is_key_needed_for_infer": self.settings.is_key_needed_for_infer,
             "trouble": self.trouble,
         }
 

@@ -35,7 +35,7 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
         port=cluster.ports["ingress"],
         storage_url=settings.storage_url(),
         tracking_uri=settings.tracking_uri(),
-        is_key_needed_for_infer=not state.is_loopback(serving.host),
+        is_key_needed_for_infer=serving.require_key or not state.is_loopback(serving.host),
         limits=Limits(int(serving.max_body_mib * 2**20), serving.request_timeout_s),
     )
 

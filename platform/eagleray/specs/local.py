@@ -54,6 +54,8 @@ class LocalServing(Spec):
     """0 takes any free one."""
     insecure: bool = False
     """Let the ingress listen beyond this machine, in plain HTTP: keys and data can be read on the way."""
+    require_key: bool = False
+    """Models need a key on loopback too: true where a proxy in front brings requests from elsewhere."""
     max_body_mib: float = Field(default=16.0, gt=0, le=512)
     """A larger request is answered 413."""
     request_timeout_s: float = Field(default=60.0, gt=0)
@@ -64,7 +66,7 @@ class LocalServing(Spec):
         if not self.host.startswith("127.") and not self.insecure:
             raise ValueError(
                 f"host {self.host} opens the ingress to the network in plain HTTP; put a proxy with TLS in "
-                f"front and keep {_LOOPBACK}, or say insecure = true"
+                f"front, keep {_LOOPBACK} and say require_key = true, or say insecure = true"
             )
         return self
 

@@ -33,6 +33,7 @@ def attach(
     host: str = state.LOOPBACK,
     port: int = DEFAULT_PORT,
     is_insecure: bool = False,
+    is_key_required: bool = False,
     say: Callable[[str], None] = print,
 ) -> AttachedCluster:
     """Start the serving controller and the ingress on the cluster at `address`; run on a machine of it.
@@ -43,6 +44,7 @@ def attach(
         host: On which the ingress listens, on the head.
         port: Of the ingress.
         is_insecure: Let it listen beyond the head, in plain HTTP.
+        is_key_required: Models need a key on a loopback `host` too: for a proxy in front of it.
         say: Takes lines for people.
 
     Raises:
@@ -53,8 +55,8 @@ def attach(
     _check_name(name)
     if not state.is_loopback(host) and not is_insecure:
         raise InputError(
-            f"host {host} opens the ingress to the network in plain HTTP; put a proxy with TLS in front and "
-            f"keep {state.LOOPBACK}, or say --insecure"
+            f"host {host} opens the ingress to the network in plain HTTP; put a proxy with TLS in front, "
+            f"keep {state.LOOPBACK} and say --require-key, or say --insecure"
         )
     wanted = ControllerSettings(
         cluster=name,
@@ -64,7 +66,7 @@ def attach(
         port=port,
         storage_url=settings.storage_url(),
         tracking_uri=settings.tracking_uri(),
-        is_key_needed_for_infer=not state.is_loopback(host),
+        is_key_needed_for_infer=is_key_required or not state.is_loopback(host),
     )
     with _connected(address):
         if (before := start.find()) is not None:
@@ -212,6 +214,11 @@ def _check_same(controller: Any, wanted: ControllerSettings) -> None:
         raise ClusterError(
             f"this cluster is attached already, as {said['cluster']!r}, its ingress at {said['url']}; use "
             f"that, or end it with `eagleray down --name {said['cluster']}` where it was attached"
+        )
+    if wanted.is_key_needed_for_infer and not said["is_key_needed_for_infer"]:
+        raise ClusterError(
+            f"this cluster is attached already, as {said['cluster']!r}, and its models need no key; end that "
+            f"with `eagleray down --name {said['cluster']}`, and attach it anew with --require-key"
         )
 
 

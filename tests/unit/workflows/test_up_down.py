@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from eagleray.cluster import attached, files, local, node_types, preparation, processes, settings, state
 from eagleray.errors import ClusterError, ClusterNotRunning, InputError, SpecError
+from eagleray.serving import start
+from eagleray.serving.control_settings import ControllerSettings
 from eagleray.specs import LocalSpec, load
+from eagleray.specs.local import LocalServing
 from eagleray.workflows import attach, down, status, up
 
 LOCAL = Path(__file__).parents[3] / "local.toml"
@@ -61,6 +67,46 @@ def test_plain_http_beyond_this_machine_has_to_be_said_aloud(monkeypatch):
     with pytest.raises(SpecError, match=r"serving: host 10.0.0.1 opens the ingress .* insecure = true"):
         load(LocalSpec, LOCAL, ["serving.host='10.0.0.1'"])
     assert load(LocalSpec, LOCAL, ["serving.host='10.0.0.1'", "serving.insecure=true"]).serving.insecure
+
+
+@pytest.mark.parametrize(
+    ("host", "require_key", "is_needed"),
+    [("127.0.0.1", False, False), ("127.0.0.1", True, True), ("10.0.0.1", False, True)],
+)
+def test_behind_a_proxy_models_need_a_key_where_that_is_said(host, require_key, is_needed):
+    prepared()
+    serving = LocalServing.model_construct(
+        **{**LocalServing().model_dump(), "host": host, "require_key": require_key}
+    )
+    found = state.read("one")
+    assert found is not None
+    assert start.local_settings(found, serving).is_key_needed_for_infer == is_needed
+
+
+def test_attach_can_require_a_key_on_loopback(monkeypatch):
+    wanted = []
+
+    def refuse(settings):
+        wanted.append(settings)
+        raise ClusterError("far enough")
+
+    monkeypatch.setattr(attach, "_connected", lambda _address: contextlib.nullcontext())
+    monkeypatch.setattr(attach.start, "find", lambda: "a controller")
+    monkeypatch.setattr(attach, "_check_same", lambda _before, settings: refuse(settings))
+    for is_required in (False, True):
+        with pytest.raises(ClusterError, match="far enough"):
+            attach.attach("127.0.0.1:1", "far", is_key_required=is_required)
+    assert [settings.is_key_needed_for_infer for settings in wanted] == [False, True]
+
+
+def test_attach_again_does_not_pretend_to_require_a_key(monkeypatch):
+    said = {"cluster": "far", "url": "http://127.0.0.1:8000", "is_key_needed_for_infer": False}
+    monkeypatch.setattr("ray.get", lambda _answer, timeout: said)
+    before = SimpleNamespace(ping=SimpleNamespace(remote=lambda: None))
+    wanted = ControllerSettings("far", "", "", "127.0.0.1", 8000, "", "")
+    attach._check_same(before, wanted)
+    with pytest.raises(ClusterError, match=r"its models need no key; .* anew with --require-key"):
+        attach._check_same(before, replace(wanted, is_key_needed_for_infer=True))
 
 
 def test_down_forgets_what_was_served(home):
