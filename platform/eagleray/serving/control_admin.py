@@ -9,8 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eagleray import __version__
+from eagleray.errors import InputError
 from eagleray.serving import services
 from eagleray.serving.catalog import aliases_of
+from eagleray.serving.memory import ADMIN_KEY_NAME
 from eagleray.serving.services import ServedVersion
 from eagleray.specs import ServiceSpec, validate
 
@@ -128,6 +130,8 @@ class ControlPlane:
 
     async def create_key(self, name: str, scopes: Sequence[str]) -> dict[str, Any]:
         """A new key; its text is in this answer and nowhere else. Raises: InputError."""
+        if name == ADMIN_KEY_NAME:
+            raise InputError(f"key name {name!r} is that of `up`'s own, which it replaces; choose another")
         ring, key, text = self._controller.record.keys.create(name, scopes)
         self._controller.commit(replace(self._controller.record, keys=ring))
         return {**key.to_public(), "key": text}

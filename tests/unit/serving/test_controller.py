@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from eagleray.errors import CapacityError, ModelNotFound, PackageError, ServiceError
+from eagleray.errors import CapacityError, InputError, ModelNotFound, PackageError, ServiceError
 from eagleray.packaging.store import ModelVersion
+from eagleray.serving import memory
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.controller import Controller
 from eagleray.serving.controller_client import ControllerBackend
@@ -216,6 +217,16 @@ def test_a_restart_remembers_everything_and_starts_nothing_twice(parts):
             await until(lambda: set(again.serve.apps) == {INGRESS_APP, "m--digits--v1"})
         finally:
             again.stop()
+
+    with_controller(parts, scenario)
+
+
+def test_nobody_can_make_a_key_that_up_would_replace(parts):
+    async def scenario(controller, backend):
+        before = controller.record.keys
+        with pytest.raises(InputError, match=r"'local admin' is that of `up`'s own.*choose another"):
+            await backend.create_key(memory.ADMIN_KEY_NAME, ["admin"])
+        assert controller.record.keys == before
 
     with_controller(parts, scenario)
 
