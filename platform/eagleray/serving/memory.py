@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
-from eagleray.cluster.files import read_json, write_json
+from eagleray.cluster.files import write_json
 from eagleray.errors import ServiceError
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.services import Record
@@ -23,10 +24,11 @@ def load(path: Path) -> Record:
     if not path.exists():
         return Record()
     try:
-        return Record.from_json(read_json(path) or {})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Record.from_json(json.loads(path.read_text()))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ServiceError(
-            f"the controller's record {path} cannot be read ({type(error).__name__}: {error}); move it away "
+            f"the controller's record {path} cannot be read ({type(error).__name__}: {reason}); move it away "
             "to start with no models and no keys"
         ) from None
 

@@ -30,12 +30,22 @@ def test_the_record_on_disk(tmp_path):
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"format": 99}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[1]", "null", "7", "{}", '{"format": 99}', '{"format": 1}', "\x00", "[" * 100_000),
+        '{"format": 1, "revision": Infinity, "services": {}, "retiring": [], "applied": {}, "keys": {}}',
+        '{"format": 1, "revision": 1, "services": {"a": {}}, "retiring": [], "applied": {}, "keys": {}}',
+        '{"format": 1, "revision": 1, "services": {}, "retiring": [{"served": {"spec": {}, "card": {}}}]}',
+    ],
+    ids=lambda text: text[:20],
+)
 def test_a_record_that_cannot_be_read_is_not_overwritten(tmp_path, text):
     path = tmp_path / "record.json"
     path.write_text(text)
-    with pytest.raises(ServiceError, match=r"record\.json cannot be read.*move it away"):
+    with pytest.raises(ServiceError, match=r"record\.json cannot be read.*move it away") as caught:
         memory.load(path)
+    assert "\n" not in str(caught.value)
     assert path.read_text() == text
 
 
