@@ -63,7 +63,7 @@ def read_request(body: bytes | bytearray | memoryview) -> InferRequest:
     values = _object(loads(body))
     inputs = _tensors(values, "inputs")
     request_id = values.get("id")
-    if request_id is not None and not _is_text(request_id):
+    if request_id is not None and not is_text(request_id):
         raise InputError("id: expected a string of valid Unicode")
     parameters = values.get("parameters") or {}
     if not isinstance(parameters, Mapping):
@@ -131,9 +131,12 @@ def _no_constant(name: str) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
     """A string that UTF-8 can carry: JSON may hold half a surrogate pair."""
-    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _object(values: Any, what: str = "the body") -> Mapping[str, Any]:

@@ -135,7 +135,7 @@ def _request(
     values: Mapping[str, Any], prompt: str, *, is_chat: bool, max_tokens: Any, stop: tuple[str, ...] = ()
 ) -> OpenAiRequest:
     model = values.get("model")
-    if not model or not _is_text(model):
+    if not model or not infer.is_text(model):
         raise FieldError(f"model is {_short(model)}; give the name of a deployed model", "model")
     given = {name: values[name] for name in ("top_p", "seed") if values.get(name) is not None}
     if max_tokens is not None:
@@ -193,7 +193,7 @@ def _content(content: Any, where: str) -> str:
     """A text, or parts that are texts, one after the other."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, Mapping) and part.get("type") == "text"]
-    if len(texts) < len(parts) or not all(map(_is_text, texts)):
+    if len(texts) < len(parts) or not all(map(infer.is_text, texts)):
         raise FieldError(
             f"{where} is {_short(content)}; give a string of valid Unicode, or parts of type text", "messages"
         )
@@ -220,14 +220,6 @@ def _flag(values: Mapping[str, Any], name: str, inside: str | None = None) -> bo
 def _is_same(value: Any, other: Any) -> bool:
     """Equal, where true is not 1."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
-
-
-def _is_text(value: Any) -> bool:
-    """A string that UTF-8 can carry: JSON may hold half a surrogate pair."""
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
 
 
 def _short(value: Any) -> str:
