@@ -23,6 +23,8 @@ class NodeFacts:
     """Why it cannot, or why the node did not answer."""
     sees_storage: bool = True
     """Whether a file that was just written to EAGLERAY_STORAGE is there."""
+    asks_for_token: bool = True
+    """Whether Ray's own ports there want one."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,17 @@ class ServeFacts:
     location: str
     routes: Mapping[str, str]
     """Applications by their route."""
+
+
+def warning(nodes: Sequence[NodeFacts]) -> str:
+    """What to say of nodes that will do, and are not as they should be; empty where there is nothing."""
+    if not (open_nodes := [node.name for node in nodes if not node.asks_for_token]):
+        return ""
+    return (
+        f"warning: Ray on {', '.join(open_nodes)} asks for no token, so its own ports and those of Serve's "
+        "replicas take pickles, which is to say code, from whoever reaches them; start Ray with "
+        "RAY_AUTH_MODE=token"
+    )
 
 
 def check_nodes(nodes: Sequence[NodeFacts], *, storage_url: str, tracking_uri: str) -> None:

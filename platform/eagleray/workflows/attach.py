@@ -74,6 +74,8 @@ def attach(
         nodes = _facts(wanted.storage_url)
         say(f"nodes: {', '.join(f'{node.name} ({node.version or node.trouble})' for node in nodes)}")
         preconditions.check_nodes(nodes, storage_url=wanted.storage_url, tracking_uri=wanted.tracking_uri)
+        if warning := preconditions.warning(nodes):
+            say(warning)
         preconditions.check_serve(_serve(wanted), host=host, port=port, our_app=INGRESS_APP)
         controller = start.start(wanted)
         _await_start(controller)
@@ -174,11 +176,18 @@ def _facts(storage_url: str) -> list[NodeFacts]:
 
 def _looker() -> Callable[[str, str], dict[str, Any]]:
     def look(url: str, probe: str) -> dict[str, Any]:
+        import os
+
         try:
             import eagleray
             from eagleray.packaging import Folder
 
-            return {"version": eagleray.__version__, "sees_storage": Folder(url).exists(probe)}
+            return {
+                "version": eagleray.__version__,
+                "sees_storage": Folder(url).exists(probe),
+                # The node's own, not the driver's; `ray start` sets it where it finds a token.
+                "asks_for_token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
+            }
         except Exception as error:
             return {"trouble": f"{type(error).__name__}: {error}"}
 

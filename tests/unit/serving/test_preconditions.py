@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from eagleray import __version__
 from eagleray.errors import ClusterError
+from eagleray.serving import preconditions
 from eagleray.serving.preconditions import NodeFacts, ServeFacts, check_nodes, check_serve
+from eagleray.workflows import attach
 
 HEAD = NodeFacts("head", "10.0.0.1", __version__)
 OTHER = NodeFacts("other", "10.0.0.2", __version__)
@@ -86,3 +89,19 @@ def test_a_serve_that_runs_already(found, message):
         return
     with pytest.raises(ClusterError, match=re.escape(message)):
         check_serve(found, host="127.0.0.1", port=8000, our_app="ingress")
+
+
+def test_a_cluster_without_a_token_is_warned_of():
+    assert preconditions.warning([HEAD, OTHER]) == ""
+    said = preconditions.warning([HEAD, replace(OTHER, asks_for_token=False)])
+    assert "Ray on other asks for no token" in said
+    assert "start Ray with RAY_AUTH_MODE=token" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(("mode", "asks"), [("token", True), ("disabled", False), (None, False)])
+def test_a_node_says_whether_it_asks_for_a_token(monkeypatch, tmp_path, mode, asks):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    if mode:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    assert attach._looker()(str(tmp_path), "probe")["asks_for_token"] is asks
