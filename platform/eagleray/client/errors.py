@@ -5,7 +5,8 @@ InputError                 400, 405, 413, 415   the request cannot be right
 AuthError                  401, 403             no key, a wrong one, or one for something else
 CapacityError              409                  the cluster's node types can never place it
 ServiceError               5xx                  the server, or a replica, failed
-├── BusyError              429, 503             not now; `retry_after_s` says when
+├── BusyError              429, 503             not now; `retry_after_s` says when. A 503 of the ingress's own
+│                                               without Retry-After (a version that failed) is a ServiceError
 ├── TookTooLongError       408, 504             no answer within the time limit
 └── NoAnswerError          -                    nothing answers at the address
 """
@@ -55,7 +56,7 @@ _KINDS: Mapping[int, type[EaglerayError]] = {
 def refusal(status: int, headers: Mapping[str, str], body: bytes, address: str) -> EaglerayError:
     """The error that an answer with this status stands for, in the server's own words."""
     message = _message(body) or f"no reason given (HTTP {status})"
-    if status in (429, 503):
+    if status == 429 or (status == 503 and _is_worth_another_try(headers, body)):
         return BusyError(message, _retry_after_s(headers))
     if status == 401:
         message += f"; put it in EAGLERAY_KEY, or give it as Client({address!r}, key=…)"
@@ -63,11 +64,24 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, address: str) 
     return kind(message)
 
 
+def _is_worth_another_try(headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether a 503 is for now only: the ingress then says when; proxies before it need not."""
+    return "retry-after" in headers or not _is_in_our_form(body)
+
+
+def _is_in_our_form(body: bytes) -> bool:
+    try:
+        values: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and "error" in values
+
+
 def _message(body: bytes) -> str:
     """The server's words: ours, OpenAI's form of them, or what a proxy in between wrote."""
     try:
         values: Any = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body.decode(errors="replace").strip()[:500]
     error = values.get("error") if isinstance(values, dict) else None
     if isinstance(error, dict):

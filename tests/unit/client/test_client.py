@@ -27,6 +27,7 @@ from eagleray.client import (
     TookTooLongError,
     calls,
 )
+from eagleray.client.errors import refusal
 from eagleray.errors import (
     AuthError,
     CapacityError,
@@ -460,6 +461,37 @@ def test_other_refusals_are_not_tried_again(
     with pytest.raises(kind, match=str(error)):
         client.predict("digits", IMAGES)
     assert len(ingress.transport.asked) == 1
+
+
+@pytest.mark.parametrize("state", ["failed", "stopping"])
+def test_a_version_that_failed_is_not_asked_again(ingress: Pretend, client: Any, state: str) -> None:
+    routes = ingress.app.state.routes
+    failed = replace(target("iris"), state=state, message="no CUDA")
+    ingress.set(routes=routes.with_model("iris", ModelRoute(1, {}, {1: failed})))
+    with pytest.raises(ServiceError, match=f"is {state}: no CUDA") as caught:
+        client.predict_file("iris", b"{}", "application/json")
+    assert not isinstance(caught.value, BusyError)
+    assert calls.models().wait_s(caught.value, 0, 60) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body", "is_busy"),
+    [
+        (503, {}, b'{"error": "model \'iris\' version 1 is failed"}', False),
+        (503, {}, b'{"error": {"message": "is failed"}}', False),
+        (503, {"retry-after": "2"}, b'{"error": "is starting"}', True),
+        (503, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, b'{"error": "later"}', True),
+        (503, {}, b"Deployment(name='Ingress') is temporarily unavailable", True),
+        (503, {}, b"<html>503 Service Unavailable</html>", True),
+        (503, {}, b"[" * 100_000, True),
+        (429, {}, b'{"error": "too many"}', True),
+        (502, {"retry-after": "2"}, b"", False),
+    ],
+)
+def test_what_is_busy(status: int, headers: dict[str, str], body: bytes, is_busy: bool) -> None:
+    found = refusal(status, headers, body, "http://127.0.0.1:8000")
+    assert isinstance(found, ServiceError)
+    assert isinstance(found, BusyError) == is_busy
 
 
 def test_no_time_limit(ingress: Pretend, client: Any) -> None:
