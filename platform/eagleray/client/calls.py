@@ -129,11 +129,18 @@ def parsed(url: str) -> httpx.URL:
 def model_path(model: str) -> str:
     """As a path has it: digits, digits@candidate, digits/versions/3."""
     name, separator, version = model.partition("/versions/")
-    return f"{segment(name, safe='@')}{separator}{segment(version)}"
+    path = segment(name, safe="@")
+    return f"{path}{separator}{segment(version)}" if separator else path
 
 
 def segment(text: str, safe: str = "") -> str:
-    """As one part of a path has it: dots alone too, which would lead to another path."""
+    """As one part of a path has it: dots alone too, which would lead to another path.
+
+    Raises:
+        InputError: it is empty, and the path would be that of all.
+    """
+    if not text:
+        raise InputError("a name is empty; give that of a model, such as digits, or of what is asked for")
     quoted = quote(text, safe=safe, errors="replace")
     return quoted if quoted.strip(".") else quoted.replace(".", "%2E")
 
@@ -160,7 +167,9 @@ def predict(
 
 
 def predict_file(model: str, body: bytes, media_type: str) -> Call[dict[str, Any]]:
-    """The answer for people."""
+    """The answer for people. Raises: InputError where no header can carry the media type."""
+    if not media_type or not all(" " <= letter <= "~" for letter in media_type):
+        raise InputError(f"media_type is {media_type[:60]!r}; give one as image/png or text/csv")
     path = f"/models/{model_path(model)}:predict"
     return Call("POST", path, dict, body, media_type=media_type)
 

@@ -494,6 +494,23 @@ def test_what_is_busy(status: int, headers: dict[str, str], body: bytes, is_busy
     assert isinstance(found, BusyError) == is_busy
 
 
+def test_an_empty_name_is_no_list_of_all(client: Any) -> None:
+    for ask in (
+        lambda: client.model(""),
+        lambda: client.predict("", IMAGES),
+        lambda: client.is_ready(""),
+        lambda: client.predict("digits/versions/", IMAGES),
+    ):
+        with pytest.raises(InputError, match="a name is empty"):
+            ask()
+
+
+@pytest.mark.parametrize("media_type", ["", "a\r\nb", "image/png\n", "image/pñg", "\x00", "\ud800"])
+def test_a_media_type_that_no_header_can_carry(client: Any, media_type: str) -> None:
+    with pytest.raises(InputError, match="give one as image/png"):
+        client.predict_file("digits", b"", media_type)
+
+
 def test_no_time_limit(ingress: Pretend, client: Any) -> None:
     assert client.predict("digits", IMAGES[0], timeout_s=float("inf")).label == LABELS[0]
 
