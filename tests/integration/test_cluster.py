@@ -69,6 +69,7 @@ def test_demand_starts_two_nodes_of_the_right_pool(cluster, cluster_env, local_s
 def test_rays_own_commands_work_after_env(cluster, cluster_env):
     exports = env_workflow.as_shell(env_workflow.env("tests"))
     bare = {key: value for key, value in cluster_env.items() if not key.startswith("RAY_")}
+    bare["PATH"] = os.defpath  # `ray` is where `env` says
     commands = (
         "ray status",
         'ray job submit -- python -c "print(6 * 7, end=chr(10))"',

@@ -36,7 +36,10 @@ def token() -> str | None:
         with open(path, encoding="utf-8") as file:
             return file.read().strip()
     except OSError as error:
-        raise InputError(f"RAY_AUTH_TOKEN_PATH {path}: cannot be read: {error.strerror}") from None
+        raise InputError(
+            f"RAY_AUTH_TOKEN_PATH {path}: cannot be read: {error.strerror}; this shell seems to name a "
+            "cluster that is gone: `eagleray up`, then `eval \"$(eagleray env)\"` again, or unset the variable"
+        ) from None
     except UnicodeDecodeError as error:
         raise AuthError(
             f"RAY_AUTH_TOKEN_PATH {path}: holds no token: not text (byte {error.start}); name the file that "

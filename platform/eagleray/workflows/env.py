@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from pathlib import Path
 
 from eagleray.cluster import state
 
@@ -17,5 +19,6 @@ def env(name: str = state.DEFAULT_NAME) -> dict[str, str]:
 
 
 def as_shell(variables: dict[str, str]) -> str:
-    """Text for `eval "$(eagleray env)"`."""
-    return "\n".join(f"export {key}={shlex.quote(value)}" for key, value in variables.items())
+    """Text for `eval "$(eagleray env)"`: the variables, and this installation's commands in the path."""
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
+    return "\n".join([*lines, f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'])
