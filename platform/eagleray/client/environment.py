@@ -38,7 +38,7 @@ def token() -> str | None:
     except OSError as error:
         raise InputError(
             f"RAY_AUTH_TOKEN_PATH {path}: cannot be read: {error.strerror}; this shell seems to name a "
-            "cluster that is gone: `eagleray up`, then `eval \"$(eagleray env)\"` again, or unset the variable"
+            'cluster that is gone: `eagleray up`, then `eval "$(eagleray env)"` again, or unset the variable'
         ) from None
     except UnicodeDecodeError as error:
         raise AuthError(
