@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +24,12 @@ LOCAL = Path(__file__).parents[3] / "local.toml"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home of the test's own; what is prepared in it goes with its runtime folder, which lies elsewhere."""
     monkeypatch.setenv("EAGLERAY_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+    yield tmp_path / "home"
+    for cluster in filter(None, map(state.read, state.names())):
+        files.remove_tree(cluster.runtime_dir)
 
 
 def prepared(*overrides: str) -> state.ClusterState:
