@@ -1,6 +1,6 @@
 """Typed files that users write: TOML read into frozen pydantic models."""
 
-from eagleray.specs.base import FileSpec, Spec, apply_override, load, load_any, validate
+from eagleray.specs.base import FileSpec, Spec, apply_overrides, load, load_any, validate
 from eagleray.specs.card import Architecture, Lineage, ModelCard, TensorInfo
 from eagleray.specs.evaluate import EvaluateSpec
 from eagleray.specs.local import LocalSpec
@@ -24,7 +24,7 @@ __all__ = [
     "TensorInfo",
     "TrainSpec",
     "TuneSpec",
-    "apply_override",
+    "apply_overrides",
     "load",
     "load_any",
     "validate",

@@ -97,19 +97,13 @@ def load(spec_type: type[SpecT], path: str | Path, overrides: Sequence[str] = ()
             each with the file, the dotted path and what to do.
     """
     path = Path(path)
-    table = _table(path, overrides)
+    table = read_table(path)
+    apply_overrides(spec_type, table, overrides)
     other = FileSpec.registry.get(str(table.get("kind")))
     if other is not None and not issubclass(other, spec_type):
         wanted = [kind for kind, known in FileSpec.registry.items() if issubclass(known, spec_type)]
         raise SpecError(f"{path}: kind: is a {table['kind']} spec; give a {' or '.join(wanted)} spec here")
     return validate(spec_type, table, name=str(path), base_dir=path.resolve().parent)
-
-
-def _table(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    table = read_table(path)
-    for override in overrides:
-        apply_override(table, override)
-    return table
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -134,23 +128,51 @@ def read_table(path: Path) -> dict[str, Any]:
     return table
 
 
-def apply_override(table: dict[str, Any], override: str) -> None:
-    """Set one dotted field of `table` in place from "a.b=c"; c is TOML, or else plain text."""
+def apply_overrides(spec_type: type[Spec], table: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set dotted fields of `table`, a `spec_type`'s, in place from "a.b=c"; c is TOML, or else plain text.
+
+    Those of a `kind` come first, and take the fields out that only the old kind has: one that another
+    override gives stays, and is an error where it does not fit.
+    """
+    fields = [_field_and_value(override) for override in overrides]
+    for parts, value, override in sorted(fields, key=lambda field: field[0][-1] != "kind"):
+        here = table
+        for depth, part in enumerate(parts[:-1], start=1):
+            here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise SpecError(
+                    f"--set {override}: {'.'.join(parts[:depth])} is a value, not a table; it has no fields"
+                )
+        if parts[-1] == "kind":
+            _drop_fields_of_other_kind(here, spec_type, parts[:-1], value)
+        here[parts[-1]] = value
+
+
+def _field_and_value(override: str) -> tuple[list[str], Any, str]:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
         raise SpecError(f"--set {override}: expected a.b=value, for instance --set optimizer.lr=0.01")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return parts, tomllib.loads(f"value = {text}")["value"], override
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    for depth, part in enumerate(parts[:-1], start=1):
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
-            raise SpecError(
-                f"--set {override}: {'.'.join(parts[:depth])} is a value, not a table; it has no fields"
-            )
-    table[parts[-1]] = value
+        return parts, text.strip(), override
+
+
+def _drop_fields_of_other_kind(
+    table: dict[str, Any], spec_type: type[Spec], tags: Sequence[str], kind: Any
+) -> None:
+    """Take out of `table`, reached along `tags`, what its kind so far has and `kind` has not."""
+    variants = {
+        name: variant.model_fields.keys()
+        for variant in _tables(spec_type, tags)
+        if "kind" in variant.model_fields
+        for name in get_args(variant.model_fields["kind"].annotation)
+    }
+    old = table.get("kind")
+    if isinstance(kind, str) and isinstance(old, str) and {kind, old} <= variants.keys():
+        for name in variants[old] - variants[kind]:
+            table.pop(name, None)
 
 
 def validate(
@@ -290,7 +312,8 @@ class FileSpec(Spec):
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> FileSpec:
     """The spec in `path`, of whichever kind its top-level `kind` names. Raises: SpecError."""
     path = Path(path)
-    table = _table(path, overrides)
+    table = read_table(path)
+    apply_overrides(FileSpec.registry.get(str(table.get("kind")), FileSpec), table, overrides)
     kind = table.get("kind")
     if not isinstance(kind, str) or kind not in FileSpec.registry:
         found = "is required and missing" if kind is None else f"{kind!r} is not known"

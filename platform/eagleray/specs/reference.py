@@ -20,9 +20,9 @@ INTRODUCTION = """\
 # Specs
 
 Every run, cluster, service and search is one TOML file. `eagleray check SPEC` validates one without a
-cluster; `--set a.b=c` changes one value of it. Unknown keys are errors. Paths are relative to the spec's own
-folder. The JSON schemas beside this page (`docs/schemas/`) give editors completion: each example starts with
-a `#:schema` line.
+cluster; `--set a.b=c` changes one value of it, and with a `kind` the fields that only the other kind has go.
+Unknown keys are errors. Paths are relative to the spec's own folder. The JSON schemas beside this page
+(`docs/schemas/`) give editors completion: each example starts with a `#:schema` line.
 
 This page is generated from `platform/eagleray/specs/` by `make docs`.
 """

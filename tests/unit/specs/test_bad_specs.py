@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -242,23 +241,6 @@ def test_min_above_max_names_both(tmp_path: Path) -> None:
     assert message(path) == (
         "node_types.cpu.max_workers (5) exceeds max_nodes (2); lower one or raise the other"
     )
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("a.b=0.5", {"a": {"b": 0.5}}),
-        ("a=plain text", {"a": "plain text"}),
-        ("a=[1, 2]", {"a": [1, 2]}),
-        ('a="1"', {"a": "1"}),
-        ("a=true", {"a": True}),
-        ("a=x=y", {"a": "x=y"}),
-    ],
-)
-def test_set_takes_toml_or_else_text(override: str, expected: dict[str, Any]) -> None:
-    table: dict[str, Any] = {}
-    specs.apply_override(table, override)
-    assert table == expected
 
 
 def test_paths_are_relative_to_the_spec(good: Path, tmp_path: Path) -> None:
