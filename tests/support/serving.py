@@ -237,7 +237,7 @@ class Pretend:
     admin: PretendAdmin
     admin_key: str
     infer_key: str
-    url: str = "http://pretend"
+    url: str = "http://127.0.0.1"
 
     def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """One request without a socket, its answer read to the end."""

@@ -112,8 +112,7 @@ class KeyRing:
 
         Raises: AuthError: it has the form of our keys, and is wrong or was revoked.
         """
-        text = authorization.strip().partition(" ")[2].strip()
-        if text.startswith(PREFIX) and self.find(text) is None:
+        if carries_key(authorization) and self.find(_text(authorization)) is None:
             raise AuthError(_UNKNOWN)
 
     def to_json(self) -> dict[str, Any]:
@@ -135,6 +134,15 @@ class KeyRing:
                 for key_id, entry in values.items()
             }
         )
+
+
+def carries_key(authorization: str) -> bool:
+    """Whether an `Authorization` header's value has something of the form of our keys, good or not."""
+    return _text(authorization).startswith(PREFIX)
+
+
+def _text(authorization: str) -> str:
+    return authorization.strip().partition(" ")[2].strip()
 
 
 def _sha256(text: str) -> str:

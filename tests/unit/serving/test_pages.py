@@ -65,7 +65,7 @@ class Page(HTMLParser):
 
 def test_docs_are_whole_and_load_nothing(ingress: Pretend) -> None:
     for path in ("/docs", "/"):
-        answer = ingress.get(path, headers={"host": "models.example:8000"})
+        answer = ingress.get(path, headers={"host": "localhost:8000"})
         page = Page(answer.text)
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         assert "default-src 'none'" in answer.headers["content-security-policy"]
@@ -73,8 +73,14 @@ def test_docs_are_whole_and_load_nothing(ingress: Pretend) -> None:
         assert page.tags.isdisjoint({"script", "link", "img", "iframe"})
         assert all(link.startswith("/") for link in page.links)
         assert {f"/models/{name}" for name in ingress.app.state.routes.models} <= set(page.links)
-        assert "curl http://models.example:8000/v2/models/digits" in answer.text
+        assert "curl http://localhost:8000/v2/models/digits" in answer.text
         assert all(route.path in answer.text for route in ingress.app.table.routes)
+
+
+def test_docs_name_no_model_to_others(ingress: Pretend) -> None:
+    answer = ingress.get("/docs", headers={"host": "models.example:8000"})
+    assert "curl http://models.example:8000/v2/models/digits" in answer.text, "an example, deployed or not"
+    assert not any(name in answer.text for name in ("iris", "tones", "reviews"))
 
 
 def test_a_host_that_is_none_is_not_repeated(ingress: Pretend) -> None:

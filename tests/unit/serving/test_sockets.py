@@ -45,7 +45,7 @@ def connect(ingress: Pretend) -> socket.socket:
 
 
 def post(path: str, body: bytes, *headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "host: h", f"content-length: {len(body)}", *headers]
+    lines = [f"POST {path} HTTP/1.1", "host: localhost", f"content-length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
@@ -106,14 +106,16 @@ def test_a_body_ten_times_too_large_is_refused_and_the_connection_lives(
 def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(ingress: Pretend) -> None:
     with connect(ingress) as connection:
         connection.sendall(
-            b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: h\r\ncontent-length: 999999\r\n\r\n"
+            b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 999999\r\n\r\n"
         )
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
 
 def test_a_body_that_never_comes() -> None:
     with serving(pretend(timeout_s=0.1)) as ingress, connect(ingress) as connection:
-        connection.sendall(b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nabc")
+        connection.sendall(
+            b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nabc"
+        )
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"the body was not there within 0.1 s" in answer
@@ -123,7 +125,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(ingress: Pretend, client
     before = client.get("/metrics").text.count('code="499"')
     with connect(ingress) as connection:
         connection.sendall(
-            b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nabc"
+            b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nabc"
         )
         until(lambda: ingress.app.metrics.in_flight == 1, "it never came")
     until(lambda: ingress.app.metrics.in_flight == 0, "it is still waited for")

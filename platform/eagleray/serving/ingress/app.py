@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from eagleray.serving.admin import AdminBackend
-from eagleray.serving.ingress import admin, failures, headers, openai, pages, people, v2
+from eagleray.serving.ingress import admin, door, failures, headers, openai, pages, people, v2
 from eagleray.serving.ingress.call import Call
 from eagleray.serving.ingress.failures import Failure
 from eagleray.serving.ingress.http import (
@@ -90,7 +90,7 @@ class IngressApp:
     async def _answer(self, call: Call, exchange: _Exchange) -> Response | Stream:
         try:
             exchange.route, call.params = self.table.find(call.request.method, call.request.segments())
-            _authorize(call, exchange.route)
+            door.authorize(call.state, call.request.headers, exchange.route.scope)
             return await exchange.route.handler(call)
         except ClientGone:
             return Response(status=CLIENT_GONE)  # nobody reads it
@@ -122,15 +122,6 @@ class _Exchange:
 def all_routes() -> list[Route]:
     """Every route of the ingress, in the order of the documentation."""
     return [*v2.routes(), *openai.routes(), *people.routes(), *admin.routes(), *pages.routes()]
-
-
-def _authorize(call: Call, route: Route) -> None:
-    """Raises: AuthError, WrongScope: the route needs a key that the request lacks, or it has a bad one."""
-    authorization = call.request.headers.get("authorization", "")
-    if route.scope == "infer" and not call.state.is_key_needed_for_infer:
-        call.state.keys.check_optional(authorization)
-    elif route.scope is not None:
-        call.state.keys.check(authorization, route.scope)
 
 
 def _failed(request: Request, failure: Failure) -> Response:

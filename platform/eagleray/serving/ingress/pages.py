@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import eagleray
-from eagleray.serving.ingress import metrics, schemas
+from eagleray.serving.ingress import door, metrics, schemas
 from eagleray.serving.ingress.call import Call
 from eagleray.serving.ingress.http import JSON, Response
 from eagleray.serving.ingress.routing import Route
@@ -35,8 +35,8 @@ async def docs(call: Call) -> Response:
     """This API for readers, with commands to copy."""
     host = call.request.headers.get("host", "127.0.0.1")
     base = f"http://{host if _HOST.fullmatch(host) else '127.0.0.1'}"
-    # Names of models are for those who may use them; a page that asks for no key keeps them to itself.
-    models = [] if call.state.is_key_needed_for_infer else _deployed(call)
+    # Names of models are for those who may use them; a page that asks for no key keeps them from others.
+    models = _deployed(call) if door.is_open(call.state, call.request.headers) else []
     page = _page(call.table.routes, base, models)
     # No script, no frame, nothing from anywhere: whatever a name may hold, a browser runs none of it.
     policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"

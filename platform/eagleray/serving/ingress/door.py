@@ -1,0 +1,80 @@
+"""Who is let in: who has a key, and, where none is needed, programs of this machine.
+
+A web page of another site is kept out, though the browser that shows it runs here. Its requests carry its
+`Origin`, or, where its name was made to lead to this machine (DNS rebinding), that name as `Host`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+from eagleray.serving.ingress.http import HttpError
+from eagleray.serving.keys import Scope, carries_key
+from eagleray.serving.state import IngressState
+
+_AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]{0,5})?", re.IGNORECASE)
+_WAY_OUT = (
+    "send an API key (`Authorization: Bearer er_…`; `eagleray keys create NAME` makes one), and behind a "
+    "proxy set require_key = true"
+)
+
+
+def authorize(state: IngressState, headers: Mapping[str, str], scope: Scope | None) -> None:
+    """Let the request in, or raise. `scope` is what a key must be good for; None: all are welcome.
+
+    Raises:
+        HttpError: 421 or 403; a key is needed only because the request comes from elsewhere, and it has none.
+        AuthError, WrongScope: it needs a key and has none, or it has a bad one.
+    """
+    if scope is None:
+        return
+    authorization = headers.get("authorization", "")
+    if scope == "infer" and not state.is_key_needed_for_infer:
+        refusal = _refusal(headers)
+        if refusal is None:
+            state.keys.check_optional(authorization)
+            return
+        if not carries_key(authorization):
+            raise refusal
+    state.keys.check(authorization, scope)
+
+
+def is_open(state: IngressState, headers: Mapping[str, str]) -> bool:
+    """Whether the request needs no key for the models."""
+    return not state.is_key_needed_for_infer and _refusal(headers) is None
+
+
+def _refusal(headers: Mapping[str, str]) -> HttpError | None:
+    """Why the request is not one of this machine's own; None where it is."""
+    # HTTP/1.0 may leave Host out; no browser does.
+    if (host := headers.get("host")) is not None and not is_loopback(host):
+        return HttpError(
+            421,
+            "without a key models are for programs of this machine, which ask for http://127.0.0.1:PORT, and "
+            f"this request asks for the host {host[:80]!r}: {_WAY_OUT}",
+        )
+    if (origin := headers.get("origin")) is not None and not is_loopback(origin.partition("://")[2]):
+        return HttpError(
+            403,
+            "without a key models are for programs of this machine, and this request is from a web page of "
+            f"{origin[:80]!r}: {_WAY_OUT}",
+        )
+    return None
+
+
+@lru_cache(maxsize=256)
+def is_loopback(authority: str) -> bool:
+    """Whether `host` or `host:port` can lead nowhere but to this machine, whatever a name server says."""
+    found = _AUTHORITY.fullmatch(authority)
+    if found is None:
+        return False
+    six, host = found.groups()
+    if host is not None and host.lower() == "localhost":
+        return True
+    try:
+        return (ipaddress.IPv6Address(six) if six else ipaddress.IPv4Address(host)).is_loopback
+    except ValueError:
+        return False
