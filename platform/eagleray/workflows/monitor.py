@@ -145,8 +145,9 @@ class RunMonitor:
             f"{record['num_samples'] / record['seconds']:,.0f} samples/s",
             f"ETA {clock((total - step) * seconds_per_step)}",
             f"{count(len(self._workers), 'worker')} on {count(nodes, 'node')}",
-            sent(self.account),
         ]
+        if self.account.sent_bytes:
+            parts.append(sent(self.account))
         return "  ".join(parts)
 
     def _describe(self, rank: int) -> str:

@@ -277,9 +277,12 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
         f"run {run.run_id}: {report['status'].lower()} after {report['seconds']:.1f} s, "
         f"{report['steps']} steps",
         f"  first step {report['submit_to_first_step_s']:.1f} s after submission: {spans}",
-        f"  sent {report['sent_bytes'] / 1e6:.1f} MB of gradients as {run.spec.compression.kind}, "
-        f"{report['compression_ratio']:.2f}x less than uncompressed",
     ]
+    if report["sent_bytes"]:  # one worker alone sends nothing
+        lines.append(
+            f"  sent {report['sent_bytes'] / 1e6:.1f} MB of gradients as {run.spec.compression.kind}, "
+            f"{report['compression_ratio']:.2f}x less than uncompressed"
+        )
     lines += [
         f"  lost rank {', '.join(map(str, recovery['ranks']))} after step {recovery['lost_step']}; "
         + _way_back(recovery, is_last=recovery is report["recoveries"][-1])

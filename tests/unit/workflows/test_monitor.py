@@ -91,6 +91,12 @@ def test_progress_lines_are_rare_but_the_last_step_is_always_said(monitor, said)
     assert lines[-1].endswith("2 workers on 2 nodes  sent 0.0 MB (2.0x less)")
 
 
+def test_a_worker_alone_says_nothing_of_bytes(monitor, said):
+    monitor.started(1, workers("a"))
+    monitor.records([step(100, 1.0, sent=0.0)])
+    assert said[-1].endswith("1 worker on 1 node")
+
+
 def test_history_is_written_in_segments_and_read_back(monitor, tmp_path):
     monitor.records([step(10, 1.0), {"kind": "evaluation", "time": 1, "step": 10, "validation_loss": 0.5}])
     monitor.close()

@@ -55,6 +55,14 @@ def test_a_run_that_is_lost_twice_in_a_row_tells_both(tmp_path):
     assert lost[1] == "  lost rank 0 after step 60; training again after 10.0 s, 10 steps redone"
 
 
+def test_bytes_are_told_where_some_were_sent(tmp_path):
+    alone, together = Account(), Account()
+    alone.take(step(10, 1.0, sent=0.0))
+    together.take(step(10, 1.0, sent=1e6))
+    assert not any("sent" in line for line in _summary(alone, tmp_path))
+    assert "  sent 1.0 MB of gradients as bf16, 2.00x less than uncompressed" in _summary(together, tmp_path)
+
+
 def _summary(account, folder):
     run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml"), Folder(str(folder)))
     return summary(run, {"status": "FINISHED", "seconds": 1.0, **account.to_json()})
