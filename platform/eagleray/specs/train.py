@@ -210,8 +210,8 @@ class TrainSpec(FileSpec):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainSpec:
-        if self.completion is not None and self.model.kind != "gpt":
-            raise ValueError(f'completion needs model.kind = "gpt", not {self.model.kind!r}')
+        if self.completion is not None:
+            self._check_completion()
         if self.data.kind == "digits" and self.loss.kind != "cross_entropy":
             raise ValueError(
                 f"digits have class targets; loss.kind {self.loss.kind!r} does not fit: use cross_entropy"
@@ -245,6 +245,16 @@ class TrainSpec(FileSpec):
             )
             raise located([(("schedule", "warmup_steps"), sentence, warmup)])
         return self
+
+    def _check_completion(self) -> None:
+        if self.model.kind != "gpt":
+            raise ValueError(f'completion needs model.kind = "gpt", not {self.model.kind!r}')
+        if isinstance(self.data, TableData) and self.data.input_kind == "tokens":
+            sentence = (
+                "completes text, and data.input_kind 'tokens' names no text for its tokens; use "
+                'input_kind = "text", or take [completion] out'
+            )
+            raise located([(("completion",), sentence, None)])
 
     def _check_loss(self, data: TableData) -> None:
         kind = "tokens" if data.target is None else data.target_kind

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from eagleray import compression, data, device, groups, models
 from eagleray.errors import SpecError
 from eagleray.packaging import load_weights
-from eagleray.specs import TrainSpec
+from eagleray.specs import Signature, TrainSpec
 from eagleray.training.agreement import Agreement
 from eagleray.training.optimizers import build_optimizer
 
@@ -53,10 +53,13 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
     """The parts of this rank. `gradients` and `votes` are process groups over the same ranks.
 
     Raises:
-        DataError, SpecError: the dataset or the model cannot be built from the spec.
+        DataError, SpecError: the dataset or the model cannot be built from the spec, or the spec's prompt is
+            none that the model could complete.
         CheckpointError: `training.init_from` does not verify.
     """
     dataset = data.open_dataset(spec.data)
+    if spec.completion is not None:
+        require_text(dataset.signature)
     loader = data.Loader(
         dataset.train,
         global_batch_size=spec.training.global_batch_size,
@@ -97,6 +100,21 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         agreement=Agreement(votes),
         per_sample_loss=models.per_sample_loss(spec.loss),
     )
+
+
+def require_text(signature: Signature) -> None:
+    """Check that a model of such data can complete a prompt. Raises: SpecError, before it is trained."""
+    if signature.tokenizer is None:
+        raise SpecError(
+            "completion completes text, and the signature of the data names no tokenizer; give "
+            'tokenizer = "bytes" in it, or take [completion] out of the spec'
+        )
+    found, needed = signature.vocabulary_size or 0, data.ByteTokenizer.padding_token
+    if found < needed:
+        raise SpecError(
+            f"completion: tokenizer 'bytes' has {needed} tokens, and the data's vocabulary_size is {found}; "
+            "raise it, or take [completion] out of the spec"
+        )
 
 
 def _transform(spec: TrainSpec, dataset: data.Dataset) -> data.Transform | None:

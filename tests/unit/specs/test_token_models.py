@@ -8,7 +8,7 @@ from eagleray import specs
 from eagleray.errors import SpecError
 
 
-def spec_with(loss: str, **model: object) -> specs.TrainSpec:
+def spec_with(loss: str, *, others: dict[str, object] | None = None, **model: object) -> specs.TrainSpec:
     table = {
         "kind": "train",
         "name": "t",
@@ -17,6 +17,7 @@ def spec_with(loss: str, **model: object) -> specs.TrainSpec:
         "loss": {"kind": loss},
         "optimizer": {"kind": "sgd", "lr": 0.1},
         "training": {"steps": 1},
+        **(others or {}),
     }
     return specs.validate(specs.TrainSpec, table, name="t.toml")
 
@@ -38,3 +39,20 @@ def test_a_model_without_both_sides_fills_in_no_masks(kind: str) -> None:
 )
 def test_the_others_are_taken(loss: str, kind: str) -> None:
     assert spec_with(loss, kind=kind).model.kind == kind
+
+
+@pytest.mark.parametrize("vocabulary_size", [17, 256])
+def test_tokens_that_stand_for_no_text_complete_none(vocabulary_size: int) -> None:
+    data = {"kind": "table", "paths": ["x.parquet"], "features": ["ids"]}
+    tokens = {**data, "input_kind": "tokens", "vocabulary_size": vocabulary_size}
+    completion = {"prompt": "def"}
+    spec_with("next_token", kind="gpt", others={"data": tokens})
+    spec_with(
+        "next_token", kind="gpt", others={"data": {**data, "input_kind": "text"}, "completion": completion}
+    )
+    with pytest.raises(SpecError) as caught:
+        spec_with("next_token", kind="gpt", others={"data": tokens, "completion": completion})
+    assert str(caught.value) == (
+        "t.toml: completion: completes text, and data.input_kind 'tokens' names no text for its tokens; "
+        'use input_kind = "text", or take [completion] out'
+    )
