@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,7 @@ Endpoint = tuple[str, int]
 """Numeric address and port."""
 
 _ENDPOINT_BYTES = 64
+_FIRST_RETRY_S, _MAX_RETRY_S = 0.02, 0.5
 _open_groups: list[Group] = []
 
 
@@ -69,7 +71,7 @@ def form(
 
     if (store_path is None) == (address is None):
         raise ValueError("give either store_path or address")
-    timeout = timedelta(seconds=timeout_s)
+    deadline = time.monotonic() + timeout_s
     before = _listening()
     try:
         if store_path is not None:
@@ -78,8 +80,11 @@ def form(
         else:
             assert address is not None
             _use_interface(_interface_towards(address))
-            store = _tcp_store(address, rank, world_size, timeout)
+            store = _tcp_store(address, rank, world_size, deadline)
             before |= _listening()  # the store's own listener is not gloo's
+        _await_all(store, rank, world_size, deadline)
+        timeout = timedelta(seconds=timeout_s)
+        store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         assert dist.group.WORLD is not None
         return _register("default", dist.group.WORLD, backend, before)
@@ -178,7 +183,7 @@ def _exchange(own: list[Endpoint], process_group: ProcessGroup) -> frozenset[End
     return frozenset((ip, int(port)) for ip, port in pairs)
 
 
-def _tcp_store(address: str, rank: int, world_size: int, timeout: timedelta) -> Store:
+def _tcp_store(address: str, rank: int, world_size: int, deadline: float) -> Store:
     """The store at `address`; rank 0 serves it from a socket that listens there and nowhere else.
 
     torch's own listens on all interfaces; `master_listen_fd` is its way to take a ready socket.
@@ -187,17 +192,53 @@ def _tcp_store(address: str, rank: int, world_size: int, timeout: timedelta) -> 
 
     host, _, port = address.rpartition(":")
     if rank != 0:
-        return dist.TCPStore(host, int(port), world_size, False, timeout, wait_for_workers=False)
+        _await_listener(host, int(port), deadline)
+        return dist.TCPStore(host, int(port), world_size, False, _left(deadline), wait_for_workers=False)
     listener = socket.create_server((host, int(port)), backlog=max(128, 2 * world_size))
     return dist.TCPStore(
         host,
         listener.getsockname()[1],
         world_size,
         True,
-        timeout,
+        _left(deadline),
         wait_for_workers=False,
         master_listen_fd=listener.detach(),
     )
+
+
+def _await_listener(host: str, port: int, deadline: float) -> None:
+    """Return once somebody accepts connections there.
+
+    torch's store would try again when its time is up: 5.1 s in place of 2 (2.13).
+
+    Raises: OSError: of the last try before the deadline.
+    """
+    retry_s = _FIRST_RETRY_S
+    while True:
+        try:
+            with socket.create_connection((host, port), _left(deadline).total_seconds()) as connection:
+                if connection.getsockname() != connection.getpeername():
+                    return
+                # Both ends are this one: on a loopback, the kernel had picked `port` for this end too.
+        except OSError:
+            if time.monotonic() + retry_s >= deadline:
+                raise
+        time.sleep(retry_s)
+        retry_s = min(2 * retry_s, _MAX_RETRY_S)
+
+
+def _await_all(store: Store, rank: int, world_size: int, deadline: float) -> None:
+    """Wait until every rank is at the store; gloo alone would give each further rank the whole time anew.
+
+    Raises: RuntimeError: some did not come in time.
+    """
+    store.set(f"here/{rank}", "yes")
+    store.wait([f"here/{number}" for number in range(world_size)], _left(deadline))
+
+
+def _left(deadline: float) -> timedelta:
+    """The time from now on, at least 10 ms: torch takes none for no limit."""
+    return timedelta(seconds=max(0.01, deadline - time.monotonic()))
 
 
 def _use_interface(name: str) -> None:

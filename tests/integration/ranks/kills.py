@@ -29,7 +29,10 @@ WARM_STEPS = 3
 def training_world(
     world_size: int, kind: str, *, votes: bool = False, timeout_s: float = 60
 ) -> Iterator[tuple[list[mp.process.BaseProcess], list[Connection]]]:
-    """Processes by rank, once all have taken WARM_STEPS steps, and a pipe from each."""
+    """Processes by rank, once all have taken WARM_STEPS steps, and a pipe from each.
+
+    `timeout_s` is that of an exchange.
+    """
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder, "store"))
         pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(world_size)]
@@ -43,7 +46,7 @@ def training_world(
             sender.close()
         try:
             for receiver, _ in pipes:
-                assert receiver.poll(30), "no first steps within 30 s"
+                assert receiver.poll(100), "no first steps within 100 s"
                 assert receiver.recv() == "warm"
             yield processes, [receiver for receiver, _ in pipes]
         finally:
@@ -56,7 +59,7 @@ def _train(rank, world_size, store, kind, votes, timeout_s, sender) -> None:
     """Send "warm", then the error's type and message, and when it was raised and the hook closed."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    groups.form(store_path=store, rank=rank, world_size=world_size, backend="gloo", timeout_s=timeout_s)
+    groups.form(store_path=store, rank=rank, world_size=world_size, backend="gloo", timeout_s=60)
     group = groups.new_group("gradients", backend="gloo", timeout_s=timeout_s)
     agreement = Agreement(groups.new_group("votes", backend="gloo", timeout_s=timeout_s))
     net = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 8))
@@ -75,4 +78,4 @@ def _train(rank, world_size, store, kind, votes, timeout_s, sender) -> None:
         raised = time.monotonic()
         hook.close()
         sender.send((type(error).__name__, str(error), raised, time.monotonic()))
-    time.sleep(60)  # alive, as a worker that waits for its controller: its open sockets must not matter
+    time.sleep(600)  # alive, as a worker that waits for its controller: its open sockets must not matter

@@ -30,7 +30,9 @@ from support import hosts
 
 pytestmark = pytest.mark.root
 WARM_STEPS = 20
-LONG_S, LIMIT_S = 60.0, 2.0
+LONG_S, LIMIT_S = 60.0, 4.0
+BUSY_S = 20.0
+"""What a busy machine may take on top, less than LONG_S; the times are printed."""
 _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch._dynamo", "eagleray.training.worker_imports"])
 T = TypeVar("T")
@@ -64,7 +66,7 @@ class Rank:
     pipe: Any
 
     def hear(self, kind: type[T]) -> T:
-        assert self.pipe.poll(30), f"nothing from the rank on {self.host.hostname} within 30 s"
+        assert self.pipe.poll(LONG_S), f"nothing from the rank on {self.host.hostname} in {LONG_S:g} s"
         said = self.pipe.recv()
         assert isinstance(said, kind), f"{self.host.hostname}: {said}"
         return said
@@ -110,7 +112,7 @@ def _rank(
         program(rank, address, pipe.send, *arguments)
     except EaglerayError as error:
         pipe.send(Ended(type(error).__name__, str(error), time.monotonic()))
-    time.sleep(60)  # alive, as a worker that waits for its controller
+    time.sleep(600)  # alive, as a worker that waits for its controller
 
 
 def form(rank: int, address: str, timeout_s: float) -> groups.Group:
@@ -161,7 +163,7 @@ def test_gradients_cross_three_hosts_and_a_kill_is_noticed(three_hosts: list[hos
             print(f"{rank.host.hostname} out after {ended.at_s - killed_s:.3f} s: {ended.message}")
             assert ended.error == "PeerLost"
             assert f"rank {number} of 3: exchanging gradients failed in step" in ended.message
-            assert ended.at_s - killed_s < 1.5
+            assert ended.at_s - killed_s < BUSY_S
 
 
 def test_a_host_that_is_cut_off_is_noticed_by_the_time_limit(three_hosts: list[hosts.Host]) -> None:
@@ -170,11 +172,13 @@ def test_a_host_that_is_cut_off_is_noticed_by_the_time_limit(three_hosts: list[h
             rank.hear(Warm)
         cut_s = time.monotonic()
         three_hosts[1].cut()
-        for rank in ranks:
-            ended = rank.hear(Ended)
+        heard = [rank.hear(Ended) for rank in ranks]
+        for rank, ended in zip(ranks, heard, strict=True):
             print(f"{rank.host.hostname} out after {ended.at_s - cut_s:.3f} s: {ended.message}")
             assert ended.error == "PeerLost"
-            assert LIMIT_S / 2 < ended.at_s - cut_s < LIMIT_S + 2
+            assert ended.at_s - cut_s < LIMIT_S + BUSY_S
+        by_time = f"Timed out waiting {LIMIT_S * 1000:.0f}ms"
+        assert any(by_time in ended.message for ended in heard), "nothing else can tell"
 
 
 def meets(rank: int, address: str, say: Callable[[Any], None]) -> None:
@@ -191,8 +195,9 @@ def test_a_host_that_cannot_be_reached_is_waited_for_no_longer_than_said(
             began_s, ended = rank.hear(float), rank.hear(Ended)
             print(f"{rank.host.hostname} out after {ended.at_s - began_s:.3f} s: {ended.message}")
             assert ended.error == "PeerLost"
-            assert f"rank {number} of 3 could not meet the others at 10.77.0.1:29400 in 2 s" in ended.message
-            assert ended.at_s - began_s < LIMIT_S + 3
+            where = f"at 10.77.0.1:29400 in {LIMIT_S:g} s"
+            assert f"rank {number} of 3 could not meet the others {where}" in ended.message
+            assert ended.at_s - began_s < LIMIT_S + BUSY_S
 
 
 def has_no_way(rank: int, address: str, say: Callable[[Any], None]) -> None:
@@ -231,7 +236,7 @@ def test_what_a_killed_run_left_of_its_hosts_is_removed() -> None:
     ).stdout
     namespace, folder = printed.split()
     left = hosts.Host(namespace, "h1", "10.77.0.1", Path(folder))
-    assert processes.wait_until(lambda: len(left.processes()) == 1, timeout_s=10)
+    assert processes.wait_until(lambda: len(left.processes()) == 1, timeout_s=60)
     (sleeping,) = left.processes()
     hosts.remove_leftovers()
     assert not sleeping.is_alive
