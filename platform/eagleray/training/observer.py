@@ -19,6 +19,10 @@ class WorkerInfo:
     node_ip: str
 
 
+START = -1
+"""Stands for a rank where a start of the workers failed, or the controller."""
+
+
 class Observer(Protocol):
     """Hears of a run; called in the driver, by the thread that runs it."""
 
@@ -31,5 +35,5 @@ class Observer(Protocol):
         ...
 
     def failed(self, failures: Mapping[int, Exception], is_retried: bool) -> None:
-        """Ranks failed (-1: the controller); the workers are started again, or not."""
+        """Ranks failed (or START); they are started again, or not."""
         ...

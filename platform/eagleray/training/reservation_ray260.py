@@ -177,15 +177,17 @@ class Reservation:
             "a node is starting, busy or missing"
         )
 
-    def take_actors(self) -> list[Any]:
-        """One worker per seat, and each answers: those made ahead of time at the first call, else new ones.
+    def take_actors(self) -> list[tuple[Any, Any]]:
+        """One worker per seat, with what it answers to `get_metadata`.
+
+        At the first call they are those made ahead of time, else new ones.
 
         If a node dies meanwhile, this waits for another and makes the workers anew. It often does: the other
         ranks hear at once of a host that is gone, Ray only 3 to 20 s later.
 
         Raises:
-            TrainingError: workers ended while they started, several times, and no node was lost.
-            RayActorError: a worker cannot be made: its constructor raised.
+            TrainingError: workers ended while they started, several times, and no node was lost; or a worker
+                cannot be made: its constructor raised.
         """
         actors, self.actors = self.actors, []
         num_left = MAX_DEATHS_AT_START
@@ -195,18 +197,17 @@ class Reservation:
                 self._end_workers()
                 actors = self._made = create_actors(self.group, self.bundle, self.count)
             try:
-                ray.get([actor.get_metadata.remote() for actor in actors])
-                return actors
+                metadata = ray.get([actor.get_metadata.remote() for actor in actors])
+                return list(zip(actors, metadata, strict=True))
             except RayActorError as error:
                 self._end_workers()
                 if error.actor_init_failed:
-                    raise
+                    raise TrainingError(f"a worker cannot start: {last_line(error)}") from error
                 is_node_lost = not present <= _live_nodes()
                 num_left -= not is_node_lost
                 if num_left == 0:
                     raise TrainingError(
-                        f"workers ended while they started, {MAX_DEATHS_AT_START} times: "
-                        f"{str(error).strip().splitlines()[-1].strip()}"
+                        f"workers ended while they started, {MAX_DEATHS_AT_START} times: {last_line(error)}"
                     ) from error
                 what = "its node was lost" if is_node_lost else "its process ended"
                 self._say(f"a worker was lost while it started ({what}); starting the workers again")
@@ -230,6 +231,11 @@ class Reservation:
 
 def _live_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def last_line(error: Exception) -> str:
+    """The cause in Ray's long texts; ids and addresses stand before it."""
+    return (str(error).strip().splitlines() or ["no message"])[-1].strip()
 
 
 def describe(bundle: Mapping[str, float]) -> str:

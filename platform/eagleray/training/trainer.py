@@ -8,7 +8,7 @@ from typing import Any
 from eagleray.errors import EaglerayError, TrainingError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec
-from eagleray.training.observer import Observer
+from eagleray.training.observer import START, Observer
 from eagleray.training.reservation_ray260 import Reservation
 
 
@@ -86,5 +86,5 @@ def in_words(error: Exception) -> EaglerayError:
     rank, failure = root_failure(failures(error))  # type: ignore[arg-type]
     if isinstance(failure, EaglerayError):
         return failure
-    who = "the run's controller" if rank < 0 else f"rank {rank}"
+    who = "the run" if rank == START else f"rank {rank}"
     return TrainingError(f"{who} failed: {type(failure).__name__}: {failure}")

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller import controller as controller_module
@@ -28,8 +29,8 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from eagleray.errors import EaglerayError, PeerLost
-from eagleray.training.observer import Observer, WorkerInfo
-from eagleray.training.reservation_ray260 import Reservation
+from eagleray.training.observer import START, Observer, WorkerInfo
+from eagleray.training.reservation_ray260 import Reservation, last_line
 from eagleray.training.telemetry import drain
 
 SETTINGS = {
@@ -63,6 +64,16 @@ class SeatedWorkerGroup(WorkerGroup):
 
     reservation: Reservation
 
+    def _start(self) -> None:
+        """As Ray's, but a worker that ends just when it is told to train is a failed start, too.
+
+        Ray 2.60 takes that for a bug of its controller, and the run would end.
+        """
+        try:
+            super()._start()
+        except RayActorError as error:
+            raise WorkerGroupStartupFailedError("A worker ended before it trained.") from error
+
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
         return SeatsHandle(self.reservation.group)
 
@@ -76,11 +87,9 @@ class SeatedWorkerGroup(WorkerGroup):
         world_size: int | None = None,
         replica_group_size: int | None = None,
     ) -> list[Worker]:
-        actors = self.reservation.take_actors()
-        metadata = ray.get([actor.get_metadata.remote() for actor in actors])
         workers = [
-            Worker(actor, meta, resources_per_worker, placement_group_bundle_index=index)
-            for index, (actor, meta) in enumerate(zip(actors, metadata, strict=True))
+            Worker(actor, metadata, resources_per_worker, placement_group_bundle_index=index)
+            for index, (actor, metadata) in enumerate(self.reservation.take_actors())
         ]
         return WorkerGroup._assign_worker_ranks(workers, starting_world_rank, world_size, replica_group_size)
 
@@ -138,10 +147,14 @@ class RetryPolicy(DefaultFailurePolicy):
 
 
 def failures(error: TrainingFailedError) -> dict[int, Exception]:
-    """Each failed rank's exception; -1 stands for the controller."""
+    """Each failed rank's exception; START stands for a start that failed, or the controller."""
     if isinstance(error, WorkerGroupError):
         return {rank: _unwrapped(failure) for rank, failure in error.worker_failures.items()}
-    return {-1: getattr(error, "controller_failure", error)}
+    failure = getattr(error, "controller_failure", error)
+    if isinstance(failure, WorkerGroupStartupFailedError):
+        cause = last_line(failure.__cause__ if isinstance(failure.__cause__, RayError) else failure)
+        failure = PeerLost(f"a worker was lost while the workers started: {cause}")
+    return {START: failure}
 
 
 def final_error(error: TrainingFailedError) -> EaglerayError | None:
@@ -237,8 +250,9 @@ def _info(worker: Worker) -> WorkerInfo:
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Whether Ray's controller may log `record`: not where the storage refused: the run says it."""
-    return not (record.exc_info and isinstance(record.exc_info[1], OSError))
+    """Whether Ray's controller may log `record`: not where the run says it in a sentence."""
+    told = OSError | EaglerayError | WorkerGroupStartupFailedError
+    return not (record.exc_info and isinstance(record.exc_info[1], told))
 
 
 class Trainer(TorchTrainer):

@@ -24,7 +24,7 @@ from typing import Any
 from eagleray.errors import EaglerayError, TrainingError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec
-from eagleray.training.observer import WorkerInfo
+from eagleray.training.observer import START, WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.tuning.record import EVALUATIONS, Evaluation, read_evaluations
 
@@ -207,9 +207,10 @@ class TrialObserver:
     def failed(self, failures: Mapping[int, Exception], is_retried: bool) -> None:
         """Tell of workers that are started again; the rest comes out of `fit`."""
         if is_retried:
-            ranks = ", ".join(map(str, sorted(failures)))
+            ranks = ", ".join(str(rank) for rank in sorted(failures) if rank != START)
             reason = in_words(next(iter(failures.values())))
-            self._reporter.put("note", text=f"lost rank {ranks}: {reason}; starting the workers again")
+            lost = f"lost rank {ranks}: " if ranks else ""
+            self._reporter.put("note", text=f"{lost}{reason}; starting the workers again")
 
 
 def _this_worker() -> WorkerInfo:

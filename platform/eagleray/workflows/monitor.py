@@ -12,7 +12,7 @@ from eagleray.metrics import Emitter
 from eagleray.packaging import Folder
 from eagleray.registry.tracking import Tracker
 from eagleray.training.attempts import note_attempt
-from eagleray.training.observer import WorkerInfo
+from eagleray.training.observer import START, WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.workflows.report import Account, Recovery
 
@@ -64,6 +64,9 @@ class RunMonitor:
             self._say(line)
         if not is_retried:
             self._say(f"{who} failed after step {self.account.step}: {reason}")
+            return
+        if dead == [START]:
+            self._say(f"{reason}; starting the workers again")  # no rank trained: nothing of the run is lost
             return
         self.account.lost(dead, reason)
         self._emitter.add("eagleray_train_recoveries_total", 1, self._labels)
@@ -153,7 +156,7 @@ class RunMonitor:
     def _describe(self, rank: int) -> str:
         worker = self._workers.get(rank)
         if worker is None:
-            return "the run's controller" if rank < 0 else f"rank {rank}"
+            return "the run" if rank == START else f"rank {rank}"
         return f"rank {rank} (node {self._node_name(worker.node_id)}, pid {worker.pid})"
 
     def _remember_mlflow(self) -> None:

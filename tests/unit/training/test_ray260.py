@@ -17,7 +17,7 @@ def test_this_is_the_ray_that_the_room_was_written_for():
     [
         (
             trainer_ray260.SeatedWorkerGroup,
-            ("_create_placement_group", "_create_workers", "_init_train_context_on_workers"),
+            ("_start", "_create_placement_group", "_create_workers", "_init_train_context_on_workers"),
         ),
         (trainer_ray260.RetryPolicy, ("make_decision", "_log_decision")),
         (trainer_ray260.Trainer, ("_initialize_and_run_controller",)),
@@ -81,3 +81,25 @@ def test_errors_that_would_come_again_are_final_and_lost_peers_are_not():
     assert trainer_ray260.final_error(group_error(r0=final, r1=death)) is None
     assert trainer_ray260.final_error(group_error(r0=users)) is None
     assert trainer_ray260.failures(group_error(r0=users))[0].__notes__ == ["Traceback …"]
+
+
+def test_a_worker_that_ends_when_it_is_told_to_train_is_a_failed_start_that_is_tried_again(monkeypatch):
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+    from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
+    from ray.train.v2.api.exceptions import ControllerError
+
+    from eagleray.errors import PeerLost
+
+    def start(_):
+        raise ActorDiedError()
+
+    monkeypatch.setattr(trainer_ray260.WorkerGroup, "_start", start)
+    with pytest.raises(WorkerGroupStartupFailedError) as caught:
+        trainer_ray260.SeatedWorkerGroup.__new__(trainer_ray260.SeatedWorkerGroup)._start()
+    assert isinstance(caught.value, RETRYABLE_CONTROLLER_ERRORS)
+    error = ControllerError(caught.value)
+    (failure,) = trainer_ray260.failures(error).values()
+    assert isinstance(failure, PeerLost)
+    assert str(failure).startswith("a worker was lost while the workers started: The actor died")
+    assert trainer_ray260.final_error(error) is None

@@ -65,8 +65,9 @@ def play(monkeypatch):
     return start
 
 
-def names(actors):
-    return [actor.name for actor in actors]
+def names(taken):
+    assert all(metadata == "metadata" for _, metadata in taken)
+    return [actor.name for actor, _ in taken]
 
 
 def test_workers_made_ahead_are_taken_once(play):
@@ -88,7 +89,8 @@ def test_releasing_ends_the_workers_that_are_left(play, monkeypatch):
 
 def test_a_node_that_dies_while_workers_start_is_waited_for(play):
     reservation, played, said = play("node lost", "fine")
-    assert names(reservation.take_actors()) == ["2.0", "2.1"] == names(reservation._made)
+    assert names(reservation.take_actors()) == ["2.0", "2.1"]
+    assert [actor.name for actor in reservation._made] == ["2.0", "2.1"]
     assert played.killed == ["1.0", "1.1"]
     assert reservation.group.num_waits == 1
     assert said == ["a worker was lost while it started (its node was lost); starting the workers again"]
@@ -107,9 +109,9 @@ def test_workers_that_end_again_and_again_end_the_run(play):
 def test_a_worker_whose_constructor_raises_is_not_made_again(play):
     failed = RayActorError(actor_init_failed=True)
     reservation, _, said = play(failed)
-    with pytest.raises(RayActorError) as caught:
+    with pytest.raises(TrainingError, match="a worker cannot start: The actor experienced") as caught:
         reservation.take_actors()
-    assert caught.value is failed
+    assert caught.value.__cause__ is failed
     assert said == []
 
 

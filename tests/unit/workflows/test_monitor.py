@@ -45,6 +45,16 @@ def test_a_recovery_in_words(monitor, said):
     assert "training again after 10.0 s; 8 steps to redo" in said
 
 
+def test_a_start_that_failed_is_no_loss_of_the_run(monitor, said):
+    monitor.failed({-1: PeerLost("a worker was lost while the workers started: its node is gone")}, True)
+    assert said == [
+        "a worker was lost while the workers started: its node is gone; starting the workers again"
+    ]
+    assert monitor.account.recoveries == []
+    monitor.failed({-1: TrainingError("workers ended while they started, 5 times: killed")}, False)
+    assert said[-1] == "the run failed after step 0: workers ended while they started, 5 times: killed"
+
+
 def test_what_a_lost_attempt_tells_late_is_not_the_way_back(monitor, said):
     monitor.started(1, workers("a", "b"))
     monitor.failed({1: _death()}, True)
