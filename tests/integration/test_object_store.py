@@ -1,5 +1,8 @@
 """Folders, checkpoints and packages on a real object store: OpenStack Swift through its S3 API."""
 
+import os
+import subprocess
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -128,8 +131,40 @@ def test_a_package(url):
     Folder(url).remove("p/COMMIT")
     with pytest.raises(PackageError, match=r"was not committed"):
         open_package(f"{url}/p")
-    write_package(Folder(f"{url}/p"), made, weights(made))  # the next publisher puts it right
+    with pytest.raises(PackageError, match=r"is not empty and holds no whole model package"):
+        write_package(Folder(f"{url}/p"), made, weights(made))
+    Folder(url).remove("p")
+    write_package(Folder(f"{url}/p"), made, weights(made))
     open_package(f"{url}/p", digest=manifest.digest).build_module()
+
+
+WRITER = """
+import sys, time
+import torch
+from eagleray.packaging import Folder, write_package
+from support.cards import card
+write = Folder.write_new
+def slowly(self, name, data):
+    write(self, name, data)
+    print(name, flush=True)
+    time.sleep(0.3)
+Folder.write_new = slowly
+write_package(Folder(sys.argv[1]), card(), {"w": torch.zeros(3)})
+"""
+
+
+def test_a_folder_has_one_writer_at_a_time(url):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, f"{url}/p"], stdout=subprocess.PIPE, text=True, env=environment
+    ) as writer:
+        assert writer.stdout.readline() == "model.json\n"
+        with pytest.raises(PackageError, match=r"another process writes one"):
+            write_package(Folder(f"{url}/p"), card(metrics={}), {"w": torch.ones(3)})
+        assert writer.communicate(timeout=60)[0].split()[-1] == "COMMIT"
+    assert writer.returncode == 0
+    assert torch.equal(open_package(f"{url}/p").weights()["w"], torch.zeros(3))
+    assert ".writing" not in Folder(f"{url}/p").files()
 
 
 def test_a_bucket_that_is_not_there(object_store):

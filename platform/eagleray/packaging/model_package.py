@@ -13,6 +13,7 @@ No file of it is ever unpickled, and none of its code runs unless the caller all
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 CARD = "model.json"
 WEIGHTS = "weights"
 CODE = "code"
+CLAIM = ".writing"
+"""There while an object store's folder is written; a name that begins with a dot is none of the package's."""
 _MARKER = re.compile(rb"[0-9a-f]{64}\n")
 
 
@@ -142,29 +145,50 @@ class PackedModel:
         try:
             self._write(folder)
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise PackageError(
-                f"the model package cannot be written to {folder.url}: {reason}; make room there, or give "
-                "the right to write, then publish again"
-            ) from error
+            raise self.unwritable(folder.url, error) from error
+
+    def unwritable(self, url: str, error: OSError) -> PackageError:
+        """For a storage that failed."""
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return PackageError(
+            f"the model package cannot be written to {url}: {reason}; make room there, or give the right to "
+            "write, then publish again"
+        )
 
     def _write(self, folder: Folder) -> None:
         if self._is_there(folder):
             return
+        if folder.can_rename:
+            self._write_aside(folder)
+        else:
+            self._write_in_place(folder)
+
+    def _write_aside(self, folder: Folder) -> None:
+        """Beside it, under a name of this writer's own; then the whole takes the folder's name at once."""
         parent, _, name = folder.url.rpartition("/")
-        parent_folder = Folder(parent)
-        parent_folder.remove(name)  # what a publisher that was killed has left under this name
-        staged = f".tmp-{name}-{secrets.token_hex(4)}" if folder.can_rename else name
+        above, staged = Folder(parent), f".tmp-{name}-{secrets.token_hex(4)}"
         try:
-            self._write_files(parent_folder.child(staged))
-            if staged != name:
-                parent_folder.move(staged, name)
-            folder.write_new(MARKER, _marker(self.manifest))
-            folder.sync()
+            self._write_files(above.child(staged))
+            above.move(staged, name)
+        except BaseException as error:  # Ctrl-C too leaves nothing half done
+            with contextlib.suppress(OSError):  # it counts for nobody
+                above.remove(staged)
+            if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not self._is_there(folder):  # the same package by a writer who was quicker is as good
+                raise _not_empty(folder) from None
+
+    def _write_in_place(self, folder: Folder) -> None:
+        """Where nothing can be renamed: one writer at a time has the folder, COMMIT makes it count."""
+        if folder.list() or not folder.create(CLAIM, b""):
+            raise _not_empty(folder)
+        try:
+            self._write_files(folder)
+            folder.remove(CLAIM)
         except BaseException:  # Ctrl-C too leaves nothing half done
-            for half in {staged, name}:
-                with contextlib.suppress(OSError):  # not committed, it does not count
-                    parent_folder.remove(half)
+            parent, _, name = folder.url.rpartition("/")
+            with contextlib.suppress(OSError):  # not committed, it does not count
+                Folder(parent).remove(name)
             raise
 
     def _is_there(self, folder: Folder) -> bool:
@@ -176,11 +200,13 @@ class PackedModel:
             raise PackageError(f"{folder.url} holds another model package already; write to a new folder")
         return True
 
-    def _write_files(self, staged: Folder) -> None:
+    def _write_files(self, folder: Folder) -> None:
+        """Every file, COMMIT last."""
         for name, data in {**self.files, manifests.NAME: self.manifest.to_bytes()}.items():
-            staged.write_new(name, data)
-        for inner in sorted({os.path.dirname(name) for name in self.files}, reverse=True):
-            staged.sync(inner)
+            folder.write_new(name, data)
+        folder.write_new(MARKER, _marker(self.manifest))
+        for inner in sorted({os.path.dirname(name) for name in (*self.files, "")}, reverse=True):
+            folder.sync(inner)
 
 
 def write_package(
@@ -188,14 +214,19 @@ def write_package(
 ) -> Manifest:
     """Write a package to `folder`; when this returns it is on stable storage.
 
+    Of several processes that write to one folder at once, none breaks another's package: on disk the first
+    to be done has the folder, on an object store the first to begin.
+
     Args:
-        folder: Where; on disk it appears there whole, on an object store it counts once COMMIT is there.
+        folder: Where; on disk it appears there whole, on an object store it counts once COMMIT is there. It
+            need not exist, and holds nothing else.
         card: Becomes model.json.
         weights: The state dict: tensors of any device, dense.
         code: Folder whose .py files go into `code/`; its other files are left out.
 
     Raises:
-        PackageError: another package is there, or the storage failed; nothing of this one is left.
+        PackageError: another package is there, or something else, or (on an object store) another process
+            writes there; or the storage failed. Nothing of this one is left.
     """
     packed = PackedModel.of(card, weights, code)
     packed.write(folder)
@@ -271,6 +302,13 @@ def _code_files(code: Folder | None) -> dict[str, bytes]:
         return {}
     names = [name for name in code.files() if name.endswith(".py") and not name.startswith(".")]
     return {f"{CODE}/{name}": code.read_bytes(name) for name in names}
+
+
+def _not_empty(folder: Folder) -> PackageError:
+    return PackageError(
+        f"{folder.url} is not empty and holds no whole model package: another process writes one, or was "
+        "ended half-way; write to a new folder, or remove this one first"
+    )
 
 
 def _marker(manifest: Manifest) -> bytes:

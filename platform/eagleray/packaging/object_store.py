@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,13 @@ class Objects:
         with _os_errors():
             names = [str(name)[len(path) :].lstrip("/") for name in self._fs.find(path)]
         return [name for name in names if name and not name.endswith("/")]
+
+    def modified_at(self, path: str) -> float:
+        """When an object was written, in seconds since the epoch."""
+        self._fs.invalidate_cache()
+        with _os_errors():
+            found: datetime.datetime = self._fs.modified(path)
+        return (found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp()
 
     def make(self, path: str) -> None:
         """Nothing: a prefix exists with its first object."""

@@ -31,6 +31,7 @@ class _Backend(Protocol):
     def exists(self, path: str) -> bool: ...
     def list(self, path: str) -> list[str]: ...
     def files(self, path: str) -> list[str]: ...
+    def modified_at(self, path: str) -> float: ...
     def make(self, path: str) -> None: ...
     def move(self, source: str, target: str) -> None: ...
     def sync(self, path: str) -> None: ...
@@ -121,6 +122,10 @@ class Folder:
         """The names of all files below this folder, sorted."""
         return sorted(self._backend.files(self._path))
 
+    def modified_at(self, name: str) -> float:
+        """When a file was written, by the storage's own clock, in seconds since the epoch."""
+        return self._backend.modified_at(self._join(name))
+
     def make(self) -> None:
         """Make the folder and its parents where they are missing."""
         self._backend.make(self._path)
@@ -130,9 +135,13 @@ class Folder:
         self._backend.sync(self._join(name))
 
     def move(self, name: str, target: str) -> None:
-        """Rename inside this folder, durably. Only where `can_rename`."""
+        """Rename inside this folder, durably, or not at all. Only where `can_rename`."""
         self._backend.move(self._join(name), self._join(target))
-        self.sync()
+        try:
+            self.sync()
+        except OSError:
+            self._backend.move(self._join(target), self._join(name))
+            raise
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with all below it; a missing one is fine."""
@@ -221,6 +230,9 @@ class _Disk:
             for folder, _, names in os.walk(path)
             for name in names
         ]
+
+    def modified_at(self, path: str) -> float:
+        return os.stat(path).st_mtime
 
     def make(self, path: str) -> None:
         if os.path.isdir(path):

@@ -3,9 +3,9 @@
     <storage>/models/<name>/<first 16 of the digest>-<random>/     the package, written first
     MLflow                                                         the version, made last: MLflow numbers it
 
-A publisher that is killed before its version is made leaves a package that nobody refers to, and no more. The
-version says where its package is, and by its digest what it must be; its metrics and lineage stand in
-MLflow too, so that a list needs no package.
+A publisher that is killed before its version is made leaves a package that nobody refers to, and no more; a
+later publisher of the model removes it (`publications.py`). The version says where its package is, and by its
+digest what it must be; its metrics and lineage stand in MLflow too, so that a list needs no package.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from eagleray.errors import EaglerayError, ServiceError
-from eagleray.packaging import Folder, ModelVersion
+from eagleray.errors import EaglerayError, PackageError, ServiceError
+from eagleray.packaging import Folder, ModelVersion, open_package
 from eagleray.packaging.model_package import PackedModel
 from eagleray.packaging.store import no_such_model
 from eagleray.registry.connection import connect, first_line, one_at_a_time
+from eagleray.registry.publications import Publications
 from eagleray.specs import Lineage, ModelCard
 from eagleray.specs.model_ref import Ref, check_alias, check_name, pick
 
@@ -68,14 +69,43 @@ class MlflowModels:
             self._register(card.name)  # first: a server that is away leaves no package behind
         packed = PackedModel.of(card, weights, code)
         digest = packed.manifest.digest
-        # Never a folder that another publisher of the same package writes, or takes back, at this moment.
-        folder = self._folder.child(card.name).child(f"{digest[:16]}-{secrets.token_hex(4)}")
-        packed.write(folder)
+        # Never a folder that another publisher of the same package writes at this moment.
+        name = f"{digest[:16]}-{secrets.token_hex(4)}"
+        publications = Publications(self._folder.child(card.name), self._uri)
+        folder = self._write(packed, name, publications)
         with self._asking():
             version = self._create(card, folder.url, digest)
             for alias in aliases:
                 self._client.set_registered_model_alias(card.name, alias, str(version))
-        return self.resolve(f"{card.name}/versions/{version}")
+        versions = self.versions(card.name)
+        self._clean_up(name, publications, versions)
+        return pick(Ref(card.name, version), versions)
+
+    def _write(self, packed: PackedModel, name: str, publications: Publications) -> Folder:
+        """The package's folder, once it is whole. Raises: PackageError; nothing is left then."""
+        try:
+            folder = publications.begin(name)
+        except OSError as error:
+            raise packed.unwritable(publications.folder.url, error) from error
+        try:
+            packed.write(folder)
+        except PackageError:
+            with contextlib.suppress(OSError):
+                publications.end(name)
+            raise
+        # A machine that slept in between for longer than publications.ABANDONED_S may have lost files.
+        open_package(folder.url, allow_code=True, digest=packed.manifest.digest)
+        return folder
+
+    def _clean_up(self, name: str, publications: Publications, versions: Sequence[ModelVersion]) -> None:
+        """Remove what killed publishers left; a storage that refuses is no reason to fail."""
+        known = {version.url.rpartition("/")[2] for version in versions}
+        try:
+            publications.clean(name, known)
+            publications.end(name)
+        except OSError as error:
+            where = publications.folder.url
+            _log.warning("what killed publishers left in %s cannot be removed: %s", where, error)
 
     def versions(self, name: str) -> list[ModelVersion]:
         """As `ModelStore.versions`."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from eagleray.packaging import Folder, open_package
+from eagleray.registry import publications
 from eagleray.registry.models import MlflowModels
 from support.cards import card
 
@@ -115,9 +116,15 @@ def read(tracking: str, storage: str) -> dict[str, dict[int, tuple[str, ...]]]:
     return found
 
 
-def again(tracking: str, storage: str, names: Sequence[str]) -> list[int]:
-    store = MlflowModels(tracking, storage)
-    return [publish(store, name) for name in names]
+def again(tracking: str, storage: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """What lies beside the packages of versions once each was published again, a day later."""
+    publications.ABANDONED_S = -1.0
+    store, left = MlflowModels(tracking, storage), {}
+    for name in names:
+        publish(store, name)
+        packages = {version.url.rpartition("/")[2] for version in store.versions(name)}
+        left[name] = sorted(set(Folder(f"{storage}/models/{name}").list()) - packages)
+    return left
 
 
 def one(work: Callable[[], Any]) -> Any:
@@ -140,14 +147,18 @@ def main(tracking: str, disk: str, objects: str) -> dict[str, Any]:
         for name, (status, _) in zip(places, in_children(victims), strict=True)
     }
     after_kills = one(lambda: read(tracking, disk))
+    left = {name: len(Folder(f"{storage}/models/{name}").list()) for name, (storage, _) in places.items()}
+    left_after_all: dict[str, list[str]] = {}
     for storage in (disk, objects):
         names = [name for name, (place, _) in places.items() if place == storage]
-        one(lambda s=storage, n=names: again(tracking, s, n))
+        left_after_all |= one(lambda s=storage, n=names: again(tracking, s, n))
     crowd = in_children([lambda: publish(MlflowModels(tracking, disk), "crowd")] * 3)
     return {
         "points": {name: point for name, (_, point) in places.items()},
         "signals": signals,
         "after_kills": after_kills,
+        "left": left,
+        "left_after_all": left_after_all,
         "after_all": one(lambda: read(tracking, disk)),
         "crowd": sorted(version for _, version in crowd),
     }

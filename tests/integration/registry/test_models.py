@@ -16,6 +16,7 @@ import torch
 
 from eagleray.errors import InputError, ModelNotFound, PackageError, ServiceError
 from eagleray.packaging import Folder, open_package
+from eagleray.packaging.model_package import PackedModel
 from eagleray.registry.models import MlflowModels
 from support.cards import card, lineage
 from support.object_store import free_port
@@ -122,6 +123,17 @@ def test_a_storage_that_takes_nothing_leaves_no_version(models, place):
     assert "blocked" not in models.names()
 
 
+def test_a_package_that_lost_files_meanwhile_gets_no_version(models, monkeypatch):
+    def write(self, folder, *, real=PackedModel.write):
+        real(self, folder)
+        folder.remove("model.json")  # by a publisher that took this one for dead
+
+    monkeypatch.setattr(PackedModel, "write", write)
+    with pytest.raises(PackageError, match=r"model.json is missing"):
+        models.publish(card(name="lost"), WEIGHTS)
+    assert "lost" not in models.names()
+
+
 def test_a_server_that_is_away_leaves_no_package(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = MlflowModels(f"http://127.0.0.1:{free_port()}", str(tmp_path))
@@ -193,6 +205,9 @@ def test_killed_at_any_point_and_three_at_once(place, object_store):
     for name in found["points"]:
         newest = found["after_all"][name]
         assert newest == ({"1": [], "2": ["candidate"]} if name in whole else {"1": ["candidate"]})
+    assert {found["left"][name] for name in found["points"] if "file" in found["points"][name]} == {2}
+    assert set(map(tuple, found["left_after_all"].values())) == {()}  # a later publisher cleans up
+    assert found["left_after_all"].keys() == found["points"].keys()
     assert found["crowd"] == [1, 2, 3]
     aliases = sorted(found["after_all"]["crowd"].values())
     assert aliases == [[], [], ["candidate"]]
