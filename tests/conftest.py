@@ -8,6 +8,11 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Hypothesis' own limits on time (200 ms an example) would fail tests on a busy machine.
+settings.register_profile("eagleray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("eagleray")
 
 BUDGET_S = {"unit": 30.0, "all": 270.0}
 """Design goals on 2 cores, printed at the end of a run."""

@@ -65,7 +65,7 @@ def cluster(eagleray_home: Path, local_spec: LocalSpec):
 @pytest.fixture(scope="session")
 def ingress(cluster: state.ClusterState) -> Iterator[httpx.Client]:
     """The cluster's ingress, with the first admin key, as soon as it answers: `up` does not wait for it."""
-    limit_s = 90.0
+    limit_s = 300.0
     assert processes.wait_until(lambda: local.is_ingress_ready(cluster), timeout_s=limit_s), (
         f"no answer in {limit_s} s: {(cluster.logs_dir / 'serving.log').read_text()}"
     )
@@ -73,7 +73,7 @@ def ingress(cluster: state.ClusterState) -> Iterator[httpx.Client]:
     with httpx.Client(
         base_url=cluster.ingress_url or "",
         headers={"Authorization": f"Bearer {key}"},
-        timeout=60,
+        timeout=120,
         trust_env=False,
     ) as client:
         yield client

@@ -26,7 +26,7 @@ def emit_all(emitter: RayEmitter, run: str) -> None:
 
 def scrape(address: str) -> list[list[object]]:
     """[name, kind, run, value] of each exported sample of ours."""
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=5) as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address, timeout=60) as answer:
         text = answer.read().decode()
     return [
         [sample.name, family.type, sample.labels["run"], sample.value]
@@ -50,7 +50,7 @@ def main(temp_dir: str) -> None:
     ray.get(ray.remote(num_cpus=1)(emit_all).remote(emitter, "worker"))
     (node,) = ray.nodes()
     address = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     samples: list[list[object]] = []
     while len(samples) < 2 * len(metrics.TABLE) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -25,7 +25,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Strategy
 ray.init(logging_level="ERROR", log_to_driver=False)
 group = placement_group([{"GPU": 1, "CPU": 1}] * 2, bundle_label_selector=[{"eagleray.io/pool": "train"}] * 2)
-ray.get(group.ready(), timeout=60)
+ray.get(group.ready(), timeout=150)
 @ray.remote(num_gpus=1, num_cpus=1)
 def look():
     import os, platform, eagleray.errors
@@ -33,12 +33,13 @@ def look():
     return {"env": {key: os.environ.get(key) for key in kept}, "system": platform.system(),
             "node": ray.get_runtime_context().get_node_id(), "gpus": ray.get_gpu_ids()}
 places = [Strategy(group, placement_group_bundle_index=index) for index in (0, 1)]
-print(json.dumps(ray.get([look.options(scheduling_strategy=place).remote() for place in places], timeout=60)))
+found = [look.options(scheduling_strategy=place).remote() for place in places]
+print(json.dumps(ray.get(found, timeout=150)))
 remove_placement_group(group)
 """
 
 
-def run(command, environment, timeout_s=60):
+def run(command, environment, timeout_s=170):
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
     )
@@ -175,7 +176,7 @@ def test_status_names_every_part_of_the_head(cluster):
 def test_no_token_no_entry(cluster, headers):
     request = urllib.request.Request(f"{cluster.dashboard_url}/api/jobs/", headers=headers)
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=60)
     assert caught.value.code in (401, 403)
 
 

@@ -69,7 +69,7 @@ def test_stopping_ends_a_job(client: JobClient) -> None:
         if "started" in text.splitlines():
             break
     assert client.stop(job_id)
-    assert client.wait(job_id, timeout_s=20).status == "STOPPED"
+    assert client.wait(job_id, timeout_s=120).status == "STOPPED"
 
 
 @pytest.mark.parametrize("token", [None, "wrong"])

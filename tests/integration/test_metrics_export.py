@@ -44,7 +44,7 @@ def test_prometheus_sees_every_metric_under_the_tables_name(short_dir: Path) -> 
         env=environment,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=170,
         check=False,
     )
     assert driver.returncode == 0, driver.stderr

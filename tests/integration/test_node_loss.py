@@ -40,10 +40,10 @@ def test_a_run_outlives_a_node(eagleray_home: Path, cluster, cluster_env: dict[s
                 assert node.process is not None
                 processes.send(node.process, signal.SIGKILL)
                 killed.append(name)
-        exit_code = running.wait(10)
+        exit_code = running.wait(60)
     finally:
         running.kill()
-        running.wait(10)
+        running.wait(60)
     text = "\n".join(lines)
     assert killed
     assert exit_code == 0, text

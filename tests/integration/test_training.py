@@ -53,7 +53,7 @@ def follow(
         for line in process.stdout:
             log.take(line.rstrip())
             watch(line, log)
-        log.exit_code = process.wait(10)
+        log.exit_code = process.wait(60)
     return log
 
 
@@ -73,7 +73,7 @@ def _process(command: tuple[str, ...], env: Mapping[str, str]) -> Iterator[subpr
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def report(home: Path, run_id: str) -> dict:

@@ -100,7 +100,7 @@ def tune(cluster_env: dict[str, str]) -> Callable[..., Log]:
             for line in driver.stdout:
                 log.lines.append(line.rstrip())
                 watch(line, driver.pid)
-            log.exit_code = driver.wait(20)
+            log.exit_code = driver.wait(60)
         return log
 
     return run
@@ -122,7 +122,7 @@ def process(arguments: tuple[str, ...], env: dict[str, str]) -> Iterator[subproc
     finally:
         if driver.poll() is None:
             driver.kill()
-        driver.wait(10)
+        driver.wait(60)
 
 
 def choice(*values: Any) -> dict[str, Any]:

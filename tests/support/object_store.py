@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 240.0
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def serving(folder: Path, port: int) -> Iterator[dict[str, str]]:
         }
     finally:
         server.kill()
-        server.wait(10)
+        server.wait(60)
 
 
 def free_port() -> int:

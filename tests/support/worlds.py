@@ -16,7 +16,7 @@ _CONTEXT.set_forkserver_preload(["eagleray.training.worker_imports"])
 
 
 def run_world(
-    world_size: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 60
+    world_size: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = 150
 ) -> list[Any]:
     """`function(rank, world_size, *arguments)` on every rank, in the default gloo group; results by rank.
 
@@ -55,7 +55,7 @@ def _rank(
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:
         groups.form(
-            store_path=f"{folder}/store", rank=rank, world_size=world_size, backend="gloo", timeout_s=60
+            store_path=f"{folder}/store", rank=rank, world_size=world_size, backend="gloo", timeout_s=120
         )
         outcome = (True, function(rank, world_size, *arguments))
     except BaseException:

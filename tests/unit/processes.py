@@ -20,7 +20,7 @@ def python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
 

@@ -95,7 +95,7 @@ def assert_equal_on_all_ranks(found: dict[str, Tensor]) -> None:
 @contextmanager
 def attached(kind: str, module: nn.Module, **options: Any) -> Iterator[tuple[Any, compression.Hook]]:
     """A DDP model with its hook, over a group of its own."""
-    group = groups.new_group(f"gradients-{kind}", backend="gloo", timeout_s=30)
+    group = groups.new_group(f"gradients-{kind}", backend="gloo", timeout_s=120)
     model = DistributedDataParallel(module, **options)
     hook = compression.attach(model, compression.make_compressor(CompressionSpec(kind=kind)), group)
     try:
@@ -240,7 +240,7 @@ def stats_follow_the_formula(rank, world_size):
         assert stats.num_buckets - before.num_buckets == 1
         assert stats.sent_bytes - before.sent_bytes == ring_bytes(numel * bytes_each, world_size)
         assert stats.uncompressed_bytes - before.uncompressed_bytes == ring_bytes(numel * 4, world_size)
-        assert 0 < stats.exchange_s < 30
+        assert 0 < stats.exchange_s < 120
         assert before.sent_bytes == ring_bytes(numel * bytes_each, world_size), "a value once read stays"
 
 
@@ -270,7 +270,7 @@ def closing_twice_is_fine_and_a_later_step_fails_clearly(rank, world_size):
 
 @check
 def refusals(rank, world_size):
-    group = groups.new_group("refused", backend="gloo", timeout_s=30)
+    group = groups.new_group("refused", backend="gloo", timeout_s=120)
     none = compression.make_compressor(CompressionSpec(kind="none"))
     model = DistributedDataParallel(Net(), process_group=group.process_group, find_unused_parameters=True)
     with pytest.raises(InputError, match="another process_group"):

@@ -59,7 +59,7 @@ def _train(rank, world_size, store, kind, votes, timeout_s, sender) -> None:
     """Send "warm", then the error's type and message, and when it was raised and the hook closed."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    groups.form(store_path=store, rank=rank, world_size=world_size, backend="gloo", timeout_s=60)
+    groups.form(store_path=store, rank=rank, world_size=world_size, backend="gloo", timeout_s=120)
     group = groups.new_group("gradients", backend="gloo", timeout_s=timeout_s)
     agreement = Agreement(groups.new_group("votes", backend="gloo", timeout_s=timeout_s))
     net = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 8))

@@ -11,7 +11,7 @@ from support.worlds import run_world
 
 
 def agrees(rank, world_size):
-    group = groups.new_group("votes", backend="gloo", timeout_s=30)
+    group = groups.new_group("votes", backend="gloo", timeout_s=120)
     agreement = Agreement(group)
     total = sum(range(world_size))
     assert agreement.sum({"rank": rank, "half": 0.5}) == {"rank": total, "half": 0.5 * world_size}

@@ -113,7 +113,7 @@ class Broken:
 
 
 def own_fault(rank, world_size):
-    group = groups.new_group("gradients", backend="gloo", timeout_s=30)
+    group = groups.new_group("gradients", backend="gloo", timeout_s=120)
     model = DistributedDataParallel(Net(), bucket_cap_mb=1e-3)
     hook = compression.attach(model, Broken(), group)
     with pytest.raises(TrainingError, match=rf"rank {rank} of 2.*step 1 .*bucket 0 \(.*codec") as caught:

@@ -22,9 +22,9 @@ def reduce(group):
 def forms_over_tcp(rank, world_size, address):
     dist.destroy_process_group()  # the one that run_world made
     groups._open_groups.clear()
-    group = groups.form(address=address, rank=rank, world_size=world_size, backend="gloo", timeout_s=30)
+    group = groups.form(address=address, rank=rank, world_size=world_size, backend="gloo", timeout_s=120)
     assert (group.name, group.rank, group.world_size, group.backend) == ("default", rank, world_size, "gloo")
-    more = groups.new_group("more", backend="gloo", timeout_s=30)
+    more = groups.new_group("more", backend="gloo", timeout_s=120)
     assert len(group.endpoints | more.endpoints) == 2 * world_size
     assert reduce(group) == reduce(more) == world_size
     listening = {ip for _, (ip, _) in groups._listening_endpoints()}

@@ -17,7 +17,7 @@ from support.worlds import run_world
 @pytest.fixture(scope="module")
 def failures():
     """By world size: each rank's failed checks."""
-    return {world_size: run_world(world_size, run_checks, timeout_s=100) for world_size in (2, 3)}
+    return {world_size: run_world(world_size, run_checks, timeout_s=170) for world_size in (2, 3)}
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -28,7 +28,7 @@ def test_hook(failures, world_size, name):
 
 
 def alone(rank, world_size):
-    group = groups.new_group("gradients", backend="gloo", timeout_s=30)
+    group = groups.new_group("gradients", backend="gloo", timeout_s=120)
     before = threading.active_count()
     net = nn.Linear(3, 1, bias=False)
     model = DistributedDataParallel(net)

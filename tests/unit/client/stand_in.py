@@ -60,7 +60,7 @@ def running() -> Iterator[Ray]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
     thread.start()
     try:
-        assert is_up.wait(10)
+        assert is_up.wait(60)
         yield ray
     finally:
         loop.call_soon_threadsafe(stopped.set)

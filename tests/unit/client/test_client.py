@@ -122,7 +122,7 @@ def pieces(client: Any, stream: Any) -> list[str]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.002)
@@ -246,7 +246,7 @@ def test_a_text_piece_by_piece(ingress: Pretend, client: Any) -> None:
 
 
 def test_a_text_that_is_left_stops_the_model(ingress: Pretend, client: Any) -> None:
-    ingress.transport.pause_s, ingress.transport.pauses_after = 30, 1
+    ingress.transport.pause_s, ingress.transport.pauses_after = 300, 1
     stream = client.generate("gpt", "ab", max_tokens=999, stream=True)
     assert ingress.transport.num_open == 1
     if isinstance(client, Blocking):
@@ -272,7 +272,7 @@ def test_a_text_that_breaks_off(ingress: Pretend, client: Any) -> None:
 
 def test_a_text_that_stands_still(ingress: Pretend, client: Any) -> None:
     ingress.transport.pause_s, ingress.transport.pauses_after = 30, 2
-    stream = client.generate("gpt", "ab", stream=True, timeout_s=0.2)
+    stream = client.generate("gpt", "ab", stream=True, timeout_s=1.5)
     with pytest.raises(TookTooLongError, match="the text stood still after 2 tokens"):
         pieces(client, stream)
 
@@ -412,17 +412,21 @@ class Reluctant(PretendTransport):
 def test_a_retry_obeys_the_server(
     ingress: Pretend, client: Any, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    transport = Reluctant(2, 0.15)
+    transport, waits_s, wait_s = Reluctant(2, 0.15), [], calls.Call.wait_s
+
+    def noted(*arguments: Any) -> float | None:
+        waits_s.append(wait_s(*arguments))
+        return waits_s[-1]
+
+    monkeypatch.setattr(calls.Call, "wait_s", noted)
     monkeypatch.setattr(ingress.app, "_transport", transport)
     if what == "predict":
         assert client.predict("digits", IMAGES).labels == LABELS
     else:
         found = client.generate("gpt", "ab", max_tokens=2, stream=what == "stream")
         assert ("".join(pieces(client, found)) if what == "stream" else found.text) == "ab"
-    waits = np.diff(transport.times)
-    assert len(waits) == 2
-    assert waits.min() >= 0.15
-    assert waits.max() < 1.0, "Retry-After has whole seconds; the finer header is read first"
+    assert waits_s == [0.15, 0.15], "Retry-After has whole seconds; the finer header is read first"
+    assert np.diff(transport.times).min() >= 0.15
 
 
 def test_a_wait_beyond_the_time_limit_is_not_begun(
@@ -431,8 +435,8 @@ def test_a_wait_beyond_the_time_limit_is_not_begun(
     monkeypatch.setattr(ingress.app, "_transport", Reluctant(99, 30))
     started_s = time.monotonic()
     with pytest.raises(BusyError, match="100 requests wait already") as caught:
-        client.predict("digits", IMAGES, timeout_s=2)
-    assert time.monotonic() - started_s < 1
+        client.predict("digits", IMAGES, timeout_s=29)
+    assert time.monotonic() - started_s < 20
     assert caught.value.retry_after_s == 30
 
 
@@ -517,8 +521,8 @@ def test_no_time_limit(ingress: Pretend, client: Any) -> None:
 
 def test_a_time_limit(ingress: Pretend, client: Any) -> None:
     client.predict("digits", IMAGES)
-    ingress.transport.pause_s = 0.5
-    with pytest.raises(TookTooLongError, match=r"/v2/models/digits/infer: no answer within 0\.1"):
+    ingress.transport.pause_s = 1.0
+    with pytest.raises(TookTooLongError, match=r"/v2/models/digits/infer: no answer within 0\.\d+ s"):
         client.predict("digits", IMAGES, timeout_s=0.15)
 
 

@@ -85,7 +85,7 @@ def test_the_result_of_a_job(ray: Ray, client: JobClient, tmp_path: Path) -> Non
     ray.add(
         "done", "SUCCEEDED", f"run x\nfiles in /somewhere/else\n  files in {tmp_path}\n", driver_exit_code=0
     )
-    found = client.result("done", timeout_s=1)
+    found = client.result("done", timeout_s=60)
     assert (found.exit_code, found.is_success, found.folder) == (0, True, str(tmp_path))
     assert found.report == {"status": "FINISHED", "steps": 60}
     assert found.log.startswith("run x")
@@ -94,7 +94,7 @@ def test_the_result_of_a_job(ray: Ray, client: JobClient, tmp_path: Path) -> Non
 @pytest.mark.parametrize("log", ["no folder\n", "  files in s3://bucket/runs/x\n", "  files in /nowhere\n"])
 def test_a_report_that_cannot_be_reached(ray: Ray, client: JobClient, log: str) -> None:
     ray.add("failed", "FAILED", log, driver_exit_code=3)
-    found = client.result("failed", timeout_s=1)
+    found = client.result("failed", timeout_s=60)
     assert (found.exit_code, found.is_success, found.report) == (3, False, None)
     assert found.job.status == "FAILED"
 
@@ -103,7 +103,7 @@ def test_a_report_that_is_none(ray: Ray, client: JobClient, tmp_path: Path) -> N
     for text in ("{", "[]"):
         (tmp_path / "report.json").write_text(text)
         ray.add("j", "SUCCEEDED", f"files in {tmp_path}\n")
-        assert client.result("j", timeout_s=1).report is None
+        assert client.result("j", timeout_s=60).report is None
 
 
 def test_jobs_of_the_cluster_that_the_environment_names(

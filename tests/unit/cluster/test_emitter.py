@@ -98,14 +98,14 @@ def test_threads_share_one_instrument(made):
     emitter, start = RayEmitter(), threading.Barrier(4)
 
     def work():
-        start.wait(5)
+        start.wait(60)
         emitter.add("eagleray_train_steps_total", 1, RUN)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     assert len(made) == 1
     assert len(made[0].values) == 4
 

@@ -14,7 +14,7 @@ MODEL = {"uid": "u1", "title": "One", "schemaVersion": 42, "panels": []}
 
 @pytest.fixture
 def grafana(url: str, state: GrafanaState) -> Grafana:
-    return Grafana(url, state.token, timeout_s=5)
+    return Grafana(url, state.token, timeout_s=60)
 
 
 def save(grafana: Grafana, version: int | None = None, **changes):
@@ -30,7 +30,7 @@ def test_a_dashboard_is_saved_read_and_searched(grafana, state, url):
     assert held["dashboard"]["title"] == "Two"
     assert state.messages == ["why", "why"]
     headers = {"Authorization": f"Bearer {state.token}"}
-    with requests.get(f"{url}/api/search?query=tw", headers=headers, timeout=5) as found:
+    with requests.get(f"{url}/api/search?query=tw", headers=headers, timeout=60) as found:
         assert [hit["uid"] for hit in found.json()] == ["u1"]
 
 

@@ -120,6 +120,6 @@ def server() -> Iterator[Pretend]:
 )
 def test_over_a_socket(server: Pretend, lines: list[str], status: int) -> None:
     address = urlsplit(server.url)
-    with socket.create_connection((address.hostname, address.port or 0), timeout=5) as connection:
+    with socket.create_connection((address.hostname, address.port or 0), timeout=60) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
         assert int(connection.recv(65536).split()[1]) == status
