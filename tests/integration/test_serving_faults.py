@@ -12,10 +12,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from eagleray.cluster import attached, local, ports, processes, settings, state
 from eagleray.errors import ClusterError, ClusterNotRunning, InputError
+from eagleray.packaging import Folder
 from eagleray.registry.models import MlflowModels
+from eagleray.specs import Architecture
 from support import cards
 from support.served import NAME, Load, deploy, infer, services, until
 
@@ -143,6 +146,47 @@ def at_once(url: str, number: int) -> list[httpx.Response]:
         ThreadPoolExecutor(number) as pool,
     ):
         return list(pool.map(lambda _: infer(client), range(number)))
+
+
+SLOW_NET = """
+import time
+from torch.nn import Flatten, Linear, Module, Sequential
+class Net(Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = Sequential(Flatten(), Linear(64, 3))
+    def forward(self, images):
+        time.sleep(1 if images.max() > 1000 else 0)
+        return self.layers(images)
+def build(signature):
+    return Net()
+"""
+
+
+def test_predictions_that_nobody_waits_for_take_no_time_from_others(served, tmp_path):
+    (tmp_path / "slow_net.py").write_text(SLOW_NET)
+    card = cards.card("image", name="slow", architecture=Architecture(function="slow_net:build"))
+    weights = {"layers.1.weight": torch.zeros(3, 64), "layers.1.bias": torch.zeros(3)}
+    store = MlflowModels(settings.tracking_uri(), settings.storage_url())
+    store.publish(card, weights, Folder(str(tmp_path)))
+    deploy(served, name="slow", allow_code=True, max_batch_size=1)
+    until(lambda: infer(served, "slow").status_code == 200)
+
+    def leave(_: int) -> None:
+        with (
+            httpx.Client(base_url=served.base_url, timeout=0.5, trust_env=False) as client,
+            pytest.raises(httpx.ReadTimeout),
+        ):
+            infer(client, "slow", image=[1e6] * 64)
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(leave, range(12)))
+    began = time.monotonic()
+    assert infer(served, "slow").status_code == 200
+    seconds = time.monotonic() - began
+    print(f"an answer behind 12 s of work that nobody waits for: {seconds:.1f} s")
+    assert seconds < 6, "what is being computed goes on, what waits does not"
+    served.post("/admin/undeploy", json={"name": "slow"})
 
 
 @pytest.fixture

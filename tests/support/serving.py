@@ -82,7 +82,7 @@ class PretendTransport:
         self.asked: list[tuple[Target, Mapping[str, Array]]] = []
         self.requests: list[GenerationRequest] = []
         self.num_open = 0
-        """Generations that have begun and are not closed."""
+        """Requests that have begun and are not ended."""
         self.error: Exception | None = None
         """Raised by everything, while there is one."""
         self.pause_s = 0.0
@@ -99,8 +99,12 @@ class PretendTransport:
         self.asked.append((target, dict(inputs)))
         if self.error is not None:
             raise self.error
-        async with asyncio.timeout(timeout_s):
-            await asyncio.sleep(self.pause_s)
+        self.num_open += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.sleep(self.pause_s)
+        finally:
+            self.num_open -= 1
         return self.change(outputs_for(target.card, inputs))
 
     async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,14 @@ def connect(ingress: Pretend) -> socket.socket:
     return socket.create_connection((address.hostname, address.port), timeout=5)
 
 
+def num_gone(ingress: Pretend) -> float:
+    """Requests that were counted as left by their client."""
+    lines = re.findall(
+        r'^eagleray_ingress_requests_total{.*code="499"} (.*)$', ingress.app.metrics.text(), re.M
+    )
+    return sum(map(float, lines))
+
+
 def post(path: str, body: bytes, *headers: str) -> bytes:
     lines = [f"POST {path} HTTP/1.1", "host: localhost", f"content-length: {len(body)}", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -67,6 +76,33 @@ def test_a_text_that_nobody_waits_for_ends_at_once(
             received += connection.recv(65536)
     until(lambda: ingress.transport.num_open == 0, "it goes on though nobody reads it")
     until(lambda: ingress.app.metrics.in_flight == 0, "the request is still counted as under way")
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3], ids=["at once", "later"])
+@pytest.mark.parametrize("path", ["/v2/models/iris/infer", "/models/iris:predict"])
+def test_a_prediction_that_nobody_waits_for_ends(
+    ingress: Pretend, client: httpx.Client, path: str, after_s: float
+) -> None:
+    """Whether the client goes before anybody listens for that, or after; and it is counted as gone."""
+    ingress.transport.pause_s = 300
+    before = num_gone(ingress)
+    tensor = {"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
+    inputs = [tensor] if path.startswith("/v2") else [1, 2, 3, 4]
+    with connect(ingress) as connection:
+        connection.sendall(post(path, json.dumps({"inputs": inputs}).encode()))
+        until(lambda: ingress.transport.num_open == 1, "it never began")
+        time.sleep(after_s)
+    until(lambda: ingress.transport.num_open == 0, "it goes on though nobody waits for it")
+    until(lambda: ingress.app.metrics.in_flight == 0, "the request is still counted as under way")
+    ingress.transport.pause_s = 0
+    assert client.get("/v2/health/live").status_code == 200
+    assert num_gone(ingress) == before + 1
+
+
+def test_a_prediction_that_is_waited_for_is_answered_late(ingress: Pretend, client: httpx.Client) -> None:
+    ingress.transport.pause_s = 0.3
+    for _ in range(2):
+        assert client.post("/models/iris:predict", json={"inputs": [1, 2, 3, 4]}).status_code == 200
 
 
 def test_pieces_come_one_by_one(ingress: Pretend, client: httpx.Client) -> None:
@@ -122,11 +158,12 @@ def test_a_body_that_never_comes() -> None:
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body(ingress: Pretend, client: httpx.Client) -> None:
-    before = client.get("/metrics").text.count('code="499"')
+    before = num_gone(ingress)
     with connect(ingress) as connection:
         connection.sendall(
             b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nabc"
         )
         until(lambda: ingress.app.metrics.in_flight == 1, "it never came")
     until(lambda: ingress.app.metrics.in_flight == 0, "it is still waited for")
-    assert client.get("/metrics").text.count('code="499"') == before + 1
+    assert num_gone(ingress) == before + 1
+    assert client.get("/v2/health/live").status_code == 200

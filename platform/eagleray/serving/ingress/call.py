@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from eagleray.errors import InputError, ServiceError
 from eagleray.protocol.tensors import Array
 from eagleray.serving.admin import AdminBackend
-from eagleray.serving.ingress.http import HttpError, Request
+from eagleray.serving.ingress.http import HttpError, Request, WhileWaitedFor
 from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.ingress.routing import Table
 from eagleray.serving.routes import Target
@@ -71,10 +71,14 @@ class Call:
         return target
 
     async def infer(self, target: Target, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """The replica's outputs. Raises: as `Transport.infer`, and HttpError 504 instead of TimeoutError."""
+        """The replica's outputs; it stops where nobody waits for them any more.
+
+        Raises: as `Transport.infer`, but HttpError 504 instead of TimeoutError; ClientGone.
+        """
         timeout_s = self.state.limits.timeout_s
         try:
-            return await self.transport.infer(target, inputs, timeout_s=timeout_s)
+            with WhileWaitedFor(self.request):
+                return await self.transport.infer(target, inputs, timeout_s=timeout_s)
         except TimeoutError:
             raise no_answer(target, timeout_s) from None
 

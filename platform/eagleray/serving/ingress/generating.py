@@ -10,7 +10,7 @@ from typing import Any
 from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving.ingress.call import Call, named, no_answer
-from eagleray.serving.ingress.http import unless_gone
+from eagleray.serving.ingress.http import WhileWaitedFor
 from eagleray.serving.routes import Target
 from eagleray.serving.transport import ReplicaFailed
 
@@ -27,12 +27,9 @@ def check_generative(target: Target) -> None:
 
 async def collect(call: Call, target: Target, request: GenerationRequest) -> list[GenerationChunk]:
     """All chunks, one at least. Raises: as `begin`, at any chunk."""
-    return await unless_gone(call.request, _collect(call, target, request))
-
-
-async def _collect(call: Call, target: Target, request: GenerationRequest) -> list[GenerationChunk]:
-    async with contextlib.aclosing(await _begin(call, target, request)) as chunks:
-        return [chunk async for chunk in chunks]
+    with WhileWaitedFor(call.request):
+        async with contextlib.aclosing(await _begin(call, target, request)) as chunks:
+            return [chunk async for chunk in chunks]
 
 
 async def begin(call: Call, target: Target, request: GenerationRequest) -> Begun:
@@ -43,7 +40,8 @@ async def begin(call: Call, target: Target, request: GenerationRequest) -> Begun
         ClientGone: nobody waits any more; the replica has stopped.
         EaglerayError: as `Transport.infer`.
     """
-    return await unless_gone(call.request, _begin(call, target, request))
+    with WhileWaitedFor(call.request):
+        return await _begin(call, target, request)
 
 
 async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begun:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote
 
 from eagleray.protocol.infer import dumps
@@ -16,9 +16,9 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-T = TypeVar("T")
-
 JSON = "application/json"
+
+_QUICK_S = 0.1
 
 
 class HttpError(Exception):
@@ -151,7 +151,8 @@ class Stream:
         headers = {**self.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
         start = _start(self.status, self.media_type, headers)
         try:
-            await unless_gone(request, self._pump(send, start))
+            with WhileWaitedFor(request):
+                await self._pump(send, start)
         except ClientGone:
             pass  # it has what it read
         finally:
@@ -166,23 +167,46 @@ class Stream:
         await send({"type": "http.response.body", "body": b""})
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client closes the connection. The body must be read.
+class WhileWaitedFor:
+    """`with WhileWaitedFor(request):` cancels its block when the client closes the connection.
 
-    Raises:
-        ClientGone: it did.
+    The body must have been read. Raises, out of the block: ClientGone. For the first 0.1 s nobody looks: most
+    answers are there by then, and the timer costs 4 us where a task that listens costs 40.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone
-        return task.result()
-    finally:
-        for either in (task, gone):
-            either.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+
+    def __init__(self, request: Request) -> None:
+        self._receive = request.receive
+        self._listener: asyncio.Task[None] | None = None
+        self._is_gone = self._is_over = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._num_cancels = self._task.cancelling()
+        self._timer = asyncio.get_running_loop().call_later(_QUICK_S, self._listen)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._is_over = True
+        self._timer.cancel()
+        if self._listener is not None:
+            self._listener.cancel()
+        if self._is_gone:
+            assert self._task is not None
+            is_ours_alone = self._task.uncancel() <= self._num_cancels
+            if is_ours_alone and isinstance(error, asyncio.CancelledError):
+                raise ClientGone from None
+
+    def _listen(self) -> None:
+        self._listener = asyncio.ensure_future(_disconnected(self._receive))
+        self._listener.add_done_callback(self._heard)
+
+    def _heard(self, listener: asyncio.Task[None]) -> None:
+        # Where nothing can be received any more, nobody can be answered either.
+        if not self._is_over and not listener.cancelled():
+            listener.exception()
+            self._is_gone = True
+            assert self._task is not None
+            self._task.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:
