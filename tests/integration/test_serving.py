@@ -14,7 +14,7 @@ from eagleray.packaging.model_package import CODE
 from eagleray.registry.models import MlflowModels
 from eagleray.specs import Architecture
 from support import cards
-from support.served import IMAGE, NAME, SHARE, Load, deploy, infer, services, until
+from support.served import IMAGE, NAME, SHARE, Load, assert_goal, deploy, infer, services, until
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,10 @@ def test_a_second_version_takes_over_without_a_failed_request(served):
     with Load(str(served.base_url)) as load:
         seconds = until(lambda: infer(served, f"{NAME}@candidate").status_code == 200, client=served)
         print(f"second version to answer: {seconds:.1f} s")
+        assert_goal(seconds, 2)
         assert set(load.answers) == {"1"}
         deploy(served, version=2)
-        until(lambda: load.answers["2"] > 20, client=served)
+        assert_goal(until(lambda: load.answers["2"] > 20, client=served), 2)
         until(lambda: list(services(served)) == [2], client=served)
         answered = load.answers["2"]
         until(lambda: load.answers["2"] > answered + 30, client=served)  # while the first one's replica ends
@@ -168,6 +169,15 @@ def test_no_header_of_a_client_reaches_serves_proxy(served):
     for header in ("x-request-timeout-seconds", "X-Request-Timeout-Seconds"):
         answer = served.get("/v2", headers={header: "0.000001", "x-request-id": "mine"})
         assert (answer.status_code, answer.headers.get_list("x-request-id")) == (200, ["mine"])
+
+
+def test_a_page_of_another_site_is_refused_through_the_proxy(served):
+    with httpx.Client(base_url=served.base_url, trust_env=False) as anybody:
+        assert infer(anybody).status_code == 200
+        for header, value, status in (("host", "evil.example", 421), ("origin", "http://evil.example", 403)):
+            answer = anybody.get("/models", headers={header: value})
+            assert (answer.status_code, "send an API key" in answer.text) == (status, True)
+            assert served.get("/models", headers={header: value}).status_code == 200
 
 
 def test_names_come_through_the_proxy_as_they_were_sent(served):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -10,9 +12,14 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from eagleray.cluster import settings
+from eagleray.registry.models import MlflowModels
+
 NAME = "served-digits"
 IMAGE = [float(number % 17) for number in range(64)]
 DEPLOY_S = 60.0
+GOAL_S = 8.0
+"""From a deploy to an answer on a running node, where the machine is quiet."""
 SHARE = 0.3
 """CPUs of a replica: three share a node, so that the tests wait for one only."""
 
@@ -45,6 +52,30 @@ def until(
         assert time.monotonic() - began < limit_s, services(client) if client else "no end"
         time.sleep(0.05)
     return time.monotonic() - began
+
+
+LOAD = """
+import sys
+from ray import serve
+import torch
+from eagleray.inference import Predictor
+from eagleray.packaging import open_package
+Predictor(open_package(sys.argv[1])).warm_up(1)
+"""
+
+
+def start_and_load_s(version: int) -> float:
+    """Seconds until a process by itself could answer for that version: what no replica can save."""
+    store = MlflowModels(settings.tracking_uri(), settings.storage_url())
+    url = store.resolve(f"{NAME}/versions/{version}").url
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", LOAD, url], check=True, timeout=60)
+    return time.monotonic() - began
+
+
+def assert_goal(seconds: float, version: int) -> None:
+    """A deploy took at most twice the goal, or what three processes by themselves take on a busy machine."""
+    assert seconds < 2 * GOAL_S or seconds < 3 * start_and_load_s(version)
 
 
 @dataclass
