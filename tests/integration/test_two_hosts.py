@@ -233,9 +233,9 @@ def test_what_the_machines_can_never_hold_is_refused_with_the_way_out(cluster: C
     log = cluster.follow(*driver, "--set", "scaling.num_workers=3", address=f"{cluster.head.address}:{GCS}")
     assert log.exit_code == 3, log.text
     assert log.lines_from("error: ") == [
-        "error: wants 3 workers with 1 GPU with label eagleray.io/pool=train; the cluster's machines hold at "
-        "most 2 (each also needs 1 CPU): 2 machines with 1 GPU, 2 CPU; ask for less or for no label, or add "
-        "machines: ray start --address=HEAD:PORT --labels=eagleray.io/pool=train"
+        "error: wants 3 workers with 1 GPU each with label eagleray.io/pool=train; the cluster's machines "
+        "hold at most 2 (each also needs 1 CPU): 2 machines with 1 GPU, 2 CPU; ask for less or for no label, "
+        "or add machines: ray start --address=HEAD:PORT --labels=eagleray.io/pool=train"
     ]
 
 

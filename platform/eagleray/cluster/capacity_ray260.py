@@ -25,13 +25,18 @@ def node_types() -> list[NodeCapacity]:
     return list(observe().types)
 
 
-def require(bundles: Sequence[Mapping[str, float]], label_selector: Mapping[str, str] | None = None) -> None:
-    """Check that `bundles` could ever be placed on nodes that match `label_selector`.
+def require(
+    bundles: Sequence[Mapping[str, float]],
+    label_selector: Mapping[str, str] | None = None,
+    *,
+    noun: str = "worker",
+) -> None:
+    """Check that `bundles`, each of a `noun`, could ever be placed on nodes that match `label_selector`.
 
     Raises:
         CapacityError: never, whatever is started; the message says what the node types allow.
     """
-    placement.require(observe(), bundles, label_selector)
+    placement.require(observe(), bundles, label_selector, noun=noun)
 
 
 def observe() -> Capacity:

@@ -88,9 +88,13 @@ class Capacity:
 
 
 def require(
-    capacity: Capacity, bundles: Sequence[Mapping[str, float]], selector: Mapping[str, str] | None = None
+    capacity: Capacity,
+    bundles: Sequence[Mapping[str, float]],
+    selector: Mapping[str, str] | None = None,
+    *,
+    noun: str = "worker",
 ) -> None:
-    """Check that `bundles`, each on nodes that match `selector`, could all run at once.
+    """Check that `bundles`, each of a `noun` and on nodes that match `selector`, could all run at once.
 
     Raises:
         CapacityError: they never could, whatever the autoscaler starts.
@@ -101,7 +105,7 @@ def require(
     for shape, num_wanted in Counter(tuple(sorted(bundle.items())) for bundle in bundles).items():
         most = capacity.num_placeable(dict(shape), selector)
         if most < num_wanted:
-            raise CapacityError(_refusal(capacity, dict(shape), num_wanted, most, selector))
+            raise CapacityError(_refusal(capacity, dict(shape), num_wanted, most, selector, noun=noun))
     for key in sorted({key for bundle in bundles for key in bundle}):
         wanted, most = sum(bundle.get(key, 0) for bundle in bundles), capacity.total(key, selector)
         if wanted > most + 1e-9:
@@ -112,15 +116,21 @@ def require(
 
 
 def _refusal(
-    capacity: Capacity, bundle: Mapping[str, float], num_wanted: int, most: int, selector: Mapping[str, str]
+    capacity: Capacity,
+    bundle: Mapping[str, float],
+    num_wanted: int,
+    most: int,
+    selector: Mapping[str, str],
+    *,
+    noun: str,
 ) -> str:
     headline = {key: bundle[key] for key in ("GPU",) if bundle.get(key)} or bundle
-    workers = "worker" if num_wanted == 1 else "workers"
+    plural, each = ("", "") if num_wanted == 1 else ("s", " each")
     rest = {key: amount for key, amount in bundle.items() if key not in headline and amount > 0}
     also = f" (each also needs {_amounts(rest)})" if rest else ""
     where = "".join(f" with label {key}={value}" for key, value in selector.items())
     return (
-        f"wants {num_wanted} {workers} with {_amounts(headline)}{where}; "
+        f"wants {num_wanted} {noun}{plural} with {_amounts(headline)}{each}{where}; "
         f"{_limit(capacity)} {most}{also}: "
         f"{_offer(capacity, selector, bundle)}; {_way_out(capacity, selector)}"
     )

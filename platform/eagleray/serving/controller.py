@@ -309,7 +309,8 @@ class Controller:
         """Raises: CapacityError where no node that there can be would hold a replica."""
         from eagleray.cluster import capacity_ray260
 
-        capacity_ray260.require([spec.resources] * max(1, spec.min_replicas), spec.label_selector)
+        bundles = [spec.resources] * max(1, spec.min_replicas)
+        capacity_ray260.require(bundles, spec.label_selector, noun="replica")
 
 
 def _shown(record: Record) -> Any:

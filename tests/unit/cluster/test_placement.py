@@ -50,7 +50,7 @@ def test_a_refusal_says_what_would_fit_and_where():
     with pytest.raises(CapacityError) as caught:
         require(two, [WORKER] * 4)
     assert str(caught.value) == (
-        "wants 4 workers with 1 GPU; node types allow at most 2 (each also needs 1 CPU): "
+        "wants 4 workers with 1 GPU each; node types allow at most 2 (each also needs 1 CPU): "
         "train_gpu (1 GPU, 1 CPU) x 2, at most 4 nodes in all; "
         "ask for less, or raise max_workers and max_nodes of the cluster"
     )
@@ -62,6 +62,13 @@ def test_a_refusal_names_the_label():
         CapacityError, match=r"wants 1 worker with 1 GPU with label eagleray.io/pool=tpu; .*at most 0"
     ):
         require(LOCAL, [WORKER], {"eagleray.io/pool": "tpu"})
+
+
+def test_a_refusal_says_what_is_to_be_placed():
+    with pytest.raises(CapacityError, match=r"^wants 1 replica with 64 GPU; .* 0 \(each also needs 1 CPU"):
+        require(LOCAL, [{"CPU": 1, "GPU": 64}], noun="replica")
+    with pytest.raises(CapacityError, match=r"^wants 3 replicas with 0.5 GPU each; .*at most"):
+        require(LOCAL, [{"CPU": 64, "GPU": 0.5}] * 3, noun="replica")
 
 
 def test_shapes_that_fit_alone_are_refused_in_sum():
@@ -90,13 +97,13 @@ def machine(name, **resources):
     [
         (
             {},
-            "wants 4 workers with 1 GPU; the cluster's machines hold at most 3 (each also needs 1 CPU): "
+            "wants 4 workers with 1 GPU each; the cluster's machines hold at most 3 (each also needs 1 CPU): "
             "2 machines with 1 GPU, 2 CPU, 1 machine with 4 GPU, 1 CPU; "
             "ask for less, or add machines: ray start --address=HEAD:PORT",
         ),
         (
             {"pool": "b"},
-            "wants 4 workers with 1 GPU with label pool=b; the cluster's machines hold at most 0 "
+            "wants 4 workers with 1 GPU each with label pool=b; the cluster's machines hold at most 0 "
             "(each also needs 1 CPU): none has that label; ask for less or for no label, or add machines: "
             "ray start --address=HEAD:PORT --labels=pool=b",
         ),
