@@ -249,8 +249,8 @@ def test_jobs_lists_the_newest_first(ray: stand_in.Ray, capsys: pytest.CaptureFi
     assert cli.run(["jobs"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["job", "status", "lasted", "entrypoint"],
-        ["b", "SUCCEEDED", "3s", "python", "b.py"],
-        ["a", "FAILED", "1m01s", "python", "a.py"],
+        ["b", "SUCCEEDED", "0:03", "python", "b.py"],
+        ["a", "FAILED", "1:01", "python", "a.py"],
     ]
     assert cli.run(["jobs", "--json"]) == 0
     assert [job["id"] for job in json.loads(capsys.readouterr().out)] == ["b", "a"]

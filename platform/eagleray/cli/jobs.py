@@ -84,7 +84,6 @@ def stop(job: str, name: str | None, as_json: bool) -> None:
 def _lasted(started_s: float | None, ended_s: float | None) -> str:
     import time
 
-    if started_s is None:
-        return "-"
-    seconds = int((ended_s or time.time()) - started_s)
-    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+    from eagleray.workflows.words import clock
+
+    return "-" if started_s is None else clock((ended_s or time.time()) - started_s)

@@ -15,6 +15,7 @@ from eagleray.training.attempts import note_attempt
 from eagleray.training.observer import START, WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.workflows.report import Account, Recovery
+from eagleray.workflows.words import clock, count
 
 LINE_EVERY_S = 1.0
 SEGMENT_EVERY_S = 10.0
@@ -248,15 +249,3 @@ def traceback_of(failure: Exception) -> list[str]:
     if isinstance(failure, EaglerayError) or is_death(failure):
         return []
     return [line for note in getattr(failure, "__notes__", []) for line in note.splitlines()]
-
-
-def clock(seconds: float) -> str:
-    """For instance "0:07" or "1:02:03"."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def count(number: int, noun: str) -> str:
-    """For instance "1 node" or "3 nodes"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -10,7 +10,6 @@ import datetime
 import errno
 import os
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.connecting import connect
 from eagleray.workflows.lock import RunLock
 from eagleray.workflows.report import Account
-from eagleray.workflows.stopping import stop_on_sigterm
+from eagleray.workflows.reporting import reporting
 
 EXPERIMENT = "eagleray"
 _STORAGE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -107,28 +106,17 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
         EaglerayError: the run failed; the report says so too.
         KeyboardInterrupt: SIGTERM (Stopped) or Ctrl-C came; the run can be resumed.
     """
-    stop_on_sigterm()
-    keep_earlier_report(run)
     account = Account(marks={"submitted_at": driver_started_at, "submitted": driver_started_at})
-    report: dict[str, Any] = {"run_id": run.run_id, "status": "RUNNING", "started_at": driver_started_at}
+    report: dict[str, Any] = {"run_id": run.run_id, "started_at": driver_started_at}
     monitor = None
+    keep_earlier_report(run)
     try:
-        reservation = _connect_and_reserve(run, account, say)
-        monitor = _monitor(run, account, say)
-        outcome = _train(run, account, reservation, monitor, say)
-        report |= {"status": "FINISHED", **outcome}
-    except KeyboardInterrupt:
-        report |= {"status": "STOPPED", "error": "stopped by a signal"}
-        raise
-    except EaglerayError as error:
-        report |= {"status": "FAILED", "error": str(error)}
-        raise
-    except BaseException as error:
-        report |= {"status": "FAILED", "error": f"{type(error).__name__}: {error}"}
-        raise
+        with reporting(report, unexpected="FAILED"):
+            reservation = _connect_and_reserve(run, account, say)
+            monitor = _monitor(run, account, say)
+            report |= _train(run, account, reservation, monitor, say)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # how it ended is known: that is told to the end
-        report |= {"seconds": time.time() - driver_started_at, **account.to_json()}
+        report |= account.to_json()
         _finish(run, report, monitor, say)
     return report
 

@@ -15,10 +15,11 @@ from eagleray.training.observer import WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.tuning import Trial
 from eagleray.tuning.search import describe
-from eagleray.workflows.monitor import Segments, count
+from eagleray.workflows.monitor import Segments
 from eagleray.workflows.report import Account
 from eagleray.workflows.run import Run, keep_earlier_report, runs
 from eagleray.workflows.search_table import live
+from eagleray.workflows.words import count
 
 TABLE_EVERY_S = 2.0
 _STATUS: Mapping[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "interrupted": "KILLED"}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from eagleray.specs import TuneSpec
 from eagleray.tuning import Trial, best_of
 from eagleray.tuning.search import describe, short
-from eagleray.workflows.monitor import clock
+from eagleray.workflows.words import clock
 
 MAX_ROWS = 16
 """Trials of one live table; those that run come first."""

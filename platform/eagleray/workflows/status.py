@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eagleray.cluster import local
 from eagleray.cluster.state import DEFAULT_NAME
+from eagleray.workflows.words import clock
 
 
 def status(name: str = DEFAULT_NAME) -> local.ClusterStatus:
@@ -15,7 +16,7 @@ def as_text(found: local.ClusterStatus) -> str:
     """A few plain lines for the terminal."""
     ready = "ready" if found.is_ready else "NOT READY: the job API does not answer"
     lines = [
-        f"cluster {found.name}: {ready}, up {_duration(found.uptime_s)}",
+        f"cluster {found.name}: {ready}, up {clock(found.uptime_s)}",
         f"  dashboard {found.dashboard_url}   GCS {found.gcs_address}",
         f"  ingress   {_ingress(found)}",
         f"  logs      {found.logs_dir}",
@@ -25,7 +26,7 @@ def as_text(found: local.ClusterStatus) -> str:
     ]
     for node in found.nodes:
         resources = ", ".join(f"{key} {_amount(key, value)}" for key, value in sorted(node.resources.items()))
-        lines.append(f"  {node.node_id}  {node.node_type:<12} {resources}  up {_duration(node.uptime_s)}")
+        lines.append(f"  {node.node_id}  {node.node_type:<12} {resources}  up {clock(node.uptime_s)}")
     return "\n".join(lines)
 
 
@@ -43,9 +44,3 @@ def _life(is_alive: bool) -> str:
 
 def _amount(key: str, value: float) -> str:
     return f"{value / 2**30:.1f} GiB" if key == "memory" else f"{value:g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

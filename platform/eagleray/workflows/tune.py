@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +17,11 @@ from eagleray.tuning import Trial, winner_of
 from eagleray.tuning.running import StopRequest
 from eagleray.workflows.connecting import connect
 from eagleray.workflows.lock import RunLock
+from eagleray.workflows.reporting import reporting
 from eagleray.workflows.run import EXPERIMENT, is_storage_trouble, process_started_at, runs
 from eagleray.workflows.search import Search
 from eagleray.workflows.stopping import Stopped, stoppable
+from eagleray.workflows.words import count
 
 SCRATCH = ".ray-tune-"
 """Folder for Ray Tune's own files while a search runs: in the search's, where that is on a disk."""
@@ -38,32 +38,21 @@ def execute(search: Search, *, started_at: float, say: Callable[[str], None]) ->
     report: dict[str, Any] = {
         "search_id": search.search_id,
         "name": search.spec.name,
-        "status": "RUNNING",
         "started_at": started_at,
         "metric": search.spec.metric,
     }
     monitor = None
     try:
-        num_concurrent, submitted_at = _connect(search, stop, say)
-        report["started_at"] = submitted_at or started_at
-        monitor = _monitor(search, trials, say)
-        _run(search, trials, monitor, stop, num_concurrent)
-        if stop.reason == "signal":
-            raise Stopped
-        require_result(search, trials, stop)
-        report["status"] = "FINISHED"
-    except KeyboardInterrupt:
-        report |= {"status": "STOPPED", "error": "stopped by a signal"}
-        raise
-    except EaglerayError as error:
-        report |= {"status": "FAILED", "error": str(error)}
-        raise
-    except BaseException as error:
-        report |= {"status": "STOPPED", "error": f"{type(error).__name__}: {error}"}
-        raise
+        with reporting(report, unexpected="STOPPED"):  # so that it can be resumed
+            num_concurrent, submitted_at = _connect(search, stop, say)
+            report["started_at"] = submitted_at or started_at
+            monitor = _monitor(search, trials, say)
+            _run(search, trials, monitor, stop, num_concurrent)
+            if stop.reason == "signal":
+                raise Stopped
+            require_result(search, trials, stop)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # how it ended is known: that is told to the end
-        report |= {"seconds": time.time() - report["started_at"], **result_of(search, trials)}
+        report |= result_of(search, trials)
         _finish(search, trials, report, monitor, say)
     return report
 
@@ -209,7 +198,6 @@ def _finish(
 def summary(search: Search, trials: Sequence[Trial], report: dict[str, Any]) -> list[str]:
     """The last lines of a search's log."""
     from eagleray.tuning.search import describe
-    from eagleray.workflows.monitor import count
     from eagleray.workflows.search_table import closing
 
     states = ", ".join(f"{number} {state}" for state, number in report["states"].items())

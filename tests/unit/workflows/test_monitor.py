@@ -7,7 +7,7 @@ import pytest
 from eagleray.errors import PeerLost, TrainingError
 from eagleray.metrics import NullEmitter
 from eagleray.packaging import Folder
-from eagleray.workflows.monitor import RunMonitor, clock, read_history
+from eagleray.workflows.monitor import RunMonitor, read_history
 from eagleray.workflows.report import Account
 from unit.workflows.test_report import at, phase, step, workers
 
@@ -116,11 +116,6 @@ def test_history_is_written_in_segments_and_read_back(monitor, tmp_path):
     assert "loss" not in history[1]
     assert Folder(str(tmp_path)).read_json("mlflow.json") == {"run_id": "m1"}
     assert monitor.tracker.logged[-1] == (10, {"validation_loss": 0.5})
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (61, "1:01"), (3723, "1:02:03")])
-def test_clock(seconds, text):
-    assert clock(seconds) == text
 
 
 def _death():
