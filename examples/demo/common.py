@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from eagleray.cli.following import log_on_stdout
+from eagleray.cli.following import log_to
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -126,7 +126,7 @@ def submit(
     )
     lines = []
     assert process.stdout is not None
-    with ending(process), log_on_stdout(console) as log:
+    with ending(process), log_to(sys.stdout, console) as log:
         for raw in process.stdout:
             line = raw.rstrip()
             if line and not RAY_CHATTER.match(line):

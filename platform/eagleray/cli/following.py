@@ -69,7 +69,7 @@ def outcome(result: JobResult) -> dict[str, Any]:
 def follow(client: JobClient, job_id: str, *, on_stderr: bool = False) -> int:
     """Print the job's log until it ends; returns its exit code. Ctrl-C leaves the job running."""
     try:
-        with log_to_terminal(sys.stderr if on_stderr else sys.stdout) as log:
+        with log_to(sys.stderr if on_stderr else sys.stdout) as log:
             for text in client.follow(job_id):
                 log.write(text)
         job = client.status(job_id)
@@ -104,13 +104,8 @@ class PlainLog:
         click.echo(text, nl=False, file=self._stream)
 
 
-def log_on_stdout(console: Console | None = None) -> PlainLog | LiveLog:
+def log_to(stream: TextIO, console: Console | None = None) -> PlainLog | LiveLog:
     """What a job's log is written to: on a terminal (`console`, if one is given) its progress is a bar."""
-    return log_to_terminal(sys.stdout, console)
-
-
-def log_to_terminal(stream: TextIO, console: Console | None = None) -> PlainLog | LiveLog:
-    """As `log_on_stdout`, for either stream."""
     if not stream.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
         return PlainLog(stream)
     from eagleray.cli.live import LiveLog
