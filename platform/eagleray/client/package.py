@@ -83,12 +83,18 @@ def _members(sources: Mapping[str, Path | bytes]) -> Iterator[tuple[str, Path | 
         if isinstance(source, bytes) or source.is_file():
             yield name, source
             continue
-        for folder, subfolders, files in os.walk(source):
-            subfolders[:] = sorted(set(subfolders) - EXCLUDED_FOLDERS)
-            for file in files:
-                path = Path(folder, file)
-                if path.suffix not in EXCLUDED_SUFFIXES and path.is_file():
-                    yield f"{name}/{path.relative_to(source).as_posix()}", path
+        for path in files_of(source):
+            yield f"{name}/{path.relative_to(source).as_posix()}", path
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """The files in a folder of the user's code, without caches, installed packages and version control."""
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(set(subfolders) - EXCLUDED_FOLDERS)
+        for name in sorted(names):
+            path = Path(parent, name)
+            if path.suffix not in EXCLUDED_SUFFIXES and path.is_file():
+                yield path
 
 
 def _mib(size_bytes: int) -> str:

@@ -9,19 +9,19 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from eagleray.client.package import files_of
 from eagleray.packaging import Folder
-
-_SKIPPED = ("__pycache__", ".git", ".venv", "node_modules")
 
 
 def store_code(paths: Iterable[str], run: Folder) -> None:
-    """Copy each file or folder of `paths` into the run's `code` folder, under its own name."""
+    """Copy each file or folder of `paths` into the run's `code` folder, under its own name.
+
+    Of a folder, the same files as a job carries.
+    """
     target = run.child("code")
     for path in map(Path, paths):
-        for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            name = file.relative_to(path.parent)
-            if file.is_file() and not any(part in _SKIPPED for part in name.parts):
-                target.write_bytes(name.as_posix(), file.read_bytes())
+        for file in [path] if path.is_file() else files_of(path):
+            target.write_bytes(file.relative_to(path.parent).as_posix(), file.read_bytes())
 
 
 def import_code(run: Folder) -> None:

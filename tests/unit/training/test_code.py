@@ -16,9 +16,13 @@ def test_files_and_packages_are_importable_from_the_runs_folder(tmp_path, monkey
     (package / "__init__.py").write_text("")
     (package / "inner.py").write_text("VALUE = 8\n")
     (package / "__pycache__" / "inner.pyc").write_bytes(b"\0")
+    (package / "venv").mkdir()
+    (package / "venv" / "installed.py").touch()
     run = Folder(url.format(tmp=tmp_path))
     store_code([str(tmp_path / "my_loss_of_ours.py"), str(package)], run)
-    assert not any("__pycache__" in name for name in run.files())
+    assert sorted(run.child("code").files()) == [
+        "my_loss_of_ours.py", "my_package_of_ours/__init__.py", "my_package_of_ours/inner.py"
+    ]  # fmt: skip
 
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
