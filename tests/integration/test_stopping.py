@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from eagleray.client import JobClient, submit_run
+from eagleray.client import JobClient, submit_spec
 from eagleray.cluster.state import ClusterState
-from eagleray.specs import TrainSpec, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +46,7 @@ def test_ray_hands_on_a_stop_that_comes_while_it_waits(cluster_env: dict[str, st
 
 def test_a_run_without_workers_yet_is_stopped_and_says_so(cluster: ClusterState, eagleray_home: Path) -> None:
     with JobClient(cluster.dashboard_url, cluster.token) as client:
-        job_id = submit_run(client, "train", load(TrainSpec, ROOT / "examples/train/digits.toml"))
+        job_id = submit_spec(client, ROOT / "examples/train/digits.toml")
         log = ""
         for text in client.follow(job_id):
             log += text

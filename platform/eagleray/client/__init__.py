@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from eagleray.client.submission import (
         submit_publish,
         submit_resume,
-        submit_run,
         submit_spec,
         submit_tune_resume,
     )
@@ -61,7 +60,6 @@ _HOME = {
     "submission": (
         "submit_publish",
         "submit_resume",
-        "submit_run",
         "submit_spec",
         "submit_tune_resume",
     ),
@@ -96,7 +94,6 @@ __all__ = [
     "pack",
     "submit_publish",
     "submit_resume",
-    "submit_run",
     "submit_spec",
     "submit_tune_resume",
 ]

@@ -17,7 +17,7 @@ from eagleray.client.package import Package, pack
 from eagleray.errors import InputError, SpecError
 
 if TYPE_CHECKING:
-    from eagleray.specs import FileSpec, TrainSpec
+    from eagleray.specs import FileSpec
 
 SPEC_NAME = "spec.json"
 JOB_KINDS = ("train", "tune", "evaluate")
@@ -29,22 +29,13 @@ _ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
 
 
-def submit_run(client: JobClient, verb: str, spec: TrainSpec) -> str:
-    """Submit `python -m eagleray.workflows.<verb>` with the resolved spec and its code; returns the job's id.
-
-    Raises:
-        InputError: the code is too large, or two of its paths have one name.
-        ServiceError, AuthError: the cluster does not answer or refuses.
-    """
-    return _submit(client, verb, spec.name, [SPEC_NAME], working_dir=pack(_working_dir(spec)))
-
-
 def submit_spec(client: JobClient, spec: FileSpec | str | Path, overrides: Sequence[str] = ()) -> str:
     """Submit what a spec, or the file of one, describes: a run, a search or an evaluation; the job's id.
 
     Raises:
         SpecError: the file does not validate, or is of a kind that is no job.
-        InputError, ServiceError, AuthError: as `submit_run`.
+        InputError: the code is too large, or two of its paths have one name.
+        ServiceError, AuthError: the cluster does not answer or refuses.
     """
     from eagleray.specs import load_any
 
@@ -66,12 +57,12 @@ def submit_spec(client: JobClient, spec: FileSpec | str | Path, overrides: Seque
 
 
 def submit_resume(client: JobClient, run: str) -> str:
-    """Submit `python -m eagleray.workflows.resume RUN`; returns the job's id. Raises: as `submit_run`."""
+    """Submit `python -m eagleray.workflows.resume RUN`; returns the job's id. Raises: as `submit_spec`."""
     return _submit(client, "resume", _id(run, "run"), [run])
 
 
 def submit_tune_resume(client: JobClient, search: str) -> str:
-    """Submit what goes on with a stopped search; returns the job's id. Raises: as `submit_run`."""
+    """Submit what goes on with a stopped search; returns the job's id. Raises: as `submit_spec`."""
     return _submit(client, "tune", _id(search, "search"), ["--resume", search])
 
 

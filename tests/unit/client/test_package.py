@@ -20,7 +20,6 @@ from eagleray.client import (
     pack,
     submit_publish,
     submit_resume,
-    submit_run,
     submit_spec,
     submit_tune_resume,
 )
@@ -83,7 +82,7 @@ def test_a_run_carries_its_resolved_spec_and_its_code(ray: Ray, tmp_path: Path) 
     code = json.dumps([str(tmp_path / "mine.py"), str(tmp_path / "lib")])
     spec = specs.load(specs.TrainSpec, ROOT / "examples/train/digits.toml", [f"code={code}", "seed=11"])
     with JobClient(ray.address, TOKEN) as client:
-        job_id = submit_run(client, "train", spec)
+        job_id = submit_spec(client, spec)
     [body] = ray.submitted
     assert body["submission_id"] == job_id
     assert job_id.startswith("train-digits-")
@@ -107,7 +106,7 @@ def test_two_paths_of_one_name_are_refused(ray: Ray, tmp_path: Path) -> None:
         JobClient(ray.address, TOKEN) as client,
         pytest.raises(InputError, match=r"two paths are named 'm\.py'"),
     ):
-        submit_run(client, "train", spec)
+        submit_spec(client, spec)
 
 
 def test_resume_names_the_run(ray: Ray) -> None:
