@@ -235,11 +235,18 @@ class Controller:
         if not applies:
             return
         try:
-            apps = [self.app_of(action.served) for action in applies]
-            await self.in_serve_thread(self._serve.apply, apps)
+            await self.in_serve_thread(self._apply, lambda: [self.app_of(action.served) for action in applies])
         except BaseException as error:
             self._not_applied(applies, error)
             raise
+
+    def _apply(self, build: Callable[[], Sequence[App]]) -> None:
+        """Build and hand over, in the one thread that speaks to Serve.
+
+        Ray 2.60 registers modules with its pickler while it makes a deployment's options or reads a status,
+        and takes them out afterwards: two threads at once take out what the other still needs.
+        """
+        self._serve.apply(build())
 
     def _not_applied(self, applies: Sequence[Apply], error: BaseException) -> None:
         """Nothing was handed over; what Serve itself refused would be refused again."""
@@ -256,7 +263,7 @@ class Controller:
     async def _see_to_ingress(self, seen: Seen | None) -> None:
         wanted = ingress_app.fingerprint()
         if seen is None or (self.record.applied.get(INGRESS_APP) != wanted and seen.status != "deleting"):
-            await self.in_serve_thread(self._serve.apply, [self.ingress()])
+            await self.in_serve_thread(self._apply, lambda: [self.ingress()])
             self.commit(replace(self.record, applied={**self.record.applied, INGRESS_APP: wanted}))
             self.trouble = "the ingress is starting"
         elif seen.status == "running":

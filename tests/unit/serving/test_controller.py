@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -91,6 +92,11 @@ class PretendStore:
         self.aliases = {version: (alias,)}
 
 
+def assert_in_serve_thread() -> None:
+    """Ray's building of a deployment must not run beside another call into Serve."""
+    assert threading.current_thread().name.startswith("serve")
+
+
 class PretendController(Controller):
     serve = PretendServe()
     store = PretendStore()
@@ -102,12 +108,14 @@ class PretendController(Controller):
         return self.store
 
     def app_of(self, served):
+        assert_in_serve_thread()
         return App(served.app, None, served.restart_fingerprint)
 
     def is_open(self):
         return self.serve.is_open
 
     def ingress(self):
+        assert_in_serve_thread()
         return App(INGRESS_APP, None, "1", "/")
 
     def require_capacity(self, spec):
