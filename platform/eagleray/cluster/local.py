@@ -108,8 +108,8 @@ def _clear_stale(name: str, say: Say) -> None:
     """Remove what a cluster of that name left behind. Raises: ClusterError where it still runs."""
     cluster = state.read(name)
     if cluster is None:
-        if state.directory(name).exists():
-            remove_tree(state.directory(name))
+        if (reason := state.damage(name)) is not None:
+            _clear_damaged(name, reason, say)
         return
     alive = processes.belonging(cluster.marker)
     if not _is_supervised(cluster) and cluster.starter.is_alive:
@@ -125,6 +125,28 @@ def _clear_stale(name: str, say: Say) -> None:
         )
     say(f"cleaning up after cluster {name!r}, which ended without `eagleray down`")
     _remove(cluster)
+
+
+def _clear_damaged(name: str, reason: str, say: Say) -> None:
+    """Remove what is left of a cluster whose state cannot be read. Raises: ClusterError where it runs."""
+    if found := _search(name):
+        raise ClusterError(
+            f"cluster {name!r} runs ({len(processes.belonging(found[0].marker))} processes), but its state "
+            f"cannot be read ({reason}); `eagleray down --name {name}` ends them and removes it, or choose "
+            "another --name"
+        )
+    say(f"the state of cluster {name!r} cannot be read ({reason}), and no process of it runs: removing it")
+    remove_tree(state.directory(name))
+
+
+def _search(name: str) -> list[ClusterState]:
+    """What can be told of the cluster `name` from its processes alone: marker and runtime folder."""
+    environments = processes.running(state.directory(name) / "token")
+    folders = {one[processes.MARKER]: preparation.runtime_dir_of(one) for one in environments}
+    return [
+        ClusterState(name, marker, "", {}, folder or state.directory(name), Process(0, 0), 0.0)
+        for marker, folder in folders.items()
+    ]
 
 
 def _start_supervisor(cluster: ClusterState, spec: LocalSpec) -> subprocess.Popen[bytes]:
@@ -190,11 +212,15 @@ def down(name: str, *, say: Say = print) -> DownReport:
     """
     began = time.monotonic()
     cluster = state.read(name)
-    if cluster is None:
+    reason = state.damage(name)
+    if cluster is None and reason is None:
         state.find(name)  # raises, with what to do
         raise ClusterNotRunning(name)
+    if reason is not None:
+        say(f"the state of cluster {name!r} cannot be read ({reason}); looking for its processes instead")
     with processes.undisturbed():
-        ended = _remove(cluster)
+        ended = [process for found in ([cluster] if cluster else _search(name)) for process in _remove(found)]
+        remove_tree(state.directory(name))
     report = DownReport(name, len(ended), time.monotonic() - began)
     say(f"cluster {name!r} is down: {report.num_processes} processes ended in {report.seconds:.1f} s")
     return report

@@ -23,6 +23,7 @@ _PORTS = (
     "gcs", "dashboard", "agent_http", "agent_grpc", "metrics", "runtime_env_agent", "node_manager",
     "object_manager", "autoscaler_metrics", "dashboard_metrics",
 )  # fmt: skip
+_RUNTIME_PREFIX = "er-"
 _LONGEST_RUNTIME_DIR = 34
 """A node's own folder adds 8; Ray's sockets in it then end at byte 107, which is all that Unix allows."""
 
@@ -130,8 +131,15 @@ def _make_runtime_dir() -> Path:
     """A new 0700 folder with a short path. Raises: ClusterError where no temp folder is short enough."""
     for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]):
         if len(parent) + len("/er-12345678") <= _LONGEST_RUNTIME_DIR and os.access(parent, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix="er-", dir=parent))
+            return Path(tempfile.mkdtemp(prefix=_RUNTIME_PREFIX, dir=parent))
     raise ClusterError(
         f"no writable temp folder with a path of at most {_LONGEST_RUNTIME_DIR - 12} characters (Unix "
         "sockets need short paths); set TMPDIR to one"
     )
+
+
+def runtime_dir_of(environment: Mapping[str, str]) -> Path | None:
+    """The cluster's runtime folder as one of its processes has it; None where that cannot be one of ours."""
+    # Not TMPDIR: jobs may set that.
+    folder = Path(environment.get("RAY_gcs_storage_path", "")).parent
+    return folder if folder.is_absolute() and folder.name.startswith(_RUNTIME_PREFIX) else None

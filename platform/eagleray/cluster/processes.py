@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,22 @@ def carries(pid: int, marker: str) -> bool:
     except OSError:
         return False
     return f"{MARKER}={marker}".encode() in environment.split(b"\0")
+
+
+def running(token_path: Path) -> list[Mapping[str, str]]:
+    """Environments of live processes of the cluster whose token is in that file: each has its marker."""
+    mine = os.path.realpath(token_path)
+    found = [environment for pid in all_pids() if MARKER in (environment := _environment(pid))]
+    return [one for one in found if os.path.realpath(one.get("RAY_AUTH_TOKEN_PATH", "")) == mine]
+
+
+def _environment(pid: int) -> dict[str, str]:
+    """With which it was started; empty where that cannot be read."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return {name: value for name, equals, value in (entry.partition("=") for entry in entries) if equals}
 
 
 def belonging(marker: str) -> list[Process]:

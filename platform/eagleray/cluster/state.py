@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +27,7 @@ from pathlib import Path
 from eagleray.cluster import settings
 from eagleray.cluster.files import read_json
 from eagleray.cluster.processes import Process
-from eagleray.errors import AuthError, ClusterNotRunning, InputError
+from eagleray.errors import AuthError, ClusterError, ClusterNotRunning, InputError
 
 DEFAULT_NAME = "local"
 LOOPBACK = "127.0.0.1"
@@ -140,13 +141,40 @@ def read(name: str) -> ClusterState | None:
 
 def read_path(folder: Path) -> ClusterState | None:
     """The state in a cluster's folder; None where there is none that can be read."""
-    found = read_json(folder / "state.json") or {}
     try:
-        return ClusterState(
-            **{**found, "runtime_dir": Path(found["runtime_dir"]), "starter": Process(**found["starter"])}
-        )
-    except (TypeError, KeyError):
+        return _parse(folder / "state.json")
+    except _UNREADABLE:
         return None
+
+
+def damage(name: str) -> str | None:
+    """Why the state in the folder of the cluster `name` cannot be read; None where it can, or has no folder.
+
+    Its processes may run all the same: whoever removes the folder has to look for them (`processes.running`).
+    """
+    path = directory(name) / "state.json"
+    if not path.parent.exists():
+        return None
+    try:
+        _parse(path)
+    except KeyError as error:
+        return f"{path}: no {error}"
+    except _UNREADABLE as error:
+        return f"{path}: {getattr(error, 'strerror', None) or error}"
+    return None
+
+
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError)
+
+
+def _parse(path: Path) -> ClusterState:
+    found = json.loads(path.read_text())
+    starter, runtime_dir = Process(**found["starter"]), Path(found["runtime_dir"])
+    if not (isinstance(found["marker"], str) and found["marker"]):
+        raise ValueError("its marker is no text")  # by which its processes are found
+    if not runtime_dir.is_absolute():
+        raise ValueError("its runtime folder has no absolute path")  # `down` deletes that folder
+    return ClusterState(**{**found, "runtime_dir": runtime_dir, "starter": starter})
 
 
 def names() -> list[str]:
@@ -159,8 +187,14 @@ def find(name: str = DEFAULT_NAME) -> ClusterState:
 
     Raises:
         ClusterNotRunning: there is none; the message says how to start one, and which others run.
+        ClusterError: its state cannot be read.
     """
     state = read(name)
+    if (reason := damage(name)) is not None:
+        raise ClusterError(
+            f"cluster {name!r}: its state cannot be read ({reason}); `eagleray down --name {name}` finds its "
+            "processes by their environment, ends them, and removes what is left"
+        )
     if state is not None and state.is_running:
         return state
     if state is not None:

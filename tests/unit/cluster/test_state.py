@@ -126,13 +126,71 @@ def test_a_stale_state_says_how_to_go_on(tmp_path):
         local.status("one")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "one"}'])
-def test_a_damaged_state_counts_as_none(tmp_path, text):
+DAMAGED = ["", "{", "[]", '{"name": "one"}', None]
+"""Texts of a state.json; None: there is none any more."""
+
+
+def damage(cluster, text):
+    path = cluster.directory / "state.json"
+    path.unlink() if text is None else path.write_text(text)
+
+
+def part_of(cluster):
+    """A process like those of the cluster, which are found by their environment."""
+    found = environment.of_cluster(cluster, profile="default", extra={"TMPDIR": "/"})
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], env=found)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_state_is_said_and_down_removes_what_is_left(tmp_path, text):
     cluster = write(tmp_path)
-    (cluster.directory / "state.json").write_text(text)
+    damage(cluster, text)
     assert state.read("one") is None
+    with pytest.raises(ClusterError, match=r"'one': its state cannot be read \(.*state.json.*`eagleray down"):
+        local.status("one")
+    said = []
+    assert local.down("one", say=said.append).num_processes == 0
+    assert not cluster.directory.exists()
+    assert "the state of cluster 'one' cannot be read" in said[0]
     with pytest.raises(ClusterNotRunning):
         local.down("one")
+
+
+@pytest.mark.parametrize(("key", "value"), [("runtime_dir", ""), ("runtime_dir", "er-1"), ("marker", "")])
+def test_a_state_that_would_lead_down_to_other_folders_or_processes_counts_as_damaged(tmp_path, key, value):
+    cluster = write(tmp_path)
+    damage(cluster, json.dumps({**state.to_json(cluster), key: value}))
+    assert state.read("one") is None
+    assert str(cluster.directory) in (state.damage("one") or "")
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_up_beside_a_damaged_state_loses_no_process_and_down_finds_them(tmp_path, text):
+    cluster = write(tmp_path)
+    with part_of(cluster) as running:
+        try:
+            damage(cluster, text)
+            with pytest.raises(
+                ClusterError, match=r"'one' runs \(1 processes\), but its state cannot be read"
+            ):
+                local._clear_stale("one", print)
+            assert cluster.directory.exists()
+            assert running.poll() is None
+            assert local.down("one").num_processes == 1
+            running.wait(60)
+            assert not cluster.directory.exists()
+            assert not cluster.runtime_dir.exists()
+        finally:
+            running.kill()
+
+
+def test_up_clears_a_damaged_state_of_which_nothing_runs(tmp_path):
+    cluster = write(tmp_path)
+    damage(cluster, "{")
+    said = []
+    local._clear_stale("one", said.append)
+    assert "and no process of it runs: removing it" in said[0]
+    assert not cluster.directory.exists()
 
 
 def test_down_of_a_stale_state_removes_it(tmp_path):
