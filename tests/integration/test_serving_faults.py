@@ -281,6 +281,13 @@ def test_attach_puts_the_ingress_on_a_plain_cluster_and_down_takes_it_back(plain
 
         until(lambda: logits().status_code == 200)
         assert logits().json()["outputs"][0]["shape"] == [400, 12, 258]
+    # Nothing is lost by a `down` that did not wait long enough: the next one waits for the same.
+    hasty = run_verb("down", "from eagleray.workflows import detach; detach._END_S = 0.01; down('plain')")
+    assert "has not ended in 0.01 s: " in hasty.stderr
+    assert "run this again, which waits for it" in hasty.stderr
+    assert attached.read("plain") is not None
+    refused = run_verb("attach", call)
+    assert "being taken down" in refused.stderr
     ended = run_verb("down", "down('plain')")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert attached.read("plain") is None

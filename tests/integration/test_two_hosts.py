@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,7 +87,7 @@ class Cluster:
             "RAY_AUTH_TOKEN_PATH": str(self.shared / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",
             **HEALTH,
-            "EAGLERAY_HOME": str(self.shared / "home"),
+            "EAGLERAY_HOME": str(host.folder / "home"),  # of a user of that machine
             "EAGLERAY_STORAGE": str(self.shared / "storage"),
             "EAGLERAY_TRACKING_URI": f"sqlite:///{self.shared}/mlflow.db",
         }
@@ -270,18 +271,20 @@ def test_attach_says_what_is_missing_beyond_one_host(cluster: Cluster) -> None:
     assert "is a file of one machine, and the cluster has 2; run `mlflow server`" in log.lines[-1]
 
 
-def test_attach_serves_from_both_hosts(cluster: Cluster) -> None:
-    attach = [part.format(head=cluster.head.address) for part in ATTACH]
+@pytest.fixture(scope="module")
+def tracked(cluster: Cluster) -> Iterator[Callable[[hosts.Host], dict[str, str]]]:
+    """A host's environment with an MLflow server that both reach."""
     server = f"http://{cluster.head.address}:{MLFLOW}"
-    environment = {
-        **cluster.env(cluster.head), "EAGLERAY_TRACKING_URI": server, "PYTHONPATH": f"{ROOT}/tests",
-    }  # fmt: skip
     command = ("mlflow", "server", "--host", cluster.head.address, "--port", str(MLFLOW), "--workers", "1")
     store = ("--backend-store-uri", f"sqlite:///{cluster.shared}/server.db")
     allowed = ("--allowed-hosts", f"{cluster.head.address}:{MLFLOW}")
+
+    def environment(host: hosts.Host) -> dict[str, str]:
+        return {**cluster.env(host), "EAGLERAY_TRACKING_URI": server, "PYTHONPATH": f"{ROOT}/tests"}
+
     mlflow = subprocess.Popen(
         cluster.head.command(*command, *store, *allowed),
-        env=environment,
+        env=environment(cluster.head),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -289,20 +292,72 @@ def test_attach_serves_from_both_hosts(cluster: Cluster) -> None:
         assert processes.wait_until(
             lambda: (cluster.head.address, MLFLOW) in cluster.head.listening(), timeout_s=90, interval_s=0.5
         )
-        printed = cluster.head.run(*attach, env=environment, timeout_s=180)
-        assert "models are served at http://127.0.0.1:8100" in printed
-        before = {host.hostname: host.listening() for host in (cluster.head, cluster.other)}
-        answers = cluster.head.run(sys.executable, "-c", SERVED, env=environment, timeout_s=240)
-        assert json.loads(answers.splitlines()[-1]) == [200] * 20
-        # Each host has a replica now: its own port is on the host's address, Ray's on all, behind the token.
-        for host in (cluster.head, cluster.other):
-            found = host.listening() - before[host.hostname]
-            new = {address.removeprefix("::ffff:") for address, _ in found}
-            assert new <= {host.address, "::", "0.0.0.0"}
-            assert host.address in new, (host.hostname, new)
-        ended = cluster.head.run("eagleray", "down", "--name", "far", env=environment, timeout_s=120)
-        assert "is as it was before" in ended
-        assert 8100 not in {port for _, port in cluster.head.listening()}
+        yield environment
     finally:
         mlflow.kill()
         mlflow.wait()
+
+
+def test_attach_from_the_second_host_serves_from_both(cluster: Cluster, tracked) -> None:
+    head, other = cluster.head, cluster.other
+    attach = (*(part.format(head=head.address) for part in ATTACH), "--host", head.address, "--insecure")
+    printed = other.run(*attach, env=tracked(other), timeout_s=180)
+    assert f"models are served at http://{head.address}:8100" in printed
+    assert "warning" not in printed
+    before = {host.hostname: host.listening() for host in (head, other)}
+    answers = other.run(sys.executable, "-c", SERVED, env=tracked(other), timeout_s=240)
+    assert json.loads(answers.splitlines()[-1]) == [200] * 20
+    # Each host has a replica now: its own port is on the host's address, Ray's on all, behind the token.
+    for host in (head, other):
+        found = host.listening() - before[host.hostname]
+        new = {address.removeprefix("::ffff:") for address, _ in found}
+        assert new <= {host.address, "::", "0.0.0.0"}
+        assert host.address in new, (host.hostname, new)
+    # The controller writes where it runs; who attached has a key and no more.
+    record = head.folder / "home/serving/far/record.json"
+    assert record.exists()
+    assert not (other.folder / "home/serving").exists()
+    keys = [host.folder / "home/attached/far/admin.key" for host in (other, head)]
+    assert keys[0].stat().st_mode & 0o777 == 0o600
+
+    def served(host: hosts.Host) -> dict[str, Any]:
+        text = host.run("eagleray", "status", "--name", "far", "--json", env=tracked(host))
+        return json.loads(text[text.index("{") :])
+
+    def is_back() -> bool:
+        try:
+            found = served(other)
+        except AssertionError:
+            return False
+        return not found["ingress"]["trouble"] and [one["state"] for one in found["services"]] == ["ready"]
+
+    (controller,) = [
+        process
+        for process in head.processes()
+        if b"ray::ControllerActor" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    ]
+    processes.send(controller, signal.SIGKILL)
+    assert processes.wait_until(is_back, timeout_s=60, interval_s=1)
+    # Attached from the head too, it is the same: what is served, and the key of the other machine.
+    head.run(*attach, env=tracked(head), timeout_s=180)
+    assert served(head)["services"] == served(other)["services"]
+    assert keys[0].read_text() != keys[1].read_text()
+    ended = other.run("eagleray", "down", "--name", "far", env=tracked(other), timeout_s=120)
+    assert "is as it was before" in ended
+    assert 8100 not in {port for _, port in head.listening()}
+    assert not record.parent.exists()
+    assert not keys[0].parent.exists()
+    head.run("eagleray", "down", "--name", "far", env=tracked(head))  # forgets it there too
+    assert not keys[1].parent.exists()
+
+
+def test_attach_from_the_second_host_says_that_the_heads_loopback_is_not_its_own(
+    cluster: Cluster, tracked
+) -> None:
+    attach = [part.format(head=cluster.head.address) for part in ATTACH]
+    printed = cluster.other.run(*attach, env=tracked(cluster.other), timeout_s=180)
+    assert f"warning: that is 127.0.0.1 of the head, {cluster.head.address}, and this is another" in printed
+    assert f"`ssh -N -L 8100:127.0.0.1:8100 {cluster.head.address}`" in printed
+    assert ("127.0.0.1", 8100) in cluster.head.listening()
+    cluster.other.run("eagleray", "down", "--name", "far", env=tracked(cluster.other), timeout_s=120)
+    assert 8100 not in {port for _, port in cluster.head.listening()}

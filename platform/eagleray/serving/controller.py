@@ -59,6 +59,7 @@ class Controller:
         self._plane = ControlPlane(self)
         self._aliases_s = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Take over what is on disk, and begin to see to it."""
@@ -78,6 +79,7 @@ class Controller:
             "url": self.settings.url,
             "is_key_needed_for_infer": self.settings.is_key_needed_for_infer,
             "trouble": self.trouble,
+            "is_ending": self._ending is not None,
         }
 
     async def admin(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
@@ -154,16 +156,28 @@ class Controller:
         return await self.in_serve_thread(self._serve.num_replicas)
 
     async def end(self) -> None:
-        """End all that this controller started on the cluster, and forget what it was to serve."""
+        """End all that this controller started on the cluster, and forget what it was to serve.
+
+        Asked again, it goes on: with the same where the caller before gave up, anew where that failed.
+        """
         self.stop()
-        seen = await self.in_serve_thread(self._serve.observe)
-        ours = [app for app in seen if app == INGRESS_APP or app.startswith(APP_PREFIX)]
-        if self.record.has_started_serve and len(ours) == len(seen):
-            await self.in_serve_thread(self._serve.shut_down)
-        else:
-            await self.in_serve_thread(self._serve.delete, ours)
-            while set(ours) & set(await self.in_serve_thread(self._serve.observe)):
-                await asyncio.sleep(_BUSY_S)
+        if self._ending is None or (self._ending.done() and self._ending.exception()):
+            self._ending = asyncio.get_running_loop().create_task(self._end())
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        self.trouble = "it is being taken down"
+        if await self.in_serve_thread(self._serve.is_running):
+            seen = await self.in_serve_thread(self._serve.observe)
+            ours = {app for app in seen if app == INGRESS_APP or app.startswith(APP_PREFIX)}
+            self.trouble = f"Serve is ending {', '.join(sorted(ours))}"
+            if self.record.has_started_serve and len(ours) == len(seen):
+                await self.in_serve_thread(self._serve.shut_down)
+            else:
+                await self.in_serve_thread(self._serve.delete, sorted(ours))
+                while left := ours & set(await self.in_serve_thread(self._serve.observe)):
+                    self.trouble = f"Serve is ending {', '.join(sorted(left))}"
+                    await asyncio.sleep(_BUSY_S)
         memory.forget(self.settings.record_path)
 
     # The loop.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+from eagleray.cluster import settings
 from eagleray.cluster.files import write_json
-from eagleray.errors import ServiceError
+from eagleray.errors import EaglerayError, ServiceError
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.services import Record
 
@@ -33,6 +35,18 @@ def load(path: Path) -> Record:
         ) from None
 
 
+def make_directory(cluster: str) -> tuple[str, str]:
+    """The folder for a cluster's record in the home of this machine, made, and why it cannot be written."""
+    try:
+        settings.make_home()
+        folder = settings.serving_dir(cluster)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder), ""
+    except (EaglerayError, OSError) as error:
+        return "", str(error)
+
+
 def save(path: Path, record: Record) -> None:
     """Write the record whole; only the owner can read it, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -40,8 +54,11 @@ def save(path: Path, record: Record) -> None:
 
 
 def forget(path: Path) -> None:
-    """Remove the record and its folder."""
-    shutil.rmtree(path.parent, ignore_errors=True)
+    """Remove the record, and its folder where that holds nothing else."""
+    for file in (path, *path.parent.glob(f".{path.name}.*")):  # and what a killed writer has left
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.parent.rmdir()
 
 
 def ensure_admin_key(path: Path, keys: KeyRing) -> KeyRing:

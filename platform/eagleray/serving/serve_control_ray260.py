@@ -93,6 +93,12 @@ class ServeControl:
             routes={app["route_prefix"]: name for name, app in details.items() if app.get("route_prefix")},
         )
 
+    def is_running(self) -> bool:
+        """Whether Serve runs on the cluster."""
+        from ray.serve import context
+
+        return context._get_global_client(raise_if_no_controller_running=False) is not None
+
     def shut_down(self) -> None:
         """End Serve and all its applications."""
         from ray import serve

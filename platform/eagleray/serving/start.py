@@ -15,12 +15,14 @@ from eagleray.cluster import settings, state
 from eagleray.cluster.files import read_json
 from eagleray.cluster.probing import answers
 from eagleray.cluster.state import ClusterState
-from eagleray.errors import ServiceError
+from eagleray.errors import ClusterError, ServiceError
+from eagleray.serving import memory
 from eagleray.serving.control_settings import CONTROLLER, NAMESPACE, ON_HEAD, ControllerSettings
 from eagleray.serving.state import Limits
 from eagleray.specs.local import LocalServing
 
 _READY_TIMEOUT_S = 120.0
+_HEAD_TIMEOUT_S = 60.0
 _MAX_CALLS = 1000
 """At one time on the controller: each ingress and each admin request waits in one."""
 
@@ -60,6 +62,31 @@ def start(wanted: ControllerSettings) -> Any:
         )
         .remote(wanted.to_json())
     )
+
+
+def directory_on_head(cluster: str) -> str:
+    """Where the controller of a cluster that others started keeps its record: below the head's EAGLERAY_HOME.
+
+    The head's own, whoever asks and from wherever: the next one is told the same. Ray is connected.
+
+    Raises:
+        ClusterError: it cannot be written there, or the head did not answer.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        make: Any = ray.remote(num_cpus=0, max_retries=0, resources=dict(ON_HEAD))(memory.make_directory)
+        found, trouble = ray.get(make.remote(cluster), timeout=_HEAD_TIMEOUT_S)
+    except RayError as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise ClusterError(f"the head did not say where it keeps what is served: {reason}") from error
+    if trouble:
+        raise ClusterError(
+            f"what is served is kept on the head, in its EAGLERAY_HOME, and there: {trouble}; start Ray on "
+            "the head with EAGLERAY_HOME set to a folder of its own disk that its user may write"
+        )
+    return found
 
 
 def find() -> Any:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from eagleray.cluster import attached, settings, state
 from eagleray.cluster.attached import AttachedCluster
 from eagleray.errors import ClusterError, InputError, ServiceError
 from eagleray.serving import preconditions, start
-from eagleray.serving.control_settings import INGRESS_APP, NAMESPACE, ControllerSettings
+from eagleray.serving.control_settings import INGRESS_APP, ON_HEAD, ControllerSettings
 from eagleray.serving.preconditions import NodeFacts
+from eagleray.workflows.joining import joined
 
 DEFAULT_PORT = 8000
-_CONNECT_S = 5.0
+_ALL_INTERFACES = ("0.0.0.0", "::")
+_UNKNOWN = "/nonexistent"
 _LOOK_S = 60.0
 _START_S = 120.0
-_END_S = 90.0
 
 
 def attach(
@@ -60,7 +60,7 @@ def attach(
         )
     wanted = ControllerSettings(
         cluster=name,
-        directory=str(settings.serving_dir(name)),
+        directory=_UNKNOWN,  # the head says where
         admin_key_path="",
         host=host,
         port=port,
@@ -68,7 +68,7 @@ def attach(
         tracking_uri=settings.tracking_uri(),
         is_key_needed_for_infer=is_key_required or not state.is_loopback(host),
     )
-    with _connected(address):
+    with joined(address):
         if (before := start.find()) is not None:
             _check_same(before, wanted)
         nodes = _facts(wanted.storage_url)
@@ -77,78 +77,58 @@ def attach(
         if warning := preconditions.warning(nodes):
             say(warning)
         preconditions.check_serve(_serve(wanted), host=host, port=port, our_app=INGRESS_APP)
-        controller = start.start(wanted)
+        controller = start.start(replace(wanted, directory=start.directory_on_head(name)))
         _await_start(controller)
-        cluster = AttachedCluster(name, address, wanted.url, time.time())
+        head = _head_address()
+        cluster = AttachedCluster(name, address, reachable_url(wanted, head), time.time())
         attached.write(cluster)
         _write_key(cluster, controller)
     say(f"models are served at {cluster.ingress_url}; the admin key is in {cluster.admin_key_path}")
+    if state.is_loopback(host) and not is_mine(head):
+        say(_far_loopback(wanted, head))
     return cluster
 
 
-def detach(cluster: AttachedCluster, say: Callable[[str], None] = print) -> None:
-    """End what `attach` started on the cluster, and nothing else.
+def reachable_url(wanted: ControllerSettings, head: str) -> str:
+    """The ingress's address for other hosts too: one that listens on all interfaces has that of the head."""
+    if wanted.host not in _ALL_INTERFACES:
+        return wanted.url
+    return f"http://[{head}]:{wanted.port}" if ":" in head else f"http://{head}:{wanted.port}"
 
-    Raises:
-        ClusterError: the cluster cannot be reached.
-    """
-    with _connected(cluster.address):
-        import ray
 
-        controller = start.find()
-        if controller is not None:
-            ray.get(controller.end.remote(), timeout=_END_S)
-            ray.kill(controller)
-    attached.forget(cluster.name)
-    say(f"cluster {cluster.name!r} is as it was before `eagleray attach`")
+def _far_loopback(wanted: ControllerSettings, head: str) -> str:
+    host, port = wanted.host, wanted.port
+    return (
+        f"warning: that is {host} of the head, {head}, and this is another machine: commands here reach it "
+        f"through `ssh -N -L {port}:{host}:{port} {head}` only; or `eagleray down --name {wanted.cluster}`, "
+        f"and attach with --host {head} --insecure, or on the head"
+    )
+
+
+def _head_address() -> str:
+    """As Ray names it."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    (head,) = [node for node in alive if not ON_HEAD.keys() - node["Resources"].keys()]
+    return head["NodeManagerAddress"]
+
+
+def is_mine(address: str) -> bool:
+    """Whether that is an address of this machine."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def _check_name(name: str) -> None:
-    state.directory(name)  # raises where that cannot be a name
-    if state.read(name) is not None:
+    if state.read(name) is not None or state.damage(name) is not None:
         raise InputError(
             f"a local cluster is called {name!r}; choose another --name, or `eagleray down --name {name}`"
         )
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[None]:
-    """This process as a driver of the cluster. Raises: ClusterError where it cannot be."""
-    if "RAY_AUTH_MODE" not in os.environ and _has_token():
-        # `ray start` turns tokens on where it finds one, and a driver does not (2.60).
-        os.environ["RAY_AUTH_MODE"] = "token"
-    _check_reachable(address)
-    import ray
-
-    try:
-        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ClusterError(
-            f"cannot join the Ray cluster at {address}: {reason}; run this on a machine of the cluster, give "
-            "its GCS address (host:6379), and set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH where it has a token"
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Raises: ClusterError where nobody listens: Ray's own attempt would end this process (2.60)."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"nobody answers at {address} ({error}); give the address of the cluster's GCS, as host:6379, "
-            "and run this on a machine of the cluster"
-        ) from None
-
-
-def _has_token() -> bool:
-    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    return any(name in os.environ for name in names) or Path("~/.ray/auth_token").expanduser().exists()
 
 
 def _facts(storage_url: str) -> list[NodeFacts]:
@@ -219,6 +199,11 @@ def _check_same(controller: Any, wanted: ControllerSettings) -> None:
     import ray
 
     said: Any = ray.get(controller.ping.remote(), timeout=_LOOK_S)
+    if said["is_ending"]:
+        raise ClusterError(
+            f"this cluster is attached as {said['cluster']!r}, and what was started there is being taken "
+            f"down; run `eagleray down --name {said['cluster']}` where it was attached, then attach it anew"
+        )
     if (said["cluster"], said["url"]) != (wanted.cluster, wanted.url):
         raise ClusterError(
             f"this cluster is attached already, as {said['cluster']!r}, its ingress at {said['url']}; use "

@@ -20,7 +20,7 @@ def down(name: str = DEFAULT_NAME, say: Callable[[str], None] = print) -> local.
         ClusterError: something does not end, or cannot be deleted.
     """
     if (found := attached.read(name)) is not None:
-        from eagleray.workflows.attach import detach
+        from eagleray.workflows.detach import detach
 
         began = time.monotonic()
         detach(found, say)

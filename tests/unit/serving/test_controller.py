@@ -35,6 +35,10 @@ class PretendServe:
         self.is_open = True
         """Whether the proxy answers."""
         self.fails: dict[str, str] = {}
+        self.runs = True
+        self.held = threading.Event()
+        """Until it is set, applications do not end."""
+        self.held.set()
 
     def start(self) -> None:
         self._check()
@@ -48,8 +52,17 @@ class PretendServe:
             reason = self.fails.get(app.name)
             self.apps[app.name] = Seen("failed", reason) if reason else Seen("running")
 
+    def is_running(self) -> bool:
+        return self.runs
+
+    def shut_down(self) -> None:
+        self._check()
+        self.apps.clear()
+        self.runs = False
+
     def delete(self, names) -> None:
         self._check()
+        self.held.wait()
         for name in names:
             self.apps.pop(name, None)
 
@@ -225,6 +238,47 @@ def test_a_restart_remembers_everything_and_starts_nothing_twice(parts):
             await until(lambda: set(again.serve.apps) == {INGRESS_APP, "m--digits--v1"})
         finally:
             again.stop()
+
+    with_controller(parts, scenario)
+
+
+def test_an_end_that_nobody_waited_for_goes_on_and_one_that_failed_is_tried_again(parts):
+    async def scenario(controller, backend):
+        serve = controller.serve
+        serve.apps["others"] = Seen("running")
+        await backend.deploy({"name": "digits", "version": 1})
+        await until(lambda: controller.record.is_settled and not controller.trouble)
+        assert not (await controller.ping())["is_ending"]
+        serve.broken = RuntimeError("Serve is away")
+        with pytest.raises(RuntimeError):
+            await controller.end()
+        assert parts.record_path.exists()
+        serve.broken = None
+        serve.held.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(controller.end(), 0.1)
+        await until(lambda: controller.trouble == "Serve is ending ingress, m--digits--v1")
+        assert (await controller.ping())["is_ending"]
+        again = asyncio.ensure_future(controller.end())
+        serve.held.set()
+        await again
+        assert set(serve.apps) == {"others"}
+        assert not parts.record_path.parent.exists()
+        await controller.end()  # its answer may have been lost
+
+    with_controller(parts, scenario)
+
+
+def test_an_end_where_somebody_has_ended_serve_removes_the_record_and_nothing_beside_it(parts):
+    async def scenario(controller, backend):
+        await until(lambda: not controller.trouble)
+        beside = parts.record_path.with_name("other")
+        beside.touch()
+        controller.serve.runs = False
+        controller.serve.broken = RuntimeError("no Serve")
+        await controller.end()
+        assert not parts.record_path.exists()
+        assert beside.exists()
 
     with_controller(parts, scenario)
 

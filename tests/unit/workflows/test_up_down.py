@@ -11,14 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from eagleray.cluster import attached, files, local, node_types, preparation, processes, settings, state
 from eagleray.errors import ClusterError, ClusterNotRunning, InputError, SpecError
-from eagleray.serving import start
+from eagleray.serving import memory, start
 from eagleray.serving.control_settings import ControllerSettings
+from eagleray.serving.serve_control_ray260 import ServeControl
 from eagleray.specs import LocalSpec, load
 from eagleray.specs.local import LocalServing
-from eagleray.workflows import attach, down, status, up
+from eagleray.workflows import attach, detach, down, status, up
 
 LOCAL = Path(__file__).parents[3] / "local.toml"
 
@@ -94,7 +96,7 @@ def test_attach_can_require_a_key_on_loopback(monkeypatch):
         wanted.append(settings)
         raise ClusterError("far enough")
 
-    monkeypatch.setattr(attach, "_connected", lambda _address: contextlib.nullcontext())
+    monkeypatch.setattr(attach, "joined", lambda _address: contextlib.nullcontext())
     monkeypatch.setattr(attach.start, "find", lambda: "a controller")
     monkeypatch.setattr(attach, "_check_same", lambda _before, settings: refuse(settings))
     for is_required in (False, True):
@@ -104,13 +106,48 @@ def test_attach_can_require_a_key_on_loopback(monkeypatch):
 
 
 def test_attach_again_does_not_pretend_to_require_a_key(monkeypatch):
-    said = {"cluster": "far", "url": "http://127.0.0.1:8000", "is_key_needed_for_infer": False}
+    said = {
+        **{"cluster": "far", "url": "http://127.0.0.1:8000"},
+        **{"is_key_needed_for_infer": False, "is_ending": False},
+    }
     monkeypatch.setattr("ray.get", lambda _answer, timeout: said)
     before = SimpleNamespace(ping=SimpleNamespace(remote=lambda: None))
     wanted = ControllerSettings("far", "", "", "127.0.0.1", 8000, "", "")
     attach._check_same(before, wanted)
     with pytest.raises(ClusterError, match=r"its models need no key; .* anew with --require-key"):
         attach._check_same(before, replace(wanted, is_key_needed_for_infer=True))
+    said["is_ending"] = True
+    with pytest.raises(ClusterError, match=r"as 'far', and what was started there is being taken down; "):
+        attach._check_same(before, wanted)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("10.0.0.1", "http://10.0.0.1:8000"),
+        ("0.0.0.0", "http://10.0.0.7:8000"),
+    ],
+)
+def test_an_ingress_on_all_interfaces_is_reached_at_the_heads_address(host, url):
+    wanted = ControllerSettings("far", "", "", host, 8000, "", "")
+    assert attach.reachable_url(wanted, "10.0.0.7") == url
+
+
+@pytest.mark.parametrize(("address", "is_mine"), [("127.0.0.1", True), ("192.0.2.1", False)])
+def test_an_address_of_this_machine(address, is_mine):
+    assert attach.is_mine(address) == is_mine
+
+
+def test_what_is_served_is_kept_where_it_can_be_written(home, monkeypatch):
+    assert memory.make_directory("far") == (str(home / "serving/far"), "")
+    assert (home / "serving/far").stat().st_mode & 0o777 == 0o700
+    (home / "file").touch()
+    with monkeypatch.context() as patch:
+        patch.setenv("EAGLERAY_HOME", str(home / "file"))
+        folder, trouble = memory.make_directory("far")
+    assert folder == ""
+    assert "is a file, not a folder" in trouble
 
 
 def test_down_forgets_what_was_served(home):
@@ -163,12 +200,88 @@ def test_one_name_is_one_cluster():
         local.down("one", say=lambda _: None)
 
 
+class FarController:
+    """What `ray.get` says of its methods, one after the other; an exception is raised."""
+
+    def __init__(self, monkeypatch, *answers):
+        self.answers = list(answers)
+        self.killed = []
+        method = SimpleNamespace(remote=lambda: None)
+        self.end, self.ping = method, method
+        monkeypatch.setattr(detach, "joined", lambda _address: contextlib.nullcontext())
+        monkeypatch.setattr(detach.start, "find", lambda: self)
+        monkeypatch.setattr("ray.get", lambda _answer, timeout: self._next())
+        monkeypatch.setattr("ray.kill", self.killed.append)
+
+    def _next(self):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
 def test_down_of_an_attached_cluster_takes_back_what_was_started_there(monkeypatch):
-    detached = []
-    monkeypatch.setattr(attach, "detach", lambda cluster, _say: detached.append(cluster.name))
     far()
+    controller = FarController(monkeypatch, None)
     down.down("far", say=lambda _: None)
-    assert detached == ["far"]
+    assert controller.killed == [controller]
+    assert attached.read("far") is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (
+            [GetTimeoutError("Get timed out"), {"trouble": "Serve is ending m--a"}],
+            r"`eagleray down --name far`: what `attach` started on the cluster at 10\.0\.0\.1:6379 has not "
+            r"ended in 90 s: Serve is ending m--a; it goes on there: run this again, which waits for it",
+        ),
+        (
+            [GetTimeoutError("Get timed out"), GetTimeoutError("Get timed out")],
+            r"in 90 s: its serving controller does not answer; run this again, and .*ray::ControllerActor",
+        ),
+        (
+            [ActorUnavailableError("the connection was lost", None)],
+            r"its serving controller failed: .*the connection was lost.*; run this again, which goes on",
+        ),
+    ],
+)
+def test_a_down_that_has_not_ended_is_told_and_the_next_one_goes_on(monkeypatch, answers, message):
+    far()
+    controller = FarController(monkeypatch, *answers, None)
+    with pytest.raises(ClusterError, match=message):
+        down.down("far", say=lambda _: None)
+    assert attached.read("far") is not None
+    assert controller.killed == []
+    down.down("far", say=lambda _: None)
+    assert controller.killed == [controller]
+    assert attached.read("far") is None
+
+
+def test_down_of_an_attached_cluster_that_is_gone_says_how_to_forget_it():
+    cluster = attached.AttachedCluster("far", "127.0.0.1:1", "http://127.0.0.1:8000", time.time())
+    attached.write(cluster)
+    message = rf"nobody answers at .* gone for good, delete {cluster.directory}"
+    with pytest.raises(ClusterError, match=message):
+        down.down("far", say=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("apps", "is_left"), [([], False), (["other"], False), (["ingress", "m--a--v1"], True)]
+)
+def test_down_does_not_pretend_where_the_controller_is_gone(monkeypatch, apps, is_left):
+    far()
+    FarController(monkeypatch)
+    monkeypatch.setattr(detach.start, "find", lambda: None)
+    monkeypatch.setattr(ServeControl, "is_running", lambda _self: True)
+    monkeypatch.setattr(ServeControl, "observe", lambda _self: dict.fromkeys(apps))
+    if is_left:
+        message = r"Serve still runs ingress, m--a--v1; `eagleray attach` as before"
+        with pytest.raises(ClusterError, match=message):
+            down.down("far", say=lambda _: None)
+    else:
+        down.down("far", say=lambda _: None)
+    assert (attached.read("far") is not None) == is_left
 
 
 @pytest.mark.parametrize(
