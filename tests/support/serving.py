@@ -142,6 +142,15 @@ def outputs_for(of: ModelCard, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return {"label": labels, "class": classes, "probabilities": probabilities}
 
 
+def run(number: int) -> dict[str, Any]:
+    """A run of the spec `digits`, as the tracking describes it: 0 is the newest."""
+    return {
+        "id": f"digits-20260131-12000{9 - number}-1f2e", "name": "digits", "kind": "train",
+        "status": "finished" if number else "running", "started_at": 1000.0 - number,
+        "metric": "test_accuracy" if number else None, "value": 0.5 if number else None,
+    }  # fmt: skip
+
+
 @dataclass
 class PretendAdmin:
     """A control plane that keeps its few things in memory, and changes the app's state as a real one does."""
@@ -150,6 +159,7 @@ class PretendAdmin:
     ring: KeyRing = field(default_factory=KeyRing)
     deployed: list[dict[str, Any]] = field(default_factory=list)
     promoted: list[tuple[str, int, str]] = field(default_factory=list)
+    runs_known: list[dict[str, Any]] = field(default_factory=lambda: list(map(run, range(3))))
     error: EaglerayError | None = None
 
     def _check(self) -> None:
@@ -183,6 +193,10 @@ class PretendAdmin:
         await self.model(name)
         self.promoted.append((name, version, alias))
         return {"name": name, "version": version, "alias": alias}
+
+    async def runs(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        self._check()
+        return [run for run in self.runs_known if name in (None, run["id"], run["name"])][:limit]
 
     async def services(self) -> list[dict[str, Any]]:
         assert self.app is not None

@@ -21,7 +21,7 @@ LOCAL = str(ROOT / "local.toml")
 VERBS = [
     *("up", "attach", "down", "status", "env"),
     *("check", "train", "resume", "tune", "evaluate", "publish"),
-    *("models", "deploy", "undeploy", "predict"),
+    *("runs", "models", "deploy", "undeploy", "predict"),
     *("jobs", "logs", "stop"),
     *("keys", "dashboards"),
 ]
@@ -166,7 +166,7 @@ def test_wrong_usage_exits_with_2(
             ModuleNotFoundError("No module named 'ray'", name="ray"),
             1,
             "eagleray: `jobs` needs ray, which the light install leaves out: "
-            "pip install 'eagleray[platform]'\n",
+            "pip install '.[platform]' in a checkout, or 'WHEEL[platform]'\n",
         ),
     ],
 )

@@ -61,6 +61,7 @@ def test_starting_is_quick(arguments: list[str], limit_s: float) -> None:
     "arguments",
     [
         ["models", "list"],
+        ["runs", "list"],
         ["deploy", "examples/serve/digits.toml"],
         ["status"],
         ["predict", "gpt", "--text", "ab", "--max-tokens", "3", "--stream"],
@@ -125,12 +126,13 @@ def test_a_wheel_without_extras(tmp_path: Path, ingress: Pretend) -> None:
     for verb in (["up"], ["dashboards", "publish"]):
         refused = eagleray(*verb)
         assert refused.returncode == 1
-        assert "pip install 'eagleray[platform]'" in refused.stderr
+        assert "pip install '.[platform]' in a checkout, or 'WHEEL[platform]'" in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
 
     environment |= {"EAGLERAY_URL": ingress.url, "EAGLERAY_KEY": ingress.admin_key}
     for verb in (
         ["models", "list"],
+        ["runs", "list"],
         ["deploy", str(ROOT / "examples/serve/digits.toml")],
         ["status"],
         ["predict", "gpt", "--text", "ab", "--stream"],

@@ -15,7 +15,18 @@ from typing import NoReturn
 import click
 
 from eagleray import __version__
-from eagleray.cli import cluster, dashboards, jobs, keys, models, predictions, runs, services, status
+from eagleray.cli import (
+    cluster,
+    dashboards,
+    jobs,
+    keys,
+    models,
+    predictions,
+    run_list,
+    runs,
+    services,
+    status,
+)
 from eagleray.cli.shared import INTERRUPTED, InOrder
 from eagleray.errors import EaglerayError
 
@@ -33,7 +44,7 @@ def cli(debug: bool) -> None:
 for _verbs in (
     (cluster.up, cluster.attach, cluster.down, status.status, cluster.env),
     (runs.check, runs.train, runs.resume, runs.tune, runs.evaluate, runs.publish),
-    (models.models, services.deploy, services.undeploy, predictions.predict),
+    (run_list.runs, models.models, services.deploy, services.undeploy, predictions.predict),
     (jobs.jobs, jobs.logs, jobs.stop),
     (keys.keys, dashboards.dashboards),
 ):
@@ -74,7 +85,7 @@ def _message(error: Exception, arguments: Sequence[str]) -> str:
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("eagleray"):
         return (
             f"eagleray: `{verb}` needs {error.name}, which the light install leaves out: "
-            "pip install 'eagleray[platform]'"
+            "pip install '.[platform]' in a checkout, or 'WHEEL[platform]'"
         )
     reason = " ".join(str(error).split())
     return f"eagleray: {type(error).__name__}: {reason} (`eagleray --debug {verb} …` shows where)"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 STARTING_S = 120.0
 """A cluster younger than this is waited for: `up` returns before its ingress answers."""
 IMPATIENT_S = 10.0
+LOOK_UP_S = 5.0
+"""A job would say it after 7 to 10 s."""
 _POLL_S = 0.2
 
 
@@ -91,6 +93,38 @@ def ingress_client(place: Place, *, is_patient: bool = True) -> Iterator[Client]
         key = place.key() or _admin_key(cluster)
     with Client(url, key, **options) as client:
         yield client
+
+
+def look_up(name: str | None, look: Callable[[Client], None]) -> None:
+    """Let `look` refuse at once what a job of the cluster `name` would refuse after seconds.
+
+    Args:
+        name: A local cluster; where none is given, the one whose jobs the environment names.
+        look: Raises where what it asks for is not there. Where no ingress is known it is not called.
+    """
+    from eagleray.client import Client
+
+    found = _ingress_beside_jobs(name)
+    if found is not None:
+        with Client(*found, max_attempts=1, timeout_s=LOOK_UP_S) as client:
+            look(client)
+
+
+def _ingress_beside_jobs(name: str | None) -> tuple[str, str] | None:
+    """Address and admin key of the ingress on the cluster whose jobs `shared.job_client` reaches."""
+    from eagleray.client import environment
+    from eagleray.cluster import state
+
+    address = environment.job_address() if name is None else None
+    named = [name or DEFAULT_CLUSTER] if address is None else state.names()
+    for cluster in filter(None, map(state.read, named)):
+        if cluster.ingress_url and address in (None, cluster.dashboard_url):
+            try:
+                return cluster.ingress_url, read_key(cluster.admin_key_path)
+            except InputError:  # it has not started yet
+                return None
+    url, key = os.environ.get("EAGLERAY_URL"), os.environ.get("EAGLERAY_KEY")
+    return (url, key) if address and url and key else None
 
 
 def url_of(cluster: ClusterState) -> str:

@@ -75,7 +75,15 @@ def predict(
 
     MODEL: NAME, NAME@ALIAS or NAME/versions/NUMBER. FILE: .json, .png, .jpg, .wav, .txt, .csv or .npy; or -
     for what a pipe brings. The options about text are for models that write it.
-    """
+
+    JSON has raw values, one sample or a list of them, for instance:
+
+    \b
+      {"inputs": [5.1, 3.5, 1.4, 0.2]}            one row
+      {"inputs": [[5.1, 3.5], [6.2, 2.9]]}        two rows
+      {"inputs": {"height": 5.1, "width": 3.5}}   by the names of columns, or of inputs
+      {"inputs": "def ", "parameters": {"max_tokens": 20}}
+    """  # noqa: D301  click wants the character itself
     if text is not None and file is not None:
         raise click.UsageError("give FILE or --text, not both")
     if stream and as_json:

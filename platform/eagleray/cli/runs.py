@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eagleray.cli.following import submit_and_follow
+from eagleray.cli.ingress import look_up
 from eagleray.cli.shared import DEFAULT_CLUSTER, json_option, name_option, set_option
 
 if TYPE_CHECKING:
-    from eagleray.client import JobClient, JobResult
+    from eagleray.client import Client, JobClient, JobResult
     from eagleray.specs import FileSpec, LocalSpec
+    from eagleray.specs.evaluate import Subject
 
 _PUBLISH = re.compile(r"eagleray publish \S+ --search \S+")
 """Near the end of a search's log."""
@@ -98,7 +100,9 @@ def train(spec: str, name: str | None, overrides: tuple[str, ...], as_json: bool
 def resume(run: str, name: str | None, as_json: bool) -> int:
     """Go on with a stopped or failed RUN."""
     from eagleray.client import submit_resume
+    from eagleray.client.asked_for import require_run
 
+    look_up(name, lambda client: require_run(client, run))
     return submit_and_follow(
         name, lambda client: submit_resume(client, run), as_json=as_json, then=_after_a_run
     )
@@ -138,7 +142,7 @@ def evaluate(spec: str, name: str | None, overrides: tuple[str, ...], as_json: b
     from eagleray.specs import EvaluateSpec, load
 
     loaded = load(EvaluateSpec, spec, overrides)
-
+    look_up(name, lambda client: _require_subject(client, loaded.model))
     return submit_and_follow(
         name, lambda client: submit_spec(client, loaded), as_json=as_json, then=_after_an_evaluation
     )
@@ -162,8 +166,19 @@ def publish(
     cluster: str | None,
     as_json: bool,
 ) -> int:
-    """Make a finished RUN the next version of a model."""
+    """Make a finished RUN the next version of a model.
+
+    RUN: its id, as `eagleray runs list` shows it.
+    """
     from eagleray.client import submit_publish
+    from eagleray.client.asked_for import require_model, require_run
+
+    def look(client: Client) -> None:
+        require_run(client, run)
+        if parent is not None:
+            require_model(client, parent)
+
+    look_up(cluster, look)
 
     def then(result: JobResult) -> list[str]:
         name = (result.version or "").partition("/")[0]
@@ -178,6 +193,16 @@ def publish(
         as_json=as_json,
         then=then,
     )
+
+
+def _require_subject(client: Client, subject: Subject) -> None:
+    """Raises: InputError where what an evaluation is to judge is not there."""
+    from eagleray.client.asked_for import require_model, require_run
+
+    if subject.kind == "run":
+        require_run(client, subject.ref, or_name=True)
+    elif subject.kind == "version":
+        require_model(client, subject.ref)
 
 
 def _after_a_run(result: JobResult) -> list[str]:

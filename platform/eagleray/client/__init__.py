@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Prediction,
         RegisteredModel,
         RegisteredVersion,
+        Run,
         Service,
         Tensor,
     )
@@ -54,6 +55,7 @@ _HOME = {
         "Prediction",
         "RegisteredModel",
         "RegisteredVersion",
+        "Run",
         "Service",
         "Tensor",
     ),
@@ -87,6 +89,7 @@ __all__ = [
     "Prediction",
     "RegisteredModel",
     "RegisteredVersion",
+    "Run",
     "Service",
     "Tensor",
     "TextStream",

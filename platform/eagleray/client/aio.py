@@ -21,6 +21,7 @@ from eagleray.client.results import (
     Prediction,
     RegisteredModel,
     RegisteredVersion,
+    Run,
     Service,
     Tensor,
 )
@@ -154,6 +155,10 @@ class AsyncClient:
     async def model(self, name: str) -> Model:
         """One deployed model. Raises: ModelNotFound."""
         return await self._run(calls.model(name))
+
+    async def runs(self, name: str | None = None, *, limit: int = 20) -> list[Run]:
+        """As `Client.runs`."""
+        return await self._run(calls.runs(name, limit))
 
     async def is_ready(self, model: str | None = None) -> bool:
         """Whether the model, or where none is named every one, can answer now. Raises: ModelNotFound."""

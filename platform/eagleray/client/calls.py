@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
@@ -200,6 +200,16 @@ def models() -> Call[list[results.Model]]:
 def model(name: str) -> Call[results.Model]:
     """One deployed model."""
     return Call("GET", f"/models/{segment(name, safe='@')}", results.model)
+
+
+def runs(name: str | None, limit: int) -> Call[list[results.Run]]:
+    """The newest training runs."""
+    asked = {"limit": str(limit)} | ({} if name is None else {"name": name})
+    return Call(
+        "GET",
+        f"/admin/runs?{urlencode(asked, errors='replace')}",
+        lambda values: [results.run(entry) for entry in values["runs"]],
+    )
 
 
 def ready(model: str | None) -> Call[bool]:

@@ -132,6 +132,24 @@ class RegisteredVersion:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One training run, as the cluster's tracking knows it."""
+
+    id: str
+    name: str
+    """Of its spec."""
+    kind: str
+    """train, or trial (of a search)."""
+    status: str
+    """finished, failed, stopped or running, as its driver said last."""
+    started_at: float
+    """Seconds since the epoch."""
+    metric: str | None = None
+    """Name of the metric that says most; None where there is none yet."""
+    value: float | None = None
+
+
+@dataclass(frozen=True)
 class Service:
     """One deployed version, as the control plane sees it."""
 
@@ -198,6 +216,19 @@ def registered_version(name: str, entry: Mapping[str, Any]) -> RegisteredVersion
         metrics=dict(entry["metrics"]),
         lineage=dict(entry["lineage"]),
         created_at=float(entry["created_at"]),
+    )
+
+
+def run(entry: Mapping[str, Any]) -> Run:
+    """From the server's JSON."""
+    return Run(
+        id=str(entry["id"]),
+        name=str(entry["name"]),
+        kind=str(entry["kind"]),
+        status=str(entry["status"]),
+        started_at=float(entry["started_at"]),
+        metric=entry.get("metric"),
+        value=entry.get("value"),
     )
 
 

@@ -13,7 +13,7 @@ from eagleray.client.admin import Admin
 from eagleray.client.calls import Call, Settings
 from eagleray.client.errors import NoAnswerError, TookTooLongError
 from eagleray.client.jobs import JobClient
-from eagleray.client.results import Generation, Model, Prediction, Tensor
+from eagleray.client.results import Generation, Model, Prediction, Run, Tensor
 from eagleray.client.texts import TextPieces
 from eagleray.errors import EaglerayError, InputError
 from eagleray.protocol.generation import GenerationRequest
@@ -198,6 +198,15 @@ class Client:
     def is_ready(self, model: str | None = None) -> bool:
         """Whether the model, or where none is named every one, can answer now. Raises: ModelNotFound."""
         return self._run(calls.ready(model))
+
+    def runs(self, name: str | None = None, *, limit: int = 20) -> list[Run]:
+        """The newest training runs, the newest first; for a key of scope `admin`.
+
+        Args:
+            name: Only the run of this id, or those of the spec of this name; empty where there is none.
+            limit: So many at most, up to 1000.
+        """
+        return self._run(calls.runs(name, limit))
 
     @property
     def jobs(self) -> JobClient:

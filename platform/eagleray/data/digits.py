@@ -43,7 +43,9 @@ def _read() -> Array:
     found = importlib.util.find_spec("sklearn")
     folders = found.submodule_search_locations if found else None
     if not folders:
-        raise DataError('data.kind "digits" needs scikit-learn; pip install "eagleray[platform]"')
+        raise DataError(
+            'data.kind "digits" needs scikit-learn, of the extra "platform"; pip install ".[platform]"'
+        )
     path = Path(folders[0], _FILE)
     try:
         text = gzip.decompress(path.read_bytes())

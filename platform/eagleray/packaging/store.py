@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from eagleray.errors import ModelNotFound
 from eagleray.packaging.storage import Folder
 from eagleray.specs import Lineage, ModelCard
+from eagleray.specs.model_ref import similar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,4 +101,6 @@ class ModelStore(Protocol):
 def no_such_model(name: str, names: Sequence[str]) -> ModelNotFound:
     """The error for a name that the store does not have."""
     there = f"there are: {', '.join(names[:20])}" if names else "none is published yet"
-    return ModelNotFound(f"no model {name!r}; {there}")
+    near = similar(name, names)
+    meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+    return ModelNotFound(f"no model {name!r}{meant}; {there}")

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from eagleray.errors import EaglerayError, ServiceError
+
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # on by default; it would call out of the machine
     "DO_NOT_TRACK": "true",
@@ -30,6 +32,28 @@ def connect(uri: str) -> Any:
     for name in ("mlflow", "alembic"):  # they log each of the 50 migrations of a new file
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def open_client(uri: str) -> Any:
+    """As `connect`, the tables of a new SQLite file made."""
+    with one_at_a_time(uri):
+        client = connect(uri)
+        client.search_registered_models(max_results=1)
+    return client
+
+
+@contextlib.contextmanager
+def asking(uri: str) -> Iterator[None]:
+    """What MLflow raises inside, as ServiceError; its imports may fail in as many ways."""
+    try:
+        yield
+    except EaglerayError:
+        raise
+    except Exception as error:
+        raise ServiceError(
+            f"MLflow at {uri} does not answer: {first_line(error)}; start it, or point EAGLERAY_TRACKING_URI "
+            "to one that runs"
+        ) from error
 
 
 @contextlib.contextmanager

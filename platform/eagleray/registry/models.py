@@ -14,15 +14,15 @@ import contextlib
 import json
 import logging
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from eagleray.errors import EaglerayError, PackageError, ServiceError
+from eagleray.errors import PackageError
 from eagleray.packaging import Folder, ModelVersion, open_package
 from eagleray.packaging.model_package import PackedModel
 from eagleray.packaging.store import no_such_model
-from eagleray.registry.connection import connect, first_line, one_at_a_time
+from eagleray.registry.connection import asking, one_at_a_time, open_client
 from eagleray.registry.publications import Publications
 from eagleray.specs import Lineage, ModelCard
 from eagleray.specs.model_ref import Ref, check_alias, check_name, pick
@@ -65,7 +65,7 @@ class MlflowModels:
         check_name(card.name)
         for alias in aliases:
             check_alias(alias)
-        with self._asking():
+        with asking(self._uri):
             self._register(card.name)  # first: a server that is away leaves no package behind
         packed = PackedModel.of(card, weights, code)
         digest = packed.manifest.digest
@@ -73,7 +73,7 @@ class MlflowModels:
         name = f"{digest[:16]}-{secrets.token_hex(4)}"
         publications = Publications(self._folder.child(card.name), self._uri)
         folder = self._write(packed, name, publications)
-        with self._asking():
+        with asking(self._uri):
             version = self._create(card, folder.url, digest)
             for alias in aliases:
                 self._client.set_registered_model_alias(card.name, alias, str(version))
@@ -110,7 +110,7 @@ class MlflowModels:
     def versions(self, name: str) -> list[ModelVersion]:
         """As `ModelStore.versions`."""
         check_name(name)
-        with self._asking():
+        with asking(self._uri):
             model = self._registered(name)
             found = [] if model is None else self._versions(model)
         if not found:
@@ -119,7 +119,7 @@ class MlflowModels:
 
     def names(self) -> list[str]:
         """As `ModelStore.names`."""
-        with self._asking():
+        with asking(self._uri):
             versions = _all(self._client.search_model_versions, "")
         return sorted({version.name for version in versions if _is_ours(version)})
 
@@ -132,7 +132,7 @@ class MlflowModels:
         """As `ModelStore.promote`."""
         check_alias(alias)
         pick(Ref(name, version), self.versions(name))
-        with self._asking():
+        with asking(self._uri):
             self._client.set_registered_model_alias(name, alias, str(version))
 
     def add_metrics(self, version: ModelVersion, metrics: Mapping[str, float], *, evaluation: str) -> None:
@@ -141,29 +141,13 @@ class MlflowModels:
         Raises: ServiceError where MLflow does not answer.
         """
         tags = {_METRICS: json.dumps({**version.metrics, **metrics}), _EVALUATION: evaluation}
-        with self._asking():
+        with asking(self._uri):
             for name, value in tags.items():
                 self._client.set_model_version_tag(version.name, str(version.version), name, value)
 
     @cached_property
     def _client(self) -> Any:
-        with one_at_a_time(self._uri):
-            client = connect(self._uri)
-            client.search_registered_models(max_results=1)  # makes the tables of a new file
-        return client
-
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator[None]:
-        """What MLflow raises inside, as ServiceError; its imports may fail in as many ways."""
-        try:
-            yield
-        except EaglerayError:
-            raise
-        except Exception as error:
-            raise ServiceError(
-                f"MLflow at {self._uri} does not answer: {first_line(error)}; start it, or point "
-                "EAGLERAY_TRACKING_URI to one that runs"
-            ) from error
+        return open_client(self._uri)
 
     def _register(self, name: str) -> None:
         from mlflow.exceptions import MlflowException

@@ -29,6 +29,10 @@ class AdminBackend(Protocol):
         """Point `alias` of the registry's model at `version`; {"name", "version", "alias"}."""
         ...
 
+    async def runs(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        """The newest runs, those of an id or a spec's name where given: {"id", "name", "status", …}."""
+        ...
+
     async def services(self) -> list[dict[str, Any]]:
         """Every deployed version: {"name", "version", "state", "replicas", "spec", "message", …}."""
         ...

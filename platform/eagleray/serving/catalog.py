@@ -1,4 +1,4 @@
-"""The registry, asked from the controller's event loop; its client is imported at the first question."""
+"""Registry and tracking, asked from the controller's event loop; MLflow is imported at the first question."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from eagleray.specs import ModelCard
 
 if TYPE_CHECKING:
     from eagleray.packaging.store import ModelStore, ModelVersion
+    from eagleray.registry.runs import RunRecord, TrackedRuns
 
 Result = TypeVar("Result")
 
 
 class Catalog:
-    """Models that can be served. `open_store` is called once, in this object's own thread."""
+    """Models that can be served, and runs. What is opened is opened once, in this object's own thread."""
 
-    def __init__(self, open_store: Callable[[], ModelStore]) -> None:
-        self._open_store = open_store
+    def __init__(self, open_store: Callable[[], ModelStore], open_runs: Callable[[], TrackedRuns]) -> None:
+        self._open_store, self._open_runs = open_store, open_runs
         self._store: ModelStore | None = None
+        self._runs: TrackedRuns | None = None
         self._thread = ThreadPoolExecutor(1, "registry")  # MLflow takes 1.4 s to import: never in the loop
 
     async def find(self, ref: str, *, allow_code: bool) -> tuple[ModelVersion, ModelCard]:
@@ -55,13 +57,26 @@ class Catalog:
         """Point an alias of the registry to a version. Raises: InputError, ModelNotFound."""
         await self._ask(lambda store: store.promote(name, version, alias))
 
+    async def runs(self, name: str | None, limit: int) -> list[RunRecord]:
+        """The newest runs, of an id or a spec's name where given. Raises: ServiceError."""
+
+        def look() -> list[RunRecord]:
+            if self._runs is None:
+                self._runs = self._open_runs()
+            return self._runs.newest(limit, name)
+
+        return await self._in_thread(look)
+
     async def _ask(self, question: Callable[[Any], Result]) -> Result:
         def ask() -> Result:
             if self._store is None:
                 self._store = self._open_store()
             return question(self._store)
 
-        return await asyncio.get_running_loop().run_in_executor(self._thread, ask)
+        return await self._in_thread(ask)
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 def aliases_of(versions: list[ModelVersion]) -> dict[str, int]:

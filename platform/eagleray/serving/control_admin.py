@@ -79,6 +79,10 @@ class ControlPlane:
             self._controller.commit(record.with_service(name, service))
         return {"name": name, "version": version, "alias": alias}
 
+    async def runs(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        """The newest runs."""
+        return [run.to_json() for run in await self._controller.catalog.runs(name, limit)]
+
     async def services(self) -> list[dict[str, Any]]:
         """Every deployed version."""
         replicas = await self._controller.num_replicas()

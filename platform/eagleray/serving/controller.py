@@ -31,6 +31,7 @@ from eagleray.specs import ServiceSpec
 
 if TYPE_CHECKING:
     from eagleray.packaging.store import ModelStore
+    from eagleray.registry.runs import TrackedRuns
 
 Result = TypeVar("Result")
 _BUSY_S, _QUIET_S, _RETRY_S = 0.2, 2.0, 1.0
@@ -47,7 +48,7 @@ class Controller:
         self.settings = settings
         self.started_s = time.time()
         self.record = Record()
-        self.catalog = Catalog(self.open_store)
+        self.catalog = Catalog(self.open_store, self.open_runs)
         self.trouble = "it is starting"
         """Why requests are not answered; empty where they are."""
         self._is_loaded = False
@@ -313,6 +314,12 @@ class Controller:
         from eagleray.registry.models import MlflowModels
 
         return MlflowModels(self.settings.tracking_uri, self.settings.storage_url)
+
+    def open_runs(self) -> TrackedRuns:
+        """What MLflow knows of runs."""
+        from eagleray.registry.runs import TrackedRuns
+
+        return TrackedRuns(self.settings.tracking_uri, self.settings.storage_url)
 
     def app_of(self, served: ServedVersion) -> App:
         """What Serve is handed for a model version."""

@@ -126,6 +126,10 @@ class ControllerBackend:
         """As AdminBackend."""
         return await self._ask("promote", name, version, alias)
 
+    async def runs(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        """As AdminBackend."""
+        return await self._ask("runs", name, limit)
+
     async def services(self) -> list[dict[str, Any]]:
         """As AdminBackend."""
         return await self._ask("services")

@@ -84,5 +84,12 @@ def pick(ref: Ref, versions: Sequence[NumberedT]) -> NumberedT:
     raise ModelNotFound(f"model {ref.name!r} has no {wanted}; versions: {numbers}; aliases: {aliases}")
 
 
+def similar(text: str, known: Sequence[str]) -> list[str]:
+    """Those of `known` that are most like `text`, a few at most."""
+    import difflib
+
+    return difflib.get_close_matches(text, known, n=3, cutoff=0.7)
+
+
 def _shown(text: str) -> str:
     return repr(text) if len(text) <= 60 else f"{text[:57]!r}… ({len(text)} characters)"

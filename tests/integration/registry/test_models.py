@@ -88,7 +88,9 @@ def test_mlflows_own_page_has_all_of_it(models, place):
 
 def test_what_is_not_there_is_said(models):
     models.publish(card(name="there"), WEIGHTS, aliases=["candidate"])
-    with pytest.raises(ModelNotFound, match=r"no model 'their'; there are: .*there"):
+    with pytest.raises(
+        ModelNotFound, match=r"no model 'their' \(did you mean .*there.*\?\); there are: .*there"
+    ):
         models.resolve("their")
     with pytest.raises(ModelNotFound, match=r"no version 9; versions: 1"):
         models.promote("there", 9, "best")

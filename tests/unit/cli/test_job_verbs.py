@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from eagleray.errors import ServiceError
+from support.serving import Pretend
 from unit.cli.conftest import Run
+from unit.cli.test_place import local
 from unit.client import stand_in
 from unit.processes import ROOT
 
@@ -147,3 +150,118 @@ def test_logs_and_stop_as_json(run: Run, ray: stand_in.Ray) -> None:
     followed = run("logs", "-f", "j", "--json")
     assert (followed.json["exit_code"], followed.err) == (0, f"run {RUN}\n")
     assert run("stop", "j", "--json").json["was_running"] is False
+
+
+NEWEST = "digits-20260131-120009-1f2e"
+"""The newest run that the pretending ingress knows."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["publish", "digits-20260131-120009-1f2f"],
+            "no run 'digits-20260131-120009-1f2f' (did you mean digits-20260131-120009-1f2e or digits-",
+        ),
+        (
+            ["publish", "other"],
+            "no run 'other'; the newest: digits-20260131-120009-1f2e, digits-20260131-120008-1f2e, "
+            "digits-20260131-120007-1f2e; `eagleray runs list` shows more",
+        ),
+        (["publish", "digits"], "no run 'digits'; "),
+        (["publish", NEWEST, "--parent", "nope@best"], "no model 'nope'; there are: digits"),
+        (
+            ["publish", NEWEST, "--parent", "digits@best"],
+            "model 'digits' has no alias 'best'; versions: 1, 2",
+        ),
+        (["resume", "other"], "no run 'other'; the newest: "),
+        (
+            ["evaluate", EVALUATE, "--set", "model.ref=digit"],
+            "no run 'digit' (did you mean digits?); the newest: ",
+        ),
+        (
+            ["evaluate", EVALUATE, "--set", "model.kind=version", "--set", "model.ref=digits/versions/9"],
+            "model 'digits' has no version 9; versions: 1, 2",
+        ),
+        (
+            ["evaluate", EVALUATE, "--set", "model.kind=version", "--set", "model.ref=nope"],
+            "no model 'nope'; there are: digits",
+        ),
+    ],
+)
+def test_what_is_not_there_costs_no_job(
+    arguments: list[str], message: str, run: Run, ray: stand_in.Ray, ingress: Pretend
+) -> None:
+    said = run(*arguments)
+    assert (said.code, said.out, len(said.err.splitlines())) == (2, "", 1), said
+    assert message in said.err
+    assert not ray.jobs
+
+
+def test_where_nothing_was_trained_that_is_said(run: Run, ray: stand_in.Ray, ingress: Pretend) -> None:
+    ingress.admin.runs_known.clear()
+    said = run("publish", RUN)
+    assert said.code == 2
+    assert f"no run '{RUN}': there is none yet; `eagleray train SPEC` makes one" in said.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["publish", NEWEST, "--parent", "digits@candidate"],
+        ["resume", NEWEST],
+        ["evaluate", EVALUATE],
+        ["evaluate", EVALUATE, "--set", f"model.ref={NEWEST}"],
+        ["evaluate", EVALUATE, "--set", "model.kind=version", "--set", "model.ref=digits@candidate"],
+        ["evaluate", EVALUATE, "--set", "model.kind=package", "--set", "model.ref=s3://else/where"],
+    ],
+)
+def test_what_is_there_is_asked_for(
+    arguments: list[str], run: Run, ray: stand_in.Ray, ingress: Pretend
+) -> None:
+    assert run(*arguments).code == 0
+    assert len(ray.jobs) == 1
+
+
+@pytest.mark.parametrize("trouble", ["away", "no admin key", "failing", "nothing there", "other cluster"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["publish", RUN],
+        ["evaluate", EVALUATE, "--set", "model.kind=version", "--set", "model.ref=nope"],
+    ],
+)
+def test_an_ingress_that_cannot_say_leaves_it_to_the_job(
+    trouble: str,
+    arguments: list[str],
+    run: Run,
+    ray: stand_in.Ray,
+    ingress: Pretend,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    match trouble:
+        case "away":
+            monkeypatch.setenv("EAGLERAY_URL", "http://127.0.0.1:1")
+        case "no admin key":
+            monkeypatch.setenv("EAGLERAY_KEY", ingress.infer_key)
+        case "failing":
+            ingress.admin.error = ServiceError("MLflow does not answer")
+        case "nothing there":
+            monkeypatch.setenv("EAGLERAY_URL", ingress.url + "/prefix")
+        case "other cluster":  # the jobs are another's than those of the local cluster
+            monkeypatch.delenv("EAGLERAY_URL")
+            local("local", ingress.url, key=ingress.admin_key)
+    assert run(*arguments).code == 0
+    assert len(ray.jobs) == 1
+
+
+def test_a_local_cluster_is_asked_by_its_name_and_by_its_dashboard(
+    run: Run, ray: stand_in.Ray, ingress: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EAGLERAY_URL")
+    monkeypatch.delenv("EAGLERAY_KEY")
+    local("mine", ingress.url, key=ingress.admin_key, dashboard=ray.address)
+    assert "no run 'other'; the newest: " in run("publish", "other").err
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
+    assert "no run 'other'; the newest: " in run("publish", "other", "--cluster", "mine").err
+    assert not ray.jobs

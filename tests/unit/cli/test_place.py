@@ -13,14 +13,17 @@ from support.serving import Pretend
 from unit.cli.conftest import Run
 
 
-def local(name: str, url: str | None, *, age_s: float = 1000.0, key: str | None = None) -> state.ClusterState:
+def local(
+    name: str, url: str | None, *, age_s: float = 1000.0, key: str | None = None, dashboard: str | None = None
+) -> state.ClusterState:
     """The state of a running local cluster whose ingress is at `url`."""
     me = this_process("supervisor")
+    addresses = {"ingress": url, "dashboard": dashboard or "http://127.0.0.1:1"}
     cluster = state.ClusterState(
         name=name,
         marker="none",
         host="127.0.0.1",
-        ports={} if url is None else {"ingress": int(url.rpartition(":")[2])},
+        ports={part: int(found.rpartition(":")[2]) for part, found in addresses.items() if found},
         runtime_dir=Path("/nowhere"),
         starter=me,
         created_s=time.time() - age_s,

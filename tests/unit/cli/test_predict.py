@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import wave
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from support.serving import Pretend
 from unit.cli.conftest import Run
+from unit.processes import ROOT
 
 IMAGE = np.zeros((1, 8, 8), np.float32)
 IMAGE[0, 0, 0] = 4  # the pretending model's class is the sum modulo 10
@@ -53,6 +55,24 @@ def test_an_image_in_each_form(name: str, run: Run, ingress: Pretend, folder: Pa
     assert len(others) == 4
     answer = run("predict", "digits", name, "--json").json
     assert (answer["label"], answer["version"], answer["probabilities"]["4"]) == ("4", 2, 0.5)
+
+
+TAKES = {
+    "a row, in the order of the columns": "iris",
+    "a row, by name": "iris",
+    "several rows": "iris",
+    "a text": "reviews",
+    "a text to go on with": "gpt",
+}
+WRITTEN = dict(re.findall(r"^\| (.+?) \| `(\{.*\})` \|$", (ROOT / "docs/start.md").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("what", TAKES)
+def test_json_as_the_documentation_writes_it(what: str, run: Run, ingress: Pretend, folder: Path) -> None:
+    (folder / "ask.json").write_text(WRITTEN[what])
+    said = run("predict", TAKES[what], "ask.json")
+    assert (said.code, said.err) == (0, "")
+    assert len(said.out.splitlines()) >= 1
 
 
 @pytest.mark.parametrize(("model", "version"), [("digits@candidate", 3), ("digits/versions/3", 3)])

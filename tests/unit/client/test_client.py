@@ -594,6 +594,21 @@ def test_the_control_plane(ingress: Pretend, client: Any) -> None:
             ask()
 
 
+def test_runs(ingress: Pretend, client: Any, connect: Any) -> None:
+    found = client.runs(limit=2)
+    assert [(run.status, run.metric, run.value) for run in found] == [
+        ("running", None, None),
+        ("finished", "test_accuracy", 0.5),
+    ]
+    assert client.runs(found[1].id) == [found[1]]
+    assert len(client.runs("digits")) == 3
+    assert client.runs("a&limit=x ü#") == []
+    with pytest.raises(InputError, match="limit: expected"):
+        client.runs(limit=0)
+    with connect(ingress.url, ingress.infer_key) as other, pytest.raises(AuthError, match="needs admin"):
+        other.runs()
+
+
 def test_deploying(ingress: Pretend, client: Any, tmp_path: Any) -> None:
     assert client.admin.undeploy("iris") == [1]
     (tmp_path / "iris.toml").write_text('kind = "service"\nname = "iris"\nmax_replicas = 2\n')

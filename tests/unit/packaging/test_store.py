@@ -56,7 +56,9 @@ def test_names_and_aliases():
 
 
 def test_no_such_model():
-    assert str(no_such_model("digit", ["digits", "gpt"])) == "no model 'digit'; there are: digits, gpt"
+    assert str(no_such_model("vits", ["digits", "gpt"])) == "no model 'vits'; there are: digits, gpt"
+    near = "no model 'digit' (did you mean digits?); there are: digits, gpt"
+    assert str(no_such_model("digit", ["digits", "gpt"])) == near
     assert str(no_such_model("digit", [])) == "no model 'digit'; none is published yet"
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support.serving import Pretend, bearer
+from support.serving import Pretend, bearer, run
 
 
 @pytest.fixture
@@ -27,6 +27,39 @@ def test_status_models_and_promotion(ingress: Pretend, ask: Any) -> None:
     found = ask("POST", "/admin/models/digits/promote", {"version": 2, "alias": "candidate"})
     assert found == (200, {"name": "digits", "version": 2, "alias": "candidate"})
     assert ingress.admin.promoted == [("digits", 2, "candidate")]
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        ("", [0, 1, 2]),
+        ("?limit=2", [0, 1]),
+        ("?name=digits&limit=1", [0]),
+        ("?name=nope", []),
+        ("?name=", []),
+    ],
+)
+def test_runs(ask: Any, query: str, numbers: list[int]) -> None:
+    assert ask("GET", f"/admin/runs{query}") == (200, {"runs": list(map(run, numbers))})
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("limit=0", "limit: expected a whole number from 1 to 1000"),
+        ("limit=x", "limit: expected"),
+        ("limit=1001", "limit: expected"),
+        ("sort=name", "the query: unknown key 'sort'; known: name, limit"),
+    ],
+)
+def test_a_question_about_runs_that_is_none(ingress: Pretend, query: str, message: str) -> None:
+    answer = ingress.get(f"/admin/runs?{query}", headers=bearer(ingress.admin_key))
+    assert (answer.status_code, message in answer.json()["error"]) == (400, True), answer.text
+
+
+def test_runs_are_for_admin_keys(ingress: Pretend) -> None:
+    assert ingress.get("/admin/runs").status_code == 401
+    assert ingress.get("/admin/runs", headers=bearer(ingress.infer_key)).status_code == 403
 
 
 def test_deploy_and_undeploy(ingress: Pretend, ask: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from eagleray.errors import CapacityError, InputError, ModelNotFound, PackageError, ServiceError
 from eagleray.packaging.store import ModelVersion
+from eagleray.registry.runs import RunRecord
 from eagleray.serving import memory
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.controller import Controller
@@ -110,6 +111,14 @@ def assert_in_serve_thread() -> None:
     assert threading.current_thread().name.startswith("serve")
 
 
+class PretendRuns:
+    """One, of the spec digits."""
+
+    def newest(self, limit, name):
+        record = RunRecord("digits-1", "digits", "train", "finished", 1000.0, "test_accuracy", 0.5)
+        return [record][:limit] if name in (None, "digits") else []
+
+
 class PretendController(Controller):
     serve = PretendServe()
     store = PretendStore()
@@ -119,6 +128,9 @@ class PretendController(Controller):
 
     def open_store(self):
         return self.store
+
+    def open_runs(self):
+        return PretendRuns()
 
     def app_of(self, served):
         assert_in_serve_thread()
@@ -180,6 +192,15 @@ async def until(condition: Callable[[], object], limit_s: float = 60.0) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def test_the_newest_runs(parts):
+    async def scenario(controller, backend):
+        [found] = await backend.runs(None, 1)
+        assert (found["id"], found["metric"], found["value"]) == ("digits-1", "test_accuracy", 0.5)
+        assert await backend.runs("nope", 20) == []
+
+    with_controller(parts, scenario)
 
 
 def test_trouble_lasts_until_the_proxy_answers(parts):

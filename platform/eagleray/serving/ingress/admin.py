@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from urllib.parse import parse_qsl
 
 from eagleray.errors import InputError, ModelNotFound
 from eagleray.protocol.infer import loads
@@ -12,6 +14,7 @@ from eagleray.serving.ingress.http import JSON, Response, json_response
 from eagleray.serving.ingress.routing import Handler, Route
 
 TAG = "Admin"
+NUM_RUNS = 20
 
 
 async def status(call: Call) -> Response:
@@ -37,6 +40,16 @@ async def promote(call: Call) -> Response:
         raise InputError("alias: expected a string, such as candidate")
     assert version is not None
     return json_response(await call.admin.promote(call.params["model"], version, alias))
+
+
+async def runs(call: Call) -> Response:
+    """The newest runs; with ?name= the run of that id, or those of a spec of that name; ?limit= of them."""
+    query = parse_qsl(call.request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    asked = only(dict(query), "name", "limit", what="the query")
+    limit = asked.get("limit", str(NUM_RUNS))
+    if not re.fullmatch(r"[1-9]\d{0,2}|1000", limit):
+        raise InputError("limit: expected a whole number from 1 to 1000")
+    return json_response({"runs": await call.admin.runs(asked.get("name"), int(limit))})
 
 
 async def services(call: Call) -> Response:
@@ -118,6 +131,7 @@ def routes() -> list[Route]:
         get("/admin/models", models, "Models of the registry"),
         get("/admin/models/{model}", model, "One model of the registry"),
         post("/admin/models/{model}/promote", promote, "Point an alias at a version", schemas.PROMOTE),
+        get("/admin/runs", runs, "Newest runs; ?name=, ?limit="),
         get("/admin/services", services, "Deployed versions"),
         get("/admin/services/{model}", service, "Deployed versions of one model"),
         post("/admin/deploy", deploy, "Deploy a model version", schemas.SERVICE_SPEC, 202),

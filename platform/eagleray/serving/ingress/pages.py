@@ -155,7 +155,7 @@ def _examples(base: str, models: Sequence[tuple[str, str]]) -> str:
     shown = list({kind: (name, kind) for name, kind in reversed(models)}.values())[::-1] or _USUAL
     commands = [f"curl {base}/v2/models/{shown[0][0]}", *(_command(base, *pair) for pair in shown)]
     python = [
-        "from eagleray.client import Client    # pip install eagleray",
+        "from eagleray.client import Client    # pip install .",
         "",
         f'with Client("{base}") as client:',
         f'    print(client.predict("{shown[0][0]}", array))',
