@@ -250,7 +250,7 @@ class Controller:
         if not applies:
             return
         try:
-            await self.in_serve_thread(self._apply, lambda: [self.app_of(action.served) for action in applies])
+            await self.in_serve_thread(self._apply, lambda: [self.app_of(one.served) for one in applies])
         except BaseException as error:
             self._not_applied(applies, error)
             raise
