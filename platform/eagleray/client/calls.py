@@ -11,13 +11,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import httpx
 
 from eagleray.client import inputs as preparing
 from eagleray.client import results
-from eagleray.client.environment import is_http_address
+from eagleray.client.environment import is_http_address, is_loopback
 from eagleray.client.errors import BusyError, NoAnswerError, refusal
 from eagleray.errors import EaglerayError, InputError, ServiceError
 from eagleray.protocol import infer, openai_answers
@@ -60,12 +60,10 @@ class Settings:
     @property
     def connection(self) -> dict[str, Any]:
         """How httpx's clients are made."""
-        host = urlsplit(self.url).hostname or ""
         return {
             "headers": {"authorization": f"Bearer {self.key}"} if self.key else {},
             "timeout": None,  # each request has its own
-            # This machine's own server is never behind a proxy.
-            "trust_env": not (host in ("localhost", "::1") or host.startswith("127.")),
+            "trust_env": not is_loopback(self.url),
             # Without TLS there is nothing to verify, and no need of 20 ms to load certificates.
             "verify": self.url.startswith("https:"),
         }

@@ -22,6 +22,12 @@ def is_http_address(url: str) -> bool:
         return False
 
 
+def is_loopback(url: str) -> bool:
+    """Whether that is an address of this machine: no proxy of the environment leads there."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def token() -> str | None:
     """RAY_AUTH_TOKEN, or what is in the file RAY_AUTH_TOKEN_PATH.
 

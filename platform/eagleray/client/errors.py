@@ -1,6 +1,6 @@
 """From the ingress's refusals to our errors.
 
-InputError                 400, 405, 413, 415   the request cannot be right
+InputError                 400, 405, 413, 415, 421  the request cannot be right
 ├── ModelNotFound          404                  no model, version, alias, key of that name
 AuthError                  401, 403             no key, a wrong one, or one for something else
 CapacityError              409                  the cluster's node types can never place it

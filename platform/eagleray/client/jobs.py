@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from eagleray.client.environment import is_http_address
+from eagleray.client.environment import is_http_address, is_loopback
 from eagleray.client.outcome import Job, JobResult, job_of
 from eagleray.client.package import Package
 from eagleray.errors import AuthError, InputError, ServiceError
@@ -223,12 +223,7 @@ class JobClient:
     @property
     def _proxy(self) -> Any:
         """True asks the environment for a proxy; a cluster on this machine is never behind one."""
-        return None if self._is_loopback else True
-
-    @property
-    def _is_loopback(self) -> bool:
-        host = urlsplit(self.address).hostname or ""
-        return host in ("localhost", "::1") or host.startswith("127.")
+        return None if is_loopback(self.address) else True
 
     def _client(self) -> httpx.Client:
         if self._opened is None:
@@ -238,7 +233,7 @@ class JobClient:
                 base_url=self.address,
                 headers=self._headers,
                 timeout=self._timeout_s,
-                trust_env=not self._is_loopback,
+                trust_env=not is_loopback(self.address),
             )
         return self._opened
 

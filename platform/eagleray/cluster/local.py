@@ -141,8 +141,10 @@ def _clear_damaged(name: str, reason: str, say: Say) -> None:
 
 def _search(name: str) -> list[ClusterState]:
     """What can be told of the cluster `name` from its processes alone: marker and runtime folder."""
-    environments = processes.running(state.directory(name) / "token")
-    folders = {one[processes.MARKER]: preparation.runtime_dir_of(one) for one in environments}
+    folders: dict[str, Path | None] = {}
+    for one in processes.running(state.directory(name) / "token"):
+        marker = one[processes.MARKER]
+        folders[marker] = folders.get(marker) or preparation.runtime_dir_of(one)
     return [
         ClusterState(name, marker, "", {}, folder or state.directory(name), Process(0, 0), 0.0)
         for marker, folder in folders.items()
@@ -220,7 +222,8 @@ def down(name: str, *, say: Say = print) -> DownReport:
         say(f"the state of cluster {name!r} cannot be read ({reason}); looking for its processes instead")
     with processes.undisturbed():
         ended = [process for found in ([cluster] if cluster else _search(name)) for process in _remove(found)]
-        remove_tree(state.directory(name))
+        if cluster is None:  # else it is gone, and an `up` of that name may have made it anew
+            remove_tree(state.directory(name))
     report = DownReport(name, len(ended), time.monotonic() - began)
     say(f"cluster {name!r} is down: {report.num_processes} processes ended in {report.seconds:.1f} s")
     return report

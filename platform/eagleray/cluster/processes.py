@@ -78,11 +78,7 @@ def become_subreaper() -> None:
 
 def carries(pid: int, marker: str) -> bool:
     """Whether the process was started with our marker in its environment."""
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
-    return f"{MARKER}={marker}".encode() in environment.split(b"\0")
+    return _environment(pid).get(MARKER) == marker
 
 
 def running(token_path: Path) -> list[Mapping[str, str]]:

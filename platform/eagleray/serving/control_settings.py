@@ -16,6 +16,11 @@ ON_HEAD: Mapping[str, float] = {"node:__internal_head__": 0.001}
 """A resource that Ray gives to the head alone; an actor that asks for it runs there or nowhere."""
 
 
+def url_of(host: str, port: int) -> str:
+    """The address of an ingress; an IPv6 host stands in brackets there."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 @dataclass(frozen=True)
 class ControllerSettings:
     """Where things are, for one cluster."""
@@ -46,7 +51,7 @@ class ControllerSettings:
     @property
     def url(self) -> str:
         """Of the ingress, for clients."""
-        return f"http://{self.host}:{self.port}"
+        return url_of(self.host, self.port)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""

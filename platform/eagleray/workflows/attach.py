@@ -15,7 +15,7 @@ from eagleray.cluster import attached, settings, state
 from eagleray.cluster.attached import AttachedCluster
 from eagleray.errors import ClusterError, InputError, ServiceError
 from eagleray.serving import preconditions, start
-from eagleray.serving.control_settings import INGRESS_APP, ON_HEAD, ControllerSettings
+from eagleray.serving.control_settings import INGRESS_APP, ON_HEAD, ControllerSettings, url_of
 from eagleray.serving.preconditions import NodeFacts
 from eagleray.workflows.joining import joined
 
@@ -91,9 +91,7 @@ def attach(
 
 def reachable_url(wanted: ControllerSettings, head: str) -> str:
     """The ingress's address for other hosts too: one that listens on all interfaces has that of the head."""
-    if wanted.host not in _ALL_INTERFACES:
-        return wanted.url
-    return f"http://[{head}]:{wanted.port}" if ":" in head else f"http://{head}:{wanted.port}"
+    return url_of(head if wanted.host in _ALL_INTERFACES else wanted.host, wanted.port)
 
 
 def _far_loopback(wanted: ControllerSettings, head: str) -> str:

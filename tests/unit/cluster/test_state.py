@@ -193,6 +193,40 @@ def test_up_clears_a_damaged_state_of_which_nothing_runs(tmp_path):
     assert not cluster.directory.exists()
 
 
+def test_down_finds_the_folder_though_a_process_has_lost_the_variable_that_names_it(tmp_path, monkeypatch):
+    cluster = write(tmp_path)
+    found = environment.of_cluster(cluster, profile="default", extra={})
+    without = {name: value for name, value in found.items() if name != "RAY_gcs_storage_path"}
+    for order in ([found, without], [without, found]):
+        monkeypatch.setattr(processes, "running", lambda _token, order=order: order)
+        assert [one.runtime_dir for one in local._search("one")] == [cluster.runtime_dir]
+
+
+def test_down_leaves_alone_what_an_up_has_made_meanwhile(tmp_path, monkeypatch):
+    cluster = write(tmp_path)
+    monkeypatch.setattr(local, "_remove", lambda _cluster: [])  # and at once there is a new one
+    local.down("one")
+    assert state.read("one") == cluster
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("127.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("", False),
+    ],
+)
+def test_a_loopback_is_one_whatever_a_name_server_says(host, is_ours):
+    assert state.is_loopback(host) == is_ours
+
+
 def test_down_of_a_stale_state_removes_it(tmp_path):
     cluster = write(tmp_path, running=[ENDED])
     report = local.down("one")

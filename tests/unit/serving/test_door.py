@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from eagleray.serving.ingress.door import is_loopback
+from eagleray.serving.ingress.door import leads_here
 from support.serving import Pretend, bearer, pretend, serving
 
 INFER = "/v2/models/iris/infer"
@@ -24,17 +24,18 @@ CROSS_SITE = {"origin": "https://evil.example", "content-type": "text/plain"}
      "[0:0:0:0:0:0:0:1]:8000", "localhost:"],
 )  # fmt: skip
 def test_what_leads_to_this_machine_alone(authority: str) -> None:
-    assert is_loopback(authority)
+    assert leads_here(authority)
 
 
 @pytest.mark.parametrize(
     "authority",
     ["", "evil.example", "127.evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "10.0.0.1",
      "0.0.0.0", "::1", "[::2]:80", "[::]", "127.0.0.1:80:80", "localhost:80a", "user@localhost", "localhost/",
-     "127.0.0.256", "127.1", "1270.0.0.1", "[localhost]", "localhost localhost", "\xb2localhost", ":80"],
+     "127.0.0.256", "127.1", "1270.0.0.1", "[localhost]", "[127.0.0.1]", "localhost.", "localhost localhost",
+     "\xb2localhost", ":80"],
 )  # fmt: skip
 def test_what_may_lead_elsewhere(authority: str) -> None:
-    assert not is_loopback(authority)
+    assert not leads_here(authority)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +117,8 @@ def server() -> Iterator[Pretend]:
         (["GET /models HTTP/1.0", "host: evil.example"], 421),
         (["GET /models HTTP/1.1", "host: evil.example"], 421),
         (["GET /models HTTP/1.1", "Host: LOCALHOST:1"], 200),
+        (["GET /models HTTP/1.1", "Host: localhost.evil.example"], 421),
+        (["GET http://127.0.0.1/models HTTP/1.1", "Host: evil.example"], 421),
     ],
 )
 def test_over_a_socket(server: Pretend, lines: list[str], status: int) -> None:

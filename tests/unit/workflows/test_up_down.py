@@ -127,6 +127,7 @@ def test_attach_again_does_not_pretend_to_require_a_key(monkeypatch):
         ("127.0.0.1", "http://127.0.0.1:8000"),
         ("10.0.0.1", "http://10.0.0.1:8000"),
         ("0.0.0.0", "http://10.0.0.7:8000"),
+        ("::1", "http://[::1]:8000"),
     ],
 )
 def test_an_ingress_on_all_interfaces_is_reached_at_the_heads_address(host, url):

@@ -6,16 +6,16 @@ A web page of another site is kept out, though the browser that shows it runs he
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 
+from eagleray.cluster import state as cluster_state
 from eagleray.serving.ingress.http import HttpError
 from eagleray.serving.keys import Scope, carries_key
 from eagleray.serving.state import IngressState
 
-_AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:]+))(?::[0-9]{0,5})?", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(?:\[([0-9a-f.]*:[0-9a-f:.]*)\]|([^\[\]:]+))(?::[0-9]{0,5})?", re.IGNORECASE)
 _WAY_OUT = (
     "send an API key (`Authorization: Bearer er_…`; `eagleray keys create NAME` makes one), and behind a "
     "proxy set require_key = true"
@@ -50,13 +50,13 @@ def is_open(state: IngressState, headers: Mapping[str, str]) -> bool:
 def _refusal(headers: Mapping[str, str]) -> HttpError | None:
     """Why the request is not one of this machine's own; None where it is."""
     # HTTP/1.0 may leave Host out; no browser does.
-    if (host := headers.get("host")) is not None and not is_loopback(host):
+    if (host := headers.get("host")) is not None and not leads_here(host):
         return HttpError(
             421,
             "without a key models are for programs of this machine, which ask for http://127.0.0.1:PORT, and "
             f"this request asks for the host {host[:80]!r}: {_WAY_OUT}",
         )
-    if (origin := headers.get("origin")) is not None and not is_loopback(origin.partition("://")[2]):
+    if (origin := headers.get("origin")) is not None and not leads_here(origin.partition("://")[2]):
         return HttpError(
             403,
             "without a key models are for programs of this machine, and this request is from a web page of "
@@ -66,15 +66,7 @@ def _refusal(headers: Mapping[str, str]) -> HttpError | None:
 
 
 @lru_cache(maxsize=256)
-def is_loopback(authority: str) -> bool:
-    """Whether `host` or `host:port` can lead nowhere but to this machine, whatever a name server says."""
+def leads_here(authority: str) -> bool:
+    """Whether `host` or `host:port` can lead nowhere but to this machine."""
     found = _AUTHORITY.fullmatch(authority)
-    if found is None:
-        return False
-    six, host = found.groups()
-    if host is not None and host.lower() == "localhost":
-        return True
-    try:
-        return (ipaddress.IPv6Address(six) if six else ipaddress.IPv4Address(host)).is_loopback
-    except ValueError:
-        return False
+    return found is not None and cluster_state.is_loopback(found[1] or found[2])
