@@ -25,7 +25,7 @@ from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.readers import Readers
 from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Retry, Seen, carry_out, decide
 from eagleray.serving.serve_control_ray260 import App, ServeControl
-from eagleray.serving.services import APP_PREFIX, Record, ServedVersion
+from eagleray.serving.services import Record, ServedVersion, is_ours
 from eagleray.serving.state import IngressState
 from eagleray.specs import ServiceSpec
 
@@ -86,8 +86,8 @@ class Controller:
     async def admin(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
         """{"result"} of a method of AdminBackend, or {"error": {"kind", "message"}}."""
         try:
-            if not self._is_loaded:
-                raise ServiceError(self.trouble)
+            if not self._is_loaded or self._ending is not None:
+                raise ServiceError(self.trouble)  # what is committed after `_end` would be served again
             return {"result": await getattr(self._plane, method)(*arguments)}
         except EaglerayError as error:
             return {"error": {"kind": type(error).__name__, "message": str(error)}}
@@ -170,7 +170,7 @@ class Controller:
         self.trouble = "it is being taken down"
         if await self.in_serve_thread(self._serve.is_running):
             seen = await self.in_serve_thread(self._serve.observe)
-            ours = {app for app in seen if app == INGRESS_APP or app.startswith(APP_PREFIX)}
+            ours = set(filter(is_ours, seen))
             self.trouble = f"Serve is ending {', '.join(sorted(ours))}"
             if self.record.has_started_serve and len(ours) == len(seen):
                 await self.in_serve_thread(self._serve.shut_down)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eagleray.errors import ModelNotFound
+from eagleray.serving.control_settings import INGRESS_APP
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.routes import ModelRoute, Routes, Target
 from eagleray.specs import ModelCard, ServiceSpec
@@ -26,6 +27,11 @@ _RESTARTING = {"allow_code", "batch_wait_s", "max_batch_size", "name"}
 def app_name(name: str, version: int) -> str:
     """The Serve application of one model version."""
     return f"{APP_PREFIX}{name}--v{version}"
+
+
+def is_ours(app: str) -> bool:
+    """Whether an application of Serve is one of Eagleray's, by its name: the ingress, or a model version."""
+    return app == INGRESS_APP or app.startswith(APP_PREFIX)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from eagleray.cluster import attached
 from eagleray.cluster.attached import AttachedCluster
 from eagleray.errors import ClusterError
 from eagleray.serving import start
-from eagleray.serving.control_settings import INGRESS_APP
-from eagleray.serving.services import APP_PREFIX
+from eagleray.serving.services import is_ours
 from eagleray.workflows.joining import joined
 
 _END_S = 90.0
@@ -82,7 +81,7 @@ def _check_nothing_is_left(cluster: AttachedCluster) -> None:
 
     serve = ServeControl("", 0)
     names = serve.observe() if serve.is_running() else []
-    if ours := [name for name in names if name == INGRESS_APP or name.startswith(APP_PREFIX)]:
+    if ours := list(filter(is_ours, names)):
         raise ClusterError(
             f"the cluster {cluster.name!r} at {cluster.address} has no serving controller any more, but "
             f"Serve still runs {', '.join(sorted(ours))}; `eagleray attach` as before starts the controller "

@@ -280,6 +280,8 @@ def test_an_end_that_nobody_waited_for_goes_on_and_one_that_failed_is_tried_agai
             await asyncio.wait_for(controller.end(), 0.1)
         await until(lambda: controller.trouble == "Serve is ending ingress, m--digits--v1")
         assert (await controller.ping())["is_ending"]
+        with pytest.raises(ServiceError, match="Serve is ending ingress"):  # it would outlive the end
+            await backend.deploy({"name": "digits", "version": 2})
         again = asyncio.ensure_future(controller.end())
         serve.held.set()
         await again
