@@ -182,6 +182,9 @@ class PackedModel:
         """Where nothing can be renamed: one writer at a time has the folder, COMMIT makes it count."""
         if folder.list() or not folder.create(CLAIM, b""):
             raise _not_empty(folder)
+        if folder.list() != [CLAIM]:  # another writer came and went between the two
+            folder.remove(CLAIM)
+            raise _not_empty(folder)
         try:
             self._write_files(folder)
             folder.remove(CLAIM)

@@ -8,6 +8,7 @@ only what has one is ever removed.
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Collection
 
@@ -26,7 +27,8 @@ class Publications:
         """`folder` holds the model's packages; notes name their registry, and others' are left alone."""
         self.folder = folder
         host = f"{socket.gethostname()} " if tracking_uri.startswith("sqlite:") else ""
-        self._registry = f"{host}{tracking_uri}\n".encode()
+        # Hashed, for an address may have a password in it, and others read the storage.
+        self._registry = hashlib.sha256(f"{host}{tracking_uri}".encode()).hexdigest().encode()
 
     def begin(self, name: str) -> Folder:
         """Note that a package is about to be written into the folder of that name, which is returned."""

@@ -103,6 +103,21 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(url, left)
     assert Folder(url.rpartition("/")[0]).list() == ["p"]
 
 
+def test_a_writer_that_came_and_went_just_before_loses_nothing(monkeypatch):
+    url = f"memory://{uuid.uuid4().hex}/p"
+    create, quicker = Folder.create, card(metrics={})
+
+    def late(self, name, data):
+        monkeypatch.undo()
+        write_package(Folder(url), quicker, WEIGHTS)
+        return create(self, name, data)
+
+    monkeypatch.setattr(Folder, "create", late)
+    with pytest.raises(PackageError, match="is not empty"):
+        write_package(Folder(url), CARD, WEIGHTS)
+    assert open_package(url).card == quicker
+
+
 def written_by_two(url, cards):
     """Exit codes of two processes that write into one folder at once; 0: it is there, 2: refused."""
     reading, writing = os.pipe()

@@ -94,6 +94,11 @@ def test_what_another_registry_publishes_there_stays(folder, uri):
     assert folder.list() == [".publishing-theirs", "mine", "theirs"]
 
 
+def test_a_password_in_the_address_does_not_get_into_the_storage(folder):
+    Publications(folder, "http://me:hunter2@mlflow:5000").begin("mine")
+    assert b"hunter2" not in folder.read_bytes(".publishing-mine")
+
+
 def test_files_of_the_same_path_are_not_one_registry(folder, monkeypatch):
     killed(folder, "theirs", uri="sqlite:////root/mlflow.db")
     monkeypatch.setattr(publications.socket, "gethostname", lambda: "another")
