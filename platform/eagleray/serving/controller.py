@@ -168,6 +168,7 @@ class Controller:
 
     async def _end(self) -> None:
         self.trouble = "it is being taken down"
+        await self.in_serve_thread(self._serve.forget)  # somebody may have ended the Serve that is known
         if await self.in_serve_thread(self._serve.is_running):
             seen = await self.in_serve_thread(self._serve.observe)
             ours = set(filter(is_ours, seen))

@@ -36,7 +36,8 @@ class PretendServe:
         self.is_open = True
         """Whether the proxy answers."""
         self.fails: dict[str, str] = {}
-        self.runs = True
+        self.runs = self.seems_to_run = True
+        """As it is, and as a client thinks that found it earlier and has not looked again."""
         self.held = threading.Event()
         """Until it is set, applications do not end."""
         self.held.set()
@@ -54,7 +55,7 @@ class PretendServe:
             self.apps[app.name] = Seen("failed", reason) if reason else Seen("running")
 
     def is_running(self) -> bool:
-        return self.runs
+        return self.seems_to_run
 
     def shut_down(self) -> None:
         self._check()
@@ -72,7 +73,7 @@ class PretendServe:
         return dict(self.apps)
 
     def forget(self) -> None:
-        pass
+        self.seems_to_run = self.runs
 
     def num_replicas(self):
         return dict.fromkeys(self.apps, 1)
