@@ -67,6 +67,16 @@ def test_every_verb_explains_itself(arguments: list[str], capsys: pytest.Capture
     assert capsys.readouterr().out.startswith(f"Usage: eagleray {arguments[0]}")
 
 
+def test_every_verb_has_json_but_those_that_make_something_on_this_machine_or_in_grafana() -> None:
+    without = {
+        verb
+        for verb, command in cli.cli.commands.items()
+        for leaf in getattr(command, "commands", {verb: command}).values()
+        if "as_json" not in {parameter.name for parameter in leaf.params}
+    }
+    assert without == {"up", "attach", "down", "env", "dashboards"}
+
+
 def test_check_summarises(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["check", DIGITS, "--set", "optimizer.lr=0.5"]) == 0
     lines = capsys.readouterr().out.splitlines()

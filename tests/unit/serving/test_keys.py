@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from hmac import compare_digest
 
 import pytest
 
 from eagleray.errors import AuthError, InputError
-from eagleray.serving.keys import KeyRing, WrongScope
+from eagleray.serving.keys import _NO_KEY, KeyRing, WrongScope
 
 
 def test_a_key_opens_what_it_is_for_until_it_is_revoked() -> None:
@@ -48,6 +49,23 @@ def test_no_key(header: str) -> None:
     ring, _, text = KeyRing().create("ci", ["infer"])
     with pytest.raises(AuthError, match="this needs an API key: send `Authorization: Bearer er_…`"):
         ring.check(header.format(key=text), "infer")
+
+
+def test_hashes_are_compared_in_constant_time_whether_the_key_is_known_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ring, key, text = KeyRing().create("ci", ["infer"])
+    compared: list[str] = []
+
+    def compare(found: str, known: str) -> bool:
+        compared.append(known)
+        return compare_digest(found, known)
+
+    monkeypatch.setattr("eagleray.serving.keys.hmac.compare_digest", compare)
+    assert ring.find(text) == key
+    assert ring.find(f"er_{'0' * 8}_{'0' * 64}") is None
+    assert ring.find("sk-another") is None
+    assert compared == [key.sha256, _NO_KEY, _NO_KEY]
 
 
 @pytest.mark.parametrize("change", ["first", "last", "id", "longer", "empty secret", "case", "sk", "ä"])

@@ -79,6 +79,67 @@ def test_the_options_that_model_applications_use():
     assert config.max_surge_percent == 100
 
 
+def test_a_model_has_no_route_and_takes_the_gpu_and_the_node_that_its_spec_names():
+    from eagleray.serving import model_app
+    from eagleray.serving.services import ServedVersion
+    from eagleray.specs import ServiceSpec
+    from support import cards
+
+    spec = ServiceSpec(
+        kind="service", name="x", cpus_per_replica=2, gpus_per_replica=0.5, label_selector={"pool": "gpu"}
+    )
+    app = model_app.app_of(ServedVersion(spec, 1, "/models/1", "0" * 64, cards.card(), deployed_at=0.0))
+    assert app.route_prefix is None
+    options = app.deployment._bound_deployment.ray_actor_options
+    wanted = {"num_cpus": 2, "num_gpus": 0.5, "label_selector": {"pool": "gpu"}}
+    assert wanted.items() <= options.items()
+    assert model_app.arguments_of(spec, "", None)["num_gpus"] == 1, "half of one is one to pick"
+
+
+def test_a_replica_warms_up_with_one_sample_and_with_a_whole_batch():
+    from types import SimpleNamespace
+
+    from eagleray.serving.model_app import ModelReplica
+
+    sizes, texts = [], []
+    predictor = SimpleNamespace(warm_up=sizes.append, card=SimpleNamespace(is_generative=True))
+    replica = SimpleNamespace(_predictor=predictor, _pieces=lambda asked: texts.append(asked.prompt) or "ab")
+    ModelReplica._warm_up(replica, 32)
+    assert (sizes, texts) == ([1, 32], ["a"])
+
+
+def test_the_ingress_is_on_the_head_alone_takes_no_cpu_and_has_the_one_route():
+    from eagleray.serving.controller import Controller
+
+    app = Controller.ingress(None)
+    assert app.route_prefix == "/"
+    deployment = app.deployment._bound_deployment
+    assert deployment.ray_actor_options["num_cpus"] == 0
+    assert deployment.ray_actor_options["resources"] == {"node:__internal_head__": 0.001}
+    assert deployment.num_replicas == 1
+
+
+def test_serves_proxy_is_on_the_head_only(monkeypatch):
+    from ray.serve import context
+    from ray.serve._private import api
+
+    from eagleray.serving.serve_control_ray260 import ServeControl
+
+    asked = {}
+    monkeypatch.setattr(context, "_get_global_client", lambda **_: None)
+    monkeypatch.setattr(context, "_set_global_client", lambda _client: None)
+    monkeypatch.setattr("ray.serve._private.client.ServeControllerClient", lambda controller: controller)
+
+    def create(**options):
+        asked.update(options)
+        return None, {}
+
+    monkeypatch.setattr(api, "_create_controller_and_proxy_refs", create)
+    assert ServeControl("127.0.0.1", 8123).start()
+    assert asked["proxy_location"].value == "HeadOnly"
+    assert (asked["http_options"].host, asked["http_options"].port) == ("127.0.0.1", 8123)
+
+
 def test_serves_settings_are_names_that_serve_reads():
     from pathlib import Path
 
