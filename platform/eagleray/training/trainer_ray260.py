@@ -30,7 +30,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from eagleray.errors import EaglerayError, PeerLost
 from eagleray.training.observer import START, Observer, WorkerInfo
-from eagleray.training.reservation_ray260 import Reservation, last_line
+from eagleray.training.reservation_ray260 import MAX_DEATHS_AT_START, Reservation, last_line
 from eagleray.training.telemetry import drain
 
 SETTINGS = {
@@ -123,19 +123,26 @@ class Controller(TrainController):
 class RetryPolicy(DefaultFailurePolicy):
     """Ray's policy, but an error that would come again ends the run.
 
-    That is an error of ours (loss not finite, bad data), and one of the user's code before the first step.
+    That is an error of ours (loss not finite, bad data), one of the user's code before the first step, and a
+    start that fails time after time: Ray 2.60 by itself tries those without end.
     """
 
     def __init__(self, failure_config: Any, observer: Observer, watch: Watch):
         super().__init__(failure_config)
         self._observer, self._watch = observer, watch
+        self._num_failed_starts = 0
+        """One after the other."""
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """RETRY or RAISE; the observer hears of it."""
         failed = failures(training_failed_error)
         is_lost = any(isinstance(failure, RayActorError | PeerLost) for failure in failed.values())
         is_users = isinstance(training_failed_error, WorkerGroupError) and not is_lost
-        if final_error(training_failed_error) is not None or (is_users and not self._watch.has_stepped):
+        self._num_failed_starts = self._num_failed_starts + 1 if START in failed else 0
+        is_hopeless = self._num_failed_starts > MAX_DEATHS_AT_START or (
+            is_users and not self._watch.has_stepped
+        )
+        if is_hopeless or final_error(training_failed_error) is not None:
             decision = FailureDecision.RAISE
         else:
             decision = super().make_decision(training_failed_error)

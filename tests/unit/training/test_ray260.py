@@ -103,3 +103,29 @@ def test_a_worker_that_ends_when_it_is_told_to_train_is_a_failed_start_that_is_t
     assert isinstance(failure, PeerLost)
     assert str(failure).startswith("a worker was lost while the workers started: The actor died")
     assert trainer_ray260.final_error(error) is None
+
+
+def test_a_start_that_always_fails_ends_the_run():
+    from types import SimpleNamespace
+
+    from ray.exceptions import ActorDiedError
+    from ray.train import FailureConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    most = reservation_ray260.MAX_DEATHS_AT_START
+    retried = []
+    observer = SimpleNamespace(failed=lambda _failures, is_retried: retried.append(is_retried))
+    policy = trainer_ray260.RetryPolicy(
+        FailureConfig(max_failures=1), observer, SimpleNamespace(has_stepped=True)
+    )
+    failed_start = ControllerError(WorkerGroupStartupFailedError("A worker ended before it trained."))
+    for error in [
+        *[failed_start] * most,
+        WorkerGroupError("", {0: ActorDiedError()}),
+        *[failed_start] * most,
+    ]:
+        policy.make_decision(error)
+    assert retried == [True] * (2 * most + 1), "what trains in between begins the count anew"
+    policy.make_decision(failed_start)
+    assert retried[-1] is False
