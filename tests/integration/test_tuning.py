@@ -314,7 +314,7 @@ def trial_processes(home: Path) -> dict[int, str]:
         with contextlib.suppress(OSError, ValueError):
             command = (entry / "cmdline").read_bytes().decode(errors="replace")
             is_ours = str(home).encode() in (entry / "environ").read_bytes()
-            if is_ours and re.match(r"ray::(WorkerActor|OneWorkerTrial|ManyWorkersTrial)", command):
+            if is_ours and re.match(r"ray::(WorkerActor|OneWorkerTrial|ManyWorkersTrial|ResourceTrainable)", command):
                 found[int(entry.name)] = command
     return found
 
@@ -329,13 +329,14 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
     killed: list[int] = []
 
     def kill(line: str, pid: int) -> None:
-        if re.match(r" +1 +running .* [1-9]\d*/1500", line) and not killed:
-            killed.extend(trial_processes(eagleray_home))
-            os.kill(killed[0], signal.SIGKILL)
+        if re.match(r" +1 +running .* [1-9]\d*/6000", line) and not killed:
+            killed.extend(trial_processes(eagleray_home))  # none: it is between two processes, or done
+            if killed:
+                os.kill(killed[0], signal.SIGKILL)
 
     log = tune(
         spec_file(
-            base={**BASE, "training": {"steps": 1500, "evaluate_every_steps": 20}},
+            base={**BASE, "training": {"steps": 6000, "evaluate_every_steps": 20}},
             space={"optimizer.lr": choice(0.1)},
             searcher={"kind": "grid"},
             budget={},
@@ -345,7 +346,7 @@ def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(
     assert log.exit_code == 0, log.text
     assert re.search(r"^trial 1: lost its process at step \d+; it is started again$", log.text, re.M)
     report = folders(log).run_report(1)
-    assert (report["status"], report["steps"], report["num_attempts"]) == ("FINISHED", 1500, 2)
+    assert (report["status"], report["steps"], report["num_attempts"]) == ("FINISHED", 6000, 2)
     assert "Traceback" not in log.text
 
 
