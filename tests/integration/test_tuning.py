@@ -314,7 +314,9 @@ def trial_processes(home: Path) -> dict[int, str]:
         with contextlib.suppress(OSError, ValueError):
             command = (entry / "cmdline").read_bytes().decode(errors="replace")
             is_ours = str(home).encode() in (entry / "environ").read_bytes()
-            if is_ours and re.match(r"ray::(WorkerActor|OneWorkerTrial|ManyWorkersTrial|ResourceTrainable)", command):
+            if is_ours and re.match(
+                r"ray::(WorkerActor|OneWorkerTrial|ManyWorkersTrial|ResourceTrainable)", command
+            ):
                 found[int(entry.name)] = command
     return found
 
