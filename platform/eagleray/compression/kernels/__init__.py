@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+
 import torch
 
 from eagleray.compression.codec import Codec
-from eagleray.compression.kernels import eager
+from eagleray.compression.kernels import eager, native
+from eagleray.compression.kernels.passes import EagerPasses, Passes
 
 CODECS = ("raw", "fp16", "bf16", "int8", "int4", "sign")
 BLOCKS = {"int8": 256, "int4": 128, "sign": 256}
@@ -35,4 +39,19 @@ def codec(
     size = block or BLOCKS.get(name, 1)
     if name in BLOCKS and (size & (size - 1) or not 8 <= size <= 4096):
         raise ValueError(f"{name}: a block of {size}; it has to be a power of two from 8 to 4096")
-    return eager.make(name, size, dtype)
+    reference = eager.make(name, size, dtype)
+    functions = _functions(torch.device(device)) if dtype == torch.float32 else None
+    return reference if functions is None else native.NativeCodec(functions, reference)
+
+
+def passes_for(device: torch.device | str = "cpu") -> Passes:
+    """Selection, absolute maxima and checks of float32 tensors on `device`."""
+    functions = _functions(torch.device(device))
+    return EagerPasses() if functions is None else native.NativePasses(functions)
+
+
+def _functions(device: torch.device) -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they are not for this device, not wanted or not to be had."""
+    if device.type != "cpu" or os.environ.get("EAGLERAY_KERNELS") == "eager":
+        return None
+    return native.load()

@@ -35,6 +35,9 @@ SMALLEST_SCALE = 2.0**-126
 _ROUND = 12582912.0
 """1.5 * 2^23: x + _ROUND - _ROUND is x rounded half to even for |x| < 2^22, and never -0."""
 
+_NAN = 0x7FC0
+"""bfloat16 NaN."""
+
 
 class _Piece(NamedTuple):
     """A run's blocks of one size: where in the tile they start, and how many of which size."""
@@ -227,7 +230,8 @@ class BlockCodec(EagerCodec):
                 v = torch.where(good.unsqueeze(-1), v, torch.zeros_like(v))
                 scale = torch.where(good, scale, torch.zeros_like(scale))
             decoded = self._quantise(v, scale.unsqueeze(-1), codes)
-            scales.copy_(scale if all_good else torch.where(good, scale, torch.full_like(scale, torch.nan)))
+            bits = scale.view(torch.int32) >> 16  # not .to(bfloat16): its NaN depends on the vector width
+            scales.view(torch.int16).copy_(bits if all_good else torch.where(good, bits, _NAN))
             if residual is not None:
                 kept = residual[:, part].unflatten(1, (piece.blocks, piece.size))
                 lost = kept * keep + (v - decoded) * gain
