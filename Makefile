@@ -16,7 +16,7 @@ TESTS := tests/unit tests/contracts tests/integration tests/e2e
 NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
 LINTED := platform/eagleray jobs tests examples benchmarks $(wildcard serve_apps/*.py)
 
-.PHONY: help install venv demo test test-unit test-all bench-loop bench-generation bench-sdk \
+.PHONY: help install venv demo test test-unit test-all bench-loop bench-generation bench-codecs bench-sdk \
   bench-compression bench-compression-full lint format docs constraints clean
 
 help:  ## list the targets
@@ -62,6 +62,9 @@ bench-loop: install  ## one training step in our loop against bare torch DDP
 
 bench-generation: install  ## tokens per second of the GPT with and without its cache
 	@$(BIN)/python benchmarks/generation.py
+
+bench-codecs: install  ## GB/s of the gradient codecs on one core, next to memcpy
+	@$(BIN)/python benchmarks/codecs.py
 
 bench-sdk: install  ## one prediction through the SDK against httpx by hand
 	@$(BIN)/python benchmarks/sdk.py

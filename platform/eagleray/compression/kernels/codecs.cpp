@@ -33,19 +33,20 @@ INLINE Bytes bytes_of(int64_t numel, int64_t B) {
 
 constexpr int64_t CHUNK = 1024;  // numbers of a float codec that are worked on at a time
 
-// Encodes what `fill(first, count, v)` puts into v, chunk by chunk; returns whether all was finite.
+// Encodes, chunk by chunk, the numbers to which `fill(first, count, room)` points (it may put them into the
+// room); returns whether all were finite.
 template <Kind kind, bool has_residual, typename Fill>
 INLINE bool encode_tile(int64_t numel, int64_t B, uint8_t* payload, float* residual, float keep, float gain,
                         Fill fill) {
     Bytes bytes = bytes_of<kind>(numel, B);
-    alignas(64) float v[MAX_BLOCK];
+    alignas(64) float room[MAX_BLOCK];
     bool all_good = true;
     uint8_t* scales = payload;
     uint8_t* codes = payload + bytes.scales;
     int64_t step = kind < INT8 ? CHUNK : B;
     for (int64_t i = 0; i < numel; i += step) {
         int64_t b = numel - i < step ? numel - i : step;
-        fill(i, b, v);
+        const float* v = fill(i, b, room);
         bool good;
         if constexpr (kind < INT8) {
             good = narrow<kind>(v, b, codes);
@@ -87,8 +88,9 @@ INLINE void decode_part(const uint8_t* R payload, const Bytes& bytes, int64_t i,
             widen<kind>(codes, b, out);
             return;
         }
-        alignas(64) float wide[CHUNK];
-        widen<kind>(codes, b, wide);
+        alignas(64) float room[CHUNK];
+        const float* R wide = kind == RAW ? (const float*)codes : room;  // at a multiple of ALIGN
+        if (kind != RAW) widen<kind>(codes, b, room);
         for (int64_t j = 0; j < b; j++) put<add>(out + j, wide[j] * factor);
     } else {
         float scale = load_bf16(payload + 2 * (i / B));
@@ -137,11 +139,11 @@ int64_t encode(int64_t B, const float* source, float* residual, uint8_t* payload
                                            [=](int64_t i, int64_t b, float* R v) {
                                                for (int64_t j = 0; j < b; j++)
                                                    v[j] = from[i + j] + kept[i + j] * gain_in;
+                                               return (const float*)v;
                                            });
         } else {
-            good = encode_tile<kind, false>(
-                numel, B, to, nullptr, 0, 0,
-                [=](int64_t i, int64_t b, float* R v) { memcpy(v, from + i, size_t(b) * 4); });
+            good = encode_tile<kind, false>(numel, B, to, nullptr, 0, 0,
+                                            [=](int64_t i, int64_t, float*) { return from + i; });
         }
         if (!good) note(&bad, tile[PARAMETER]);
     }
@@ -182,6 +184,7 @@ int64_t reduce(int64_t B, const uint8_t* const* payloads, int64_t n, const int64
             for (int64_t r = 1; r < n; r++)
                 decode_part<kind, true>(payloads[r] + at, bytes, i, b, B, 1.0f, v);
             for (int64_t j = 0; j < b; j++) v[j] *= share;
+            return (const float*)v;
         };
         bool good = residual ? encode_tile<kind, true>(numel, B, payload + at, residual + tile[FLAT], 1.0f,
                                                        gain_out, mean)
