@@ -38,6 +38,9 @@ def main() -> int:
             f"--kinds: no kind {', '.join(sorted(unknown))}; there are {', '.join(kinds())}", file=sys.stderr
         )
         return 2
+    if unknown := set(options.tasks) - {"char", "cnn"}:
+        print(f"--tasks: no task {', '.join(sorted(unknown))}; there are char, cnn", file=sys.stderr)
+        return 2
     if options.convergence:
         import convergence
 
@@ -49,6 +52,9 @@ def main() -> int:
     started = time.time()
     found: list[Measured] = []
     about = {"started": started, "options": {k: str(v) for k, v in vars(options).items()}}
+    progress.note("compiling the codecs, where they are not")
+    if (lacking := rig.build_kernels()) is not None:
+        progress.line(lacking)
     try:
         for measured in _measure_all(options, progress):
             found.append(measured)
@@ -86,7 +92,7 @@ def _measure_all(options: argparse.Namespace, progress: report.Progress):
         for cell, is_drawn in parts
     ]
     budget = arithmetic.Budget(options.minutes * 60, weights)
-    failed: dict[int, dict[str, list[str]]] = {n: {} for n in options.n}
+    failed: dict[int, dict[str, str]] = {n: {} for n in options.n}
     for cell, is_drawn in parts:
         began = time.monotonic()
         progress.note(f"{cell}: starting workers")
@@ -153,6 +159,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the drawn links and the trainings")
     parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder to write into")
     parser.add_argument("--convergence", action="store_true", help="part two: trainings to their end")
+    parser.add_argument(
+        "--tasks", type=listed(str), default=["char", "cnn"], help="with --convergence (char,cnn)"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="with --convergence (5)")
     parser.add_argument("--steps", type=int, default=300, help="with --convergence (300)")
     return parser

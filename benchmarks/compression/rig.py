@@ -41,6 +41,17 @@ def missing() -> str | None:
     return None
 
 
+def build_kernels() -> str | None:
+    """Compile the codecs once, before workers with time limits want them; says why where it cannot be done."""
+    from eagleray.compression.kernels import build
+
+    try:
+        build.library()
+    except build.BuildError as error:
+        return f"codecs are not compiled, torch operations stand in: {error}"
+    return None
+
+
 @contextmanager
 def hosts(count: int) -> Iterator[list[Any]]:
     """Hosts that reach each other over a bridge; removed at the end, and so are those of killed runs."""
@@ -78,6 +89,8 @@ class Crew:
         self._context.set_forkserver_preload(["torch._dynamo", "torch.nn.parallel", "eagleray.compression"])
         self._workers: list[tuple[BaseProcess, Connection]] = []
         self._generation = 0
+        self.kept: set[str] = set()
+        """Contestants that the workers have and that others will be compared with."""
         self._folder = tempfile.TemporaryDirectory(prefix="eagleray-bench-")
         self.restart()
 
@@ -124,6 +137,7 @@ class Crew:
             process.join()
             pipe.close()
         self._workers = []
+        self.kept = set()
 
     def _errors(self, rank: int) -> Path:
         return Path(self._folder.name, f"stderr-{rank}")

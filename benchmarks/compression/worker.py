@@ -35,6 +35,7 @@ def main(pipe: Connection, host: Any, address: str, rank: int, size: int, errors
     try:
         groups.form(rank=rank, world_size=size, backend="gloo", timeout_s=120, address=address)
         worker = Worker()
+        gc.freeze()  # torch's own objects need no look at each collection
         pipe.send(("ok", None))
     except Exception as error:
         pipe.send(("error", first_line(error)))
