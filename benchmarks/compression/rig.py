@@ -42,7 +42,7 @@ def missing() -> str | None:
 
 
 def build_kernels() -> str | None:
-    """Compile the codecs once, before workers with time limits want them; says why where it cannot be done."""
+    """Compile the codecs once, before workers with time limits want them; returns why where that fails."""
     from eagleray.compression.kernels import build
 
     try:
