@@ -9,7 +9,9 @@ import torch
 
 from eagleray.compression.codec import Codec
 from eagleray.compression.kernels import eager, native
+from eagleray.compression.kernels.native_sparse import NativeSparse
 from eagleray.compression.kernels.passes import EagerPasses, Passes
+from eagleray.compression.kernels.sparse import EagerSparse, SparseCodec
 
 CODECS = ("raw", "fp16", "bf16", "int8", "int4", "sign")
 BLOCKS = {"int8": 256, "int4": 128, "sign": 256}
@@ -48,6 +50,12 @@ def passes_for(device: torch.device | str = "cpu") -> Passes:
     """Selection, absolute maxima and checks of float32 tensors on `device`."""
     functions = _functions(torch.device(device))
     return EagerPasses() if functions is None else native.NativePasses(functions)
+
+
+def sparse_for(device: torch.device | str = "cpu") -> SparseCodec:
+    """The codec of sparse payloads for numbers on `device`."""
+    functions = _functions(torch.device(device))
+    return EagerSparse() if functions is None else NativeSparse(functions)
 
 
 def _functions(device: torch.device) -> ctypes.CDLL | None:

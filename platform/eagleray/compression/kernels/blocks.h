@@ -59,6 +59,24 @@ INLINE uint32_t absmax_bits(const float* R v, int64_t n) {
     return uint32_t(most);
 }
 
+// Bit i: |v[i]| >= threshold; false for NaN.
+INLINE uint32_t mask_16(const float* R v, float threshold) {
+#if defined(__AVX512F__)
+    __m512i magnitude =
+        _mm512_and_si512(_mm512_castps_si512(_mm512_loadu_ps(v)), _mm512_set1_epi32(int(0x7fffffff)));
+    return _mm512_cmp_ps_mask(_mm512_castsi512_ps(magnitude), _mm512_set1_ps(threshold), _CMP_GE_OQ);
+#elif defined(__AVX2__)
+    __m256 sign = _mm256_set1_ps(-0.0f), least = _mm256_set1_ps(threshold);
+    __m256 low = _mm256_cmp_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(v)), least, _CMP_GE_OQ);
+    __m256 high = _mm256_cmp_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(v + 8)), least, _CMP_GE_OQ);
+    return uint32_t(_mm256_movemask_ps(low)) | uint32_t(_mm256_movemask_ps(high)) << 8;
+#else
+    uint32_t mask = 0;
+    for (int i = 0; i < 16; i++) mask |= uint32_t(__builtin_fabsf(v[i]) >= threshold) << i;
+    return mask;
+#endif
+}
+
 // Codecs with scales: one block of b <= B numbers.
 
 constexpr int64_t per_byte(Kind kind) { return kind == INT4 ? 2 : kind == SIGN ? 8 : 1; }
