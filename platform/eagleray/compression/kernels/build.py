@@ -21,7 +21,9 @@ from pathlib import Path
 
 import torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("codecs.cpp", "primitives.cpp", "sparse.cpp"))
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("codecs.cpp", "primitives.cpp", "sparse.cpp", "lowrank.cpp")
+)
 HEADERS = (Path(__file__).with_name("blocks.h"),)
 FLAGS = (
     *("-std=c++17", "-O3", "-shared", "-fPIC", "-fvisibility=hidden", "-w"),
