@@ -10,17 +10,22 @@ class Stats:
     """Sums of one rank since its hook was attached."""
 
     sent_bytes: int = 0
-    """Handed to the exchange: 2 (n-1)/n of the payload's size for n ranks, rounded up to whole bytes."""
+    """Handed to sends, headers included (of a sum by the backend: 2 (n-1)/n of its size)."""
+    payload_bytes: int = 0
+    """The same without headers."""
     uncompressed_bytes: int = 0
-    """The same formula for the gradient in its own dtype: what a plain ring all-reduce would have sent."""
+    """What a plain ring all-reduce of the gradients in their own dtype would have sent."""
     num_buckets: int = 0
     """Buckets exchanged."""
     encode_s: float = 0.0
     exchange_s: float = 0.0
     decode_s: float = 0.0
-    """Times are of the engine's thread; on CUDA they are launch times only."""
+    """Times are of the engine's thread: up to the first wait, in waits, and in between and after. On CUDA
+    they are launch times only."""
+    relative_error: float = 0.0
+    """|e| / |g + e| of the step that was last sampled: the residual's norm to that of what was to be sent."""
 
-
-def ring_bytes(payload_bytes: int, world_size: int) -> int:
-    """Bytes that each rank sends to sum a payload over all ranks: reduce-scatter, then all-gather."""
-    return -(-2 * (world_size - 1) * payload_bytes // world_size)
+    @property
+    def ratio(self) -> float:
+        """Compression ratio: uncompressed bytes / sent bytes; 1 where nothing was sent."""
+        return self.uncompressed_bytes / self.sent_bytes if self.sent_bytes else 1.0

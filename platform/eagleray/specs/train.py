@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eagleray.specs.base import ExistingPath, FileSpec, Name, Spec, located
 from eagleray.specs.data import DataSpec, TableData
@@ -111,12 +111,60 @@ ScheduleSpec = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field
 
 
 class CompressionSpec(Spec):
-    """How gradients are sent."""
+    """How gradients are sent. Norms, biases and small parameters always travel uncompressed."""
 
-    kind: Literal["none", "fp16", "bf16"] = "none"
+    kind: Literal[
+        "none",
+        "fp16",
+        "bf16",
+        "int8",
+        "int4",
+        "int8_ring",
+        "topk",
+        "randomk",
+        "powersgd",
+        "onebit_adam",
+        "fourbit_adam",
+        "auto",
+    ] = "none"
+    """`auto` measures the network and chooses, among what `fidelity` and the optimizer allow."""
+    fidelity: Literal["exact", "high", "medium", "low"] = "high"
+    """How much `auto` may lose: exact: nothing; high: bf16, fp16, int8, int8_ring too; medium: int4,
+    onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too."""
+    block_size: int | None = Field(default=None, ge=8, le=4096)
+    """Elements that share a scale, a power of two (int8, int4, int8_ring and the Adam pairs). Where not
+    given: 256, and 128 for four bits."""
+    ratio: float = Field(default=0.01, gt=0, lt=1)
+    """Share of the elements that is sent (topk, randomk)."""
+    rank: int = Field(default=4, ge=1)
+    """Of the factors that stand for a matrix (powersgd)."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps that send more than later ones: topk grows sparse, powersgd starts uncompressed, the Adam pairs
+    settle their variance. Where not given: what suits the kind."""
+    momentum_correction: bool = False
+    """topk sends the momentum's largest elements instead of the gradient's; the optimizer's own momentum must
+    then be 0."""
+    residuals: Literal["mean", "per_rank"] = "mean"
+    """What a checkpoint keeps of the errors that are still to be sent: their mean over the workers, for any
+    number of workers, or each worker's own, for a resumed run that is equal to the last bit at the same
+    number."""
+    dense_below: int = Field(default=1024, ge=0)
+    """Parameters of fewer elements travel uncompressed."""
+    keep_dense: tuple[str, ...] = ()
+    """Names of more parameters that do."""
+    max_skipped_steps: int = Field(default=10, ge=1)
+    """A step whose gradient is not finite on some worker is skipped by all; after so many in a row the run
+    ends and names the parameter."""
     rehearse: bool = False
     """One worker alone sends nothing. With this it encodes and decodes its gradients all the same, so that a
     search over formats sees what they do to the result."""
+
+    @field_validator("block_size")
+    @classmethod
+    def _power_of_two(cls, value: int | None) -> int | None:
+        if value is not None and value & (value - 1):
+            raise ValueError(f"{value} is not a power of two; blocks have to fill tiles of 4096 elements")
+        return value
 
 
 class EarlyStopping(Spec):

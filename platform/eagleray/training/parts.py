@@ -86,12 +86,7 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         loader=loader,
         module=module,
         model=model,
-        hook=compression.attach(
-            model,
-            compression.make_compressor(spec.compression),
-            gradients,
-            rehearse=spec.compression.rehearse,
-        ),
+        hook=compression.attach(model, spec.compression, gradients),
         optimizer=build_optimizer(spec.optimizer, module.parameters()),
         scaler=torch.amp.GradScaler(place.device.type, enabled=spec.training.precision == "fp16"),
         agreement=Agreement(votes),

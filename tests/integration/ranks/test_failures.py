@@ -72,7 +72,7 @@ def waiting_for_nobody(rank, world_size):
     thread = threading.Thread(target=backward)
     thread.start()
     deadline = time.monotonic() + 20
-    while not hook._engine._exchanges:  # made just before the first exchange
+    while not hook._engine._plans:  # made just before the first exchange
         assert time.monotonic() < deadline
         time.sleep(0.001)
     engine._JOIN_S = 0.2
@@ -93,13 +93,17 @@ def test_closing_while_a_peer_never_comes():
 class Broken:
     """A compressor with a fault of its own."""
 
-    name, is_encoded, dtype = "broken", True, torch.float16
+    name, keeps_dtype, is_lossy = "broken", True, True
 
-    def encode(self, gradient, payload):
+    def bind(self, layout, wire, memory):
+        pass
+
+    def plan(self, bucket, device):
+        return self
+
+    def run(self, gradient, step):
+        yield
         raise ZeroDivisionError("codec")
-
-    def decode(self, payload, out, *, accumulate=False):
-        raise AssertionError
 
 
 def own_fault(rank, world_size):

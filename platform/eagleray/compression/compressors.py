@@ -1,0 +1,12 @@
+"""The list of compressors: one line each."""
+
+from __future__ import annotations
+
+from eagleray.compression.compressor import register
+from eagleray.compression.quantised import Quantised
+
+register("none", lambda spec: Quantised("raw"))
+register("fp16", lambda spec: Quantised("fp16"))
+register("bf16", lambda spec: Quantised("bf16"))
+register("int8", lambda spec: Quantised("int8", spec.block_size))
+register("int4", lambda spec: Quantised("int4", spec.block_size))
