@@ -36,6 +36,8 @@ GATHERED = 0.5
 """Bytes for each element of the model that all ranks together may send to each; for more, owners reduce."""
 WARMUP_STEPS = 100
 WARMUP_RATIO = 0.25
+MOMENTUM = 0.9
+"""Where a spec asks for momentum correction and nobody says which."""
 _STAGE = 4.0
 """About by how much the ratio falls from one stage of the warm-up to the next."""
 
