@@ -1,8 +1,8 @@
 """Products of a gradient, as a matrix, with a few vectors, for low-rank compressors.
 
-What all ranks must compute alike, `orthogonalise` and `expand`, has the same bits on every machine, compiled or
-not: each operation is rounded by itself, sums run as a tree of halves or in the order of the vectors.
-What one rank computes for itself, `project`, has not: the compiled kernel adds in another order than torch.
+What all ranks must compute alike, `orthogonalise` and `expand`, has the same bits on every machine, compiled
+or not: each operation is rounded by itself, sums run as a tree of halves or in the order of the vectors. What
+one rank computes for itself, `project`, has not: the compiled kernel adds in another order than torch.
 
 Shapes: a x b a matrix, r vectors ("rank") of length n (a or b), each contiguous: [r, n]. All float32.
 """
@@ -37,10 +37,10 @@ class LowRank(Protocol):
     def project(
         self, gradient: Tensor, residual: Tensor, gain: float, x: Tensor, y: Tensor, *, from_right: bool
     ) -> None:
-        """Write the products of v = gain * gradient + residual with x into y, and what they leave into residual.
+        """Write the products of v = gain * gradient + residual with x into y, what they leave into residual.
 
-        From the right y = (v x^T)^T and residual = v - y^T x; else y = x v and residual = v - x^T y. A row (else a
-        column) of v whose product is not finite keeps its residual.
+        From the right y = (v x^T)^T and residual = v - y^T x; else y = x v and residual = v - x^T y. A row
+        (else a column) of v whose product is not finite keeps its residual.
 
         Args:
             gradient: [a, b].
@@ -77,8 +77,8 @@ class EagerLowRank:
     ) -> None:
         """See `LowRank`."""
         v = gradient * gain + residual
-        # One matrix at a time, and from `v`, which starts where the allocator wants: products of a batch, or of
-        # a matrix that lies elsewhere in its bucket, may have other bits.
+        # One matrix at a time, and from `v`, which starts where the allocator wants: products of a batch, or
+        # of a matrix that lies elsewhere in its bucket, may have other bits.
         torch.mm(x, v.T if from_right else v, out=y)
         good = y.isfinite().all(dim=0).unsqueeze(1 if from_right else 0)
         left, right = (y, x) if from_right else (x, y)
