@@ -29,6 +29,8 @@ LEAST_LOSSY = (
 """In the order of what they lose. bf16 before fp16, whose range a large gradient leaves."""
 _LAST = {"exact": "none", "high": "int8_ring", "medium": "onebit_adam", "low": "randomk"}
 _ADAM_PAIRS = ("fourbit_adam", "onebit_adam")
+_WARMING = ("topk", *_ADAM_PAIRS)
+"""What they send at first is not what they send later: a few steps say nothing."""
 _SPARSE = ("topk", "randomk")
 """Not for Adam and its like, which divide by the root of a variance that few elements reach then."""
 
@@ -77,7 +79,10 @@ def choose(seconds: Mapping[str, float], current: str | None = None) -> str:
 
 def contenders(predicted: Mapping[str, float], picked: str) -> tuple[str, ...]:
     """Who is tried: the picked one, and of the fastest other and none those that may be faster after all."""
-    others = sorted((kind for kind in predicted if kind not in (picked, "none")), key=predicted.__getitem__)
+    if picked in _WARMING:
+        return (picked,)
+    rivals = [kind for kind in predicted if kind not in (picked, "none", *_WARMING)]
+    others = sorted(rivals, key=predicted.__getitem__)
     # A long step is not spent on what is near anyway (then the less lossy is right), nor on what is far.
     limit = CLOSE_ENOUGH if predicted[picked] < LONG_S else 1 + 2 * HYSTERESIS
     tried = [kind for kind in (*others[:1], "none") if kind in predicted and kind != picked]
@@ -123,7 +128,7 @@ def explain(
     """What was chosen, why, and the numbers, in one sentence or two."""
     others = {kind: value for kind, value in predicted.items() if kind != picked}
     basis = measured if len(measured) > 1 and picked in measured else predicted
-    said = [f"auto chose {picked}: {_why(picked, basis)}"]
+    said = [f"auto chose {picked}: {_why(picked, basis, predicted)}"]
     if picked in predicted:
         listed = ", ".join(f"{kind} {_ms(value)}" for kind, value in others.items())
         said.append(
@@ -135,14 +140,15 @@ def explain(
     return "; ".join(said)
 
 
-def _why(picked: str, seconds: Mapping[str, float]) -> str:
+def _why(picked: str, seconds: Mapping[str, float], predicted: Mapping[str, float]) -> str:
     if len(seconds) < 2:
         return "nothing else is allowed" if picked == "none" else "kept"
     fastest = min(seconds, key=seconds.__getitem__)
     if picked == "none":
         best = min(value for kind, value in seconds.items() if kind != "none")
         return f"compression does not pay (the best would take {best / seconds['none']:.2f} of its step)"
-    gain = f"{seconds['none'] / seconds[picked]:.1f} times as fast as none, " if "none" in seconds else ""
+    both = seconds if "none" in seconds else predicted
+    gain = f"{both['none'] / both[picked]:.1f} times as fast as none, "
     if picked == fastest:
         return f"{gain}the fastest allowed"
     return f"{gain}the least lossy within {seconds[picked] / seconds[fastest] - 1:.0%} of {fastest}"

@@ -204,9 +204,9 @@ def _segments(plan: Plan, gradient: Tensor, step: Step) -> list[float]:
 class DryWire(Wire):
     """A wire whose peers send at once what this rank sends: what is left is the codec and the bytes."""
 
-    def __init__(self, world_size: int, device: torch.device):
+    def __init__(self, world_size: int, device: torch.device, rank: int = 0):
         self.device = device
-        super().__init__(Group("dry", None, 0, world_size, "gloo"))  # pyright: ignore[reportArgumentType]
+        super().__init__(Group("dry", None, rank, world_size, "gloo"))  # pyright: ignore[reportArgumentType]
         self.is_first = True
         """Whether messages are filled; they keep what they hold."""
 
