@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: DDP compares the hook's annotations with the types themselves.
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import groups
+from eagleray.compression import state
+from eagleray.compression.automatic import Auto, Choice
 from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.engine import Engine, Job, NonFinite
 from eagleray.compression.layout import Bucket, Layout
@@ -38,8 +41,9 @@ class Hook:
         *,
         is_rehearsed: bool,
         owns_group: bool,
+        keeps_each_rank: bool = False,
     ):
-        self._group, self._owns_group = group, owns_group
+        self._group, self._owns_group, self._keeps_each_rank = group, owns_group, keeps_each_rank
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         self._buckets: dict[tuple[int, ...], Bucket] = {}
         parameter = next((p for p in model.module.parameters() if p.requires_grad), None)
@@ -53,6 +57,10 @@ class Hook:
     def compressor(self) -> Compressor:
         """What the engine exchanges with at the moment."""
         return self._engine.compressor
+
+    def choice(self) -> Choice | None:
+        """What `auto` exchanges with, why, and the numbers; None with any other compressor."""
+        return self.compressor.choice() if isinstance(self.compressor, Auto) else None
 
     def stats(self) -> Stats:
         """Sums over all buckets and steps of this rank."""
@@ -78,20 +86,42 @@ class Hook:
         """Number of the next synchronised backward pass; the first is 1."""
         return self._step
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a later run needs to go on."""
-        return {"version": 1, "compressor": self.compressor.name}
+    def collect_state(self) -> dict[str, Any] | None:
+        """What a later run needs to go on, on rank 0 and on the CPU; None on the others.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state; another compressor's is fine.
+        All ranks must call it, between two backward passes: they send each other what they still owe.
 
-        Raises: InputError: it was written by a later version.
+        Raises: PeerLost: another rank stopped answering.
         """
-        if state.get("version") != 1:
-            raise InputError(
-                f"the compression state has version {state.get('version')!r}, this code reads version 1; "
-                "use the newer eagleray, or start from the weights with training.init_from"
-            )
+        number, compressor = self._step, self.compressor
+
+        def collect(wire: Wire) -> dict[str, Any] | None:
+            per_rank = self._keeps_each_rank
+            return state.finish(state.collect(self.memory, wire, number, compressor.name, per_rank=per_rank))
+
+        collected = self._engine.call(collect)
+        if collected is not None and isinstance(compressor, Auto):
+            collected["automatic"] = compressor.state_dict()
+        return collected
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Take a state before the first step, of any number of ranks and any compressor; all must load it.
+
+        Returns what did not go over, in sentences.
+
+        Raises: InputError: it is of another model, or was written by a later version.
+        """
+        compressor = self.compressor
+        notes = state.load(
+            state_dict,
+            self.memory,
+            compressor.name,
+            rank=self._group.rank,
+            world_size=self._group.world_size,
+        )
+        if state_dict.get("automatic") is not None and isinstance(compressor, Auto):
+            compressor.load_state_dict(state_dict["automatic"])
+        return notes
 
     def close(self) -> None:
         """End the engine's thread, and the group if `attach` made it. Twice is fine."""
@@ -158,6 +188,7 @@ def attach(
     compression: CompressionSpec | Compressor | str = "none",
     group: Group | None = None,
     *,
+    optimizer: torch.optim.Optimizer | None = None,
     rehearse: bool | None = None,
 ) -> Hook:
     """Send the model's gradients compressed; afterwards backward gives their mean over the ranks.
@@ -169,6 +200,7 @@ def attach(
         compression: a spec, a compressor, or the name of a kind.
         group: has the model's ranks and is used by nothing else while the model trains; it is the caller's to
             close. None: a new one, over gloo or NCCL as the model's device wants.
+        optimizer: what takes the steps: `auto` leaves out what does not suit it. None: not known.
         rehearse: a rank that is alone, and sends nothing, gets the gradient that compression would have left
             of it. None: as the spec says.
 
@@ -184,6 +216,8 @@ def attach(
         settings, compressor = compression, make_compressor(compression)
     else:
         settings, compressor = CompressionSpec(), compression
+    if isinstance(compressor, Auto) and optimizer is not None:
+        compressor.optimizer = type(optimizer).__name__.lower()
     if model.mixed_precision is not None:
         raise InputError(
             "DDP(mixed_precision=...) has a communication hook of its own, so no compressor can be attached; "
@@ -203,7 +237,15 @@ def attach(
         groups.quicken(group)
         Wire(group).agree(f"compression {compressor.name}", layout.digest, layout.numel)
     is_rehearsed = (settings.rehearse if rehearse is None else rehearse) and compressor.is_lossy
-    hook = Hook(model, compressor, group, layout, is_rehearsed=is_rehearsed, owns_group=owns_group)
+    hook = Hook(
+        model,
+        compressor,
+        group,
+        layout,
+        is_rehearsed=is_rehearsed,
+        owns_group=owns_group,
+        keeps_each_rank=settings.residuals == "per_rank",
+    )
     try:
         model.register_comm_hook(hook, Hook._exchange)
     except RuntimeError as error:

@@ -77,6 +77,7 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         gradient_as_bucket_view=True,
         find_unused_parameters=spec.model.kind == "module",  # what a user's module uses is not known
     )
+    optimizer = build_optimizer(spec.optimizer, module.parameters())
     return Parts(
         spec=spec,
         rank=gradients.rank,
@@ -86,8 +87,8 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         loader=loader,
         module=module,
         model=model,
-        hook=compression.attach(model, spec.compression, gradients),
-        optimizer=build_optimizer(spec.optimizer, module.parameters()),
+        hook=compression.attach(model, spec.compression, gradients, optimizer=optimizer),
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(place.device.type, enabled=spec.training.precision == "fp16"),
         agreement=Agreement(votes),
         per_sample_loss=models.per_sample_loss(spec.loss),

@@ -101,6 +101,12 @@ class FinishedRun:
         return dict(self.folder.read_json("evaluation.json")["metrics"])
 
     @property
+    def compression(self) -> str:
+        """Kind of the compression; of `auto` what it chose last."""
+        choices = self.report.get("compression_choices")
+        return choices[-1]["compressor"] if choices else self.spec.compression.kind
+
+    @property
     def code(self) -> Folder | None:
         """The user's own code; None where the model needs none."""
         return self.folder.child("code") if self.spec.model.kind == "module" else None
@@ -138,7 +144,7 @@ class FinishedRun:
                 run_id=self.run_id,
                 dataset_digest=self.report["dataset_digest"],
                 code_version=code_version(),
-                compression=self.spec.compression.kind,
+                compression=self.compression,
                 search=search or self.report.get("search"),
                 parent=parent,
                 created_at=time.time(),

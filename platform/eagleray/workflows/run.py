@@ -25,7 +25,7 @@ from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.connecting import connect
 from eagleray.workflows.lock import RunLock
-from eagleray.workflows.report import Account
+from eagleray.workflows.report import Account, sent
 from eagleray.workflows.stopping import stop_on_sigterm
 
 EXPERIMENT = "eagleray"
@@ -277,8 +277,7 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
         f"run {run.run_id}: {report['status'].lower()} after {report['seconds']:.1f} s, "
         f"{report['steps']} steps",
         f"  first step {report['submit_to_first_step_s']:.1f} s after submission: {spans}",
-        f"  sent {report['sent_bytes'] / 1e6:.1f} MB of gradients as {run.spec.compression.kind}, "
-        f"{report['compression_ratio']:.2f}x less than uncompressed",
+        *_gradients(run, report),
     ]
     lines += [
         f"  lost rank {', '.join(map(str, recovery['ranks']))} after step {recovery['lost_step']}; "
@@ -289,6 +288,19 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
         f"  {name} {value:.4f}" for name, value in report["metrics"].items() if name.startswith("test_")
     ]
     return [*lines, f"  files in {run.folder.url}"]
+
+
+def _gradients(run: Run, report: Mapping[str, Any]) -> list[str]:
+    """How the gradients were sent, and how many steps had none that was finite."""
+    kind, choices = run.spec.compression.kind, report["compression_choices"]
+    how = f"{kind} ({choices[-1]['compressor']})" if choices else kind
+    ratio = f", {report['compression_ratio']:.2f}x less" if report["compression_ratio"] > 1 else ""
+    amount = sent(report["sent_bytes"], report["uncompressed_bytes"])
+    lines = [f"  gradients as {how}: {amount}{ratio}"]
+    lines += [f"  step {choice['step']}: {choice['reason']}" for choice in choices[-1:]]
+    if report["skipped_steps"]:
+        lines.append(f"  {report['skipped_steps']} steps skipped: a gradient was not finite")
+    return lines
 
 
 def _way_back(recovery: Mapping[str, Any], *, is_last: bool) -> str:

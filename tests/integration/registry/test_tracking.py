@@ -25,6 +25,8 @@ def test_a_run_is_written_and_gone_on_with(place, tmp_path):
     first.start("digits-1", params={"a": {"b": [1, 2]}, "long": "x" * 9000}, tags={"kind": "train"})
     for step in range(1500):
         first.log({"loss": 1 / (1 + step)}, step)
+    for chosen in ("int8", "bf16"):
+        first.tag("eagleray.compression", chosen)
     assert time.perf_counter() - began < 0.5  # MLflow's import alone takes longer
     (tmp_path / "curves.png").write_bytes(b"png")
     first.artifact(tmp_path / "curves.png", "plots")
@@ -41,6 +43,7 @@ def test_a_run_is_written_and_gone_on_with(place, tmp_path):
     assert run.info.run_name == "digits-1"
     assert run.data.params == {"a.b": "[1, 2]", "long": "x" * 6000, "new": "null"}
     assert run.data.tags["kind"] == "train"
+    assert run.data.tags["eagleray.compression"] == "bf16"
     assert run.data.tags["changed.a.b"] == "[3]"
     assert len(client(place).get_metric_history(first.run_id, "loss")) == 1501
     assert (place / "artifacts" / first.run_id / "artifacts/plots/curves.png").read_bytes() == b"png"
