@@ -19,6 +19,7 @@ from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.engine import Engine, Job, NonFinite
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
+from eagleray.compression.optimizer import pair
 from eagleray.compression.stats import Stats
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
@@ -200,14 +201,16 @@ def attach(
         compression: a spec, a compressor, or the name of a kind.
         group: has the model's ranks and is used by nothing else while the model trains; it is the caller's to
             close. None: a new one, over gloo or NCCL as the model's device wants.
-        optimizer: what takes the steps: `auto` leaves out what does not suit it. None: not known.
+        optimizer: what takes the steps: `auto` leaves out what does not suit it; onebit_adam and fourbit_adam
+            need a MomentumAdam. None: not known.
         rehearse: a rank that is alone, and sends nothing, gets the gradient that compression would have left
             of it. None: as the spec says.
 
     Raises:
         SpecError: there is no such kind.
         InputError: the model has mixed_precision, or a hook already, or shares `group` for its own messages;
-            `keep_dense` names no parameter; or another rank has another model or other compression.
+            `keep_dense` names no parameter; compression and optimizer do not fit; or another rank has another
+            model or other compression.
         PeerLost: another rank did not come.
     """
     if isinstance(compression, str):
@@ -218,6 +221,7 @@ def attach(
         settings, compressor = CompressionSpec(), compression
     if isinstance(compressor, Auto) and optimizer is not None:
         compressor.optimizer = type(optimizer).__name__.lower()
+    pair(compressor, optimizer, dict(model.module.named_parameters()))
     if model.mixed_precision is not None:
         raise InputError(
             "DDP(mixed_precision=...) has a communication hook of its own, so no compressor can be attached; "
