@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eagleray.compression.compressor import register
+from eagleray.compression.int8_ring import BLOCK, Int8Ring
 from eagleray.compression.quantised import Quantised
 from eagleray.compression.randomk import RandomK
 from eagleray.compression.topk import MOMENTUM, TopK
@@ -12,5 +13,6 @@ register("fp16", lambda spec: Quantised("fp16"))
 register("bf16", lambda spec: Quantised("bf16"))
 register("int8", lambda spec: Quantised("int8", spec.block_size))
 register("int4", lambda spec: Quantised("int4", spec.block_size))
+register("int8_ring", lambda spec: Int8Ring(spec.block_size or BLOCK))
 register("topk", lambda spec: TopK(spec.ratio, spec.warmup_steps, MOMENTUM * spec.momentum_correction))
 register("randomk", lambda spec: RandomK(spec.ratio, spec.block_size))

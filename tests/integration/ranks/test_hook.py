@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.errors import InputError
-from integration.ranks.checks import CHECKS, run_checks, spec_of
+from integration.ranks.checks import CHECKS, KINDS, MANY_BUCKETS, run_checks, spec_of, trained
 from support.worlds import run_world
 
 
@@ -24,6 +24,19 @@ def failures():
 def test_hook(failures, world_size, name):
     found = {rank: failed[name] for rank, failed in enumerate(failures[world_size]) if name in failed}
     assert not found, "\n".join(f"rank {rank}:\n{text}" for rank, text in found.items())
+
+
+def long(rank, world_size, steps):
+    torch.set_num_threads(1)
+    for kind in KINDS:
+        assert torch.equal(trained(kind, rank, steps, 25), trained(kind, rank, steps, MANY_BUCKETS)), kind
+
+
+@pytest.mark.parametrize(
+    ("world_size", "steps"), [(4, 20), *(pytest.param(n, 1000, marks=pytest.mark.slow) for n in (2, 3, 4))]
+)
+def test_weights_stay_equal_to_the_last_bit(world_size, steps):
+    run_world(world_size, long, steps, timeout_s=600)
 
 
 def alone(rank, world_size):
