@@ -110,6 +110,10 @@ class StepSchedule(_Schedule):
 ScheduleSpec = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="kind")]
 
 
+ADAM_PAIRS = ("onebit_adam", "fourbit_adam")
+"""Kinds of compression that send Adam's momentum, and so need it."""
+
+
 class CompressionSpec(Spec):
     """How gradients are sent. Norms, biases and small parameters always travel uncompressed."""
 
@@ -152,9 +156,10 @@ class CompressionSpec(Spec):
     """Parameters of fewer elements travel uncompressed."""
     keep_dense: tuple[str, ...] = ()
     """Names of more parameters that do."""
-    max_skipped_steps: int = Field(default=10, ge=1)
-    """A step whose gradient is not finite on some worker is skipped by all; after so many in a row the run
-    ends and names the parameter."""
+    max_skipped_steps: int = Field(default=3, ge=1)
+    """A step whose gradient is not finite on some worker is skipped by all; with so many in a row the run
+    ends and names the parameter. (With precision fp16 steps are skipped until the gradient scaler's scale
+    fits; there it ends where the scale falls below 1.)"""
     rehearse: bool = False
     """One worker alone sends nothing. With this it encodes and decodes its gradients all the same, so that a
     search over formats sees what they do to the result."""
@@ -285,6 +290,7 @@ class TrainSpec(FileSpec):
             raise ValueError("early_stopping needs data.split.validation above 0")
         if isinstance(self.data, TableData):
             self._check_loss(self.data)
+        self._check_compression()
         steps, warmup = self.training.steps, self.schedule.warmup_steps
         if steps is not None and warmup > steps:
             sentence = (
@@ -293,6 +299,30 @@ class TrainSpec(FileSpec):
             )
             raise located([(("schedule", "warmup_steps"), sentence, warmup)])
         return self
+
+    def _check_compression(self) -> None:
+        kind, optimizer = self.compression.kind, self.optimizer
+        if kind in ADAM_PAIRS and optimizer.kind == "sgd":
+            sentence = (
+                f"{kind!r} sends Adam's momentum, and optimizer.kind is 'sgd'; use adam or adamw there, or "
+                "another compression"
+            )
+            raise located([(("compression", "kind"), sentence, kind)])
+        if not self.compression.momentum_correction:
+            return
+        name, momentum = (
+            ("momentum", optimizer.momentum) if optimizer.kind == "sgd" else ("betas[0]", optimizer.betas[0])
+        )
+        sentence = None
+        if kind != "topk":
+            sentence = f"only topk has a momentum of its own, and compression.kind is {kind!r}; leave it out"
+        elif momentum > 0:
+            sentence = (
+                f"topk then has the momentum, so optimizer.{name} ({momentum:g}) would be a second one; "
+                "set it to 0"
+            )
+        if sentence is not None:
+            raise located([(("compression", "momentum_correction"), sentence, True)])
 
     def _check_loss(self, data: TableData) -> None:
         kind = "tokens" if data.target is None else data.target_kind

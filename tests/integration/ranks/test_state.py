@@ -125,10 +125,29 @@ def test_another_compressor_sends_what_the_first_still_owed_and_another_model_is
     run_world(2, changes_compressor)
 
 
-@pytest.mark.parametrize(("kind", "world_size"), [("int8", 3), ("topk", 2)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("kind", "world_size"),
+    [
+        ("int8", 3),
+        ("topk", 2),
+        *(
+            pytest.param(kind, 3, marks=SLOW)
+            for kind in ("int4", "int8_ring", "topk", "randomk", "powersgd", "onebit_adam", "fourbit_adam")
+        ),
+    ],
+)
 def test_a_killed_run_that_keeps_each_ranks_own_resumes_to_the_last_bit(tmp_path, kind, world_size):
     through = digits_spec(
-        compression={"kind": kind, "residuals": "per_rank", "dense_below": 0, "ratio": 0.05},
+        compression={
+            "kind": kind,
+            "residuals": "per_rank",
+            "dense_below": 0,
+            "ratio": 0.05,
+            "warmup_steps": 4,  # over before the cut
+        },
         model={"kind": "mlp", "hidden": [64, 64], "dropout": 0.2, "norm": "batch"},
     )
     # Cut at a commit. In the first step of the resumed process DDP has not cut its buckets anew yet.
