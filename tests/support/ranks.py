@@ -150,10 +150,10 @@ class World:
         self.bad.append(bad)
         return means
 
-    def state_bits(self) -> list[list[int]]:
-        """All that the ranks keep over the flat space, as integers."""
+    def state_bits(self) -> list[bytes]:
+        """All that the ranks keep over the flat space."""
         return [
-            flat.view(torch.int32).tolist()
+            flat.numpy().tobytes()
             for memory in self.memories
             for _, (_, flat) in sorted(memory.flats.items())
         ]

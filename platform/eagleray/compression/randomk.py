@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Generator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from eagleray.compression.kernels import passes_for, sparse
-from eagleray.compression.layout import Bucket, Layout
+from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.compression.quantised import Quantised
 from eagleray.compression.steps import Steps
@@ -79,15 +80,20 @@ class RandomKPlan:
         self._sent_spans = torch.tensor(
             [[start, place.numel] for place, start in zip(places, starts, strict=True)]
         )
+        self._dense_at = {
+            index: start
+            for index, start, place in zip(self._order, starts, places, strict=True)
+            if place.is_dense
+        }
+        """By index in the bucket: first element in what is sent."""
+        self._num_dense = sum(place.numel for place in places if place.is_dense)
         self._inner = compressor.inner.plan(Bucket(tuple(places), tuple(starts)), device)
-        sparse_ones = [index for index in self._order if not pairs[index][0].is_dense]
-        self._num_dense = end - sum(place.numel for place in places if not place.is_dense)
-        self._strata = _Strata(
-            [(*pairs[index], compressor.chosen.places[pairs[index][0].name].numel) for index in sparse_ones],
-            [compressor.chosen.places[pairs[index][0].name].start for index in sparse_ones],
-            sparse_ones,
-            device,
-        )
+        sparse_ones = [
+            _Stratified(index, *pairs[index], place.numel, place.start)
+            for index, place in zip(self._order, places, strict=True)
+            if not place.is_dense
+        ]
+        self._strata = _Strata(sparse_ones, device)
 
     def run(self, gradient: Tensor, step: Step) -> Generator[None, None, int]:
         """See `Plan`."""
@@ -125,8 +131,8 @@ class RandomKPlan:
         place, start = self._bucket.places[index], self._bucket.starts[index]
         g = gradient[start : start + place.numel]
         if place.is_dense:
-            first, numel = self._sent_spans[self._order.index(index)].tolist()
-            self._sent[first : first + numel] = g
+            first = self._dense_at[index]
+            self._sent[first : first + place.numel] = g
         elif state == sparse.USED:
             residual[place.start : place.start + place.numel] += g if gain == 1.0 else g.mul_(gain)
 
@@ -138,33 +144,42 @@ class RandomKPlan:
         for number, index in enumerate(self._order):
             place, start = self._bucket.places[index], self._bucket.starts[index]
             if place.is_dense:
-                first = int(self._sent_spans[number, 0])
+                first = self._dense_at[index]
                 gradient[start : start + place.numel] = self._sent[first : first + place.numel]
             elif not is_finite[number]:
                 gradient[start : start + place.numel] = torch.nan
 
 
+class _Stratified(NamedTuple):
+    """A parameter of which k numbers are sent."""
+
+    at: int
+    """Its index in the bucket."""
+    place: Place
+    start: int
+    """First element in the gradient."""
+    k: int
+    lost_at: int
+    """First element in the layout of what is sent."""
+
+
 class _Strata:
     """The parts of the parameters one number of each of which is sent, one behind the other: tensors [K]."""
 
-    def __init__(self, places: list, lost_at: list[int], parameters: list[int], device: torch.device):
-        """Take place, first element in the gradient and k of each; see below for the others."""
-        self.parameters = parameters
-        """Indices in the bucket."""
-        firsts, lengths, keys, to_flat, of, lost = ([] for _ in range(6))
-        for (place, start, k), first_lost, index in zip(places, lost_at, parameters, strict=True):
-            numbers = torch.arange(k + 1, dtype=torch.int64)
-            bounds = (numbers * place.numel).div(k, rounding_mode="floor")
-            firsts.append(bounds[:-1] + start)
+    def __init__(self, parameters: list[_Stratified], device: torch.device):
+        self.parameters = [one.at for one in parameters]
+        firsts, lengths, keys, to_flat, of, lost = ([torch.zeros(0, dtype=torch.int64)] for _ in range(6))
+        for one in parameters:
+            numbers = torch.arange(one.k + 1, dtype=torch.int64)
+            bounds = (numbers * one.place.numel).div(one.k, rounding_mode="floor")
+            firsts.append(bounds[:-1] + one.start)
             lengths.append(bounds.diff())
-            keys.append((numbers[:-1] + zlib.crc32(place.name.encode())) & _LOW)
-            to_flat.append(torch.full((k,), place.start - start))
-            of.append(torch.full((k,), index))
-            lost.append(numbers[:-1] + first_lost)
-        self._firsts, self._lengths, self._keys, self.to_flat, self.parameter, self.lost_at = (
-            torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).to(device)
-            for parts in (firsts, lengths, keys, to_flat, of, lost)
-        )
+            keys.append((numbers[:-1] + zlib.crc32(one.place.name.encode())) & _LOW)
+            to_flat.append(torch.full((one.k,), one.place.start - one.start))
+            of.append(torch.full((one.k,), one.at))
+            lost.append(numbers[:-1] + one.lost_at)
+        self._firsts, self._lengths, self._keys = (torch.cat(x).to(device) for x in (firsts, lengths, keys))
+        self.to_flat, self.parameter, self.lost_at = (torch.cat(x).to(device) for x in (to_flat, of, lost))
 
     def draw(self, number: int) -> Tensor:
         """One element of each in the gradient, int64 [K]: a hash of the step's number and of the stratum."""

@@ -112,10 +112,10 @@ class TopKPlan:
         work = _Work(gradient, step, states, bad[0] if bad else -1, memory.flat("residual", "mean"), momentum)
         found = yield from self._exchange[1].run(work)
         if momentum is not None:
-            self._gather_momentum(gradient, momentum, step)
+            self._add_momentum(gradient, momentum, step)
         return found
 
-    def _gather_momentum(self, gradient: Tensor, momentum: Tensor, step: Step) -> None:
+    def _add_momentum(self, gradient: Tensor, momentum: Tensor, step: Step) -> None:
         """Make the means of dense parameters their momentum, where they are finite and not 0."""
         for place, start in zip(self._bucket.places, self._bucket.starts, strict=True):
             if place.is_dense:
@@ -241,7 +241,7 @@ class _GatheredSlice:
         self.bodies = [m.body for m in messages]
         """By rank."""
         self.tables = _tables(rows, [0])
-        self.thresholds = torch.full((len(self.tables.units),), torch.inf)
+        self.thresholds = torch.zeros(len(self.tables.units))
 
 
 class _Gathered(_Exchange):
@@ -306,7 +306,7 @@ class _SplitSlice:
         self.sent = _tables(rows, [own.at if p == rank else at for p, at in enumerate(summed_at)])
         self.owned = _tables([row for row in rows if row.owner == rank], [0] * n)
         self.summed = _tables(rows, summed_at)
-        self.thresholds = torch.full((len(self.sent.units),), torch.inf)
+        self.thresholds = torch.zeros(len(self.sent.units))
 
 
 class _Split(_Exchange):

@@ -44,9 +44,9 @@ def bits(*tensors):
     return [t.view(torch.uint8 if t.dtype == torch.uint8 else torch.int32).clone() for t in tensors]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    st.one_of(st.integers(1, 300), st.integers(1, 40_000)),
+    st.one_of(st.integers(1, 300), st.integers(1, 20_000)),
     st.sampled_from([1, 2, 3]),
     st.sampled_from([0.001, 0.01, 0.1, 0.6, 1.0]),
     st.sampled_from(["plain", "ties", "mostly zero", "wide"]),
@@ -64,7 +64,7 @@ def test_compiled_and_reference_give_the_same_bits(numel, owners, ratio, kind, b
             torch.tensor([sparse.USED], dtype=torch.uint8),
         )
         seen = []
-        for scale in (1.0, 1.0, 100.0, 0.01):
+        for scale in (1.0, 100.0, 0.01):
             payloads = [torch.full((num_bytes,), 7, dtype=torch.uint8) for _ in range(3)]
             for payload in payloads:
                 gradient = gradients(numel, kind, made) * scale

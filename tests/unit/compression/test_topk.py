@@ -11,7 +11,7 @@ from eagleray.compression.topk import TopK, count
 from eagleray.compression.wire import Step
 from support.ranks import World, wires
 
-SHAPES = {"a": (90, 100), "bias": (100,), "b": (70, 130), "wide": (3, 20_000), "c": (40, 40)}
+SHAPES = {"a": (90, 100), "bias": (100,), "b": (70, 130), "wide": (3, 7_000), "c": (40, 40)}
 GATHER, SPLIT = 0.03, 0.2
 """Ratios at which four ranks exchange in the one way and in the other."""
 
@@ -38,6 +38,10 @@ def run(world, steps, scale=1.0, change=lambda step, rank, gradients: None):
     return decoded, true
 
 
+def bits(tensors):
+    return [tensor.numpy().tobytes() for tensor in tensors.values()]
+
+
 def mean_residual(world):
     flats = [memory.flat("residual", "mean") for memory in world.memories]
     return world.layout.flat_views(torch.stack(flats).mean(0))
@@ -48,7 +52,7 @@ def mean_residual(world):
 )
 def test_nothing_is_lost(size, ratio):
     world = World(size, SHAPES, lambda: TopK(ratio, warmup_steps=0))
-    decoded, true = run(world, 12)
+    decoded, true = run(world, 8)
     left = mean_residual(world)
     for name in SHAPES:
         torch.testing.assert_close(decoded[name] + left[name], true[name], rtol=0, atol=2e-5)
@@ -73,7 +77,7 @@ def test_a_loss_scale_changes_nothing_else(size, ratio):
 @pytest.mark.parametrize(("size", "ratio"), [(2, GATHER), (4, GATHER), (4, SPLIT)])
 def test_with_a_momentum_what_is_sent_and_kept_is_what_all_gradients_amount_to(size, ratio):
     """What is sent and kept is the sum of all momenta, which begin again where something was sent."""
-    m, steps = 0.7, 10
+    m, steps = 0.7, 6
     world = World(size, SHAPES, lambda: TopK(ratio, warmup_steps=0, momentum=m))
     reference = [
         {name: [torch.zeros(math.prod(s)).double() for _ in range(2)] for name, s in SHAPES.items()}
@@ -118,8 +122,8 @@ def test_buckets_change_no_bit(size, ratio):
     found = []
     for buckets in ([list(SHAPES)], [["c"], ["wide", "b"], ["bias", "a"]], [[name] for name in SHAPES]):
         world = World(size, SHAPES, lambda: TopK(ratio, warmup_steps=3, momentum=0.9), buckets)
-        decoded, _ = run(world, 5)
-        found.append(([decoded[name].tolist() for name in SHAPES], world.state_bits()))
+        decoded, _ = run(world, 4)
+        found.append((bits(decoded), world.state_bits()))
     assert found[0] == found[1] == found[2]
 
 
@@ -129,8 +133,8 @@ def test_the_reference_gives_the_same_bits(size, ratio, monkeypatch):
     for kernels in ("", "eager"):
         monkeypatch.setenv("EAGLERAY_KERNELS", kernels)
         world = World(size, SHAPES, lambda: TopK(ratio, warmup_steps=2, momentum=0.5))
-        decoded, _ = run(world, 4)
-        found.append(([decoded[name].tolist() for name in SHAPES], world.state_bits()))
+        decoded, _ = run(world, 3)
+        found.append((bits(decoded), world.state_bits()))
     assert found[0] == found[1]
 
 
@@ -156,8 +160,16 @@ def test_a_rank_without_a_gradient_keeps_its_residual(size, ratio):
     assert all(torch.equal(one, other) for one, other in zip(kept, before, strict=True))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -1e30])
-@pytest.mark.parametrize(("size", "ratio"), [(1, GATHER), (2, GATHER), (4, GATHER), (4, SPLIT)])
+@pytest.mark.parametrize(
+    ("size", "ratio", "value"),
+    [
+        (1, GATHER, -1e30),
+        (2, GATHER, math.inf),
+        (4, GATHER, math.nan),
+        (4, SPLIT, math.nan),
+        (3, SPLIT, -1e30),
+    ],
+)
 def test_what_is_not_finite_is_seen_by_all_and_kept_by_none(size, ratio, value):
     world = World(size, SHAPES, lambda: TopK(ratio, warmup_steps=0, momentum=0.9))
 

@@ -1,8 +1,8 @@
 // Sparse payloads for one CPU core, with the bits of kernels/sparse.py: see there for their layout.
 //
-// A unit's numbers are added up, and those above the threshold of the step before noted, in one pass over
-// memory. That threshold is a guess: where it finds too few or too many, a histogram of the magnitudes' bits
-// finds the right one.
+// A unit's numbers are added up, and those above a threshold noted, in one pass over memory. The threshold
+// begins a little below what the step before ended with, and rises when too many are found; only where they
+// are too few there is a second pass.
 
 #include <algorithm>
 #include <functional>
@@ -19,7 +19,7 @@ constexpr int64_t TILE = 4096, HEAD = 8, OUT_OF_BOUNDS = -2;
 constexpr int64_t WINDOW = 16 * TILE;  // numbers that stay in the second-level cache
 constexpr int64_t AHEAD = 24;          // numbers that are fetched early where the next is a cache line away
 constexpr float LEAST_SCALE = 0x1p-100f, SMALLEST = 0x1p-149f;
-constexpr float CARRIED = 0.93f;  // of the least magnitude sent, where the next step's search begins
+constexpr float CARRIED = 0.9f;  // of the least magnitude sent, where the next step's search begins
 constexpr uint32_t MAGNITUDE = 0x7fffffff, NOT_A_NUMBER = 0x7fc00000;
 
 struct Unit {
@@ -42,7 +42,7 @@ struct Unit {
     int64_t at(int64_t i) const { return i / TILE * stride + i % TILE; }
     int64_t end() const { return at(numel - 1) + 1; }
 
-    // Calls f(number of the tile's first, where it lies, how many) for each tile, or whole where they touch.
+    // Calls f(place of the tile's first, where that lies, how many) for each tile.
     template <typename F>
     void each(F f) const {
         for (int64_t i = 0; i < numel; i += TILE) f(i, at(i), numel - i < TILE ? numel - i : TILE);
@@ -71,30 +71,27 @@ bool fits(const int64_t* units, int64_t U, Sizes sizes) {
 // ---------------------------------------------------------------------------------------------------
 // Selection. Buffers grow to what a model needs and stay: fresh memory costs more than the work.
 
+// The largest so far of the numbers shown, ascending by place, and what others must reach to count.
 struct Found {
     std::vector<uint32_t> index;
     std::vector<float> value;
     std::vector<uint32_t> magnitude;
-    int64_t count = 0, room = 0;
+    int64_t wanted = 0, count = 0, room = 0;
+    float threshold = 0;
 
-    void start(const Unit& u, int64_t times) {
+    void start(const Unit& u, float from) {
+        wanted = u.count;
         count = 0;
-        room = std::min(u.numel, times * u.count + 1024);
+        room = std::min(u.numel, 4 * u.count + 1024);
+        threshold = from;
         if (int64_t(index.size()) < room) {
             index.resize(size_t(room));
             value.resize(size_t(room));
             magnitude.resize(size_t(room));
         }
     }
-    void add(uint32_t i, float v) {
-        if (count < room) {
-            index[size_t(count)] = i;
-            value[size_t(count)] = v;
-        }
-        count++;
-    }
-    // Those of v [n] with |v| >= threshold; `first` is the number of v[0].
-    void above(const float* v, int64_t n, int64_t first, float threshold) {
+    // Note those of v [n] that may be among the largest; `first` is the place of v[0].
+    void look(const float* v, int64_t n, int64_t first) {
         for (int64_t i = 0; i < n; i += 16) {
             alignas(64) float rest[16];
             const float* from = v + i;
@@ -106,91 +103,44 @@ struct Found {
                 all = (1u << (n - i)) - 1;
             }
             for (uint32_t mask = mask_16(from, threshold) & all; mask; mask &= mask - 1) {
+                if (count == room) keep_wanted();
                 int j = __builtin_ctz(mask);
-                add(uint32_t(first + i + j), from[j]);
+                index[size_t(count)] = uint32_t(first + i + j);
+                value[size_t(count++)] = from[j];
             }
         }
+    }
+    // Forget all but the `wanted` largest, of equal ones the later; returns the least magnitude kept.
+    float keep_wanted() {
+        for (int64_t i = 0; i < count; i++) magnitude[size_t(i)] = bits_of(value[size_t(i)]) & MAGNITUDE;
+        auto from = magnitude.begin();
+        std::nth_element(from, from + (wanted - 1), from + count, std::greater<uint32_t>());
+        uint32_t least = from[wanted - 1];
+        int64_t equal = wanted - std::count_if(from, from + wanted, [=](uint32_t b) { return b > least; });
+        int64_t kept = 0;
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t b = bits_of(value[size_t(i)]) & MAGNITUDE;
+            if (b < least || (b == least && equal-- <= 0)) continue;
+            index[size_t(kept)] = index[size_t(i)];
+            value[size_t(kept++)] = value[size_t(i)];
+        }
+        count = kept;
+        threshold = float_of(least + 1);  // an equal one that comes later would be forgotten
+        return float_of(least);
     }
 };
 
 thread_local Found found;
 thread_local std::vector<float> sums, values;
 
-// Counts magnitudes by `width` bits from `shift` on, of those whose higher bits are `prefix`.
-void count_bits(const Unit& u, const float* v, int shift, int width, uint32_t prefix,
-                std::vector<uint32_t>* bins) {
-    int64_t size = int64_t(1) << width;
-    thread_local std::vector<uint32_t> parts;  // four, so that equal neighbours do not wait for each other
-    parts.assign(size_t(4 * size), 0);
-    uint32_t low = uint32_t(size - 1);
-    u.each([&](int64_t, int64_t at, int64_t n) {
-        for (int64_t i = 0; i < n; i++) {
-            uint32_t b = (bits_of(v[at + i]) & MAGNITUDE) >> shift;
-            if (b >> width == prefix) parts[size_t((i & 3) * size + (b & low))]++;
-        }
-    });
-    bins->assign(size_t(size), 0);
-    for (int64_t i = 0; i < 4 * size; i++) (*bins)[size_t(i % size)] += parts[size_t(i)];
-}
-
-// Leaves in `found` the count numbers of v with the largest magnitudes, of equal ones the first, ascending.
-// Before, `found` has those at or above `threshold`. Returns the least magnitude taken, as bits.
-uint32_t choose(const Unit& u, const float* v, float threshold) {
-    uint32_t least = 0;
-    int64_t equal = 0;  // how many of the least magnitude are taken
-    bool is_known = false;
-    if (found.count < u.count && threshold <= SMALLEST && threshold > 0) {  // fewer than that are not 0
-        equal = u.count - found.count;
-        is_known = true;
-    } else if (found.count < u.count || found.count > found.room) {
-        int64_t wanted = u.count, above = 0;
-        std::vector<uint32_t> bins;
-        for (int shift : {20, 10, 0}) {
-            int width = shift == 20 ? 11 : 10;
-            count_bits(u, v, shift, width, least, &bins);
-            int64_t bin = int64_t(bins.size()) - 1;
-            for (; bins[size_t(bin)] < wanted; bin--) {
-                wanted -= bins[size_t(bin)];
-                above += bins[size_t(bin)];
-            }
-            least = least << width | uint32_t(bin);
-            if (above + bins[size_t(bin)] <= found.room) {
-                found.count = 0;
-                u.each([&](int64_t i, int64_t at, int64_t n) {
-                    found.above(v + at, n, i, float_of(least << shift));
-                });
-                break;
-            }
-            is_known = shift == 0;
-        }
-        equal = wanted;
+// Leaves in `found` those of v that are sent; all of it has been shown to it. Returns their least magnitude.
+float choose(const Unit& u, const float* v, int64_t stride) {
+    if (found.count < u.count) {  // the threshold was too high
+        found.start(u, 0.0f);
+        for (int64_t i = 0; i < u.numel; i += TILE)
+            found.look(v + i / TILE * stride, std::min(TILE, u.numel - i), i);
     }
-    if (is_known) {
-        found.count = 0;
-        u.each([&](int64_t first, int64_t at, int64_t n) {
-            for (int64_t i = 0; i < n; i++) {
-                uint32_t b = bits_of(v[at + i]) & MAGNITUDE;
-                if (b > least || (b == least && equal-- > 0)) found.add(uint32_t(first + i), v[at + i]);
-            }
-        });
-        return least;
-    }
-    uint32_t* magnitude = found.magnitude.data();
-    for (int64_t i = 0; i < found.count; i++) magnitude[i] = bits_of(found.value[size_t(i)]) & MAGNITUDE;
-    std::nth_element(magnitude, magnitude + u.count - 1, magnitude + found.count, std::greater<uint32_t>());
-    least = magnitude[u.count - 1];
-    equal = u.count;
-    for (int64_t i = 0; i < u.count; i++) equal -= magnitude[i] > least;
-    int64_t kept = 0;
-    for (int64_t i = 0; i < found.count; i++) {
-        uint32_t b = bits_of(found.value[size_t(i)]) & MAGNITUDE;
-        if (b > least || (b == least && equal-- > 0)) {
-            found.index[size_t(kept)] = found.index[size_t(i)];
-            found.value[size_t(kept++)] = found.value[size_t(i)];
-        }
-    }
-    found.count = kept;
-    return least;
+    return found.keep_wanted();
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -276,10 +226,11 @@ INLINE float scale_of(const uint8_t* payload) {
     return scale;
 }
 
-// out = factor * the payloads' sum, in their order, a window that fits the cache at a time; `stride` is out's.
-// Returns whether all were whole.
+// out = factor * the payloads' sum, in their order, a window that fits the cache at a time; its tiles lie
+// `stride` apart. Returns whether all payloads were whole.
 template <typename Gap>
-bool sum_up(const Unit& u, const uint8_t* const* payloads, int64_t n, float factor, float* out, int64_t stride) {
+bool sum_up(const Unit& u, const uint8_t* const* payloads, int64_t n, float factor, float* out,
+            int64_t stride) {
     std::vector<Reader<Gap>> readers;
     bool is_bad = false;
     for (int64_t r = 0; r < n; r++) {
@@ -305,7 +256,8 @@ bool sum_up(const Unit& u, const uint8_t* const* payloads, int64_t n, float fact
     return std::all_of(readers.begin(), readers.end(), [](const Reader<Gap>& r) { return r.is_done(); });
 }
 
-bool sum_up(const Unit& u, const uint8_t* const* payloads, int64_t n, float factor, float* out, int64_t stride) {
+bool sum_up(const Unit& u, const uint8_t* const* payloads, int64_t n, float factor, float* out,
+            int64_t stride) {
     return u.wide == 1 ? sum_up<uint8_t>(u, payloads, n, factor, out, stride)
                        : sum_up<uint16_t>(u, payloads, n, factor, out, stride);
 }
@@ -314,7 +266,8 @@ INLINE void accumulate(const float* R g, float* R kept, int64_t n, float gain) {
     for (int64_t i = 0; i < n; i++) kept[i] += g[i] * gain;
 }
 
-INLINE void accumulate(const float* R g, float* R kept, float* R momentum, int64_t n, float gain, float beta) {
+INLINE void accumulate(const float* R g, float* R kept, float* R momentum, int64_t n, float gain,
+                       float beta) {
     for (int64_t i = 0; i < n; i++) {
         float m = momentum[i] * beta + g[i] * gain;
         momentum[i] = m;
@@ -325,8 +278,8 @@ INLINE void accumulate(const float* R g, float* R kept, float* R momentum, int64
 }  // namespace
 
 // Each returns 0, or OUT_OF_BOUNDS: a unit leaves one of the tensors, or a payload its unit.
-EXPORT int64_t eagleray_sparse_encode(const float* gradient, const int64_t* units, int64_t U, uint8_t* payload,
-                                      float* residual, float* momentum, float* thresholds,
+EXPORT int64_t eagleray_sparse_encode(const float* gradient, const int64_t* units, int64_t U,
+                                      uint8_t* payload, float* residual, float* momentum, float* thresholds,
                                       const uint8_t* states, const int64_t* sizes, float gain, float beta) {
     if (!fits(units, U, {sizes[0], sizes[1], sizes[2], sizes[3]})) return OUT_OF_BOUNDS;
     for (int64_t n = 0; n < U; n++) {
@@ -340,15 +293,15 @@ EXPORT int64_t eagleray_sparse_encode(const float* gradient, const int64_t* unit
         }
         float* kept = residual + u.flat;
         float* m = momentum ? momentum + u.flat : nullptr;
-        found.start(u, 4);
+        found.start(u, thresholds[n]);
         u.each([&](int64_t i, int64_t at, int64_t size) {
             if (m)
                 accumulate(g + at, kept + at, m + at, size, gain, beta);
             else
                 accumulate(g + at, kept + at, size, gain);
-            found.above(kept + at, size, i, thresholds[n]);
+            found.look(kept + at, size, i);
         });
-        float least = float_of(choose(u, kept, thresholds[n])) * CARRIED;
+        float least = choose(u, kept, u.stride) * CARRIED;
         thresholds[n] = least > SMALLEST ? least : SMALLEST;
         write(u, to);
         for (int64_t i = 0; i < u.count; i++) {
@@ -363,8 +316,8 @@ EXPORT int64_t eagleray_sparse_encode(const float* gradient, const int64_t* unit
     return 0;
 }
 
-EXPORT int64_t eagleray_sparse_decode(const uint8_t* const* payloads, int64_t n, const int64_t* units, int64_t U,
-                                      float* out, const int64_t* sizes, float factor) {
+EXPORT int64_t eagleray_sparse_decode(const uint8_t* const* payloads, int64_t n, const int64_t* units,
+                                      int64_t U, float* out, const int64_t* sizes, float factor) {
     if (!fits(units, U, {sizes[0], sizes[1], sizes[2], sizes[3]})) return OUT_OF_BOUNDS;
     for (const int64_t* row = units; row < units + U * COLUMNS; row += COLUMNS) {
         Unit u(row);
@@ -377,8 +330,7 @@ EXPORT int64_t eagleray_sparse_reduce(const uint8_t* const* payloads, int64_t n,
                                       int64_t U, uint8_t* payload, float* residual, const int64_t* sizes) {
     if (!fits(units, U, {sizes[0], sizes[1], sizes[2], sizes[3]})) return OUT_OF_BOUNDS;
     for (const int64_t* row = units; row < units + U * COLUMNS; row += COLUMNS) {
-        Unit u(row), flat(row);
-        flat.stride = TILE;
+        Unit u(row);
         if (int64_t(sums.size()) < u.numel) sums.resize(size_t(u.numel));
         float* total = sums.data();
         if (!sum_up(u, payloads, n, 1.0f, total, TILE)) return OUT_OF_BOUNDS;
@@ -390,9 +342,9 @@ EXPORT int64_t eagleray_sparse_reduce(const uint8_t* const* payloads, int64_t n,
             clear(u, payload + u.payload, NOT_A_NUMBER);
             continue;
         }
-        found.start(u, std::max<int64_t>(n, 4));
-        found.above(total, u.numel, 0, SMALLEST);
-        choose(flat, total, SMALLEST);
+        found.start(u, SMALLEST);
+        found.look(total, u.numel, 0);
+        choose(u, total, TILE);
         write(u, payload + u.payload);
         for (int64_t i = 0; i < u.count; i++) total[found.index[size_t(i)]] -= values[size_t(i)];
         float* kept = residual + u.flat;

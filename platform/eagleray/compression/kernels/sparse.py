@@ -82,7 +82,7 @@ class SparseCodec(Protocol):
             residual: [M].
             states: uint8 [P] on the CPU. UNUSED: nothing is sent, and residual and momentum stay; BAD: the
                 same, and the payload says so.
-            thresholds: [U] on the CPU; a magnitude to look above, kept for the next call. Infinity: none yet.
+            thresholds: [U] on the CPU; a magnitude to look above, kept for the next call. 0: none yet.
             momentum: [M], or None.
             gain: see above.
             beta: see above.
