@@ -51,7 +51,9 @@ def alone(rank, world_size):
     assert torch.equal(net.weight.grad, torch.full((1, 3), value))
     assert hook.stats() == compression.Stats()
     assert threading.active_count() == before
-    hook.load_state_dict(hook.state_dict())
+    state = hook.collect_state()
+    assert state is not None
+    hook.load_state_dict(state)
     with pytest.raises(InputError, match="version 99"):
         hook.load_state_dict({"version": 99})
     hook.close()
