@@ -23,7 +23,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 sys.path.insert(0, str(RESULTS.parent.parent / "platform"))
 
 from eagleray.compression.codec import Codec, pack  # noqa: E402
-from eagleray.compression.kernels import BLOCKS, CODECS, codec, eager, passes_for  # noqa: E402
+from eagleray.compression.kernels import BLOCKS, CODECS, codec, eager, passes_for, wait  # noqa: E402
 from eagleray.compression.kernels.passes import EagerPasses, Passes  # noqa: E402
 from eagleray.compression.layout import Bucket, Layout, cut  # noqa: E402
 
@@ -34,6 +34,7 @@ Operations = dict[str, Callable[[], object]]
 def main() -> int:
     """Measure."""
     torch.set_num_threads(1)
+    wait()
     layout = Layout(((f"w{i}", (1000, 1024)) for i in range(10)), world_size=NUM_RANKS)
     places = tuple(layout.places.values())
     tiles = cut(Bucket(places, tuple(place.start for place in places)), layout)

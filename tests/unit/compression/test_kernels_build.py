@@ -6,10 +6,14 @@ import time
 import warnings
 from ctypes import CDLL
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from eagleray.compression import kernels
 from eagleray.compression.kernels import build, codec, eager, native, passes, passes_for
+from eagleray.compression.layout import Bucket, Layout, cut
 
 
 @pytest.fixture
@@ -18,6 +22,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("EAGLERAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EAGLERAY_KERNELS", raising=False)
     monkeypatch.setattr(native, "_loaded", [])
+    monkeypatch.setattr(native, "_builder", [])
     monkeypatch.setattr(build, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build.FLAGS))
     return tmp_path / "cache" / "kernels"
 
@@ -97,8 +102,30 @@ def test_a_compiler_that_fails_is_quoted(cache, tmp_path, monkeypatch):
     with pytest.raises(build.BuildError, match="cc1plus: no such file"):
         build.library()
     with pytest.warns(UserWarning, match="cc1plus"):
-        assert isinstance(codec("int4"), eager.EagerCodec)
+        kernels.wait()
+    assert isinstance(codec("int4"), eager.EagerCodec)
     assert [each.suffix for each in cache.iterdir()] == [".lock"]
+
+
+def test_torch_operations_do_the_work_while_the_compiler_runs(cache, tmp_path, monkeypatch):
+    real, may_end = shutil.which("c++"), tmp_path / "may-end"
+    wrap(tmp_path, monkeypatch, f'while [ ! -e {may_end} ]; do sleep 0.01; done; exec {real} "$@"')
+    place = Layout([("w", (64, 64))], world_size=1).places["w"]
+    tiles = cut(Bucket((place,), (0,)), Layout([("w", (64, 64))], world_size=1))
+    source, found = torch.randn(4096), []
+    late: Any = codec("int8")
+    scans = passes_for()
+    for is_building in (True, False):
+        assert kernels.is_building() == is_building
+        assert isinstance(late._made, native.NativeCodec) != is_building
+        payload, residual = torch.zeros(late.payload_bytes(4096), dtype=torch.uint8), torch.zeros(4096)
+        assert late.encode(source, tiles, payload, residual) == -1
+        found.append((payload, residual, scans.absmax(source, torch.tensor([[0, 4096]]))))
+        may_end.touch()
+        kernels.wait()
+        assert late.name == "int8"
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert isinstance(codec("int8"), native.NativeCodec)
 
 
 def test_flags_that_a_compiler_does_not_know_are_left_out(cache, tmp_path, monkeypatch):

@@ -46,10 +46,10 @@ def library() -> Path:
     Raises:
         BuildError: there is no compiler, it failed, or the cache's folder cannot be written.
     """
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = _compiler()
     if compiler is None:
         raise BuildError("there is no C++ compiler; install one (apt install g++)")
-    path = cache_folder() / f"codecs-{_key(compiler)}.so"
+    path = _path(compiler)
     if is_whole(path):
         return path
     try:
@@ -62,6 +62,12 @@ def library() -> Path:
             f"{path.parent} cannot be written ({error.strerror}); set EAGLERAY_CACHE to a folder that can"
         ) from error
     return path
+
+
+def has_to_compile() -> bool:
+    """Whether `library` would take seconds: it is not in the cache, and there is a compiler."""
+    compiler = _compiler()
+    return compiler is not None and not is_whole(_path(compiler))
 
 
 def cache_folder() -> Path:
@@ -78,6 +84,14 @@ def is_whole(path: Path) -> bool:
     except OSError:
         return False
     return hashlib.sha256(content[:-_DIGEST_BYTES]).digest() == content[-_DIGEST_BYTES:]
+
+
+def _compiler() -> str | None:
+    return shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+
+
+def _path(compiler: str) -> Path:
+    return cache_folder() / f"codecs-{_key(compiler)}.so"
 
 
 def _key(compiler: str) -> str:

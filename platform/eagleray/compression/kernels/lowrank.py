@@ -153,7 +153,10 @@ class NativeLowRank:
 
 
 def low_rank_for(device: torch.device | str = "cpu") -> LowRank:
-    """The products on `device`."""
+    """The products on `device`.
+
+    Waits for the compiler: `project` has other bits in torch, so the kernels may not change in a run.
+    """
     if torch.device(device).type != "cpu" or os.environ.get("EAGLERAY_KERNELS") == "eager":
         return EagerLowRank()
     functions = native.load()

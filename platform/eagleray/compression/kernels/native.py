@@ -28,6 +28,24 @@ _SIGNATURES = {
 }
 _lock = threading.Lock()
 _loaded: list[ctypes.CDLL | None] = []
+_builder: list[threading.Thread] = []
+
+
+def begin() -> bool:
+    """Whether `load` returns at once; where it has to compile first, that goes on in the background now.
+
+    A process that ends earlier waits for it: some seconds once on a machine, not again at each short run.
+    """
+    if _loaded:
+        return True
+    if _builder:
+        return not _builder[0].is_alive()
+    if not build.has_to_compile():
+        load()
+        return True
+    _builder.append(threading.Thread(target=load, name="eagleray-kernels"))
+    _builder[0].start()
+    return False
 
 
 def load() -> ctypes.CDLL | None:
