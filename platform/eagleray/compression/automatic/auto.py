@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from eagleray.compression.automatic import choice, probe
 from eagleray.compression.automatic.probe import Effort
@@ -26,8 +27,10 @@ from eagleray.compression.automatic.volume import legs_of
 from eagleray.compression.compressor import Compressor, Plan, kinds, make_compressor
 from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
+from eagleray.compression.momentum import WARMUP_STEPS, Momentum
+from eagleray.compression.optimizer import MomentumAdam
 from eagleray.compression.wire import Step, Wire
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.train import ADAM_PAIRS, CompressionSpec
 
 WINDOW_S = 30.0
 """The ranks compare their steps' times once in so long."""
@@ -64,10 +67,12 @@ class Auto:
     keeps_dtype = True
     is_lossy = False
 
-    def __init__(self, spec: CompressionSpec, optimizer: str | None = None):
-        """Take the fidelity and the candidates' settings; `optimizer` as in `choice.allowed`."""
-        self._spec, self.optimizer = spec, optimizer
-        for kind in self.candidates():
+    def __init__(self, spec: CompressionSpec):
+        """Take the fidelity and the candidates' settings."""
+        self._spec = spec
+        self._optimizer: Optimizer | None = None
+        self._parameters: Mapping[str, Tensor] = {}
+        for kind in self._possible():
             self._make(kind)  # what does not fit is told at once, and kernels are built before the first step
         self.kind = "none"
         """What is exchanged with in this step."""
@@ -79,6 +84,10 @@ class Auto:
         """What an earlier run, or world size, had chosen."""
         self._life_: Iterator[None] | None = None
         self._number = 0
+
+    def pair(self, optimizer: Optimizer | None, parameters: Mapping[str, Tensor]) -> None:
+        """Take the model's optimizer, if it is known: it bars some candidates, and others need it."""
+        self._optimizer, self._parameters = optimizer, parameters
 
     def bind(self, layout: Layout, wire: Wire, memory: Memory) -> None:
         """See `Compressor`."""
@@ -109,8 +118,23 @@ class Auto:
         self._efforts = {kind: Effort(one[0], tuple(one[1])) for kind, one in state["efforts"].items()}
 
     def candidates(self) -> tuple[str, ...]:
-        """What it may choose from, least lossy first."""
-        return choice.allowed(self._spec.fidelity, self.optimizer, kinds())
+        """What it may choose from in this step, least lossy first."""
+        settled = self._has_settled()
+        return tuple(kind for kind in self._possible() if settled or kind not in ADAM_PAIRS)
+
+    def _possible(self) -> tuple[str, ...]:
+        """What it may choose from at some time."""
+        optimizer = None if self._optimizer is None else type(self._optimizer).__name__.lower()
+        return choice.allowed(self._spec.fidelity, optimizer, kinds())
+
+    def _has_settled(self) -> bool:
+        """Whether Adam's variance may stay as it is: then no further step need travel uncompressed for it."""
+        optimizer = self._optimizer
+        if not isinstance(optimizer, MomentumAdam):
+            return False
+        needed = max(1, WARMUP_STEPS if self._spec.warmup_steps is None else self._spec.warmup_steps)
+        names = [place.name for place in self.layout.places.values() if not place.is_dense]
+        return all(optimizer.num_steps(self._parameters[name]) >= needed for name in names)
 
     def compressor(self) -> Compressor:
         """The one of this step."""
@@ -127,7 +151,8 @@ class Auto:
             return
         if self._life_ is None:
             self._life_ = self._life(device)
-        next(self._life_)
+        with self.wire.aside():
+            next(self._life_)
 
     def _life(self, device: torch.device) -> Generator[None]:
         """All of it: each `yield` is one step, with `self.kind`."""
@@ -156,7 +181,7 @@ class Auto:
         if self._kept in self.candidates():
             self._adopt(self._kept)
         else:  # by the exchange alone, in one bucket: two steps later the backward pass is known
-            harmless = choice.allowed("high", self.optimizer, self.candidates())
+            harmless = choice.allowed("high", None, self.candidates())
             self._adopt(
                 choice.choose(self._predict_for(Backward((0.0,)), [self.layout.places.values()], harmless))
             )
@@ -173,14 +198,18 @@ class Auto:
         if current is not None and current not in tried:
             tried = (*tried, current)
         times: defaultdict[str, list[float]] = defaultdict(list)
-        for turn in choice.schedule(tried, predicted[picked]):
-            self._adopt(turn.kind)
-            yield
-            if turn.is_counted:
-                times[turn.kind].append(self.steps.period_s)
-        measured = self._agreed({kind: statistics.median(values) for kind, values in times.items()})
-        if measured:
-            picked = choice.choose(measured, current)
+        measured: dict[str, float] = {}
+        least, most = choice.rounds_of(tried, predicted[picked])
+        winners: list[str] = []
+        while len(winners) < most and (len(winners) < least or len({*winners[-2:]}) > 1):
+            for turn in choice.schedule(tried, predicted[picked], len(winners), self.kind):
+                self._adopt(turn.kind)
+                yield
+                if turn.is_counted:
+                    times[turn.kind].append(self.steps.period_s)
+            measured = self._agreed({kind: choice.typical(values) for kind, values in times.items()})
+            winners.append(choice.choose(measured, current))
+        picked = winners[-1] if winners else picked
         self._settle(picked, predicted, measured)
 
     def _settle(self, picked: str, predicted: dict[str, float], measured: dict[str, float]) -> None:
@@ -193,7 +222,8 @@ class Auto:
             _log.info("compression: %s", reason)
 
     def _watch(self) -> Generator[None]:
-        """Return when a step's time has drifted."""
+        """Return when a step's time has drifted, or there is another candidate."""
+        before = self.candidates()
         known = self._choice.measured_s.get(self.kind)
         base = known or self._choice.predicted_s[self.kind]
         is_first, num_windows = known is None, 0
@@ -209,7 +239,9 @@ class Auto:
             num_windows += 1
             if is_first:
                 base, is_first = now, False
-            elif choice.has_drifted(now, base) and num_windows >= self._patience:
+            if self.candidates() != before or (
+                choice.has_drifted(now, base) and num_windows >= self._patience
+            ):
                 return
 
     def _predict(self) -> dict[str, float]:
@@ -237,9 +269,10 @@ class Auto:
 
     def _measure_codecs(self, device: torch.device) -> None:
         """Time the candidates, unless rank 0 knows them all from before; all ranks take the mean."""
-        names = self.candidates()
+        names = self._possible()
         if not set(probe.share(self.wire, list(self._efforts))[0]) >= set(names):
             made = {kind: self._make(kind) for kind in names}
+            made.update((k, one.quantised) for k, one in made.items() if isinstance(one, Momentum))
             self._efforts = probe.measure_codecs(made, self._spec, self.layout, device)
         own = {kind: (one.num_slices, one.cpu_s) for kind, one in self._efforts.items()}
         said = probe.share(self.wire, own)
@@ -260,11 +293,14 @@ class Auto:
         self.wire.scheme = f"auto: {kind}"
 
     def _make(self, kind: str) -> Compressor:
-        return make_compressor(self._spec.model_copy(update={"kind": kind}))
+        made = make_compressor(self._spec.model_copy(update={"kind": kind}))
+        if isinstance(made, Momentum) and self._optimizer is not None:
+            made.pair(self._optimizer, self._parameters)
+        return made
 
     def _exchanges(self) -> list[Exchange]:
         """Those that any candidate uses."""
-        uses_sum = self.wire.is_nccl or "int8_ring" in self.candidates()
+        uses_sum = self.wire.is_nccl or "int8_ring" in self._possible()
         return ["swap", "sum"] if uses_sum else ["swap"]
 
     def _link_text(self) -> str:

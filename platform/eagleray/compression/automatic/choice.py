@@ -7,9 +7,12 @@ GAIN faster than no compression; and no change for less than HYSTERESIS.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from eagleray.specs.train import ADAM_PAIRS
 
 Fidelity = Literal["exact", "high", "medium", "low"]
 
@@ -28,17 +31,16 @@ LEAST_LOSSY = (
 )
 """In the order of what they lose. bf16 before fp16, whose range a large gradient leaves."""
 _LAST = {"exact": "none", "high": "int8_ring", "medium": "onebit_adam", "low": "randomk"}
-_ADAM_PAIRS = ("fourbit_adam", "onebit_adam")
-_WARMING = ("topk", *_ADAM_PAIRS)
-"""What they send at first is not what they send later: a few steps say nothing."""
+_UNTRIED = ("topk", *ADAM_PAIRS)
+"""A few steps say nothing: topk sends more at first; and Adam's variance has to stay for good."""
 _SPARSE = ("topk", "randomk")
 """Not for Adam and its like, which divide by the root of a variance that few elements reach then."""
 
 NEAR, GAIN, HYSTERESIS, DRIFT = 0.03, 0.05, 0.10, 0.10
 CLOSE_ENOUGH = 1.5
 """Only what is predicted to take at most so many times the chosen one's step is tried against it."""
-LONG_S, TRIAL_S = 1.0, 2.5
-"""A step that is not worth trying twice; about what a trial may take."""
+LONG_S, TRIAL_S = 1.0, 1.2
+"""A step that is not worth trying twice; about what a trial takes at least."""
 _BLOCK_S, _MAX_BLOCK, _MAX_ROUNDS = 0.1, 8, 5
 
 
@@ -51,7 +53,7 @@ def allowed(fidelity: Fidelity, optimizer: str | None, registered: Collection[st
         registered: the kinds that there are.
     """
     up_to = LEAST_LOSSY.index(_LAST[fidelity]) + 1
-    barred = {kind for kind in _ADAM_PAIRS if kind.replace("_", "") != optimizer}
+    barred = set() if optimizer == "momentumadam" else {*ADAM_PAIRS}
     if optimizer not in (None, "sgd"):
         barred.update(_SPARSE)
     return tuple(kind for kind in LEAST_LOSSY[:up_to] if kind in registered and kind not in barred)
@@ -65,9 +67,7 @@ def choose(seconds: Mapping[str, float], current: str | None = None) -> str:
         current: what is in use, which stays unless the other is more than HYSTERESIS faster, or it does not
             pay.
     """
-    fastest = min(seconds.values())
-    near = [kind for kind, value in seconds.items() if value <= (1 + NEAR) * fastest]
-    picked = min(near, key=LEAST_LOSSY.index)
+    fastest, picked = min(seconds.values()), _least_lossy_near(seconds)
     if "none" in seconds and fastest > (1 - GAIN) * seconds["none"]:
         picked = "none"
     if current is not None and current in seconds and picked != current:
@@ -77,16 +77,34 @@ def choose(seconds: Mapping[str, float], current: str | None = None) -> str:
     return picked
 
 
+def _least_lossy_near(seconds: Mapping[str, float]) -> str:
+    """Of those within NEAR of the fastest."""
+    fastest = min(seconds.values())
+    return min((k for k, value in seconds.items() if value <= (1 + NEAR) * fastest), key=LEAST_LOSSY.index)
+
+
 def contenders(predicted: Mapping[str, float], picked: str) -> tuple[str, ...]:
-    """Who is tried: the picked one, and of the fastest other and none those that may be faster after all."""
-    if picked in _WARMING:
+    """Who is tried: the picked one, the best of the others, and none; those that may be faster after all."""
+    if picked in _UNTRIED:
         return (picked,)
-    rivals = [kind for kind in predicted if kind not in (picked, "none", *_WARMING)]
-    others = sorted(rivals, key=predicted.__getitem__)
-    # A long step is not spent on what is near anyway (then the less lossy is right), nor on what is far.
-    limit = CLOSE_ENOUGH if predicted[picked] < LONG_S else 1 + 2 * HYSTERESIS
-    tried = [kind for kind in (*others[:1], "none") if kind in predicted and kind != picked]
-    return (picked, *(kind for kind in tried if predicted[kind] <= limit * predicted[picked]))
+    is_long = predicted[picked] >= LONG_S
+    limit = (1 + HYSTERESIS if is_long else CLOSE_ENOUGH) * predicted[picked]
+    rivals = {
+        kind: value
+        for kind, value in predicted.items()
+        if value <= limit
+        and kind not in (picked, *_UNTRIED)
+        # a long step is not spent where only something lossier could come of it
+        and not (is_long and LEAST_LOSSY.index(kind) > LEAST_LOSSY.index(picked))
+    }
+    others = {kind: value for kind, value in rivals.items() if kind != "none"}
+    best = [_least_lossy_near(others)] if others else []
+    return (picked, *best, *(["none"] if "none" in rivals else []))
+
+
+def _block(step_s: float) -> int:
+    """Steps in a row of one kind that count."""
+    return min(max(1, round(_BLOCK_S / max(step_s, 1e-6))), _MAX_BLOCK)
 
 
 @dataclass(frozen=True)
@@ -98,19 +116,36 @@ class Turn:
     """Not the first after a change: it makes buffers."""
 
 
-def schedule(tried: Sequence[str], step_s: float) -> tuple[Turn, ...]:
-    """A trial: interleaved blocks, each round in the other direction; nothing where there is only one."""
+def rounds_of(tried: Sequence[str], step_s: float) -> tuple[int, int]:
+    """How many rounds a trial has at least, and at most; in between it ends when two in a row agree."""
     if len(tried) < 2:
-        return ()
-    block = min(max(1, round(_BLOCK_S / max(step_s, 1e-6))), _MAX_BLOCK)
-    round_s = len(tried) * (block + 1) * step_s
-    rounds = min(max(2 if step_s < LONG_S else 1, math.floor(TRIAL_S / max(round_s, 1e-6))), _MAX_ROUNDS)
-    turns = []
-    for number in range(rounds):
-        for kind in tried if number % 2 == 0 else reversed(tried):
-            was_other = not turns or turns[-1].kind != kind
-            turns += [Turn(kind, False)] * was_other + [Turn(kind, True)] * block
+        return 0, 0
+    if step_s >= LONG_S:
+        return 1, 1
+    round_s = len(tried) * (_block(step_s) + 1) * step_s
+    least = min(max(2, math.floor(TRIAL_S / max(round_s, 1e-6))), _MAX_ROUNDS)
+    return least, 2 * least
+
+
+def schedule(tried: Sequence[str], step_s: float, number: int, before: str | None) -> tuple[Turn, ...]:
+    """A trial's round: a block of steps of each, in one direction and then the other.
+
+    Args:
+        tried: the kinds.
+        step_s: about what a step takes.
+        number: of the round.
+        before: the kind of the step before.
+    """
+    turns: list[Turn] = []
+    for kind in tried if number % 2 == 0 else reversed(tried):
+        turns += [Turn(kind, False)] * (kind != before) + [Turn(kind, True)] * _block(step_s)
+        before = kind
     return tuple(turns)
+
+
+def typical(seconds: Sequence[float]) -> float:
+    """The mean of the faster half: what else a machine does only ever adds to a step."""
+    return statistics.mean(sorted(seconds)[: (len(seconds) + 1) // 2])
 
 
 def has_drifted(measured_s: float, base_s: float) -> bool:
