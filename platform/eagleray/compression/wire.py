@@ -4,13 +4,12 @@ Each message is a header and a body in one piece of memory, sent in one piece. T
 bucket, stage, model layout and compressor it belongs to, so that a rank that does something else is named,
 and the first parameter that was not finite.
 
-Who sends what to whom at which time was measured on 4 ranks behind 100 Mbit/s links
-(`benchmarks/compression.py`; a whole int8 exchange of 10.2 M parameters, best possible 1293 ms with the
-frames' own bytes): receives are posted before anything is encoded, because gloo asks the receiver before it
-sends and its question would wait behind the data; sends go out in rotated order, rank + 1 first, all at once
-in messages of 256 KiB: 1304 ms. One or two at a time, from a thread of their own, took 1312 ms. With the
-congestion control BBR, the default of some machines, no order came below 1440 ms; `groups.quicken` puts
-another in its place.
+Who sends when was measured on 4 ranks behind 100 Mbit/s links, the messages of an int8 exchange of 10.2 M
+parameters (15.5 MB for each rank, 1293 ms with the frames' own bytes). Receives are posted before anything is
+encoded, because gloo asks the receiver before it sends, and its question would wait behind the data. Sends go
+out in rotated order, rank + 1 first, in messages of 256 KiB, all at once: 1304 ms; one or two at a time, from
+a thread of their own, gained nothing (1312 ms). With the congestion control BBR, the default of some
+machines, each of these took 1440 ms or more, so `groups.quicken` puts another in its place.
 
 Shapes: n ranks, P bytes of a body.
 """
@@ -21,63 +20,31 @@ import struct
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from eagleray.compression.messages import (
+    ALIGN,
+    FIELDS,
+    HEADER,
+    MAGIC,
+    Message,
+    Step,
+    describe,
+    ring_bytes,
+    with_size,
+)
 from eagleray.errors import InputError, PeerLost, TrainingError
 from eagleray.groups import Group
 
-HEADER = 64
-"""Bytes before each body."""
-ALIGN = 64
-"""Bodies of messages that share a buffer start at multiples of so many bytes."""
-_FIELDS = struct.Struct("<4sIIIQii32s")
-"""Magic and version, step, bucket, stage, layout, bad parameter, P, compressor."""
-_MAGIC = b"EGR\1"
+__all__ = ["HEADER", "MeanBuffers", "Message", "Pending", "Step", "Wire", "mean", "ring_bytes"]
+
 _AGREEMENT = struct.Struct("<QQI44s")
 _MAX_STAGES = 1 << 15
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where an exchange belongs."""
-
-    number: int
-    """Counts synchronised backward passes since the hook was attached."""
-    bucket: int
-    """Ordinal of the bucket in this step."""
-    loss_scale: float = 1.0
-    """The gradient is so many times the loss's; residuals are kept without it."""
-    ready_s: float = field(default_factory=time.perf_counter, compare=False)
-    """When the bucket was handed over, by this process's clock."""
-
-
-class Message:
-    """A buffer that can be sent or received again and again."""
-
-    def __init__(self, data: Tensor, start: int = 0):
-        """Wrap `data`, uint8 [HEADER + P]; `start` is its first byte in the buffer that it is part of."""
-        self.data = data
-        self.body = data[HEADER:]
-        self.at = start + HEADER
-        """First byte of the body in that buffer."""
-        self._bytes = None if data.is_cuda else data.numpy().data[:HEADER]
-
-    def stamp(self, header: bytes) -> None:
-        """Write the header."""
-        if self._bytes is not None:
-            self._bytes[:] = header
-        else:
-            self.data[:HEADER].copy_(torch.frombuffer(bytearray(header), dtype=torch.uint8))
-
-    def header(self) -> tuple[Any, ...]:
-        """The header's fields; waits for the device."""
-        held = self._bytes
-        return _FIELDS.unpack(held if held is not None else bytes(self.data[:HEADER].tolist()))
 
 
 class Pending:
@@ -131,6 +98,8 @@ class Wire:
         """The same without headers."""
         self.waited_s = 0.0
         """Time in `Pending.wait`."""
+        self.probe_bytes, self.probe_s = 0, 0.0
+        """Sent, headers included, and spent within `aside`; not in the sums above."""
         self.is_nccl = group.backend == "nccl"
         self.peers = [(self.rank + i) % self.world_size for i in range(1, self.world_size)]
         """The other ranks, in the order in which this one sends to them."""
@@ -187,7 +156,7 @@ class Wire:
         header = self._header(step, stage, bad_parameter)
         for peer in self.peers:
             if (message := outgoing[peer]) is not None:
-                message.stamp(_with_size(header, message.body.numel()))
+                message.stamp(with_size(header, message.body.numel()))
                 self._count(message.data.numel(), message.body.numel())
         try:
             if self.is_nccl:
@@ -246,10 +215,10 @@ class Wire:
         """The bad parameter in a received message. Raises: TrainingError: it is not the one expected."""
         fields = message.header()
         found = (*fields[:5], *fields[6:])
-        expected = _FIELDS.unpack(_with_size(self._header(step, stage, -1), message.body.numel()))
+        expected = FIELDS.unpack(with_size(self._header(step, stage, -1), message.body.numel()))
         if found != (*expected[:5], *expected[6:]):
             raise TrainingError(
-                f"rank {peer} sent {_describe(fields)}, but rank {self.rank} is at {_describe(expected)}; "
+                f"rank {peer} sent {describe(fields)}, but rank {self.rank} is at {describe(expected)}; "
                 "all ranks must run the same backward passes with the same model and compression"
             )
         return fields[5]
@@ -272,6 +241,16 @@ class Wire:
                     f"rank {rank} has {_describe_model(theirs)}, but rank 0 has {_describe_model(said[0])}; "
                     "give all ranks the same model and the same compression"
                 )
+
+    @contextmanager
+    def aside(self) -> Generator[None, None, None]:
+        """What is sent and waited for within is no gradient: it counts apart."""
+        sent, payload, waited = self.sent_bytes, self.payload_bytes, self.waited_s
+        started = time.perf_counter()
+        yield
+        self.probe_bytes += self.sent_bytes - sent
+        self.probe_s += time.perf_counter() - started
+        self.sent_bytes, self.payload_bytes, self.waited_s = sent, payload, waited
 
     def share(self, own: bytes) -> list[bytes]:
         """What each rank has to say, by rank; all of them must call it, with nothing else on its way.
@@ -333,8 +312,8 @@ class Wire:
         return self._headers[key]
 
     def _header(self, step: Step, stage: int, bad_parameter: int) -> bytes:
-        return _FIELDS.pack(
-            _MAGIC, step.number, step.bucket, stage, self.layout, bad_parameter, 0, self.scheme.encode()[:32]
+        return FIELDS.pack(
+            MAGIC, step.number, step.bucket, stage, self.layout, bad_parameter, 0, self.scheme.encode()[:32]
         )
 
     def _count(self, sent: int, payload: int) -> None:
@@ -342,26 +321,9 @@ class Wire:
         self.payload_bytes += payload
 
 
-def ring_bytes(num_bytes: int, world_size: int) -> int:
-    """Bytes that each rank sends to sum so many over all ranks: reduce-scatter, then all-gather."""
-    return -(-2 * (world_size - 1) * num_bytes // world_size)
-
-
-def _with_size(header: bytes, size: int) -> bytes:
-    return header[:28] + size.to_bytes(4, "little") + header[32:]
-
-
 def _tag(step: Step, stage: int) -> int:
     assert stage < _MAX_STAGES, stage
     return step.bucket * _MAX_STAGES + stage
-
-
-def _describe(fields: tuple[Any, ...]) -> str:
-    magic, step, bucket, stage, layout, _, size, scheme = fields
-    if magic != _MAGIC:
-        return f"a message of another version of Eagleray ({magic!r})"
-    name = scheme.rstrip(b"\0").decode(errors="replace")
-    return f"step {step}, bucket {bucket}, stage {stage} ({name}, {size} bytes, layout {layout:016x})"
 
 
 def _describe_model(said: tuple[Any, ...]) -> str:
