@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.compression import compressor
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.train import CompressionSpec, Kind
 
 WIDTHS = (784, 2048, 2048, 2048, 100)
 BATCH_SIZE = 16
@@ -206,7 +206,7 @@ def _torch_schemes() -> list[Scheme]:
 def kinds() -> list[str]:
     """Every kind that the spec knows and that is registered, in the order of the spec; and `auto`."""
     registered = {*compressor.kinds(), "auto"}
-    return [kind for kind in get_args(CompressionSpec.model_fields["kind"].annotation) if kind in registered]
+    return [kind for kind in get_args(Kind) if kind in registered]
 
 
 def _warm_steps(kind: str) -> int:

@@ -1,6 +1,7 @@
 """Compressors: how the mean of a bucket's gradients comes about with fewer bytes. One file each.
 
-`compressors.py` lists them. To add one, write a class with the methods of `Compressor` and register it there.
+`compressors.py` lists them. To add one, write a class with the methods of `Compressor` and register it there;
+or leave it where it is, and name it in the spec as `module:name` (examples/compression/ternary.py).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.wire import Step, Wire
-from eagleray.errors import InputError
+from eagleray.errors import InputError, SpecError
+from eagleray.specs.functions import import_function
 from eagleray.specs.train import CompressionSpec
 
 
@@ -66,7 +68,12 @@ def kinds() -> list[str]:
 
 
 def make_compressor(spec: CompressionSpec) -> Compressor:
-    """The compressor that `spec.kind` names. Raises: InputError: there is none."""
+    """The compressor that `spec.kind` names: a registered one, or `module:name`, called with the spec.
+
+    Raises: InputError: there is none, or the module cannot be imported.
+    """
+    if ":" in spec.kind:
+        return import_function(spec.kind, f"compression.kind {spec.kind!r}", SpecError)(spec)
     factory = _factories.get(spec.kind)
     if factory is None:
         raise InputError(f"there is no compressor {spec.kind!r}; choose from {', '.join(kinds())}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -114,24 +115,31 @@ ADAM_PAIRS = ("onebit_adam", "fourbit_adam")
 """Kinds of compression that send Adam's momentum, and so need it."""
 
 
+Kind = Literal[
+    "none",
+    "fp16",
+    "bf16",
+    "int8",
+    "int4",
+    "int8_ring",
+    "topk",
+    "randomk",
+    "powersgd",
+    "onebit_adam",
+    "fourbit_adam",
+    "auto",
+]
+"""Of compression: those that come with Eagleray."""
+_OWN_KIND = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+OwnKind = Annotated[str, Field(pattern=_OWN_KIND)]
+
+
 class CompressionSpec(Spec):
     """How gradients are sent. Norms, biases and small parameters always travel uncompressed."""
 
-    kind: Literal[
-        "none",
-        "fp16",
-        "bf16",
-        "int8",
-        "int4",
-        "int8_ring",
-        "topk",
-        "randomk",
-        "powersgd",
-        "onebit_adam",
-        "fourbit_adam",
-        "auto",
-    ] = "none"
-    """`auto` measures the network and chooses, among what `fidelity` and the optimizer allow."""
+    kind: Kind | OwnKind = "none"
+    """`auto` measures the network and chooses, among what `fidelity` and the optimizer allow. `module:name`
+    is a compressor of your own (docs/compression.md), in the spec's `code` or installed."""
     fidelity: Literal["exact", "high", "medium", "low"] = "high"
     """How much `auto` may lose: exact: nothing; high: bf16, fp16, int8, int8_ring too; medium: int4,
     onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too."""
@@ -163,6 +171,15 @@ class CompressionSpec(Spec):
     rehearse: bool = False
     """One worker alone sends nothing. With this it encodes and decodes its gradients all the same, so that a
     search over formats sees what they do to the result."""
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        """One sentence in place of one for each half of the union."""
+        if value not in get_args(Kind) and not (isinstance(value, str) and re.match(_OWN_KIND, value)):
+            known = ", ".join(map(repr, get_args(Kind)))
+            raise ValueError(f"input should be {known}, or 'module:name' of your own (found {value!r})")
+        return value
 
     @field_validator("block_size")
     @classmethod

@@ -1,11 +1,13 @@
 """The register of compressors, the spec's own checks, and the byte formula."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
 from eagleray.compression import compressor, make_compressor
 from eagleray.compression.wire import ring_bytes
-from eagleray.errors import InputError
+from eagleray.errors import InputError, SpecError
 from eagleray.specs.train import CompressionSpec
 
 
@@ -20,6 +22,18 @@ def test_an_unknown_kind_lists_the_known(monkeypatch):
     monkeypatch.delitem(compressor._factories, "bf16")
     with pytest.raises(InputError, match=r"no compressor 'bf16'; choose from .*fp16"):
         make_compressor(CompressionSpec(kind="bf16"))
+
+
+def test_a_compressor_of_ones_own_is_named_by_its_module(tmp_path, monkeypatch):
+    (tmp_path / "my_own.py").write_text(
+        "class Mine:\n    def __init__(self, spec):\n        self.spec = spec\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = CompressionSpec(kind="my_own:Mine", ratio=0.5)
+    made: Any = make_compressor(spec)
+    assert made.spec is spec
+    with pytest.raises(SpecError, match=r"compression.kind 'my_own:Nine': 'my_own' has no function 'Nine'"):
+        make_compressor(CompressionSpec(kind="my_own:Nine"))
 
 
 @pytest.mark.parametrize(

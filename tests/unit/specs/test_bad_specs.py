@@ -78,6 +78,7 @@ def test_the_good_one_loads(good: Path) -> None:
             "compression.kind=bf15",
             "compression.kind: input should be 'none', 'fp16', 'bf16', 'int8', ",
         ),
+        ("compression.kind=a.py:b c", "compression.kind: input should be 'none', "),
         (
             "compression={kind='topk', momentum_correction=true}",
             "compression.momentum_correction: topk then has the momentum, so optimizer.betas[0] (0.9)",
