@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.compression.automatic import auto, choice, probe
+from eagleray.compression.automatic.timeline import Link
 from eagleray.specs.train import CompressionSpec
 from integration.ranks.checks import assert_equal_on_all_ranks, gradients
 from support.worlds import run_world
@@ -93,6 +94,33 @@ def test_all_ranks_choose_the_same_and_a_resumed_run_starts_from_it(world_size):
         )
         assert record["measured_s"] == results[0][0]["measured_s"]
         assert resumed["kind"] == results[0][1]["kind"]
+
+
+def decides_again(rank, world_size):
+    """The link is said to be slow at first, and its steps' times are said to drift."""
+    links = iter([Link(0.001, 1e6), Link(0.001, 1e12), Link(0.001, 1e12)])
+    probe.measure_links = lambda wire, kinds, device: dict.fromkeys(kinds, next(links))
+    auto.WINDOW_S, auto._MIN_WINDOW = 0.01, 5
+    choice.has_drifted = lambda now, base: True
+    choice.rounds_of = lambda tried, step_s: (0, 0)
+    group = groups.new_group("gradients", backend="gloo", timeout_s=30)
+    model, hook = attached(group, bucket_cap_mb=0.02)
+    seen = []
+    for seed in range(40):
+        step(model, rank, seed)
+        seen.append(kind_of(hook))
+        assert_equal_on_all_ranks(gradients(model.module))
+        if choice_of(hook).is_settled and kind_of(hook) == "none":
+            break
+    hook.close()
+    return seen
+
+
+def test_all_decide_again_when_the_link_has_changed():
+    seen = run_world(3, decides_again)
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][3] in ("int8", "int8_ring")
+    assert seen[0][-1] == "none"
 
 
 def switches_and_owes_nothing(rank, world_size):

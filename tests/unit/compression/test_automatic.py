@@ -146,7 +146,8 @@ def test_a_trial_has_the_rivals_that_may_be_faster_after_all():
     predicted = {"none": 0.5, "bf16": 0.51, "fp16": 0.5}
     assert choice.contenders(predicted, "none") == ("none", "bf16"), "as fast, and less lossy"
     predicted = {"none": 1.0, "powersgd": 0.06, "topk": 0.05}
-    assert choice.contenders(predicted, "topk") == ("topk",), "it warms up: a trial would not show it"
+    assert choice.contenders(predicted, "topk", "int8") == ("topk",), "it warms up: a trial would not show it"
+    assert choice.contenders(predicted, "powersgd", "none") == ("powersgd", "none"), "what is in use is tried"
     predicted = {"none": 0.08, "bf16": 0.085, "int8": 0.2}
     assert choice.contenders(predicted, "none") == ("none", "bf16")
     assert choice.rounds_of(("none",), 0.1) == (0, 0)

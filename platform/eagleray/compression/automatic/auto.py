@@ -194,9 +194,7 @@ class Auto:
 
     def _try(self, picked: str, predicted: dict[str, float], current: str | None = None) -> Generator[None]:
         """Let the picked one show itself beside its rivals, and settle on the winner."""
-        tried = choice.contenders(predicted, picked)
-        if current is not None and current not in tried:
-            tried = (*tried, current)
+        tried = choice.contenders(predicted, picked, current)
         times: defaultdict[str, list[float]] = defaultdict(list)
         measured: dict[str, float] = {}
         least, most = choice.rounds_of(tried, predicted[picked])

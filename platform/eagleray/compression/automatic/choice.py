@@ -83,8 +83,11 @@ def _least_lossy_near(seconds: Mapping[str, float]) -> str:
     return min((k for k, value in seconds.items() if value <= (1 + NEAR) * fastest), key=LEAST_LOSSY.index)
 
 
-def contenders(predicted: Mapping[str, float], picked: str) -> tuple[str, ...]:
-    """Who is tried: the picked one, the best of the others, and none; those that may be faster after all."""
+def contenders(predicted: Mapping[str, float], picked: str, current: str | None = None) -> tuple[str, ...]:
+    """Who is tried: the picked one, and, if they may be faster after all, the best of the others and none.
+
+    What is in use (`current`) is, whatever is predicted.
+    """
     if picked in _UNTRIED:
         return (picked,)
     is_long = predicted[picked] >= LONG_S
@@ -99,7 +102,8 @@ def contenders(predicted: Mapping[str, float], picked: str) -> tuple[str, ...]:
     }
     others = {kind: value for kind, value in rivals.items() if kind != "none"}
     best = [_least_lossy_near(others)] if others else []
-    return (picked, *best, *(["none"] if "none" in rivals else []))
+    in_use = [] if current is None or current in _UNTRIED else [current]
+    return tuple(dict.fromkeys([picked, *best, *(["none"] if "none" in rivals else []), *in_use]))
 
 
 def _block(step_s: float) -> int:
