@@ -9,6 +9,7 @@ begun: `Plan.run` is a generator that yields before each wait.
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import queue
 import threading
 import time
@@ -25,7 +26,7 @@ from eagleray import groups
 from eagleray.compression.compressor import Compressor, Plan
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
-from eagleray.compression.stats import Stats
+from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire, ring_bytes
 from eagleray.errors import EaglerayError, PeerLost, TrainingError
 
@@ -71,18 +72,9 @@ class _Running:
     generator: Generator[None, None, int]
     signal: Tensor | None = None
     """Where this step is sampled: the squared norm of what is to be sent."""
+    error: float = 0.0
+    """The relative error, where it is sampled and over."""
     has_begun: bool = False
-
-
-@dataclass(frozen=True)
-class NonFinite:
-    """Steps with a gradient that was not finite on some rank; the same on all ranks."""
-
-    in_a_row: int = 0
-    """Up to the last step; 0 where that was finite."""
-    total: int = 0
-    parameter: str | None = None
-    """Of the last such step."""
 
 
 class Engine:
@@ -95,6 +87,8 @@ class Engine:
     def __init__(self, compressor: Compressor, group: groups.Group, layout: Layout, memory: Memory):
         self.layout, self.memory = layout, memory
         self.stats, self.non_finite = Stats(), NonFinite()
+        self.buckets: dict[tuple[str, ...], Stats] = {}
+        """The same by bucket, of those that DDP has at the moment; a key is the parameters' names."""
         self._group, self._wire = group, Wire(group, layout.digest)
         self._jobs: queue.SimpleQueue[Job | _Call | None] = queue.SimpleQueue()
         self._running: deque[_Running] = deque()
@@ -103,6 +97,7 @@ class Engine:
         self._switches: queue.SimpleQueue[tuple[int, Compressor]] = queue.SimpleQueue()
         self._next: tuple[int, Compressor] | None = None
         self._bad: str | None = None
+        self._lost = self._wanted = self._error = 0.0
         self._stream: torch.cuda.Stream | None = None
         self._failure: EaglerayError | None = None
         self._take(compressor)
@@ -267,7 +262,7 @@ class Engine:
             self._move(running)  # the future records an event on this stream, for which DDP waits
 
     def _move(self, running: _Running) -> None:
-        started, waited = time.perf_counter(), self._wire.waited_s
+        started, before = time.perf_counter(), self._reading()
         job, was_begun = running.job, running.has_begun
         if not was_begun:
             running.has_begun = True
@@ -284,8 +279,7 @@ class Engine:
             if running.work is not job.gradient:
                 job.gradient.copy_(running.work)
             self._conclude(running, bad)
-        waited = self._wire.waited_s - waited
-        self._count(time.perf_counter() - started - waited, waited, was_begun, job if is_done else None)
+        self._count(running, time.perf_counter() - started, before, was_begun=was_begun, is_done=is_done)
         if is_done:
             self._running.remove(running)
             job.future.set_result(job.gradient)
@@ -303,9 +297,12 @@ class Engine:
                 self.non_finite = replace(before, in_a_row=0)
             self._bad = None
         if running.signal is not None:
-            lost = self._over_residual(job, lambda start, kept: kept)
-            error = float((lost / running.signal.clamp(min=1e-38)).sqrt())
-            self.stats = replace(self.stats, relative_error=error)
+            lost, signal = float(self._over_residual(job, lambda start, kept: kept)), float(running.signal)
+            running.error = math.sqrt(lost / max(signal, 1e-38))
+            self._lost, self._wanted = self._lost + lost, self._wanted + signal
+        if job.is_last and self._wanted:
+            self._error = math.sqrt(self._lost / self._wanted)
+            self._lost = self._wanted = 0.0
 
     def _signal(self, running: _Running) -> Tensor | None:
         """Squared norm of g + e over the bucket, without the loss scale; None where nothing is kept."""
@@ -334,22 +331,37 @@ class Engine:
             for stale in [other for other in self._plans if not set(key).isdisjoint(other)]:
                 del self._plans[stale]  # DDP has cut its buckets otherwise since
                 self._copies.pop(stale, None)
+                self.buckets.pop(stale, None)
             plan = self._plans[key] = self.compressor.plan(job.bucket, job.gradient.device)
         return plan
 
-    def _count(self, busy_s: float, waited_s: float, was_begun: bool, done: Job | None) -> None:
-        stats = self.stats
-        plain = 0 if done is None else ring_bytes(done.gradient.nbytes, self._group.world_size)
-        self.stats = replace(
-            stats,
-            sent_bytes=self._wire.sent_bytes,
-            payload_bytes=self._wire.payload_bytes,
-            uncompressed_bytes=stats.uncompressed_bytes + plain,
-            num_buckets=stats.num_buckets + (done is not None),
-            encode_s=stats.encode_s + (0.0 if was_begun else busy_s),
-            exchange_s=stats.exchange_s + waited_s,
-            decode_s=stats.decode_s + (busy_s if was_begun else 0.0),
+    def _reading(self) -> tuple[int, int, int, float, float]:
+        """The wire's counters."""
+        wire = self._wire
+        return wire.sent_bytes, wire.payload_bytes, wire.probe_bytes, wire.waited_s, wire.probe_s
+
+    def _count(
+        self, running: _Running, taken_s: float, before: tuple[float, ...], *, was_begun: bool, is_done: bool
+    ) -> None:
+        """Add one move of a bucket to the sums, the model's and the bucket's."""
+        sent, payload, probed, waited_s, probe_s = (
+            now - then for now, then in zip(self._reading(), before, strict=True)
         )
+        gradient, key = running.job.gradient, running.job.bucket.key
+        busy_s = taken_s - waited_s - probe_s
+        more = Stats(
+            sent_bytes=int(sent),
+            payload_bytes=int(payload),
+            uncompressed_bytes=ring_bytes(gradient.nbytes, self._group.world_size) if is_done else 0,
+            num_buckets=int(is_done),
+            encode_s=0.0 if was_begun else busy_s,
+            exchange_s=waited_s,
+            decode_s=busy_s if was_begun else 0.0,
+            relative_error=running.error,
+            probe_bytes=int(probed),
+        )
+        self.stats = self.stats.plus(replace(more, relative_error=self._error))
+        self.buckets[key] = self.buckets.get(key, Stats()).plus(more)
 
     def _closed(self) -> PeerLost:
         return PeerLost(f"rank {self._group.rank}: the gradient engine was closed")

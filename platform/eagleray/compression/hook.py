@@ -3,6 +3,7 @@
 # No `from __future__ import annotations`: DDP compares the hook's annotations with the types themselves.
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from eagleray import groups
 from eagleray.compression import state
 from eagleray.compression.automatic import Auto, Choice
 from eagleray.compression.compressor import Compressor, make_compressor
-from eagleray.compression.engine import Engine, Job, NonFinite
+from eagleray.compression.engine import Engine, Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.optimizer import pair
-from eagleray.compression.stats import Stats
+from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
 from eagleray.groups import Group
@@ -66,6 +67,10 @@ class Hook:
     def stats(self) -> Stats:
         """Sums over all buckets and steps of this rank."""
         return self._engine.stats
+
+    def bucket_stats(self) -> dict[tuple[str, ...], Stats]:
+        """The same by bucket, of those that DDP has at the moment; a key is the parameters' names."""
+        return dict(self._engine.buckets)
 
     def non_finite(self) -> NonFinite:
         """How many steps had a gradient that was not finite on some rank; the same on all ranks."""
@@ -219,9 +224,8 @@ def attach(
         settings, compressor = compression, make_compressor(compression)
     else:
         settings, compressor = CompressionSpec(), compression
-    if isinstance(compressor, Auto) and optimizer is not None:
-        compressor.optimizer = type(optimizer).__name__.lower()
-    pair(compressor, optimizer, dict(model.module.named_parameters()))
+    meet = compressor.pair if isinstance(compressor, Auto) else partial(pair, compressor)
+    meet(optimizer, dict(model.module.named_parameters()))
     if model.mixed_precision is not None:
         raise InputError(
             "DDP(mixed_precision=...) has a communication hook of its own, so no compressor can be attached; "

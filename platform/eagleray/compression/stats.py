@@ -24,8 +24,35 @@ class Stats:
     they are launch times only."""
     relative_error: float = 0.0
     """|e| / |g + e| of the step that was last sampled: the residual's norm to that of what was to be sent."""
+    probe_bytes: int = 0
+    """What `auto` sent to measure the link; not in `sent_bytes`, nor its time in the others."""
+
+    def plus(self, more: Stats) -> Stats:
+        """The sums of both; the relative error is the later one, if it has one."""
+        return Stats(
+            sent_bytes=self.sent_bytes + more.sent_bytes,
+            payload_bytes=self.payload_bytes + more.payload_bytes,
+            uncompressed_bytes=self.uncompressed_bytes + more.uncompressed_bytes,
+            num_buckets=self.num_buckets + more.num_buckets,
+            encode_s=self.encode_s + more.encode_s,
+            exchange_s=self.exchange_s + more.exchange_s,
+            decode_s=self.decode_s + more.decode_s,
+            relative_error=more.relative_error or self.relative_error,
+            probe_bytes=self.probe_bytes + more.probe_bytes,
+        )
 
     @property
     def ratio(self) -> float:
         """Compression ratio: uncompressed bytes / sent bytes; 1 where nothing was sent."""
         return self.uncompressed_bytes / self.sent_bytes if self.sent_bytes else 1.0
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """Steps with a gradient that was not finite on some rank; the same on all ranks."""
+
+    in_a_row: int = 0
+    """Up to the last step; 0 where that was finite."""
+    total: int = 0
+    parameter: str | None = None
+    """Of the last such step."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,7 @@ def train(parts: Parts, progress: Progress, sink: Sink, commit: Callable[[Progre
         if step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations):
             commit(progress)
     shards.close()
+    sink.put("buckets", step=progress.step, buckets=describe_buckets(parts))
     commit(progress)
     return progress
 
@@ -109,6 +111,25 @@ def num_micro_batches(accumulate: int, global_size: int, world_size: int) -> int
     At most `accumulate`, and no more than the smallest share has samples (one that is empty has a filler).
     """
     return min(accumulate, max(1, global_size // world_size))
+
+
+def describe_buckets(parts: Parts) -> list[dict[str, Any]]:
+    """What this rank's engine has done with each of DDP's buckets."""
+    return [
+        {
+            "first_parameter": names[0],
+            "num_parameters": len(names),
+            "relative_error": stats.relative_error,
+            "ratio": stats.ratio,
+            "num_exchanges": stats.num_buckets,
+            "sent_bytes": stats.sent_bytes,
+            "payload_bytes": stats.payload_bytes,
+            "uncompressed_bytes": stats.uncompressed_bytes,
+            "codec_seconds": stats.encode_s + stats.decode_s,
+            "exchange_seconds": stats.exchange_s,
+        }
+        for names, stats in parts.hook.bucket_stats().items()
+    ]
 
 
 def evaluate_and_judge(parts: Parts, progress: Progress, sink: Sink) -> Progress:
@@ -187,6 +208,7 @@ class Meter:
                 "sent_bytes": stats.sent_bytes - before.sent_bytes,
                 "payload_bytes": stats.payload_bytes - before.payload_bytes,
                 "uncompressed_bytes": stats.uncompressed_bytes - before.uncompressed_bytes,
+                "probe_bytes": stats.probe_bytes - before.probe_bytes,
                 "codec_s": stats.encode_s + stats.decode_s - before.encode_s - before.decode_s,
                 "exchange_s": stats.exchange_s - before.exchange_s,
                 "relative_error": stats.relative_error,
@@ -208,6 +230,7 @@ class Meter:
             sent_bytes=sums["sent_bytes"],
             payload_bytes=sums["payload_bytes"],
             uncompressed_bytes=sums["uncompressed_bytes"],
+            probe_bytes=sums["probe_bytes"],
             codec_seconds=sums["codec_s"] / n,
             exchange_seconds=sums["exchange_s"] / n,
             relative_error=sums["relative_error"] / n,

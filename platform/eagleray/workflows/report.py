@@ -72,12 +72,16 @@ class Account:
     sent_bytes: float = 0.0
     payload_bytes: float = 0.0
     uncompressed_bytes: float = 0.0
+    probe_bytes: float = 0.0
+    """What `auto` sent to measure the link."""
     codec_seconds: float = 0.0
     """Of one worker, on average."""
     exchange_seconds: float = 0.0
     """In which one worker's engine waited for the network, on average."""
     choices: list[dict[str, Any]] = field(default_factory=list)
     """What `auto` has chosen, one after the other."""
+    buckets: list[dict[str, Any]] = field(default_factory=list)
+    """What rank 0's engine has done with each of DDP's."""
     num_commits: int = 0
     commit_seconds: float = 0.0
     latest: dict[str, float] = field(default_factory=dict)
@@ -112,6 +116,8 @@ class Account:
             self._remember(record["step"], _numbers(record, without=("step", "time")))
         elif kind == "compression":
             self.choices.append({key: value for key, value in record.items() if key not in ("kind", "time")})
+        elif kind == "buckets":
+            self.buckets = record["buckets"]
         elif kind == "commit":
             self.num_commits += 1
             self.commit_seconds += record["seconds"]
@@ -129,6 +135,7 @@ class Account:
         self.sent_bytes += record["sent_bytes"]
         self.payload_bytes += record.get("payload_bytes", 0.0)
         self.uncompressed_bytes += record["uncompressed_bytes"]
+        self.probe_bytes += record.get("probe_bytes", 0.0)
         self.codec_seconds += record.get("codec_seconds", 0.0)
         self.exchange_seconds += record.get("exchange_seconds", 0.0)
         loss = {"loss": record["loss"]} if "loss" in record else {}
@@ -189,9 +196,11 @@ class Account:
             "payload_bytes": self.payload_bytes,
             "uncompressed_bytes": self.uncompressed_bytes,
             "compression_ratio": self.compression_ratio,
+            "probe_bytes": self.probe_bytes,
             "codec_seconds": self.codec_seconds,
             "exchange_seconds": self.exchange_seconds,
             "compression_choices": self.choices,
+            "buckets": self.buckets,
             "num_commits": self.num_commits,
             "commit_seconds": self.commit_seconds,
             "first_loss": self.first_loss,

@@ -169,3 +169,47 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_compressor(tmp_p
     resumed = run_world(3, train_rank, other, str(tmp_path / "run"), 2)
     assert resumed[0]["outcome"]["progress"]["step"] == 12
     assert len({one["outcome"]["weights_digest"] for one in resumed}) == 1
+
+
+def tells_by_bucket(rank: int, world_size: int) -> None:
+    model, hook = hooked(spec_of("int8"), MANY_BUCKETS)
+    for seed in range(3):
+        step(model, rank, seed)
+    hook.collect_state()
+    total, buckets = hook.stats(), hook.bucket_stats()
+    names = [name for key in buckets for name in key]
+    assert sorted(names) == sorted(name for name, p in Net().named_parameters() if p.requires_grad)
+    first = total.num_buckets - sum(one.num_buckets for one in buckets.values())
+    assert first == 1, "of the first step, before DDP cut its buckets anew"
+    assert 0 < sum(one.sent_bytes for one in buckets.values()) < total.sent_bytes
+    assert 0 < total.sent_bytes < total.uncompressed_bytes
+    assert total.probe_bytes == 0
+    errors = {key: one.relative_error for key, one in buckets.items()}
+    assert all((error > 0) == any("weight" in name for name in key) for key, error in errors.items()), errors
+    assert min(e for e in errors.values() if e) <= total.relative_error <= max(errors.values())
+    hook.close()
+
+
+def test_bytes_errors_and_times_by_bucket():
+    run_world(2, tells_by_bucket)
+
+
+def trains_automatically(rank: int, world_size: int, folder: str, steps: int, attempt: int) -> Any:
+    training = {"steps": steps, "global_batch_size": 50}
+    spec = digits_spec(compression={"kind": "auto", "dense_below": 0}, training=training)
+    return train_rank(rank, world_size, spec, folder, attempt)
+
+
+def test_a_run_tells_what_auto_chose_and_its_measuring_is_not_taken_for_gradients(tmp_path):
+    result = run_world(2, trains_automatically, str(tmp_path), 300, 1)[0]
+    chosen = [record for record in result["records"] if record["kind"] == "compression"]
+    assert chosen, "not settled in 300 steps"
+    assert chosen[0]["compressor"] in chosen[0]["reason"]
+    assert set(chosen[0]["predicted_s"]) >= {"none", "int8"}
+    steps = [record for record in result["records"] if record["kind"] == "step"]
+    assert all(record["sent_bytes"] <= 1.3 * record["uncompressed_bytes"] for record in steps)
+    assert steps[0]["probe_bytes"] > 100_000
+    buckets = next(record["buckets"] for record in result["records"] if record["kind"] == "buckets")
+    assert sum(bucket["num_parameters"] for bucket in buckets) == 4
+    resumed = run_world(2, trains_automatically, str(tmp_path), 310, 2)[0]
+    assert resumed["outcome"]["progress"]["step"] == 310

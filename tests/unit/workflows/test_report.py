@@ -94,13 +94,21 @@ def test_sums_and_the_compression_ratio():
 
 def test_what_compression_cost_and_chose_is_in_the_report():
     account = Account()
-    exchanged = {"payload_bytes": 90.0, "codec_seconds": 0.2, "exchange_seconds": 0.5, "skipped_steps": 1}
+    exchanged = {
+        "payload_bytes": 90.0,
+        "probe_bytes": 5.0,
+        "codec_seconds": 0.2,
+        "exchange_seconds": 0.5,
+        "skipped_steps": 1,
+    }
     account.take(step(10, 1.0) | exchanged)
     account.take(step(20, 2.0) | exchanged)
     account.take(chosen(20, "int8", "auto chose int8"))
+    buckets = [{"first_parameter": "w", "sent_bytes": 7}]
+    account.take({"kind": "buckets", "time": 3.0, "step": 20, "buckets": buckets})
     found = account.to_json()
     assert (found["payload_bytes"], found["codec_seconds"], found["exchange_seconds"]) == (180.0, 0.4, 1.0)
-    assert found["skipped_steps"] == 2
+    assert (found["skipped_steps"], found["probe_bytes"], found["buckets"]) == (2, 10.0, buckets)
     assert found["compression_choices"] == [
         {"step": 20, "compressor": "int8", "reason": "auto chose int8",
          "predicted_s": {"none": 0.2, "int8": 0.1}, "measured_s": {}}
