@@ -137,12 +137,13 @@ OwnKind = Annotated[str, Field(pattern=_OWN_KIND)]
 class CompressionSpec(Spec):
     """How gradients are sent. Norms, biases and small parameters always travel uncompressed."""
 
-    kind: Kind | OwnKind = "none"
+    kind: Kind | OwnKind = "auto"
     """`auto` measures the network and chooses, among what `fidelity` and the optimizer allow. `module:name`
     is a compressor of your own (docs/compression.md), in the spec's `code` or installed."""
     fidelity: Literal["exact", "high", "medium", "low"] = "high"
     """How much `auto` may lose: exact: nothing; high: bf16, fp16, int8, int8_ring too; medium: int4,
-    onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too."""
+    onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too. Training in
+    float64 is exact whatever this says."""
     block_size: int | None = Field(default=None, ge=8, le=4096)
     """Elements that share a scale, a power of two (int8, int4, int8_ring and the Adam pairs). Where not
     given: 256, and 128 for four bits."""

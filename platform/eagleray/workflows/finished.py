@@ -102,9 +102,11 @@ class FinishedRun:
 
     @property
     def compression(self) -> str:
-        """Kind of the compression; of `auto` what it chose last."""
-        choices = self.report.get("compression_choices")
-        return choices[-1]["compressor"] if choices else self.spec.compression.kind
+        """Kind of the compression; of `auto` what it chose last, none for a worker alone."""
+        kind, choices = self.spec.compression.kind, self.report.get("compression_choices")
+        if choices:
+            return choices[-1]["compressor"]
+        return "none" if kind == "auto" and not self.report.get("sent_bytes") else kind
 
     @property
     def code(self) -> Folder | None:

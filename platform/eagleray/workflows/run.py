@@ -296,7 +296,7 @@ def _gradients(run: Run, report: Mapping[str, Any]) -> list[str]:
     how = f"{kind} ({choices[-1]['compressor']})" if choices else kind
     ratio = f", {report['compression_ratio']:.2f}x less" if report["compression_ratio"] > 1 else ""
     amount = sent(report["sent_bytes"], report["uncompressed_bytes"])
-    lines = [f"  gradients as {how}: {amount}{ratio}"]
+    lines = [f"  gradients as {how}: {amount}{ratio}" if report["sent_bytes"] else "  no gradients to send"]
     lines += [f"  step {choice['step']}: {choice['reason']}" for choice in choices[-1:]]
     if report["skipped_steps"]:
         lines.append(f"  {report['skipped_steps']} steps skipped: a gradient was not finite")
