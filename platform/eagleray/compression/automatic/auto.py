@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from eagleray.compression import kernels
 from eagleray.compression.automatic import choice, probe
 from eagleray.compression.automatic.probe import Effort
 from eagleray.compression.automatic.steps import Steps, slowest
@@ -73,7 +74,7 @@ class Auto:
         self._optimizer: Optimizer | None = None
         self._parameters: Mapping[str, Tensor] = {}
         for kind in self._possible():
-            self._make(kind)  # what does not fit is told at once, and kernels are built before the first step
+            self._make(kind)  # what does not fit is told at once, and the compiler, if needed, begins now
         self.kind = "none"
         """What is exchanged with in this step."""
         self.steps = Steps()
@@ -173,6 +174,8 @@ class Auto:
 
     def _first(self, device: torch.device) -> Generator[None, None, tuple[str, dict[str, float]]]:
         """Measure everything; returns the first pick and the predictions."""
+        while any(probe.share(self.wire, device.type == "cpu" and kernels.is_building())):
+            yield  # what is measured would be the torch operations that stand in for the compiled kernels
         self._patience = 1
         self._links = probe.measure_links(self.wire, self._exchanges(), device)
         self._shared = 1.0 if device.type == "cpu" and probe.cores_per_rank(self.wire) < 2 else 0.0
