@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
-from eagleray.errors import InputError
+from eagleray.errors import InputError, PeerLost
 from eagleray.packaging import flatten, unflatten
 from eagleray.specs.train import CompressionSpec
 from integration.ranks.checks import MANY_BUCKETS, Net, step
@@ -213,3 +213,23 @@ def test_a_run_tells_what_auto_chose_and_its_measuring_is_not_taken_for_gradient
     assert sum(bucket["num_parameters"] for bucket in buckets) == 4
     resumed = run_world(2, trains_automatically, str(tmp_path), 310, 2)[0]
     assert resumed["outcome"]["progress"]["step"] == 310
+
+
+def loses_a_peer(rank: int, world_size: int) -> None:
+    model, hook = hooked(spec_of("int8"))
+    for seed in range(2):
+        step(model, rank, seed)
+    if rank == 1:
+        return  # and its process ends
+    if rank == 0:  # which waits for rank 1's residual
+        with pytest.raises(PeerLost):
+            hook.collect_state()
+    with pytest.raises(PeerLost):
+        step(model, rank, 2)
+    with pytest.raises(PeerLost):
+        hook.collect_state()
+    hook.close()
+
+
+def test_a_peer_that_is_lost_while_the_state_is_collected_holds_nobody_up():
+    run_world(3, loses_a_peer, timeout_s=30)
