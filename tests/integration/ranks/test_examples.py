@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from eagleray import groups
 from eagleray.specs.train import CompressionSpec
+from support import blocks
 from support.ranks import World
 from support.worlds import run_world
 
@@ -77,6 +78,26 @@ def test_the_page_shows_what_the_scripts_differ_in():
     lines = difflib.ndiff(plain.splitlines(), compressed.splitlines())
     changed = [line for line in lines if line[0] in "+-" and line[2:].strip()]
     assert [line[0] + line[2:] for line in changed] == [line for line in shown[0] if line[0] in "+-"]
+
+
+def test_the_page_quotes_the_example_as_it_is():
+    quoted = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    source = (EXAMPLES / "ternary.py").read_text()
+    assert quoted
+    assert all(text in source for text in quoted)
+
+
+def run_page(rank, world_size):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        names = blocks.run(PAGE)
+    names["hook"].close()
+    return names["notes"], out.getvalue()
+
+
+def test_the_page_runs_from_top_to_bottom():
+    for notes, printed in run_world(2, run_page):
+        assert notes == []
+        assert printed == "0.weight is not finite on some rank: no optimizer step\n"
 
 
 SHAPES = {"w": (70, 90), "b": (90,), "v": (33, 41)}
