@@ -14,9 +14,10 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 ARGS ?=
 TESTS := tests/unit tests/contracts tests/integration tests/e2e
 NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
-LINTED := platform/eagleray jobs tests examples $(wildcard serve_apps/*.py benchmarks/*.py)
+LINTED := platform/eagleray jobs tests examples benchmarks $(wildcard serve_apps/*.py)
 
-.PHONY: help install venv demo test test-unit test-all bench-loop bench-generation bench-sdk lint format docs constraints clean
+.PHONY: help install venv demo test test-unit test-all bench-loop bench-generation bench-codecs bench-sdk \
+  bench-compression bench-compression-full lint format docs constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -62,8 +63,17 @@ bench-loop: install  ## one training step in our loop against bare torch DDP
 bench-generation: install  ## tokens per second of the GPT with and without its cache
 	@$(BIN)/python benchmarks/generation.py
 
+bench-codecs: install  ## GB/s of the gradient codecs on one core, next to memcpy
+	@$(BIN)/python benchmarks/codecs.py
+
 bench-sdk: install  ## one prediction through the SDK against httpx by hand
 	@$(BIN)/python benchmarks/sdk.py
+
+bench-compression: install  ## gradient compression against DDP and torch's hooks on shaped links (root, 25 min)
+	@$(BIN)/python benchmarks/compression $(ARGS)
+
+bench-compression-full: bench-compression  ## that, and trainings to their end with every scheme (an hour more)
+	@$(BIN)/python benchmarks/compression --convergence $(ARGS)
 
 lint: install  ## ruff, basedpyright, and the contract of the rooms
 	@$(BIN)/ruff check $(LINTED)

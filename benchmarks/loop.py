@@ -35,7 +35,7 @@ def main() -> int:
         if any(process.exitcode for process in processes):
             return 2
         times = json.loads(Path(folder, "times.json").read_text())
-    rows = [(kind, *summarise(times, kind)) for kind in ("loop none", "loop bf16")]
+    rows = [(kind, *summarise(times, kind)) for kind in ("loop none", "loop auto", "loop bf16")]
     bare = statistics.median(times["bare"])
     print(f"\n{'step of':<12} {'median ms':>10} {'ratio to bare (median, quartiles)':>36}")
     print(f"{'bare DDP':<12} {bare * 1e3:>10.2f}")
@@ -63,7 +63,10 @@ def rank_main(rank: int, folder: str) -> None:
 
     torch.set_num_threads(1)
     groups.form(store_path=f"{folder}/store", rank=rank, world_size=2, backend="gloo", timeout_s=120)
-    contestants = {"bare": Bare(rank), "loop none": Ours(rank, "none"), "loop bf16": Ours(rank, "bf16")}
+    contestants = {
+        "bare": Bare(rank),
+        **{f"loop {kind}": Ours(rank, kind) for kind in ("none", "auto", "bf16")},
+    }
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(-2, TURNS):
         for name, contestant in contestants.items():

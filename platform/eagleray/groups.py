@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,9 @@ Endpoint = tuple[str, int]
 
 _ENDPOINT_BYTES = 64
 _FIRST_RETRY_S, _MAX_RETRY_S = 0.02, 0.5
+_MIN_RTT_AT = 148
+"""Where struct tcp_info (linux/tcp.h) has tcpi_min_rtt, microseconds, 32 bits."""
+_FAR_US = 2000
 _open_groups: list[Group] = []
 
 
@@ -133,6 +137,46 @@ def close_all() -> None:
         dist.destroy_process_group()
 
 
+def quicken(group: Group) -> int:
+    """Take a near group's connections out of BBR's care; returns how many.
+
+    BBR, the default of some machines, keeps so little under way where a round trip takes microseconds that 4
+    ranks got 80-86 % of their 100 Mbit/s links instead of 94 %; on far links it does better than the others,
+    so it stays where the shortest round trip was 2 ms or more.
+    """
+    own = {endpoint for _, endpoint in _listening_endpoints()}
+    num_changed = 0
+    for _, connection in _sockets():
+        with connection:
+            try:
+                if _is_listening(connection) or not _belongs(connection, own, group.endpoints):
+                    continue
+                algorithm = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT_AT + 4)
+                min_rtt_us = int.from_bytes(info[_MIN_RTT_AT:], sys.byteorder)
+                if not algorithm.startswith(b"bbr") or min_rtt_us >= _FAR_US:
+                    continue
+            except (OSError, AttributeError):  # it ended in between; not Linux
+                continue
+            num_changed += any(_set_congestion(connection, name) for name in (b"cubic", b"reno"))
+    return num_changed
+
+
+def _set_congestion(connection: socket.socket, algorithm: bytes) -> bool:
+    """Whether the kernel lets this user choose it."""
+    try:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, algorithm)
+    except OSError:
+        return False
+    return True
+
+
+def _belongs(connection: socket.socket, own: set[Endpoint], endpoints: frozenset[Endpoint]) -> bool:
+    """Whether a connection is one of gloo's between such endpoints. Raises: OSError: it has ended."""
+    local, peer = connection.getsockname()[:2], connection.getpeername()[:2]
+    return (local in own and local in endpoints) or peer in endpoints
+
+
 def break_groups() -> int:
     """Make every pending operation of this process's groups raise, on all ranks; returns the sockets shut.
 
@@ -146,8 +190,7 @@ def break_groups() -> int:
             if _is_listening(connection):
                 continue
             try:
-                local, peer = connection.getsockname()[:2], connection.getpeername()[:2]
-                if (local in own and local in endpoints) or peer in endpoints:
+                if _belongs(connection, own, endpoints):
                     connection.shutdown(socket.SHUT_RDWR)
                     num_shut += 1
             except OSError:  # it ended in between

@@ -6,9 +6,11 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
-from eagleray.compression.compressor import Bf16
 from eagleray.compression.engine import Engine, Job
-from eagleray.specs.train import CompressionSpec
+from eagleray.compression.layout import Bucket, Layout
+from eagleray.compression.memory import Memory
+from eagleray.compression.quantised import Quantised
+from eagleray.compression.wire import Step
 from support.worlds import run_world
 
 pytestmark = pytest.mark.gpu
@@ -20,14 +22,16 @@ def waits_for_the_gradient_and_is_waited_for(rank, world_size):
     """One rank over NCCL: no peers, yet the whole way of a bucket through the engine's own stream."""
     torch.cuda.set_device(0)
     group = groups.new_group("gradients", backend="nccl", timeout_s=60)
-    engine = Engine(Bf16(), group)
+    layout = Layout([("weight", (NUM_ELEMENTS // 1024, 1024))], world_size=1)
+    engine = Engine(Quantised("bf16"), group, layout, Memory(layout, torch.device("cuda")))
+    bucket = Bucket((layout.places["weight"],), (0,))
     for step in range(5):
         gradient = torch.zeros(NUM_ELEMENTS, device="cuda")
         torch.cuda._sleep(20_000_000)  # the gradient is written long after the job was submitted
         gradient.fill_(1 + 2.0**-20 + step)
         future: Future[torch.Tensor] = Future(devices=[gradient.device])
         ready = torch.cuda.current_stream().record_event()
-        job = Job(("weight",), gradient, step, 0, future, ready)
+        job = Job(bucket, gradient, Step(step, 0), future, ready)
         engine.submit(job)
         result = future.wait()  # makes the current stream wait for the engine's, not the host
         copy = result.clone()
@@ -48,7 +52,7 @@ def gives_the_mean(rank, world_size):
     for bucket_cap_mb in (25, 1e-3):
         net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8)).cuda()
         model = DistributedDataParallel(net, bucket_cap_mb=bucket_cap_mb)
-        hook = compression.attach(model, compression.make_compressor(CompressionSpec(kind="none")), group)
+        hook = compression.attach(model, "none", group)
         plain = DistributedDataParallel(net)
         for step in range(3):
             x = torch.randn(

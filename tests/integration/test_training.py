@@ -103,7 +103,7 @@ def test_a_job_goes_on_after_kill_9_of_a_worker(eagleray_home: Path, cluster_env
     assert recovery["redone_steps"] == recovery["lost_step"] - recovery["resumed_step"]
     assert re.search(rf"lost rank 1 \(node \S+, pid {killed[0]}\): its process ended", log.text)
     assert f"training again after {recovery['pause_s']:.1f} s" in log.text
-    assert found["compression_ratio"] == pytest.approx(2.0)
+    assert found["compression_ratio"] == pytest.approx(2.0, rel=0.03), "but for headers and biases"
     assert set(found["spans_s"]) == {"submitted", "driver", "nodes", "workers", "group", "first step"}
     folder = eagleray_home / "storage" / "runs" / log.run_id
     assert json.loads((folder / "spec.json").read_text())["training"]["epochs"] == 30

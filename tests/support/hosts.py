@@ -129,6 +129,11 @@ def hosts(count: int) -> Iterator[list[Host]]:
         _remove(network)
 
 
+def ends_of(host: Host) -> list[tuple[str, str]]:
+    """Namespace and interface of both ends of the host's cable: its own, and the bridge's."""
+    return [(host.namespace, "eth0"), (_switch_of(host.namespace), _port_of(host.namespace))]
+
+
 def remove_leftovers() -> None:
     """End the hosts of runs that were killed."""
     for network in _networks():

@@ -35,7 +35,7 @@ from unit.workflows.test_report import step, workers
 
 STEP = (
     "step {}/920 ({} %)  epoch 3  loss 0.2267  validation accuracy 92.31%  2,957 samples/s  ETA 0:18  "
-    "2 workers on 2 nodes  sent 12.3 MB (2.0x less)"
+    "2 workers on 2 nodes  sent 12.3 MB instead of 24.6 MB"
 )
 WIDTH = 160
 CODES = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])|\r|\n|[^\x1b\r\n]+")

@@ -1,7 +1,10 @@
 """Gradient compression behind DDP's communication hook."""
 
+from eagleray.compression import compressors as _compressors  # fills the register
 from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.hook import Hook, attach
+from eagleray.compression.optimizer import MomentumAdam
 from eagleray.compression.stats import Stats
 
-__all__ = ["Compressor", "Hook", "Stats", "attach", "make_compressor"]
+__all__ = ["Compressor", "Hook", "MomentumAdam", "Stats", "attach", "make_compressor"]
+del _compressors

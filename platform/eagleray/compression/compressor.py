@@ -1,90 +1,80 @@
-"""Compressors: how a bucket's gradient looks on the wire. `None_` is the plain case."""
+"""Compressors: how the mean of a bucket's gradients comes about with fewer bytes. One file each.
+
+`compressors.py` lists them. To add one, write a class with the methods of `Compressor` and register it there;
+or leave it where it is, and name it in the spec as `module:name` (examples/compression/ternary.py).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from eagleray.compression.layout import Bucket, Layout
+from eagleray.compression.memory import Memory
+from eagleray.compression.wire import Step, Wire
+from eagleray.errors import InputError, SpecError
+from eagleray.specs.functions import import_function
 from eagleray.specs.train import CompressionSpec
 
 
+class Plan(Protocol):
+    """One bucket of DDP's, with its buffers, which are made once."""
+
+    def run(self, gradient: Tensor, step: Step) -> Generator[None, None, int]:
+        """Exchange one gradient, float32 [N], which holds the mean over the ranks afterwards.
+
+        The mean has the same bits on all ranks, and for a parameter the same whatever bucket it lies in.
+        Yields before each wait for the network: the engine may begin the next bucket meanwhile. A parameter
+        whose gradient is all zero here is sent as zeros, and its residual stays.
+
+        Returns the index in the bucket of a parameter that was not finite on some rank, the same on all of
+        them, or -1. Then its gradient is not finite on any rank, and nothing of it has entered a residual.
+        """
+        ...
+
+
 class Compressor(Protocol):
-    """Turns a gradient into a payload and back. Holds no state of a bucket."""
+    """One model's: holds its settings, and its state only in the memory that it is bound to."""
 
     name: str
-    is_encoded: bool
-    """False: the gradient travels in its own dtype, where the exchange allows in its own buffer."""
+    keeps_dtype: bool
+    """Its plans take gradients of any float type; those of others are given a float32 copy."""
+    is_lossy: bool
+    """What it sends is less than the gradient, so that a rank alone can rehearse it."""
 
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Of the payload; None where nothing is encoded."""
+    def bind(self, layout: Layout, wire: Wire, memory: Memory) -> None:
+        """Take the model, the ranks and the state; before the first plan, and again after a resize."""
         ...
 
-    def encode(self, gradient: Tensor, payload: Tensor) -> None:
-        """Write the payload of `gradient`, [N] floating, into `payload`, [N]."""
-        ...
-
-    def decode(self, payload: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
-        """Write what `payload`, [N], stands for into `out`, [N] floating, or add it there."""
+    def plan(self, bucket: Bucket, device: torch.device) -> Plan:
+        """Make the buffers for a bucket."""
         ...
 
 
-class None_:  # noqa: N801 - named as in the spec
-    """Sends the gradient as it is: float64 stays float64."""
-
-    name = "none"
-    is_encoded = False
-    dtype = None
-
-    def encode(self, gradient: Tensor, payload: Tensor) -> None:
-        """A copy."""
-        payload.copy_(gradient)
-
-    def decode(self, payload: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
-        """A copy, or a sum."""
-        out.add_(payload) if accumulate else out.copy_(payload)
+_factories: dict[str, Callable[[CompressionSpec], Compressor]] = {}
 
 
-class _Cast:
-    """Sends each value rounded to a narrower float.
-
-    Nothing is scaled before the cast: dividing by the world size there would push small gradients out of
-    fp16's range. The mean is taken in float32 by the exchange, so it cannot overflow where the inputs do
-    not. Values beyond the narrow range become inf, and inf and nan stay what they are: visible on all ranks.
-    """
-
-    name: str
-    is_encoded = True
-    dtype: torch.dtype
-
-    def encode(self, gradient: Tensor, payload: Tensor) -> None:
-        """Round to nearest even."""
-        payload.copy_(gradient)
-
-    def decode(self, payload: Tensor, out: Tensor, *, accumulate: bool = False) -> None:
-        """Widen; exact."""
-        out.add_(payload) if accumulate else out.copy_(payload)
+def register(name: str, factory: Callable[[CompressionSpec], Compressor]) -> None:
+    """Make `name` a kind of compression."""
+    _factories[name] = factory
 
 
-class Fp16(_Cast):
-    """Half precision: 10 bits of mantissa, values from 6e-8 to 65504."""
-
-    name = "fp16"
-    dtype = torch.float16
-
-
-class Bf16(_Cast):
-    """Brain float: 7 bits of mantissa, the range of float32."""
-
-    name = "bf16"
-    dtype = torch.bfloat16
-
-
-_KINDS: dict[str, type[None_] | type[Fp16] | type[Bf16]] = {"none": None_, "fp16": Fp16, "bf16": Bf16}
+def kinds() -> list[str]:
+    """The names of all compressors."""
+    return sorted(_factories)
 
 
 def make_compressor(spec: CompressionSpec) -> Compressor:
-    """The compressor that `spec.kind` names."""
-    return _KINDS[spec.kind]()
+    """The compressor that `spec.kind` names: a registered one, or `module:name`, called with the spec.
+
+    Raises: InputError: there is none, or the module cannot be imported.
+    """
+    if ":" in spec.kind:
+        return import_function(spec.kind, f"compression.kind {spec.kind!r}", SpecError)(spec)
+    factory = _factories.get(spec.kind)
+    if factory is None:
+        raise InputError(f"there is no compressor {spec.kind!r}; choose from {', '.join(kinds())}")
+    return factory(spec)

@@ -1,69 +1,153 @@
-"""The engine: one thread that encodes, exchanges and decodes buckets, in the order in which DDP gives them.
+"""The engine: one thread that exchanges buckets, in the order in which DDP gives them.
 
-It is the only code that sends gradients. One thread, because collectives of one group must be issued in the
-same order on all ranks, and DDP launches its buckets in index order everywhere.
+It is the only code that sends gradients. One thread, because DDP launches its buckets in index order
+everywhere, and what is sent in another order would not meet its like. While a bucket waits for the network
+the next one is
+begun: `Plan.run` is a generator that yields before each wait.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import math
 import queue
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.futures import Future
 
 from eagleray import groups
-from eagleray.compression.compressor import Compressor
-from eagleray.compression.exchange import Exchange, make_exchange
-from eagleray.compression.stats import Stats, ring_bytes
+from eagleray.compression.compressor import Compressor, Plan
+from eagleray.compression.layout import Bucket, Layout
+from eagleray.compression.memory import Memory
+from eagleray.compression.stats import NonFinite, Stats
+from eagleray.compression.wire import Step, Wire, ring_bytes
 from eagleray.errors import EaglerayError, PeerLost, TrainingError
 
+Result = TypeVar("Result")
+SAMPLED_EVERY = 50
+"""Steps from one measurement of the relative error to the next; the first is the second step's."""
 _JOIN_S = 2.0
+_AT_ONCE = 2
+"""Buckets in work at a time: a third would wait for the link behind the second anyway."""
 
 
 @dataclass
 class Job:
     """One bucket of one step."""
 
-    key: tuple[str, ...]
-    """Names of the bucket's parameters: bucket indices change after the first step."""
+    bucket: Bucket
     gradient: Tensor
     """[N]; holds the mean over the ranks when the future is done."""
-    step: int
-    index: int
+    step: Step
     future: Future[Tensor]
     ready: torch.Event | None = None
     """On CUDA: when the gradient is there."""
+    is_last: bool = True
+    """Of its step."""
     failure: EaglerayError | None = field(default=None)
 
 
-class Engine:
-    """Exchanges gradients over `group` with `compressor`; starts its thread at once where there are peers."""
+@dataclass
+class _Call:
+    """Something else for the thread to do, between two steps."""
 
-    def __init__(self, compressor: Compressor, group: groups.Group):
-        self._compressor, self._group = compressor, group
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._exchanges: dict[tuple[str, ...], tuple[int, Exchange]] = {}
+    function: Callable[[Wire], Any]
+    result: concurrent.futures.Future[Any] = field(default_factory=concurrent.futures.Future)
+
+
+@dataclass
+class _Running:
+    """A bucket whose exchange has begun."""
+
+    job: Job
+    work: Tensor
+    """The gradient, or a float32 copy of it."""
+    generator: Generator[None, None, int]
+    signal: Tensor | None = None
+    """Where this step is sampled: the squared norm of what is to be sent."""
+    error: float = 0.0
+    """The relative error, where it is sampled and over."""
+    has_begun: bool = False
+
+
+class Engine:
+    """Exchanges the gradients of one model on one rank.
+
+    With peers a thread does it, started at once. A rank alone does it in `submit`: there is nobody to wait
+    for.
+    """
+
+    def __init__(self, compressor: Compressor, group: groups.Group, layout: Layout, memory: Memory):
+        self.layout, self.memory = layout, memory
+        self.stats, self.non_finite = Stats(), NonFinite()
+        self.buckets: dict[tuple[str, ...], Stats] = {}
+        """The same by bucket, of those that DDP has at the moment; a key is the parameters' names."""
+        self._group, self._wire = group, Wire(group, layout.digest)
+        self._jobs: queue.SimpleQueue[Job | _Call | None] = queue.SimpleQueue()
+        self._running: deque[_Running] = deque()
+        self._plans: dict[tuple[str, ...], Plan] = {}
+        self._copies: dict[tuple[str, ...], Tensor] = {}
+        self._switches: queue.SimpleQueue[tuple[int, Compressor]] = queue.SimpleQueue()
+        self._next: tuple[int, Compressor] | None = None
+        self._bad: str | None = None
+        self._lost = self._wanted = self._error = 0.0
         self._stream: torch.cuda.Stream | None = None
         self._failure: EaglerayError | None = None
-        self.stats = Stats()
-        self._thread = threading.Thread(target=self._run, name=f"eagleray-{group.name}", daemon=True)
-        self._thread.start()
+        self._take(compressor)
+        self._thread: threading.Thread | None = None
+        if group.world_size > 1:
+            self._thread = threading.Thread(target=self._run, name=f"eagleray-{group.name}", daemon=True)
+            self._thread.start()
 
     def submit(self, job: Job) -> None:
         """Take a bucket; when its future is done, its gradient is the mean, or `job.failure` says why not."""
         if self._failure is not None:
             self._fail(job)
-            return
-        self._jobs.put(job)
-        if self._failure is not None:  # the thread ended in between
-            self._fail_queued()
+        elif self._thread is None:
+            self._start(job)
+            while self._running:
+                self._advance(self._running[0])
+        else:
+            self._jobs.put(job)
+            if self._failure is not None:  # the thread ended in between
+                self._fail_queued()
+
+    def use(self, compressor: Compressor, from_step: int) -> None:
+        """Exchange with another compressor from that step on, which must not have begun; all ranks the same.
+
+        What it shares with the one before, such as the residual, it finds in the memory.
+        """
+        self._switches.put((from_step, compressor))
+
+    def call(self, function: Callable[[Wire], Result]) -> Result:
+        """The result of `function`, run in the engine's thread after all buckets given before.
+
+        For what the ranks do together between two steps: what it raises ends the engine. All ranks must call
+        it with the like.
+        """
+        if self._failure is not None:
+            raise self._failure
+        call = _Call(function)
+        if self._thread is None:
+            self._answer(call)
+        else:
+            self._jobs.put(call)
+            if self._failure is not None:  # the thread ended in between
+                self._fail_queued()
+        return call.result.result()
 
     def close(self) -> None:
         """End the thread; what is pending fails. Never takes longer than a few seconds; twice is fine."""
+        if self._thread is None:
+            self._failure = self._failure or self._closed()
+            return
         self._jobs.put(None)
         self._thread.join(_JOIN_S)
         if self._thread.is_alive():  # a peer does not answer
@@ -71,84 +155,227 @@ class Engine:
             self._thread.join(_JOIN_S)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                self._exchange(job)
-            except Exception as error:
-                self._failure = self._explain(job, error)
-                self._failure.__cause__ = error
-                groups.break_groups()  # wakes peers that wait for somebody else than the one who died
+        job: Job | None = None
+        try:
+            while True:
+                job = None
+                job = self._next_job()
+                if job is not None:
+                    self._start(job)
+                elif self._running:
+                    job = self._running[0].job
+                    self._advance(self._running[0])
+                else:
+                    self._failure = self._closed()
+                    break
+        except Exception as error:
+            self._failure = self._explain(job, error)
+            self._failure.__cause__ = error
+            groups.break_groups()  # wakes peers that wait for somebody else than the one who died
+            if job is not None and all(job is not one.job for one in self._running):
                 self._fail(job)
-                break
-        else:
-            self._failure = PeerLost(f"rank {self._group.rank}: the gradient engine was closed")
+        while self._running:
+            self._fail(self._running.popleft().job)
         self._fail_queued()
-        self._exchanges.clear()
+        self._plans.clear()
 
-    def _exchange(self, job: Job) -> None:
+    def _next_job(self) -> Job | None:
+        """A bucket to begin now, or None: go on with those begun (or end, if there are none)."""
+        if not self._running:
+            job = self._jobs.get()
+            while isinstance(job, _Call):
+                self._answer(job)
+                job = self._jobs.get()
+            return job
+        if len(self._running) >= (1 if self._wire.is_nccl else _AT_ONCE):
+            return None
+        try:
+            job = self._jobs.get_nowait()
+        except queue.Empty:
+            return None
+        if not isinstance(job, Job):
+            self._jobs.put(job)  # read again when the others are done
+            return None
+        return job
+
+    def _answer(self, call: _Call) -> None:
+        """Do it, on the stream of the buckets."""
+        device = self.memory.device
+        try:
+            if device.type != "cuda":
+                call.result.set_result(call.function(self._wire))
+                return
+            self._stream = self._stream or torch.cuda.Stream(device)
+            with torch.cuda.stream(self._stream):
+                found = call.function(self._wire)
+            self._stream.synchronize()
+            call.result.set_result(found)
+        except Exception as error:
+            call.result.set_exception(error)
+            raise
+
+    def _switch(self, step_number: int) -> None:
+        """Take another compressor, if its step has come. Between two steps nothing is running."""
+        while True:
+            if self._next is None:
+                try:
+                    self._next = self._switches.get_nowait()
+                except queue.Empty:
+                    return
+            from_step, compressor = self._next
+            if step_number < from_step:
+                return
+            self._take(compressor)
+            self._next = None
+
+    def _take(self, compressor: Compressor) -> None:
+        self._plans.clear()
+        self._copies.clear()
+        compressor.bind(self.layout, self._wire, self.memory)
+        self._wire.scheme = compressor.name
+        self.compressor = compressor
+
+    def _start(self, job: Job) -> None:
+        """Begin a bucket: up to its first wait."""
+        if not self._running:
+            self._switch(job.step.number)
+        self._wire.settle(job.step.number)
+        plan = self._plan_of(job)
+        work = job.gradient
+        if work.dtype != torch.float32 and not self.compressor.keeps_dtype:
+            work = self._copies.setdefault(job.bucket.key, torch.empty_like(work, dtype=torch.float32))
+        running = _Running(job, work, plan.run(work, job.step))
+        self._running.append(running)
+        self._advance(running)
+
+    def _advance(self, running: _Running) -> None:
+        """One move of a bucket; where it was the last, the future is done."""
+        job = running.job
         if job.ready is None:
-            self._encode_exchange_decode(job)
-            job.future.set_result(job.gradient)
+            self._move(running)
             return
         if self._stream is None:
             self._stream = torch.cuda.Stream(job.gradient.device)
         with torch.cuda.stream(self._stream):
-            self._stream.wait_event(job.ready)
-            self._encode_exchange_decode(job)
-            job.future.set_result(job.gradient)  # records an event on this stream, for which DDP waits
+            if not running.has_begun:
+                self._stream.wait_event(job.ready)
+            self._move(running)  # the future records an event on this stream, for which DDP waits
 
-    def _encode_exchange_decode(self, job: Job) -> None:
-        started = time.perf_counter()
-        exchange = self._exchange_of(job)
-        if exchange.payload.data_ptr() != job.gradient.data_ptr():
-            self._compressor.encode(job.gradient, exchange.payload)
-        encoded = time.perf_counter()
+    def _move(self, running: _Running) -> None:
+        started, before = time.perf_counter(), self._reading()
+        job, was_begun = running.job, running.has_begun
+        if not was_begun:
+            running.has_begun = True
+            if running.work is not job.gradient:
+                running.work.copy_(job.gradient)
+            if job.step.number % SAMPLED_EVERY == 2:
+                running.signal = self._signal(running)
         try:
-            exchange.send()
-        except RuntimeError as error:  # what torch raises for a lost connection and for a time-out
-            raise PeerLost(f"{error}; another rank died or stopped answering") from error
-        exchanged = time.perf_counter()
-        exchange.read(job.gradient)
-        self._count(job.gradient, exchange.payload, started, encoded, exchanged)
+            next(running.generator)
+            bad, is_done = -1, False
+        except StopIteration as stop:
+            bad, is_done = stop.value, True
+        if is_done:
+            if running.work is not job.gradient:
+                job.gradient.copy_(running.work)
+            self._conclude(running, bad)
+        self._count(running, time.perf_counter() - started, before, was_begun=was_begun, is_done=is_done)
+        if is_done:
+            self._running.remove(running)
+            job.future.set_result(job.gradient)
 
-    def _exchange_of(self, job: Job) -> Exchange:
-        """The bucket's exchange with its buffers, kept for as long as DDP keeps the bucket."""
-        address = job.gradient.data_ptr()
-        known = self._exchanges.get(job.key)
-        if known is not None and known[0] == address:
-            return known[1]
-        self._forget(set(job.key))
-        exchange = make_exchange(job.gradient, self._compressor, self._group)
-        self._exchanges[job.key] = (address, exchange)
-        return exchange
+    def _conclude(self, running: _Running, bad: int) -> None:
+        """Note what was not finite, and the relative error."""
+        job = running.job
+        if bad >= 0:
+            self._bad = self._bad or job.bucket.key[bad]
+        if job.is_last:
+            before = self.non_finite
+            if self._bad is not None:
+                self.non_finite = NonFinite(before.in_a_row + 1, before.total + 1, self._bad)
+            elif before.in_a_row:
+                self.non_finite = replace(before, in_a_row=0)
+            self._bad = None
+        if running.signal is not None:
+            lost, signal = float(self._over_residual(job, lambda start, kept: kept)), float(running.signal)
+            running.error = math.sqrt(lost / max(signal, 1e-38))
+            self._lost, self._wanted = self._lost + lost, self._wanted + signal
+        if job.is_last and self._wanted:
+            self._error = math.sqrt(self._lost / self._wanted)
+            self._lost = self._wanted = 0.0
 
-    def _forget(self, names: set[str]) -> None:
-        """Drop the buffers of buckets that DDP has since cut otherwise."""
-        stale = [key for key in self._exchanges if not names.isdisjoint(key)]
-        for key in stale:
-            del self._exchanges[key]
-
-    def _count(
-        self, gradient: Tensor, payload: Tensor, started: float, encoded: float, exchanged: float
-    ) -> None:
-        stats, n = self.stats, self._group.world_size
-        self.stats = replace(
-            stats,
-            sent_bytes=stats.sent_bytes + ring_bytes(payload.nbytes, n),
-            uncompressed_bytes=stats.uncompressed_bytes + ring_bytes(gradient.nbytes, n),
-            num_buckets=stats.num_buckets + 1,
-            encode_s=stats.encode_s + encoded - started,
-            exchange_s=stats.exchange_s + exchanged - encoded,
-            decode_s=stats.decode_s + time.perf_counter() - exchanged,
+    def _signal(self, running: _Running) -> Tensor | None:
+        """Squared norm of g + e over the bucket, without the loss scale; None where nothing is kept."""
+        if "residual" not in self.memory.flats:
+            return None
+        scale = 1 / running.job.step.loss_scale
+        return self._over_residual(
+            running.job,
+            lambda start, kept: torch.add(kept, running.work[start : start + kept.numel()], alpha=scale),
         )
 
-    def _explain(self, job: Job, error: Exception) -> EaglerayError:
-        first, *others = job.key
-        more = f" and {len(others)} more" if others else ""
+    def _over_residual(self, job: Job, value: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Squared norm of `value(first element in the gradient, residual)` over the bucket's parameters."""
+        flat = self.memory.flat("residual", "mean")
+        norms = [
+            torch.linalg.vector_norm(value(start, flat[place.start : place.start + place.numel]))
+            for place, start in zip(job.bucket.places, job.bucket.starts, strict=True)
+        ]
+        return torch.stack(norms).square().sum()
+
+    def _plan_of(self, job: Job) -> Plan:
+        """The bucket's plan with its buffers, kept for as long as DDP keeps the bucket."""
+        key = job.bucket.key
+        plan = self._plans.get(key)
+        if plan is None:
+            for stale in [other for other in self._plans if not set(key).isdisjoint(other)]:
+                del self._plans[stale]  # DDP has cut its buckets otherwise since
+                self._copies.pop(stale, None)
+                self.buckets.pop(stale, None)
+            plan = self._plans[key] = self.compressor.plan(job.bucket, job.gradient.device)
+        return plan
+
+    def _reading(self) -> tuple[int, int, int, float, float]:
+        """The wire's counters."""
+        wire = self._wire
+        return wire.sent_bytes, wire.payload_bytes, wire.probe_bytes, wire.waited_s, wire.probe_s
+
+    def _count(
+        self, running: _Running, taken_s: float, before: tuple[float, ...], *, was_begun: bool, is_done: bool
+    ) -> None:
+        """Add one move of a bucket to the sums, the model's and the bucket's."""
+        sent, payload, probed, waited_s, probe_s = (
+            now - then for now, then in zip(self._reading(), before, strict=True)
+        )
+        gradient, key = running.job.gradient, running.job.bucket.key
+        busy_s = taken_s - waited_s - probe_s
+        more = Stats(
+            sent_bytes=int(sent),
+            payload_bytes=int(payload),
+            uncompressed_bytes=ring_bytes(gradient.nbytes, self._group.world_size) if is_done else 0,
+            num_buckets=int(is_done),
+            encode_s=0.0 if was_begun else busy_s,
+            exchange_s=waited_s,
+            decode_s=busy_s if was_begun else 0.0,
+            relative_error=running.error,
+            probe_bytes=int(probed),
+        )
+        self.stats = self.stats.plus(replace(more, relative_error=self._error))
+        self.buckets[key] = self.buckets.get(key, Stats()).plus(more)
+
+    def _closed(self) -> PeerLost:
+        return PeerLost(f"rank {self._group.rank}: the gradient engine was closed")
+
+    def _explain(self, job: Job | None, error: Exception) -> EaglerayError:
         kind = PeerLost if isinstance(error, PeerLost) else TrainingError
+        if job is None:
+            return kind(f"rank {self._group.rank} of {self._group.world_size}: {error}")
+        first, *others = job.bucket.key
+        more = f" and {len(others)} more" if others else ""
         return kind(
             f"rank {self._group.rank} of {self._group.world_size}: exchanging gradients failed in "
-            f"step {job.step} since the hook was attached, bucket {job.index} ({first}{more}): {error}"
+            f"step {job.step.number} since the hook was attached, bucket {job.step.bucket} ({first}{more}): "
+            f"{error}"
         )
 
     def _fail(self, job: Job) -> None:
@@ -162,5 +389,8 @@ class Engine:
                 job = self._jobs.get_nowait()
             except queue.Empty:
                 return
-            if job is not None:
+            if isinstance(job, _Call):
+                assert self._failure is not None
+                job.result.set_exception(self._failure)
+            elif job is not None:
                 self._fail(job)

@@ -2,6 +2,8 @@
 
 # No `from __future__ import annotations`: DDP compares the hook's annotations with the types themselves.
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,65 +13,141 @@ from torch.autograd import Variable
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from eagleray.compression.compressor import Compressor
+from eagleray import groups
+from eagleray.compression import state
+from eagleray.compression.automatic import Auto, Choice
+from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.engine import Engine, Job
-from eagleray.compression.stats import Stats
+from eagleray.compression.layout import Bucket, Layout
+from eagleray.compression.memory import Memory
+from eagleray.compression.optimizer import pair
+from eagleray.compression.stats import NonFinite, Stats
+from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
 from eagleray.groups import Group
+from eagleray.specs import validate
+from eagleray.specs.train import CompressionSpec
+
+_TIMEOUT_S = 600.0
 
 
 class Hook:
     """What `attach` returns: the stats and the state of one model's gradient exchange."""
 
-    def __init__(self, model: DistributedDataParallel, compressor: Compressor, group: Group, rehearse: bool):
+    def __init__(
+        self,
+        model: DistributedDataParallel,
+        compressor: Compressor,
+        group: Group,
+        layout: Layout,
+        *,
+        is_rehearsed: bool,
+        owns_group: bool,
+        keeps_each_rank: bool = False,
+    ):
+        self._group, self._owns_group, self._keeps_each_rank = group, owns_group, keeps_each_rank
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
-        self._keys: dict[tuple[int, ...], tuple[str, ...]] = {}
-        self._compressor = compressor
-        self._engine = Engine(compressor, group) if group.world_size > 1 else None
-        self._is_rehearsed = rehearse and compressor.is_encoded
+        self._buckets: dict[tuple[int, ...], Bucket] = {}
+        parameter = next((p for p in model.module.parameters() if p.requires_grad), None)
+        self.memory = Memory(layout, torch.device("cpu") if parameter is None else parameter.device)
+        self._engine = Engine(compressor, group, layout, self.memory)
+        self._is_rehearsed = is_rehearsed
         self._step = 1
+        self._loss_scale = 1.0
+
+    @property
+    def compressor(self) -> Compressor:
+        """What the engine exchanges with at the moment."""
+        return self._engine.compressor
+
+    def choice(self) -> Choice | None:
+        """What `auto` exchanges with, why, and the numbers; None with any other compressor."""
+        return self.compressor.choice() if isinstance(self.compressor, Auto) else None
 
     def stats(self) -> Stats:
         """Sums over all buckets and steps of this rank."""
-        return Stats() if self._engine is None else self._engine.stats
+        return self._engine.stats
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a later run needs to go on: the casts of today keep nothing but their name."""
-        return {"version": 1, "compressor": self._compressor.name}
+    def bucket_stats(self) -> dict[tuple[str, ...], Stats]:
+        """The same by bucket, of those that DDP has at the moment; a key is the parameters' names."""
+        return dict(self._engine.buckets)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state; another compressor's is fine.
+    def non_finite(self) -> NonFinite:
+        """How many steps had a gradient that was not finite on some rank; the same on all ranks."""
+        return self._engine.non_finite
 
-        Raises: InputError: it was written by a later version.
+    def set_loss_scale(self, scale: float) -> None:
+        """Say by how much the next gradients are multiplied, as by a gradient scaler: residuals are not."""
+        self._loss_scale = scale
+
+    def use(self, compressor: Compressor, from_step: int) -> None:
+        """Exchange with another compressor from that synchronised backward pass on (`step` is the next).
+
+        All ranks must call it with the same, before that pass begins. Residuals stay.
         """
-        if state.get("version") != 1:
-            raise InputError(
-                f"the compression state has version {state.get('version')!r}, this code reads version 1; "
-                "use the newer eagleray, or start from the weights with training.init_from"
-            )
+        self._engine.use(compressor, from_step)
+
+    @property
+    def step(self) -> int:
+        """Number of the next synchronised backward pass; the first is 1."""
+        return self._step
+
+    def collect_state(self) -> dict[str, Any] | None:
+        """What a later run needs to go on, on rank 0 and on the CPU; None on the others.
+
+        All ranks must call it, between two backward passes: they send each other what they still owe.
+
+        Raises: PeerLost: another rank stopped answering.
+        """
+        number, compressor = self._step, self.compressor
+
+        def collect(wire: Wire) -> dict[str, Any] | None:
+            per_rank = self._keeps_each_rank
+            return state.finish(state.collect(self.memory, wire, number, compressor.name, per_rank=per_rank))
+
+        collected = self._engine.call(collect)
+        if collected is not None and isinstance(compressor, Auto):
+            collected["automatic"] = compressor.state_dict()
+        return collected
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Take a state before the first step, of any number of ranks and any compressor; all must load it.
+
+        Returns what did not go over, in sentences.
+
+        Raises: InputError: it is of another model, or was written by a later version.
+        """
+        compressor = self.compressor
+        notes = state.load(
+            state_dict,
+            self.memory,
+            compressor.name,
+            rank=self._group.rank,
+            world_size=self._group.world_size,
+        )
+        if state_dict.get("automatic") is not None and isinstance(compressor, Auto):
+            compressor.load_state_dict(state_dict["automatic"])
+        return notes
 
     def close(self) -> None:
-        """End the engine's thread; the group is the caller's. Twice is fine."""
-        if self._engine is not None:
-            self._engine.close()
+        """End the engine's thread, and the group if `attach` made it. Twice is fine."""
+        self._engine.close()
+        if self._owns_group:
+            groups.close(self._group)
 
     def _exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
         """The future mean of the bucket's gradient, in the bucket's own buffer."""
         gradient = bucket.buffer()
         is_cuda = gradient.is_cuda
         future: Future[Tensor] = Future(devices=[gradient.device]) if is_cuda else Future()
-        step = self._step
+        step = Step(self._step, bucket.index(), self._loss_scale)
         if bucket.is_last():
             self._step += 1
-        if self._engine is None:
-            if self._is_rehearsed:
-                payload = torch.empty_like(gradient, dtype=self._compressor.dtype)
-                self._compressor.encode(gradient, payload)
-                self._compressor.decode(payload, gradient)
+        if self._group.world_size == 1 and not self._is_rehearsed:
             future.set_result(gradient)
             return future
         ready = torch.cuda.current_stream(gradient.device).record_event() if is_cuda else None
-        job = Job(self._key(bucket), gradient, step, bucket.index(), future, ready)
+        job = Job(self._bucket(bucket), gradient, step, future, ready, bucket.is_last())
         self._engine.submit(job)
         return self._watch(job) if bucket.is_last() else future
 
@@ -95,38 +173,87 @@ class Hook:
             return job.future.then(checked)
         return job.future
 
-    def _key(self, bucket: dist.GradBucket) -> tuple[str, ...]:
+    def _bucket(self, bucket: dist.GradBucket) -> Bucket:
+        """Which parameters lie where in the buffer: one behind the other, in DDP's order."""
         parameters = bucket.parameters()
         ids = tuple(map(id, parameters))
-        key = self._keys.get(ids)
-        if key is None:
-            key = self._keys[ids] = tuple(self._names[parameter] for parameter in parameters)
-        return key
+        found = self._buckets.get(ids)
+        if found is None:
+            places = tuple(self._engine.layout.places[self._names[parameter]] for parameter in parameters)
+            starts, end = [], 0
+            for place in places:
+                starts.append(end)
+                end += place.numel
+            found = self._buckets[ids] = Bucket(places, tuple(starts))
+            assert found.numel == bucket.buffer().numel(), "DDP pads its buckets"
+        return found
 
 
 def attach(
-    model: DistributedDataParallel, compressor: Compressor, group: Group, *, rehearse: bool = False
+    model: DistributedDataParallel,
+    compression: CompressionSpec | Compressor | str = "none",
+    group: Group | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    rehearse: bool | None = None,
 ) -> Hook:
-    """Send the model's gradients through `compressor` over `group`; afterwards backward gives their mean.
+    """Send the model's gradients compressed; afterwards backward gives their mean over the ranks.
 
-    The model's communication hook is taken: DDP has one. `group` must have the model's ranks and be used by
-    nothing else while the model trains. With `rehearse` a rank that is alone, and sends nothing, gets the
-    gradient that the format would have left of it.
+    All ranks must call it. The model's communication hook is taken: DDP has one.
+
+    Args:
+        model: its parameters that require a gradient are exchanged.
+        compression: a spec, a compressor, or the name of a kind.
+        group: has the model's ranks and is used by nothing else while the model trains; it is the caller's to
+            close. None: a new one, over gloo or NCCL as the model's device wants.
+        optimizer: what takes the steps: `auto` leaves out what does not suit it; onebit_adam and fourbit_adam
+            need a MomentumAdam. None: not known.
+        rehearse: a rank that is alone, and sends nothing, gets the gradient that compression would have left
+            of it. None: as the spec says.
 
     Raises:
-        InputError: the model has mixed_precision, or a hook already, or shares `group` for its own messages.
+        SpecError: there is no such kind.
+        InputError: the model has mixed_precision, or a hook already, or shares `group` for its own messages;
+            `keep_dense` names no parameter; compression and optimizer do not fit; or another rank has another
+            model or other compression.
+        PeerLost: another rank did not come.
     """
+    if isinstance(compression, str):
+        compression = validate(CompressionSpec, {"kind": compression}, name="compression")
+    if isinstance(compression, CompressionSpec):
+        settings, compressor = compression, make_compressor(compression)
+    else:
+        settings, compressor = CompressionSpec(), compression
+    meet = compressor.pair if isinstance(compressor, Auto) else partial(pair, compressor)
+    meet(optimizer, dict(model.module.named_parameters()))
     if model.mixed_precision is not None:
         raise InputError(
             "DDP(mixed_precision=...) has a communication hook of its own, so no compressor can be attached; "
             "leave it out and use torch.autocast"
         )
-    if model.find_unused_parameters and model.process_group is group.process_group and group.world_size > 1:
+    owns_group = group is None
+    if group is None:
+        backend = "nccl" if next(model.module.parameters()).is_cuda else "gloo"
+        group = groups.new_group("gradients", backend=backend, timeout_s=_TIMEOUT_S)
+    elif model.find_unused_parameters and model.process_group is group.process_group and group.world_size > 1:
         raise InputError(
             "DDP(find_unused_parameters=True) sends messages of its own in the middle of backward; "
             f"give DDP another process_group than the engine's ({group.name!r})"
         )
-    hook = Hook(model, compressor, group, rehearse)
+    layout = _layout(model, settings, group.world_size)
+    if group.world_size > 1:
+        groups.quicken(group)
+        Wire(group).agree(f"compression {compressor.name}", layout.digest, layout.numel)
+    is_rehearsed = (settings.rehearse if rehearse is None else rehearse) and compressor.is_lossy
+    hook = Hook(
+        model,
+        compressor,
+        group,
+        layout,
+        is_rehearsed=is_rehearsed,
+        owns_group=owns_group,
+        keeps_each_rank=settings.residuals == "per_rank",
+    )
     try:
         model.register_comm_hook(hook, Hook._exchange)
     except RuntimeError as error:
@@ -135,3 +262,19 @@ def attach(
             f"this model has a communication hook already, and DDP takes one only: {error}"
         ) from error
     return hook
+
+
+def _layout(model: DistributedDataParallel, spec: CompressionSpec, world_size: int) -> Layout:
+    named = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
+    unknown = set(spec.keep_dense).difference(name for name, _ in named)
+    if unknown:
+        raise InputError(
+            f"compression.keep_dense: the model trains no {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(name for name, _ in named[:20])}{', ...' if len(named) > 20 else ''}"
+        )
+    return Layout(
+        ((name, parameter.shape) for name, parameter in named),
+        world_size=world_size,
+        dense_below=spec.dense_below,
+        keep_dense=spec.keep_dense,
+    )

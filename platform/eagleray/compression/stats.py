@@ -10,17 +10,49 @@ class Stats:
     """Sums of one rank since its hook was attached."""
 
     sent_bytes: int = 0
-    """Handed to the exchange: 2 (n-1)/n of the payload's size for n ranks, rounded up to whole bytes."""
+    """Handed to sends, headers included (of a sum by the backend: 2 (n-1)/n of its size)."""
+    payload_bytes: int = 0
+    """The same without headers."""
     uncompressed_bytes: int = 0
-    """The same formula for the gradient in its own dtype: what a plain ring all-reduce would have sent."""
+    """What a plain ring all-reduce of the gradients in their own dtype would have sent."""
     num_buckets: int = 0
     """Buckets exchanged."""
     encode_s: float = 0.0
     exchange_s: float = 0.0
     decode_s: float = 0.0
-    """Times are of the engine's thread; on CUDA they are launch times only."""
+    """Times are of the engine's thread: up to the first wait, in waits, and in between and after. On CUDA
+    they are launch times only."""
+    relative_error: float = 0.0
+    """|e| / |g + e| of the step that was last sampled: the residual's norm to that of what was to be sent."""
+    probe_bytes: int = 0
+    """What `auto` sent to measure the link; not in `sent_bytes`, nor its time in the others."""
+
+    def plus(self, more: Stats) -> Stats:
+        """The sums of both; the relative error is the later one, if it has one."""
+        return Stats(
+            sent_bytes=self.sent_bytes + more.sent_bytes,
+            payload_bytes=self.payload_bytes + more.payload_bytes,
+            uncompressed_bytes=self.uncompressed_bytes + more.uncompressed_bytes,
+            num_buckets=self.num_buckets + more.num_buckets,
+            encode_s=self.encode_s + more.encode_s,
+            exchange_s=self.exchange_s + more.exchange_s,
+            decode_s=self.decode_s + more.decode_s,
+            relative_error=more.relative_error or self.relative_error,
+            probe_bytes=self.probe_bytes + more.probe_bytes,
+        )
+
+    @property
+    def ratio(self) -> float:
+        """Compression ratio: uncompressed bytes / sent bytes; 1 where nothing was sent."""
+        return self.uncompressed_bytes / self.sent_bytes if self.sent_bytes else 1.0
 
 
-def ring_bytes(payload_bytes: int, world_size: int) -> int:
-    """Bytes that each rank sends to sum a payload over all ranks: reduce-scatter, then all-gather."""
-    return -(-2 * (world_size - 1) * payload_bytes // world_size)
+@dataclass(frozen=True)
+class NonFinite:
+    """Steps with a gradient that was not finite on some rank; the same on all ranks."""
+
+    in_a_row: int = 0
+    """Up to the last step; 0 where that was finite."""
+    total: int = 0
+    parameter: str | None = None
+    """Of the last such step."""

@@ -77,6 +77,7 @@ def training_panels() -> tuple[Panel, ...]:
         _stat("Nodes", gauge(f"{train}nodes")),
         _stat("Recoveries", total(f"{train}recoveries_total")),
         _stat("Redone steps", total(f"{train}redone_steps_total")),
+        _stat("Skipped steps", total(f"{train}skipped_steps_total")),
         _lines(
             "Loss",
             gauge(f"{train}loss", "{{run}} training"),
@@ -88,6 +89,7 @@ def training_panels() -> tuple[Panel, ...]:
         _lines(
             "Gradient bytes per second",
             rate(sent, "{{run}} sent"),
+            rate(f"{train}payload_bytes_total", "{{run}} payload"),
             rate(uncompressed, "{{run}} uncompressed"),
             unit="Bps",
         ),
@@ -97,6 +99,15 @@ def training_panels() -> tuple[Panel, ...]:
             unit="suffix:x",
             description="Uncompressed bytes over sent bytes; 1 where nothing is compressed.",
         ),
+        _lines("Relative error of compression", gauge(f"{train}relative_error")),
+        _lines(
+            "Gradient engine",
+            rate(f"{train}codec_seconds_total", "{{run}} codec"),
+            rate(f"{train}exchange_seconds_total", "{{run}} network"),
+            unit="percentunit",
+            description="Share of the time.",
+        ),
+        _lines("Link use per worker", gauge(f"{train}link_bytes_per_second"), unit="Bps"),
         _lines(
             "World size and nodes",
             gauge(f"{train}workers", "{{run}} workers"),
@@ -137,7 +148,7 @@ def _lines(title: str, *queries: Query, unit: str = "", description: str = "") -
 
 
 def _stat(title: str, query: Query) -> Panel:
-    return Panel(title, "stat", (query,), "short", width=6, height=4)
+    return Panel(title, "stat", (query,), "short", width=4, height=4)
 
 
 def _unit(query: Query) -> str:

@@ -38,6 +38,12 @@ class _Point:
 
 
 @dataclass(frozen=True)
+class _Tag:
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
 class _Artifact:
     path: Path
     folder: str
@@ -81,12 +87,13 @@ class Tracker:
         self._uri, self._experiment, self._artifact_root = uri, experiment, artifact_root
         self._spill, self._warn = spill, warn
         self._flush_s, self._retry_s = flush_s, retry_s
-        self._queue: queue.SimpleQueue[_Point | _Artifact | Status] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Point | _Tag | _Artifact | Status] = queue.SimpleQueue()
         self._start: _Start | None = None
         self._thread: threading.Thread | None = None
         self._client: Any = None
         self._run_id: str | None = None
         self._points: list[_Point] = []
+        self._tags: list[_Tag] = []
         self._artifacts: list[_Artifact] = []
         self._last_error: str | None = None
         self._next_try = 0.0
@@ -127,6 +134,10 @@ class Tracker:
         now_ms = int(time.time() * 1000)
         for name, value in metrics.items():
             self._queue.put(_Point(name[:_MAX_KEY], float(value), step, now_ms))
+
+    def tag(self, name: str, value: str) -> None:
+        """Queue a tag; one of the same name is replaced. Returns at once."""
+        self._queue.put(_Tag(name[:_MAX_KEY], value[:_MAX_TAG]))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Queue a file, which must stay until `finish` has returned; returns at once."""
@@ -169,6 +180,8 @@ class Tracker:
                 return item
             if isinstance(item, _Artifact):
                 self._artifacts.append(item)
+            elif isinstance(item, _Tag):
+                self._tags.append(item)
             else:
                 self._points.append(item)
         return None
@@ -217,6 +230,9 @@ class Tracker:
             metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in batch]
             self._client.log_batch(self._run_id, metrics=metrics)
             del self._points[: len(batch)]
+        while self._tags:
+            self._client.set_tag(self._run_id, self._tags[0].name, self._tags[0].value)
+            del self._tags[0]
         while self._artifacts:
             artifact = self._artifacts[0]
             if artifact.path.exists():
@@ -242,6 +258,7 @@ class Tracker:
                 self._spill.write_text("".join(lines))
                 kept = f", kept in {self._spill}"
             self._troubles.append(f"{len(self._points)} metric values{kept}")
+        self._troubles += [f"tag {tag.name}" for tag in self._tags]
         self._troubles += [f"artifact {artifact.path.name}" for artifact in self._artifacts]
 
 

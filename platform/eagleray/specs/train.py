@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eagleray.specs.base import ExistingPath, FileSpec, Name, Spec, located
 from eagleray.specs.data import DataSpec, TableData
@@ -110,13 +111,83 @@ class StepSchedule(_Schedule):
 ScheduleSpec = Annotated[ConstantSchedule | CosineSchedule | StepSchedule, Field(discriminator="kind")]
 
 
-class CompressionSpec(Spec):
-    """How gradients are sent."""
+ADAM_PAIRS = ("onebit_adam", "fourbit_adam")
+"""Kinds of compression that send Adam's momentum, and so need it."""
 
-    kind: Literal["none", "fp16", "bf16"] = "none"
+
+Kind = Literal[
+    "none",
+    "fp16",
+    "bf16",
+    "int8",
+    "int4",
+    "int8_ring",
+    "topk",
+    "randomk",
+    "powersgd",
+    "onebit_adam",
+    "fourbit_adam",
+    "auto",
+]
+"""Of compression: those that come with Eagleray."""
+_OWN_KIND = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+OwnKind = Annotated[str, Field(pattern=_OWN_KIND)]
+
+
+class CompressionSpec(Spec):
+    """How gradients are sent. Norms, biases and small parameters always travel uncompressed."""
+
+    kind: Kind | OwnKind = "auto"
+    """`auto` measures the network and chooses, among what `fidelity` and the optimizer allow. `module:name`
+    is a compressor of your own (docs/compression.md), in the spec's `code` or installed."""
+    fidelity: Literal["exact", "high", "medium", "low"] = "high"
+    """How much `auto` may lose: exact: nothing; high: bf16, fp16, int8, int8_ring too; medium: int4,
+    onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too. Training in
+    float64 is exact whatever this says."""
+    block_size: int | None = Field(default=None, ge=8, le=4096)
+    """Elements that share a scale, a power of two (int8, int4, int8_ring and the Adam pairs). Where not
+    given: 256, and 128 for four bits."""
+    ratio: float = Field(default=0.01, gt=0, lt=1)
+    """Share of the elements that is sent (topk, randomk)."""
+    rank: int = Field(default=4, ge=1)
+    """Of the factors that stand for a matrix (powersgd)."""
+    warmup_steps: int | None = Field(default=None, ge=0)
+    """Steps that send more than later ones: topk grows sparse, powersgd starts uncompressed, the Adam pairs
+    settle their variance. Where not given: what suits the kind."""
+    momentum_correction: bool = False
+    """topk sends the momentum's largest elements instead of the gradient's; the optimizer's own momentum must
+    then be 0."""
+    residuals: Literal["mean", "per_rank"] = "mean"
+    """What a checkpoint keeps of the errors that are still to be sent: their mean over the workers, for any
+    number of workers, or each worker's own, for a resumed run that is equal to the last bit at the same
+    number."""
+    dense_below: int = Field(default=1024, ge=0)
+    """Parameters of fewer elements travel uncompressed."""
+    keep_dense: tuple[str, ...] = ()
+    """Names of more parameters that do."""
+    max_skipped_steps: int = Field(default=3, ge=1)
+    """A step whose gradient is not finite on some worker is skipped by all; with so many in a row the run
+    ends and names the parameter. (With precision fp16 steps are skipped until the gradient scaler's scale
+    fits; there it ends where the scale falls below 1.)"""
     rehearse: bool = False
     """One worker alone sends nothing. With this it encodes and decodes its gradients all the same, so that a
     search over formats sees what they do to the result."""
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        """One sentence in place of one for each half of the union."""
+        if value not in get_args(Kind) and not (isinstance(value, str) and re.match(_OWN_KIND, value)):
+            known = ", ".join(map(repr, get_args(Kind)))
+            raise ValueError(f"input should be {known}, or 'module:name' of your own (found {value!r})")
+        return value
+
+    @field_validator("block_size")
+    @classmethod
+    def _power_of_two(cls, value: int | None) -> int | None:
+        if value is not None and value & (value - 1):
+            raise ValueError(f"{value} is not a power of two; blocks have to fill tiles of 4096 elements")
+        return value
 
 
 class EarlyStopping(Spec):
@@ -237,6 +308,7 @@ class TrainSpec(FileSpec):
             raise ValueError("early_stopping needs data.split.validation above 0")
         if isinstance(self.data, TableData):
             self._check_loss(self.data)
+        self._check_compression()
         steps, warmup = self.training.steps, self.schedule.warmup_steps
         if steps is not None and warmup > steps:
             sentence = (
@@ -255,6 +327,30 @@ class TrainSpec(FileSpec):
                 'input_kind = "text", or take [completion] out'
             )
             raise located([(("completion",), sentence, None)])
+
+    def _check_compression(self) -> None:
+        kind, optimizer = self.compression.kind, self.optimizer
+        if kind in ADAM_PAIRS and optimizer.kind == "sgd":
+            sentence = (
+                f"{kind!r} sends Adam's momentum, and optimizer.kind is 'sgd'; use adam or adamw there, or "
+                "another compression"
+            )
+            raise located([(("compression", "kind"), sentence, kind)])
+        if not self.compression.momentum_correction:
+            return
+        name, momentum = (
+            ("momentum", optimizer.momentum) if optimizer.kind == "sgd" else ("betas[0]", optimizer.betas[0])
+        )
+        sentence = None
+        if kind != "topk":
+            sentence = f"only topk has a momentum of its own, and compression.kind is {kind!r}; leave it out"
+        elif momentum > 0:
+            sentence = (
+                f"topk then has the momentum, so optimizer.{name} ({momentum:g}) would be a second one; "
+                "set it to 0"
+            )
+        if sentence is not None:
+            raise located([(("compression", "momentum_correction"), sentence, True)])
 
     def _check_loss(self, data: TableData) -> None:
         kind = "tokens" if data.target is None else data.target_kind

@@ -10,17 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eagleray import device
 from eagleray.data import Shard
-from eagleray.errors import TrainingError
 from eagleray.training.evaluate import evaluate
 from eagleray.training.optimizers import learning_rate, set_learning_rate
 from eagleray.training.parts import Parts
 from eagleray.training.progress import Progress
+from eagleray.training.stepping import Buffers, skip_note, take_step
 from eagleray.training.telemetry import Sink
 
 LOG_EVERY_STEPS = 20
@@ -33,23 +34,28 @@ def train(parts: Parts, progress: Progress, sink: Sink, commit: Callable[[Progre
     `checkpoint.every_steps` steps and at the end, on all ranks at the same step.
 
     Raises:
-        TrainingError: a gradient is not finite; names the step and the parameter.
+        TrainingError: too many gradients in a row were not finite; names the step and the parameter.
         PeerLost: another rank stopped answering.
     """
     spec, total_steps = parts.spec, parts.total_steps
     if progress.step >= total_steps or progress.is_stopped_early:
         return progress
     meter, first_step = Meter(parts), progress.step + 1
+    buffers, skipped = Buffers(parts.module), 0
     shards = parts.loader.iterate(progress.consumed, parts.rank, parts.world_size)
     for shard in shards:
         step = progress.step + 1
         lr = learning_rate(spec.optimizer.lr, spec.schedule, step, total_steps)
         set_learning_rate(parts.optimizer, lr)
         seed_dropout(parts, step)
-        meter.add(backward(parts, shard), shard)
-        clip_and_check(parts, step)
-        parts.scaler.step(parts.optimizer)
-        parts.scaler.update()
+        buffers.keep()
+        loss_sums = backward(parts, shard)
+        skipped = take_step(parts, step, skipped)
+        if skipped:
+            buffers.restore()
+            if not parts.scaler.is_enabled():  # which looks for its scale in this way
+                sink.put("note", text=skip_note(parts, step, skipped))
+        meter.add(loss_sums, shard, is_skipped=skipped > 0)
         parts.optimizer.zero_grad(set_to_none=True)
         progress = progress.advanced(shard.consumed, shard.epoch)
         sink.at(step)
@@ -65,6 +71,7 @@ def train(parts: Parts, progress: Progress, sink: Sink, commit: Callable[[Progre
         if step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations):
             commit(progress)
     shards.close()
+    sink.put("buckets", step=progress.step, buckets=describe_buckets(parts))
     commit(progress)
     return progress
 
@@ -78,6 +85,8 @@ def backward(parts: Parts, shard: Shard) -> list[Tensor]:
     returns the mean over ranks: uneven shards and micro-batches then weigh each sample alike.
     """
     spec, scale = parts.spec, parts.world_size / shard.global_size
+    if parts.scaler.is_enabled():
+        parts.hook.set_loss_scale(parts.scaler.get_scale())
     arrays = (place_array(array, parts) for array in (shard.inputs, shard.targets, shard.weights))
     number = num_micro_batches(spec.training.accumulate, shard.global_size, parts.world_size)
     micro_batches = zip(*(array.tensor_split(number) for array in arrays), strict=True)
@@ -104,40 +113,23 @@ def num_micro_batches(accumulate: int, global_size: int, world_size: int) -> int
     return min(accumulate, max(1, global_size // world_size))
 
 
-def clip_and_check(parts: Parts, step: int) -> None:
-    """Clip the gradient's norm if asked.
-
-    The gradient is the ranks' mean, the same on all of them, so each finds by itself, and at the same step,
-    that it is not finite.
-
-    Raises:
-        TrainingError: it is not finite, and no gradient scaler skips the step (one that is below 1 has
-            skipped so many that the loss itself must be at fault).
-    """
-    parts.scaler.unscale_(parts.optimizer)
-    gradients = [p.grad for p in parts.module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    may_skip = parts.scaler.is_enabled() and parts.scaler.get_scale() >= 1
-    if not may_skip and not torch.isfinite(norm):
-        raise TrainingError(not_finite(parts, step))
-    if parts.spec.training.clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parts.module.parameters(), parts.spec.training.clip_norm, norm)
-
-
-def not_finite(parts: Parts, step: int) -> str:
-    """The sentence for a gradient that is not finite: where, and what to try."""
-    name = next(
-        (
-            name
-            for name, parameter in parts.module.named_parameters()
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ),
-        "(the norm overflowed)",
-    )
-    return (
-        f"step {step}: the gradient of {name} is not finite, so the loss is not either; "
-        f"lower optimizer.lr ({parts.spec.optimizer.lr:g}), set training.clip_norm, or look at the data"
-    )
+def describe_buckets(parts: Parts) -> list[dict[str, Any]]:
+    """What this rank's engine has done with each of DDP's buckets."""
+    return [
+        {
+            "first_parameter": names[0],
+            "num_parameters": len(names),
+            "relative_error": stats.relative_error,
+            "ratio": stats.ratio,
+            "num_exchanges": stats.num_buckets,
+            "sent_bytes": stats.sent_bytes,
+            "payload_bytes": stats.payload_bytes,
+            "uncompressed_bytes": stats.uncompressed_bytes,
+            "codec_seconds": stats.encode_s + stats.decode_s,
+            "exchange_seconds": stats.exchange_s,
+        }
+        for names, stats in parts.hook.bucket_stats().items()
+    ]
 
 
 def evaluate_and_judge(parts: Parts, progress: Progress, sink: Sink) -> Progress:
@@ -187,43 +179,76 @@ class Meter:
 
     def __init__(self, parts: Parts):
         self._parts = parts
+        self._chosen: tuple[str, int] | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._since = time.perf_counter()
-        self._num_steps = 0
+        self._num_steps = self._num_skipped = 0
         self._loss_sums: list[Tensor] = []
-        self._num_samples = 0
+        self._num_samples = self._num_trained = 0
         self._stats = self._parts.hook.stats()
 
-    def add(self, loss_sums: list[Tensor], shard: Shard) -> None:
-        """Count one step: this rank's loss sums, and the global batch."""
-        self._loss_sums += loss_sums
+    def add(self, loss_sums: list[Tensor], shard: Shard, *, is_skipped: bool) -> None:
+        """Count one step: this rank's loss sums, and the global batch, which a skipped step uses up too."""
         self._num_samples += shard.global_size
         self._num_steps += 1
+        if is_skipped:
+            self._num_skipped += 1
+        else:
+            self._loss_sums += loss_sums
+            self._num_trained += shard.global_size
 
     def report(self, sink: Sink, progress: Progress, lr: float) -> None:
         """Sum over the ranks, put a `step` record, and start again."""
-        stats = self._parts.hook.stats()
+        stats, before, n = self._parts.hook.stats(), self._stats, self._parts.world_size
         sums = self._parts.agreement.sum(
             {
-                "loss": float(torch.stack(self._loss_sums).double().sum()),
-                "sent_bytes": stats.sent_bytes - self._stats.sent_bytes,
-                "uncompressed_bytes": stats.uncompressed_bytes - self._stats.uncompressed_bytes,
+                "loss": float(torch.stack(self._loss_sums).double().sum()) if self._loss_sums else 0.0,
+                "sent_bytes": stats.sent_bytes - before.sent_bytes,
+                "payload_bytes": stats.payload_bytes - before.payload_bytes,
+                "uncompressed_bytes": stats.uncompressed_bytes - before.uncompressed_bytes,
+                "probe_bytes": stats.probe_bytes - before.probe_bytes,
+                "codec_s": stats.encode_s + stats.decode_s - before.encode_s - before.decode_s,
+                "exchange_s": stats.exchange_s - before.exchange_s,
+                "relative_error": stats.relative_error,
             }
         )
+        loss = {"loss": sums["loss"] / self._num_trained} if self._num_trained else {}
         sink.put(
             "step",
             step=progress.step,
             epoch=progress.epoch,
             consumed=progress.consumed,
             total_steps=self._parts.total_steps,
-            loss=sums["loss"] / self._num_samples,
+            **loss,
             learning_rate=lr,
             num_steps=self._num_steps,
             num_samples=self._num_samples,
+            skipped_steps=self._num_skipped,
             seconds=time.perf_counter() - self._since,
             sent_bytes=sums["sent_bytes"],
+            payload_bytes=sums["payload_bytes"],
             uncompressed_bytes=sums["uncompressed_bytes"],
+            probe_bytes=sums["probe_bytes"],
+            codec_seconds=sums["codec_s"] / n,
+            exchange_seconds=sums["exchange_s"] / n,
+            relative_error=sums["relative_error"] / n,
         )
+        self._tell_choice(sink, progress)
         self._reset()
+
+    def _tell_choice(self, sink: Sink, progress: Progress) -> None:
+        """Put a `compression` record where `auto` has chosen since the last report."""
+        choice = self._parts.hook.choice()
+        if choice is None or not choice.is_settled or self._chosen == (choice.kind, choice.step):
+            return
+        self._chosen = (choice.kind, choice.step)
+        sink.put(
+            "compression",
+            step=progress.step,
+            compressor=choice.kind,
+            reason=choice.reason,
+            predicted_s=dict(choice.predicted_s),
+            measured_s=dict(choice.measured_s),
+        )

@@ -8,11 +8,17 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from eagleray.specs.train import OptimizerSpec, ScheduleSpec
+from eagleray.compression.optimizer import MomentumAdam
+from eagleray.specs.train import ADAM_PAIRS, OptimizerSpec, ScheduleSpec
 
 
-def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer over `parameters`, one group, at the spec's learning rate."""
+def build_optimizer(
+    spec: OptimizerSpec, parameters: Iterable[nn.Parameter], *, compression: str = "none"
+) -> torch.optim.Optimizer:
+    """The optimizer over `parameters`, one group, at the spec's learning rate.
+
+    For a compression that sends Adam's momentum it is the Adam that understands it.
+    """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if spec.kind == "sgd":
         return torch.optim.SGD(
@@ -21,6 +27,15 @@ def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> 
             momentum=spec.momentum,
             nesterov=spec.nesterov,
             weight_decay=spec.weight_decay,
+        )
+    if compression in ADAM_PAIRS:
+        return MomentumAdam(
+            trainable,
+            lr=spec.lr,
+            betas=spec.betas,
+            eps=spec.eps,
+            weight_decay=spec.weight_decay,
+            decoupled_weight_decay=spec.kind == "adamw",
         )
     kind = torch.optim.AdamW if spec.kind == "adamw" else torch.optim.Adam
     return kind(trainable, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)

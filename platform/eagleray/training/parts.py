@@ -13,6 +13,7 @@ from eagleray import compression, data, device, groups, models
 from eagleray.errors import SpecError
 from eagleray.packaging import load_weights
 from eagleray.specs import Signature, TrainSpec
+from eagleray.specs.train import CompressionSpec
 from eagleray.training.agreement import Agreement
 from eagleray.training.optimizers import build_optimizer
 
@@ -80,6 +81,7 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         gradient_as_bucket_view=True,
         find_unused_parameters=spec.model.kind == "module",  # what a user's module uses is not known
     )
+    optimizer = build_optimizer(spec.optimizer, module.parameters(), compression=spec.compression.kind)
     return Parts(
         spec=spec,
         rank=gradients.rank,
@@ -89,13 +91,8 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         loader=loader,
         module=module,
         model=model,
-        hook=compression.attach(
-            model,
-            compression.make_compressor(spec.compression),
-            gradients,
-            rehearse=spec.compression.rehearse,
-        ),
-        optimizer=build_optimizer(spec.optimizer, module.parameters()),
+        hook=compression.attach(model, _compression(spec), gradients, optimizer=optimizer),
+        optimizer=optimizer,
         scaler=torch.amp.GradScaler(place.device.type, enabled=spec.training.precision == "fp16"),
         agreement=Agreement(votes),
         per_sample_loss=models.per_sample_loss(spec.loss),
@@ -115,6 +112,13 @@ def require_text(signature: Signature) -> None:
             f"completion: tokenizer 'bytes' has {needed} tokens, and the data's vocabulary_size is {found}; "
             "raise it, or take [completion] out of the spec"
         )
+
+
+def _compression(spec: TrainSpec) -> CompressionSpec:
+    """As the spec says; but who asks for float64 wants no gradient in eight bits."""
+    if spec.compression.kind == "auto" and spec.training.precision == "float64":
+        return spec.compression.model_copy(update={"fidelity": "exact"})
+    return spec.compression
 
 
 def _transform(spec: TrainSpec, dataset: data.Dataset) -> data.Transform | None:

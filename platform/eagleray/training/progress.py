@@ -12,7 +12,10 @@ from eagleray.specs.train import EarlyStopping
 
 @dataclass(frozen=True)
 class Progress:
-    """Position of a run. `consumed` is the data cursor: samples that took effect, over all epochs."""
+    """Position of a run. `consumed` is the data cursor: samples of all steps and epochs.
+
+    A step that was skipped, because its gradient was not finite, counts with its samples.
+    """
 
     step: int = 0
     consumed: int = 0

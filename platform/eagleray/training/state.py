@@ -30,10 +30,11 @@ def commit(
     started = time.perf_counter()
     if has_local_buffers(parts):
         parts.agreement.average_buffers(parts.module)
+    collected = parts.hook.collect_state()
     if parts.rank != 0:
         return None
     optimizer_tensors, optimizer_tree = flatten(parts.optimizer.state_dict())
-    compression_tensors, compression_tree = flatten(parts.hook.state_dict())
+    compression_tensors, compression_tree = flatten(collected)
     checkpoint = store.commit(
         progress.step,
         attempt=attempt,
@@ -62,10 +63,11 @@ def restore(parts: Parts, store: CheckpointStore, say: Callable[[str], None]) ->
     Args:
         parts: this rank's parts; module, optimizer, scaler and hook hold the checkpoint's state afterwards.
         store: the run's checkpoints.
-        say: takes one sentence for each damaged checkpoint.
+        say: takes one sentence for each damaged checkpoint, and for what of the compression does not fit.
 
     Raises:
         CheckpointError: it was made from other data.
+        InputError: its compression is of another model.
     """
     checkpoint = store.newest(say)
     if checkpoint is None:
@@ -74,7 +76,10 @@ def restore(parts: Parts, store: CheckpointStore, say: Callable[[str], None]) ->
     state = checkpoint.state
     parts.module.load_state_dict(checkpoint.tensors("weights"))
     parts.optimizer.load_state_dict(unflatten(checkpoint.tensors("optimizer"), state["optimizer"]))
-    parts.hook.load_state_dict(unflatten(checkpoint.tensors("compression"), state["compression"]))
+    for note in parts.hook.load_state_dict(
+        unflatten(checkpoint.tensors("compression"), state["compression"])
+    ):
+        say(note)
     if parts.scaler.is_enabled():
         parts.scaler.load_state_dict(state["scaler"])
     return Progress.from_json(state["progress"])

@@ -4,8 +4,12 @@ A record is a small dictionary of JSON values; no rank waits for the driver, and
 drains falls off the far end. `kind` is one of:
 
     phase        a point in time of the start-up: `name`
-    step         since the last one: `loss`, `learning_rate`, `num_steps`, `num_samples`, `seconds`,
-                 `sent_bytes`, `uncompressed_bytes`
+    step         since the last one: `loss` (where a step was taken), `learning_rate`, `num_steps`,
+                 `skipped_steps` of them, `num_samples`, `seconds`; over all ranks `sent_bytes`,
+                 `payload_bytes`, `uncompressed_bytes`, `probe_bytes`; of a rank, on average, `codec_seconds`,
+                 `exchange_seconds` (waits for the network), `relative_error` of what was last sent
+    compression  `auto` has chosen: `compressor`, `reason`, `predicted_s`, `measured_s`
+    buckets      at the end, of this rank: `buckets`, what was done with each of DDP's
     evaluation   `part` and its metrics
     commit       a checkpoint was committed: `seconds`
     note         a sentence for people: `text`

@@ -101,6 +101,14 @@ class FinishedRun:
         return dict(self.folder.read_json("evaluation.json")["metrics"])
 
     @property
+    def compression(self) -> str:
+        """Kind of the compression; of `auto` what it chose last, none for a worker alone."""
+        kind, choices = self.spec.compression.kind, self.report.get("compression_choices")
+        if choices:
+            return choices[-1]["compressor"]
+        return "none" if kind == "auto" and not self.report.get("sent_bytes") else kind
+
+    @property
     def code(self) -> Folder | None:
         """The user's own code; None where the model needs none."""
         return self.folder.child("code") if self.spec.model.kind == "module" else None
@@ -138,7 +146,7 @@ class FinishedRun:
                 run_id=self.run_id,
                 dataset_digest=self.report["dataset_digest"],
                 code_version=code_version(),
-                compression=self.spec.compression.kind,
+                compression=self.compression,
                 search=search or self.report.get("search"),
                 parent=parent,
                 created_at=time.time(),

@@ -14,10 +14,11 @@ from eagleray.registry.tracking import Tracker
 from eagleray.training.attempts import note_attempt
 from eagleray.training.observer import START, WorkerInfo
 from eagleray.training.telemetry import Record
-from eagleray.workflows.report import Account, Recovery
+from eagleray.workflows.report import Account, Recovery, sent
 from eagleray.workflows.words import clock, count
 
 LINE_EVERY_S = 1.0
+_COUNTED = ("sent_bytes", "payload_bytes", "uncompressed_bytes", "codec_seconds", "exchange_seconds")
 SEGMENT_EVERY_S = 10.0
 
 
@@ -112,26 +113,50 @@ class RunMonitor:
             self.tracker.log(values, record["step"])
             for name, value in values.items():
                 self._emitter.set(f"eagleray_train_{name}", value, self._labels)
+        elif kind == "compression":
+            self._say(record["reason"])
+            self.tracker.tag("eagleray.compression", record["compressor"])
+            self.tracker.tag("eagleray.compression.reason", record["reason"])
         elif kind == "commit":
             self._emitter.set("eagleray_train_checkpoint_seconds", record["seconds"], self._labels)
 
     def _export_step(self, record: Record) -> None:
-        rate = record["num_samples"] / record["seconds"]
         step_s = record["seconds"] / record["num_steps"]
+        loss = {"loss": record["loss"]} if "loss" in record else {}
         values = {
-            "loss": record["loss"],
+            **loss,
             "learning_rate": record["learning_rate"],
-            "samples_per_second": rate,
+            "samples_per_second": record["num_samples"] / record["seconds"],
+            **self._compression(record),
         }
-        self.tracker.log({**values, "sent_mb": self.account.sent_bytes / 1e6}, record["step"])
+        totals = {
+            "compression_ratio": self.account.compression_ratio,
+            "sent_mb": self.account.sent_bytes / 1e6,
+            "payload_mb": self.account.payload_bytes / 1e6,
+            "codec_seconds": self.account.codec_seconds,
+            "exchange_seconds": self.account.exchange_seconds,
+            "skipped_steps": self.account.skipped_steps,
+        }
+        self.tracker.log({**values, **totals}, record["step"])
         for name, value in {**values, "step_seconds": step_s}.items():
             self._emitter.set(f"eagleray_train_{name}", value, self._labels)
-        self._emitter.add("eagleray_train_steps_total", record["num_steps"], self._labels)
-        self._emitter.add("eagleray_train_samples_total", record["num_samples"], self._labels)
-        self._emitter.add("eagleray_train_sent_bytes_total", record["sent_bytes"], self._labels)
-        self._emitter.add(
-            "eagleray_train_uncompressed_bytes_total", record["uncompressed_bytes"], self._labels
-        )
+        counters = {
+            "steps": record["num_steps"],
+            "skipped_steps": record.get("skipped_steps", 0),
+            "samples": record["num_samples"],
+            **{name: record.get(name, 0) for name in _COUNTED},
+        }
+        for name, value in counters.items():
+            self._emitter.add(f"eagleray_train_{name}_total", value, self._labels)
+
+    def _compression(self, record: Record) -> dict[str, float]:
+        """How the gradients went, as numbers of one time."""
+        if not record["sent_bytes"]:
+            return {}
+        return {
+            "relative_error": record.get("relative_error", 0.0),
+            "link_bytes_per_second": record["sent_bytes"] / max(1, len(self._workers)) / record["seconds"],
+        }
 
     def _step_line(self, record: Record) -> str:
         """One line of progress, for a log or a terminal."""
@@ -141,7 +166,7 @@ class RunMonitor:
         parts = [
             f"step {step}/{total} ({100 * step // total} %)",
             f"epoch {record['epoch'] + 1}",
-            f"loss {record['loss']:.4f}",
+            f"loss {record['loss']:.4f}" if "loss" in record else "no step taken",
         ]
         if "validation_accuracy" in self.account.latest:
             parts.append(f"validation accuracy {self.account.latest['validation_accuracy']:.2%}")
@@ -151,7 +176,7 @@ class RunMonitor:
             f"{count(len(self._workers), 'worker')} on {count(nodes, 'node')}",
         ]
         if self.account.sent_bytes:
-            parts.append(sent(self.account))
+            parts.append(sent(self.account.sent_bytes, self.account.uncompressed_bytes))
         return "  ".join(parts)
 
     def _describe(self, rank: int) -> str:
@@ -220,12 +245,6 @@ def read_history(folder: Folder) -> list[dict[str, float]]:
 def root_ranks(failures: Mapping[int, Exception]) -> list[int]:
     """The ranks that failed by themselves, not because another did; all where none did."""
     return [rank for rank, failure in failures.items() if not isinstance(failure, PeerLost)] or list(failures)
-
-
-def sent(account: Account) -> str:
-    """For instance "sent 12.3 MB (2.0x less)"."""
-    less = f" ({account.compression_ratio:.1f}x less)" if account.compression_ratio > 1 else ""
-    return f"sent {account.sent_bytes / 1e6:.1f} MB{less}"
 
 
 def is_death(failure: Exception) -> bool:

@@ -67,8 +67,21 @@ class Account:
     step_at: float = 0.0
     samples: int = 0
     step_seconds: float = 0.0
+    skipped_steps: int = 0
+    """Of those taken and those redone: a gradient was not finite."""
     sent_bytes: float = 0.0
+    payload_bytes: float = 0.0
     uncompressed_bytes: float = 0.0
+    probe_bytes: float = 0.0
+    """What `auto` sent to measure the link."""
+    codec_seconds: float = 0.0
+    """Of one worker, on average."""
+    exchange_seconds: float = 0.0
+    """In which one worker's engine waited for the network, on average."""
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    """What `auto` has chosen, one after the other."""
+    buckets: list[dict[str, Any]] = field(default_factory=list)
+    """What rank 0's engine has done with each of DDP's."""
     num_commits: int = 0
     commit_seconds: float = 0.0
     latest: dict[str, float] = field(default_factory=dict)
@@ -101,6 +114,10 @@ class Account:
             self._take_step(record)
         elif kind == "evaluation":
             self._remember(record["step"], _numbers(record, without=("step", "time")))
+        elif kind == "compression":
+            self.choices.append({key: value for key, value in record.items() if key not in ("kind", "time")})
+        elif kind == "buckets":
+            self.buckets = record["buckets"]
         elif kind == "commit":
             self.num_commits += 1
             self.commit_seconds += record["seconds"]
@@ -114,14 +131,20 @@ class Account:
         self._reach(record)
         self.samples += record["num_samples"]
         self.step_seconds += record["seconds"]
+        self.skipped_steps += record.get("skipped_steps", 0)
         self.sent_bytes += record["sent_bytes"]
+        self.payload_bytes += record.get("payload_bytes", 0.0)
         self.uncompressed_bytes += record["uncompressed_bytes"]
+        self.probe_bytes += record.get("probe_bytes", 0.0)
+        self.codec_seconds += record.get("codec_seconds", 0.0)
+        self.exchange_seconds += record.get("exchange_seconds", 0.0)
+        loss = {"loss": record["loss"]} if "loss" in record else {}
         if self.first_loss is None:
-            self.first_loss = record["loss"]
+            self.first_loss = record.get("loss")
         rate = record["num_samples"] / record["seconds"]
         self._remember(
             record["step"],
-            {"loss": record["loss"], "learning_rate": record["learning_rate"], "samples_per_second": rate},
+            {**loss, "learning_rate": record["learning_rate"], "samples_per_second": rate},
         )
 
     def _reach(self, record: Record) -> None:
@@ -168,14 +191,32 @@ class Account:
             "steps": self.step,
             "samples": self.samples,
             "step_seconds": self.step_seconds,
+            "skipped_steps": self.skipped_steps,
             "sent_bytes": self.sent_bytes,
+            "payload_bytes": self.payload_bytes,
             "uncompressed_bytes": self.uncompressed_bytes,
             "compression_ratio": self.compression_ratio,
+            "probe_bytes": self.probe_bytes,
+            "codec_seconds": self.codec_seconds,
+            "exchange_seconds": self.exchange_seconds,
+            "compression_choices": self.choices,
+            "buckets": self.buckets,
             "num_commits": self.num_commits,
             "commit_seconds": self.commit_seconds,
             "first_loss": self.first_loss,
             "metrics": self.latest,
         }
+
+
+def sent(sent_bytes: float, uncompressed_bytes: float) -> str:
+    """For instance "sent 1.2 GB instead of 9.4 GB"."""
+    instead = f" instead of {size(uncompressed_bytes)}" if uncompressed_bytes > sent_bytes > 0 else ""
+    return f"sent {size(sent_bytes)}{instead}"
+
+
+def size(num_bytes: float) -> str:
+    """For instance "12.3 MB" or "1.2 GB"."""
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 999.95e6 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _numbers(record: Record, without: Sequence[str]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.connecting import connect
 from eagleray.workflows.lock import RunLock
-from eagleray.workflows.report import Account
+from eagleray.workflows.report import Account, sent
 from eagleray.workflows.reporting import reporting
 
 EXPERIMENT = "eagleray"
@@ -265,12 +265,8 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
         f"run {run.run_id}: {report['status'].lower()} after {report['seconds']:.1f} s, "
         f"{report['steps']} steps",
         f"  first step {report['submit_to_first_step_s']:.1f} s after submission: {spans}",
+        *_gradients(run, report),
     ]
-    if report["sent_bytes"]:  # one worker alone sends nothing
-        lines.append(
-            f"  sent {report['sent_bytes'] / 1e6:.1f} MB of gradients as {run.spec.compression.kind}, "
-            f"{report['compression_ratio']:.2f}x less than uncompressed"
-        )
     lines += [
         f"  lost rank {', '.join(map(str, recovery['ranks']))} after step {recovery['lost_step']}; "
         + _way_back(recovery, is_last=recovery is report["recoveries"][-1])
@@ -280,6 +276,20 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
         f"  {name} {value:.4f}" for name, value in report["metrics"].items() if name.startswith("test_")
     ]
     return [*lines, f"  files in {run.folder.url}"]
+
+
+def _gradients(run: Run, report: Mapping[str, Any]) -> list[str]:
+    """How the gradients were sent, and how many steps had none that was finite."""
+    kind, choices = run.spec.compression.kind, report["compression_choices"]
+    how = f"{kind} ({choices[-1]['compressor']})" if choices else kind
+    ratio = f", {report['compression_ratio']:.2f}x less" if report["compression_ratio"] > 1 else ""
+    amount = sent(report["sent_bytes"], report["uncompressed_bytes"])
+    sends = report["sent_bytes"] > 0  # a worker alone does not
+    lines = [f"  gradients as {how}: {amount}{ratio}"] if sends else []
+    lines += [f"  step {choice['step']}: {choice['reason']}" for choice in choices[-1:]]
+    if report["skipped_steps"]:
+        lines.append(f"  {report['skipped_steps']} steps skipped: a gradient was not finite")
+    return lines
 
 
 def _way_back(recovery: Mapping[str, Any], *, is_last: bool) -> str:

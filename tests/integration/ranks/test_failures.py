@@ -12,9 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.compression import engine
-from eagleray.errors import PeerLost, TrainingError
+from eagleray.errors import InputError, PeerLost, TrainingError
 from eagleray.specs.train import CompressionSpec
-from integration.ranks.checks import Net, batch
+from integration.ranks.checks import Net, batch, spec_of
 from integration.ranks.kills import training_world
 from support.worlds import run_world
 
@@ -84,7 +84,7 @@ def waiting_for_nobody(rank, world_size):
     thread = threading.Thread(target=backward)
     thread.start()
     deadline = time.monotonic() + 60
-    while not hook._engine._exchanges:  # made just before the first exchange
+    while not hook._engine._plans:  # made just before the first exchange
         assert time.monotonic() < deadline
         time.sleep(0.001)
     engine._JOIN_S = 0.2
@@ -103,13 +103,17 @@ def test_closing_while_a_peer_never_comes():
 class Broken:
     """A compressor with a fault of its own."""
 
-    name, is_encoded, dtype = "broken", True, torch.float16
+    name, keeps_dtype, is_lossy = "broken", True, True
 
-    def encode(self, gradient, payload):
+    def bind(self, layout, wire, memory):
+        pass
+
+    def plan(self, bucket, device):
+        return self
+
+    def run(self, gradient, step):
+        yield
         raise ZeroDivisionError("codec")
-
-    def decode(self, payload, out, *, accumulate=False):
-        raise AssertionError
 
 
 def own_fault(rank, world_size):
@@ -124,3 +128,38 @@ def own_fault(rank, world_size):
 
 def test_a_fault_of_our_own_is_not_blamed_on_a_peer():
     run_world(2, own_fault)
+
+
+def in_another_step(rank, world_size):
+    """Rank 1 has made a step that the others have not: nobody hangs, and who strays is named."""
+    group = groups.new_group("gradients", backend="gloo", timeout_s=30)
+    model = DistributedDataParallel(Net())
+    hook = compression.attach(model, spec_of("int8"), group)
+    if rank == 1:
+        hook._step = 7
+    theirs = "rank 1 sent step 7, bucket 0, stage 0 .int8, .*rank 0 is at step 1"
+    with pytest.raises((TrainingError, PeerLost)) as caught:
+        model(batch(0, rank)).square().mean().backward()
+    if rank == 0 and isinstance(caught.value, TrainingError):
+        assert re.search(theirs, str(caught.value)), caught.value
+    hook.close()
+    return type(caught.value).__name__
+
+
+def test_a_rank_in_another_step_is_named():
+    assert "TrainingError" in run_world(3, in_another_step, timeout_s=30)
+
+
+def with_another_model(rank, world_size):
+    group = groups.new_group("gradients", backend="gloo", timeout_s=30)
+    model = DistributedDataParallel(Net())
+    kind = "int4" if rank == 2 else "int8"
+    with pytest.raises(InputError, match=r"rank 2 has compression int4 and .* rank 0 has compression int8"):
+        compression.attach(model, spec_of(kind), group)
+    model.module.first.weight.requires_grad_(rank != 1)
+    with pytest.raises(InputError, match=r"rank 1 has .* 800 elements .* rank 0 has .* 1808 elements"):
+        compression.attach(model, spec_of("int8"), group)
+
+
+def test_another_model_or_compression_is_named_when_the_hook_is_attached():
+    run_world(3, with_another_model, timeout_s=30)

@@ -9,8 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.errors import InputError
-from eagleray.specs.train import CompressionSpec
-from integration.ranks.checks import CHECKS, run_checks
+from integration.ranks.checks import CHECKS, KINDS, MANY_BUCKETS, run_checks, spec_of, trained
 from support.worlds import run_world
 
 
@@ -27,30 +26,45 @@ def test_hook(failures, world_size, name):
     assert not found, "\n".join(f"rank {rank}:\n{text}" for rank, text in found.items())
 
 
+def long(rank, world_size, steps):
+    torch.set_num_threads(1)
+    for kind in KINDS:
+        assert torch.equal(trained(kind, rank, steps, 25), trained(kind, rank, steps, MANY_BUCKETS)), kind
+
+
+@pytest.mark.parametrize(
+    ("world_size", "steps"), [(4, 20), *(pytest.param(n, 1000, marks=pytest.mark.slow) for n in (2, 3, 4))]
+)
+def test_weights_stay_equal_to_the_last_bit(world_size, steps):
+    run_world(world_size, long, steps, timeout_s=600)
+
+
 def alone(rank, world_size):
     group = groups.new_group("gradients", backend="gloo", timeout_s=120)
     before = threading.active_count()
     net = nn.Linear(3, 1, bias=False)
     model = DistributedDataParallel(net)
-    hook = compression.attach(model, compression.make_compressor(CompressionSpec(kind="bf16")), group)
+    hook = compression.attach(model, spec_of("bf16"), group)
     value = 1 + 2.0**-20  # not a bf16
     model(torch.full((1, 3), value)).sum().backward()
     assert net.weight.grad is not None
     assert torch.equal(net.weight.grad, torch.full((1, 3), value))
     assert hook.stats() == compression.Stats()
     assert threading.active_count() == before
-    hook.load_state_dict(hook.state_dict())
+    state = hook.collect_state()
+    assert state is not None
+    hook.load_state_dict(state)
     with pytest.raises(InputError, match="version 99"):
         hook.load_state_dict({"version": 99})
     hook.close()
     net = nn.Linear(3, 1, bias=False)
     model = DistributedDataParallel(net)
-    compressor = compression.make_compressor(CompressionSpec(kind="bf16"))
-    hook = compression.attach(model, compressor, group, rehearse=True)
+    hook = compression.attach(model, spec_of("bf16"), group, rehearse=True)
     model(torch.full((1, 3), value)).sum().backward()
     assert net.weight.grad is not None
     assert torch.equal(net.weight.grad, torch.ones(1, 3)), "rehearsed: as the format leaves it"
-    assert hook.stats() == compression.Stats()
+    assert hook.stats().num_buckets == 1
+    assert hook.stats().sent_bytes == 0
     hook.close()
 
 

@@ -148,7 +148,7 @@ def test_gradients_cross_three_hosts_and_a_kill_is_noticed(three_hosts: list[hos
         assert len({said.weights for said in warm}) == 1, "the ranks' weights are not bit-equal"
         for rank, said in zip(ranks, warm, strict=True):
             assert said.interfaces == ("eth0", "=eth0")
-            assert said.stats.uncompressed_bytes == 2 * said.stats.sent_bytes > 0
+            assert 1.9 < said.stats.ratio < 2, "biases and headers"
             assert rank.host.sent_bytes() > said.stats.sent_bytes, "gradients went another way"
             listening = rank.host.listening()
             assert len(listening) >= 2, "the default group and that of the gradients"

@@ -28,6 +28,8 @@ def test_a_run_is_written_and_gone_on_with(place, tmp_path, monkeypatch):
     first.start("digits-1", params={"a": {"b": [1, 2]}, "long": "x" * 9000}, tags={"kind": "train"})
     for step in range(1500):
         first.log({"loss": 1 / (1 + step)}, step)
+    for chosen in ("int8", "bf16"):
+        first.tag("eagleray.compression", chosen)
     assert first.known_run_id is None, "it has waited for MLflow"
     may_connect.set()
     (tmp_path / "curves.png").write_bytes(b"png")
@@ -45,6 +47,7 @@ def test_a_run_is_written_and_gone_on_with(place, tmp_path, monkeypatch):
     assert run.info.run_name == "digits-1"
     assert run.data.params == {"a.b": "[1, 2]", "long": "x" * 6000, "new": "null"}
     assert run.data.tags["kind"] == "train"
+    assert run.data.tags["eagleray.compression"] == "bf16"
     assert run.data.tags["changed.a.b"] == "[3]"
     assert len(client(place).get_metric_history(first.run_id, "loss")) == 1501
     assert (place / "artifacts" / first.run_id / "artifacts/plots/curves.png").read_bytes() == b"png"

@@ -83,6 +83,7 @@ def test_panels_are_of_today_described_and_do_not_overlap():
             "Bps",
             [
                 f"sum by (run) (rate(ray_eagleray_train_sent_bytes_total{ONE_RUN}[$__rate_interval]))",
+                f"sum by (run) (rate(ray_eagleray_train_payload_bytes_total{ONE_RUN}[$__rate_interval]))",
                 f"sum by (run) (rate({UNCOMPRESSED}{ONE_RUN}[$__rate_interval]))",
             ],
         ),

@@ -75,8 +75,28 @@ def test_the_good_one_loads(good: Path) -> None:
         ("model=3", "model: "),
         (
             "compression.kind=bf15",
-            "compression.kind: input should be 'none', 'fp16' or 'bf16' (found 'bf15')",
+            "compression.kind: input should be 'none', 'fp16', 'bf16', 'int8', ",
         ),
+        ("compression.kind=a.py:b c", "compression.kind: input should be 'none', "),
+        (
+            "compression={kind='topk', momentum_correction=true}",
+            "compression.momentum_correction: topk then has the momentum, so optimizer.betas[0] (0.9)",
+        ),
+        (
+            "compression={kind='int8', momentum_correction=true}",
+            "compression.momentum_correction: only topk has a momentum of its own, and compression.kind",
+        ),
+        ("compression={kind='topk', ratio=0}", "compression.ratio: input should be greater than 0 (found 0)"),
+        (
+            "compression={kind='powersgd', rank=0}",
+            "compression.rank: input should be greater than or equal to 1",
+        ),
+        (
+            "compression={kind='int8', block_size=0}",
+            "compression.block_size: input should be greater than or",
+        ),
+        ("compression={kind='int8', block_size=48}", "compression.block_size: 48 is not a power of two"),
+        ("compression.max_skipped_steps=0", "compression.max_skipped_steps: input should be greater than or"),
         ("training.epochs=3", "training: give either steps or epochs"),
         ("data.split.train=0.5", "data.split: train + validation + test is 0.7; make it 1"),
         ("loss.kind=next_token", "digits have class targets; loss.kind 'next_token' does not fit"),
@@ -263,3 +283,35 @@ def test_a_spec_of_another_kind_is_one_line():
     with pytest.raises(SpecError) as caught:
         specs.load(specs.LocalSpec, Path(__file__).parents[3] / "examples/train/digits.toml")
     assert str(caught.value).endswith("digits.toml: kind: is a train spec; give a local spec here")
+
+
+SGD = "optimizer={kind='sgd', lr=0.1, momentum=0.9}"
+
+
+@pytest.mark.parametrize(
+    ("compression", "expected"),
+    [
+        (
+            "compression.kind=fourbit_adam",
+            "compression.kind: 'fourbit_adam' sends Adam's momentum, and optimizer.kind is 'sgd'; use adam",
+        ),
+        (
+            "compression={kind='topk', momentum_correction=true}",
+            "compression.momentum_correction: topk then has the momentum, so optimizer.momentum (0.9)",
+        ),
+    ],
+)
+def test_a_compression_that_the_optimizer_cannot_take(good: Path, compression: str, expected: str) -> None:
+    assert message(good, SGD, compression).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compression.kind=onebit_adam"],
+        [SGD, "optimizer.momentum=0", "compression={kind='topk', momentum_correction=true}"],
+        ["compression={kind='topk', momentum_correction=true}", "optimizer.betas=[0.0, 0.9]"],
+    ],
+)
+def test_a_compression_that_it_can(good: Path, overrides: list[str]) -> None:
+    assert specs.load(specs.TrainSpec, good, overrides).compression.kind in ("onebit_adam", "topk")

@@ -1,9 +1,11 @@
 """The learning rate by table, and early stopping by table."""
 
 import pytest
+import torch
 
-from eagleray.specs.train import ConstantSchedule, CosineSchedule, EarlyStopping, StepSchedule
-from eagleray.training.optimizers import learning_rate
+from eagleray.compression.optimizer import MomentumAdam
+from eagleray.specs.train import AdamOptimizer, ConstantSchedule, CosineSchedule, EarlyStopping, StepSchedule
+from eagleray.training.optimizers import build_optimizer, learning_rate
 from eagleray.training.progress import Progress
 
 
@@ -25,6 +27,21 @@ from eagleray.training.progress import Progress
 )
 def test_learning_rate(schedule, step, expected):
     assert learning_rate(1.0, schedule, step, total_steps=101) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_a_compression_that_sends_the_momentum_gets_its_optimizer(kind):
+    spec = AdamOptimizer(kind=kind, lr=0.1, betas=(0.8, 0.99), weight_decay=0.5)
+    plain, paired = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    paired.load_state_dict(plain.state_dict())
+    one = build_optimizer(spec, plain.parameters())
+    other = build_optimizer(spec, paired.parameters(), compression="fourbit_adam")
+    assert isinstance(other, MomentumAdam)
+    assert not isinstance(one, MomentumAdam)
+    for module, optimizer in ((plain, one), (paired, other)):
+        module(torch.ones(4, 3)).square().mean().backward()
+        optimizer.step()
+    assert torch.equal(plain.weight, paired.weight), "without a momentum it is torch's"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a run's monitor says, exports and writes; the tracker is a list."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,16 +10,32 @@ from eagleray.metrics import NullEmitter
 from eagleray.packaging import Folder
 from eagleray.workflows.monitor import RunMonitor, read_history
 from eagleray.workflows.report import Account
-from unit.workflows.test_report import at, phase, step, workers
+from unit.workflows.test_report import at, chosen, phase, step, workers
 
 
 @dataclass
 class Tracked:
     logged: list = field(default_factory=list)
+    tags: dict = field(default_factory=dict)
     known_run_id: str | None = "m1"
 
     def log(self, metrics, step):
         self.logged.append((step, dict(metrics)))
+
+    def tag(self, name, value):
+        self.tags[name] = value
+
+
+@dataclass
+class Emitted(NullEmitter):
+    gauges: dict = field(default_factory=dict)
+    counters: Counter = field(default_factory=Counter)
+
+    def set(self, name, value, labels):
+        self.gauges[name.removeprefix("eagleray_train_")] = value
+
+    def add(self, name, amount, labels):
+        self.counters[name.removeprefix("eagleray_train_")] += amount
 
 
 @pytest.fixture
@@ -27,9 +44,14 @@ def said():
 
 
 @pytest.fixture
-def monitor(tmp_path, said):
+def emitted():
+    return Emitted()
+
+
+@pytest.fixture
+def monitor(tmp_path, said, emitted):
     return RunMonitor(
-        "r", Folder(str(tmp_path)), Account(), tracker=Tracked(), emitter=NullEmitter(), say=said.append,
+        "r", Folder(str(tmp_path)), Account(), tracker=Tracked(), emitter=emitted, say=said.append,
         node_name=lambda node_id: node_id.upper(),
     )  # fmt: skip
 
@@ -98,7 +120,50 @@ def test_progress_lines_are_rare_but_the_last_step_is_always_said(monitor, said)
     lines = [line for line in said if line.startswith("step ")]
     assert len(lines) == 2
     assert lines[-1].startswith("step 100/100 (100 %)  epoch 1  loss 0.0100  640 samples/s  ETA 0:00")
-    assert lines[-1].endswith("2 workers on 2 nodes  sent 0.0 MB (2.0x less)")
+    assert lines[-1].endswith("2 workers on 2 nodes  sent 0.0 MB instead of 0.0 MB")
+
+
+def test_how_the_gradients_went_is_exported(monitor, emitted):
+    monitor.started(1, workers("a", "b"))
+    exchanged = {
+        "payload_bytes": 90.0,
+        "codec_seconds": 0.25,
+        "exchange_seconds": 0.5,
+        "relative_error": 0.3,
+        "skipped_steps": 2,
+    }
+    for number in (10, 20):
+        monitor.records([step(number, number, seconds=2.0) | exchanged])
+    assert emitted.gauges["relative_error"] == 0.3
+    assert emitted.gauges["link_bytes_per_second"] == 25, "100 bytes of 2 ranks in 2 s"
+    assert emitted.counters["sent_bytes_total"] == 200
+    assert emitted.counters["payload_bytes_total"] == 180
+    assert emitted.counters["uncompressed_bytes_total"] == 400
+    assert emitted.counters["codec_seconds_total"] == 0.5
+    assert emitted.counters["exchange_seconds_total"] == 1
+    assert emitted.counters["skipped_steps_total"] == 4
+    assert monitor.tracker.logged[-1][1].items() >= {
+        "compression_ratio": 2.0, "sent_mb": 2e-4, "payload_mb": 1.8e-4, "relative_error": 0.3,
+        "codec_seconds": 0.5, "exchange_seconds": 1.0, "skipped_steps": 4, "link_bytes_per_second": 25.0,
+    }.items()  # fmt: skip
+
+
+def test_a_choice_is_said_and_in_mlflow(monitor, said):
+    monitor.records(
+        [chosen(40, "int8", "auto chose int8: 3 times as fast as none"), chosen(80, "bf16", "later")]
+    )
+    assert said == ["auto chose int8: 3 times as fast as none", "later"]
+    assert monitor.tracker.tags == {"eagleray.compression": "bf16", "eagleray.compression.reason": "later"}
+
+
+def test_a_report_without_a_step_taken_has_no_loss(monitor, said, emitted):
+    monitor.started(1, workers("a"))
+    record = step(100, 200.0)
+    del record["loss"]
+    monitor.records([record])
+    assert "step 100/100 (100 %)  epoch 1  no step taken" in said[-1]
+    assert "loss" not in emitted.gauges
+    assert "loss" not in monitor.account.latest
 
 
 def test_a_worker_alone_says_nothing_of_bytes(monitor, said):

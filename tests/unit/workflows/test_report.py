@@ -3,7 +3,7 @@
 import pytest
 
 from eagleray.training.observer import WorkerInfo
-from eagleray.workflows.report import Account
+from eagleray.workflows.report import Account, sent
 
 
 def step(number, time, *, samples=640, seconds=1.0, sent=100.0):
@@ -16,6 +16,13 @@ def step(number, time, *, samples=640, seconds=1.0, sent=100.0):
 
 def phase(number, time, attempt=1):
     return {"kind": "phase", "name": "training", "time": time, "step": number, "attempt": attempt}
+
+
+def chosen(number, compressor, reason):
+    return {
+        "kind": "compression", "time": 1.0, "step": number, "compressor": compressor, "reason": reason,
+        "predicted_s": {"none": 0.2, compressor: 0.1}, "measured_s": {},
+    }  # fmt: skip
 
 
 def at(number, time):
@@ -83,3 +90,51 @@ def test_sums_and_the_compression_ratio():
     assert (found["num_commits"], found["commit_seconds"], found["first_loss"]) == (1, 0.5, 0.1)
     assert found["metrics"]["validation_loss"] == 0.3
     assert account.history[-1] == {"step": 20.0, "validation_loss": 0.3}
+
+
+def test_what_compression_cost_and_chose_is_in_the_report():
+    account = Account()
+    exchanged = {
+        "payload_bytes": 90.0,
+        "probe_bytes": 5.0,
+        "codec_seconds": 0.2,
+        "exchange_seconds": 0.5,
+        "skipped_steps": 1,
+    }
+    account.take(step(10, 1.0) | exchanged)
+    account.take(step(20, 2.0) | exchanged)
+    account.take(chosen(20, "int8", "auto chose int8"))
+    buckets = [{"first_parameter": "w", "sent_bytes": 7}]
+    account.take({"kind": "buckets", "time": 3.0, "step": 20, "buckets": buckets})
+    found = account.to_json()
+    assert (found["payload_bytes"], found["codec_seconds"], found["exchange_seconds"]) == (180.0, 0.4, 1.0)
+    assert (found["skipped_steps"], found["probe_bytes"], found["buckets"]) == (2, 10.0, buckets)
+    assert found["compression_choices"] == [
+        {"step": 20, "compressor": "int8", "reason": "auto chose int8",
+         "predicted_s": {"none": 0.2, "int8": 0.1}, "measured_s": {}}
+    ]  # fmt: skip
+
+
+def test_a_step_record_without_a_loss_leaves_the_last_one():
+    account = Account()
+    record = step(1, 1.0)
+    del record["loss"]
+    account.take(record)
+    assert account.first_loss is None
+    account.take(step(10, 2.0))
+    account.take({**record, "step": 20})
+    assert (account.first_loss, account.latest["loss"]) == (0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("num_sent", "uncompressed", "text"),
+    [
+        (0, 0, "sent 0.0 MB"),
+        (12.34e6, 12.34e6, "sent 12.3 MB"),
+        (12.34e6, 12.3e6, "sent 12.3 MB"),
+        (1.2e9, 9.4e9, "sent 1.2 GB instead of 9.4 GB"),
+        (999.96e6, 2e9, "sent 1.0 GB instead of 2.0 GB"),
+    ],
+)
+def test_sent_in_words(num_sent, uncompressed, text):
+    assert sent(num_sent, uncompressed) == text

@@ -10,7 +10,7 @@ from eagleray.specs import TrainSpec, load
 from eagleray.workflows.report import Account
 from eagleray.workflows.run import Run, drive, summary
 from unit.processes import ROOT
-from unit.workflows.test_report import phase, step
+from unit.workflows.test_report import chosen, phase, step
 
 
 def failing(error):
@@ -56,13 +56,38 @@ def test_a_run_that_is_lost_twice_in_a_row_tells_both(tmp_path):
 
 
 def test_bytes_are_told_where_some_were_sent(tmp_path):
-    alone, together = Account(), Account()
-    alone.take(step(10, 1.0, sent=0.0))
-    together.take(step(10, 1.0, sent=1e6))
-    assert not any("sent" in line for line in _summary(alone, tmp_path))
-    assert "  sent 1.0 MB of gradients as bf16, 2.00x less than uncompressed" in _summary(together, tmp_path)
+    account = Account()
+    account.take(step(10, 1.0, sent=0.0))
+    assert not any("sent" in line for line in _summary(account, tmp_path))
 
 
-def _summary(account, folder):
-    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml"), Folder(str(folder)))
+def _summary(account, folder, changes=()):
+    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", changes), Folder(str(folder)))
     return summary(run, {"status": "FINISHED", "seconds": 1.0, **account.to_json()})
+
+
+@pytest.mark.parametrize(
+    ("kind", "records", "said"),
+    [
+        (
+            "none",
+            [step(10, 1.0, sent=1e6) | {"uncompressed_bytes": 1e6}],
+            ["  gradients as none: sent 1.0 MB"],
+        ),
+        (
+            "auto",
+            [step(10, 1.0, sent=1.2e9) | {"skipped_steps": 2}, chosen(9, "int8", "auto chose int8: it pays")],
+            [
+                "  gradients as auto (int8): sent 1.2 GB instead of 2.4 GB, 2.00x less",
+                "  step 9: auto chose int8: it pays",
+                "  2 steps skipped: a gradient was not finite",
+            ],
+        ),
+    ],
+)
+def test_the_summary_says_how_the_gradients_were_sent(tmp_path, kind, records, said):
+    account = Account()
+    for record in records:
+        account.take(record)
+    lines = _summary(account, tmp_path, [f"compression.kind={kind}"])
+    assert lines[2 : 2 + len(said)] == said

@@ -1,0 +1,119 @@
+"""GB/s of each codec and operation on one CPU core, next to memcpy: `make bench-codecs`.
+
+10.24 M float32 numbers in ten matrices of 1000 x 1024 (2500 tiles). GB/s counts 4 bytes for each number of
+the gradient, whatever else an operation reads and writes: encoding with error feedback also reads and writes
+the residual, `reduce` reads four payloads. memcpy copies the same gradient. Seconds are CPU seconds of the
+thread, which a busy machine disturbs less; the call and memcpy take turns, the figure is the median, the
+ratio that of neighbouring turns. Prints a table, writes benchmarks/results/codecs.json; returns 1 where int8
+with error feedback is slower than LIMIT_GB.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+sys.path.insert(0, str(RESULTS.parent.parent / "platform"))
+
+from eagleray.compression.codec import Codec, pack  # noqa: E402
+from eagleray.compression.kernels import BLOCKS, CODECS, codec, eager, passes_for, wait  # noqa: E402
+from eagleray.compression.kernels.passes import EagerPasses, Passes  # noqa: E402
+from eagleray.compression.layout import Bucket, Layout, cut  # noqa: E402
+
+TURNS, EAGER_TURNS, NUM_RANKS, LIMIT_GB = 21, 5, 4, 6.0
+Operations = dict[str, Callable[[], object]]
+
+
+def main() -> int:
+    """Measure."""
+    torch.set_num_threads(1)
+    wait()
+    layout = Layout(((f"w{i}", (1000, 1024)) for i in range(10)), world_size=NUM_RANKS)
+    places = tuple(layout.places.values())
+    tiles = cut(Bucket(places, tuple(place.start for place in places)), layout)
+    gradient = torch.randn(layout.numel) * torch.randn(layout.numel).abs()
+    copy = torch.empty_like(gradient)
+    spans = torch.tensor([(place.start, place.numel) for place in places])
+    figures: dict[str, dict[str, float]] = {}
+    print(f"{'GB/s (ratio to memcpy)':<16}{'compiled':>18}{'torch':>18}")
+    contestants: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {}
+    for name in CODECS:
+        compiled, reference = codec(name), eager.make(name, BLOCKS.get(name, 1), torch.float32)
+        ours, theirs = (operations(each, gradient, tiles) for each in (compiled, reference))
+        contestants |= {f"{name} {verb}": (ours[verb], theirs[verb]) for verb in ours}
+    ours, theirs = (scans(each, gradient, spans) for each in (passes_for("cpu"), EagerPasses()))
+    contestants |= {verb: (ours[verb], theirs[verb]) for verb in ours}
+    for title, pair in contestants.items():
+        row = figures[title] = {}
+        for kind, call, turns in zip(("compiled", "torch"), pair, (TURNS, EAGER_TURNS), strict=True):
+            rate, ratio = measure(call, lambda: copy.copy_(gradient), turns, gradient.nbytes)
+            row |= {f"{kind}_gb_per_s": round(rate, 2), f"{kind}_to_memcpy": round(ratio, 3)}
+        cells = [f"{row[f'{k}_gb_per_s']:.1f} ({row[f'{k}_to_memcpy']:.2f})" for k in ("compiled", "torch")]
+        print(f"{title:<16}{cells[0]:>18}{cells[1]:>18}", flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "codecs.json").write_text(json.dumps(figures, indent=2) + "\n")
+    found = figures["int8 encode"]["compiled_gb_per_s"]
+    print(f"int8 with error feedback: {found:.1f} GB/s (at least {LIMIT_GB:.0f})")
+    return int(found < LIMIT_GB)
+
+
+def operations(each: Codec, gradient: torch.Tensor, tiles: torch.Tensor) -> Operations:
+    """What a codec does, on buffers of its own; those that lose keep a residual."""
+    tiles = tiles.clone()
+    end = pack(tiles, each)
+    payloads = [torch.zeros(end, dtype=torch.uint8) for _ in range(NUM_RANKS)]
+    mean, out = torch.zeros(end, dtype=torch.uint8), torch.zeros_like(gradient)
+    residual = torch.zeros_like(gradient) if each.is_lossy else None
+    for payload in payloads:
+        each.encode(gradient, tiles, payload)
+    return {
+        "encode": lambda: each.encode(gradient, tiles, payloads[0], residual),
+        "decode": lambda: each.decode(payloads[1], tiles, out),
+        "add": lambda: each.decode(payloads[1], tiles, out, accumulate=True, factor=0.25),
+        f"reduce {NUM_RANKS}": lambda: each.reduce(payloads, tiles, mean, residual),
+    }
+
+
+def scans(each: Passes, gradient: torch.Tensor, spans: torch.Tensor) -> Operations:
+    """Passes over a gradient; the threshold selects 1 %."""
+    threshold = float(gradient[::101].abs().quantile(0.99))
+    offsets, values = torch.zeros(200_000, dtype=torch.int32), torch.zeros(200_000)
+    residual = torch.zeros_like(gradient)
+    return {
+        "select 1 %": lambda: each.select(gradient, threshold, offsets, values),
+        "select 1 % + r": lambda: each.select(gradient, threshold, offsets, values, residual=residual),
+        "absmax": lambda: each.absmax(gradient, spans),
+        "first bad": lambda: each.first_bad(gradient, spans),
+    }
+
+
+def measure(
+    call: Callable[[], object], memcpy: Callable[[], object], turns: int, num_bytes: int
+) -> tuple[float, float]:
+    """Median GB/s of the call, and the median ratio of its rate to memcpy's in the same turn."""
+    seconds: list[float] = []
+    ratios: list[float] = []
+    for turn in range(-2, turns):
+        base, taken = cpu_s(memcpy), cpu_s(call)
+        if turn >= 0:
+            seconds.append(taken)
+            ratios.append(base / taken)
+    return num_bytes / statistics.median(seconds) / 1e9, statistics.median(ratios)
+
+
+def cpu_s(call: Callable[[], object]) -> float:
+    """CPU seconds of this thread."""
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())

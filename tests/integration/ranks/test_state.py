@@ -1,0 +1,235 @@
+"""What compression keeps, through real ranks: from one number to another, and into other buckets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from eagleray import compression, groups
+from eagleray.errors import InputError, PeerLost
+from eagleray.packaging import flatten, unflatten
+from eagleray.specs.train import CompressionSpec
+from integration.ranks.checks import MANY_BUCKETS, Net, step
+from integration.ranks.runs import digits_spec, train_rank
+from support.worlds import run_world
+
+KINDS = ["int8", "topk"]
+
+
+def hooked(spec: CompressionSpec, bucket_cap_mb: float = 25) -> tuple[DistributedDataParallel, Any]:
+    model = DistributedDataParallel(Net(), bucket_cap_mb=bucket_cap_mb)
+    return model, compression.attach(model, spec)
+
+
+def spec_of(kind: str, **more: Any) -> CompressionSpec:
+    return CompressionSpec.model_validate({"kind": kind, "dense_below": 0, "ratio": 0.1, **more})
+
+
+def same_everywhere(value: Any) -> Any:
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def trains(rank: int, world_size: int, kind: str, per_rank: bool) -> tuple[Tensor, Any]:
+    """This rank's residual after some steps, and the state that rank 0 has collected."""
+    residuals = "per_rank" if per_rank else "mean"
+    model, hook = hooked(spec_of(kind, residuals=residuals))
+    for seed in range(3):
+        step(model, rank, seed)
+    state = hook.collect_state()
+    assert (state is None) == (rank != 0)
+    step(model, rank, 3)  # the engine goes on
+    residual = hook.memory.flat("residual", "mean").clone()
+    state = hook.collect_state()
+    hook.close()
+    return residual, None if state is None else flatten(state)
+
+
+def goes_on(rank: int, world_size: int, kind: str, saved: Any) -> Tensor:
+    """This rank's residual with which it goes on, in other buckets; then it trains."""
+    model, hook = hooked(spec_of(kind), MANY_BUCKETS)
+    assert hook.load_state_dict(unflatten(*saved)) == []
+    residual = hook.memory.flat("residual", "mean").clone()
+    for seed in range(2):
+        step(model, rank, seed)
+    assert not torch.equal(hook.memory.flat("residual", "mean"), residual)
+    hook.close()
+    return residual
+
+
+@pytest.mark.parametrize(
+    ("kind", "per_rank", "before", "after"), [("int8", False, 3, 2), ("topk", True, 2, 3)]
+)
+def test_the_residual_mass_goes_from_one_number_of_ranks_to_another(kind, per_rank, before, after):
+    trained = run_world(before, trains, kind, per_rank)
+    wanted = torch.stack([residual.double() for residual, _ in trained]).mean(0)
+    loaded = run_world(after, goes_on, kind, trained[0][1])
+    found = torch.stack([residual.double() for residual in loaded]).mean(0)
+    assert wanted.abs().max() > 0
+    assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+    assert abs(found.sum() - wanted.sum()) <= 1e-6 * wanted.abs().sum()
+
+
+def goes_on_in_other_buckets(rank: int, world_size: int) -> None:
+    for kind in KINDS:
+        through, hook = hooked(spec_of(kind, residuals="per_rank"))
+        for seed in range(3):
+            step(through, rank, seed)
+        state = same_everywhere(hook.collect_state())
+        again, resumed = hooked(spec_of(kind), MANY_BUCKETS)
+        resumed.load_state_dict(state)
+        for seed in range(3, 6):
+            expected, found = step(through, rank, seed), step(again, rank, seed)
+            assert all(torch.equal(found[name], expected[name]) for name in expected), (kind, seed)
+        resumed.close()
+        hook.close()
+
+
+def test_other_buckets_go_on_to_the_last_bit():
+    run_world(2, goes_on_in_other_buckets)
+
+
+def changes_compressor(rank: int, world_size: int) -> None:
+    model, hook = hooked(spec_of("int8"))
+    for seed in range(3):
+        step(model, rank, seed)
+    state = same_everywhere(hook.collect_state())
+    hook.close()
+    model, hook = hooked(spec_of("int4", block_size=64))
+    assert hook.load_state_dict(state) == [], "the residual is all that int8 keeps"
+    saved = state["mean"]["residual"]["first.weight"]
+    assert torch.equal(
+        hook.memory.layout.flat_views(hook.memory.flat("residual", "mean"))["first.weight"], saved
+    )
+    found = step(model, rank, 3)["first.weight"]
+    hook.close()
+
+    plain, hook = hooked(spec_of("none"))
+    gradient = step(plain, rank, 3)["first.weight"]
+    hook.close()
+    assert (found - gradient - saved).abs().max() < 0.4 * gradient.abs().max(), "what int8 owed is sent"
+
+    other = DistributedDataParallel(torch.nn.Linear(20, 50))
+    hook = compression.attach(other, spec_of("int8"), groups.new_group("other", backend="gloo", timeout_s=30))
+    with pytest.raises(InputError, match="of another model: it has first"):
+        hook.load_state_dict(state)
+    hook.close()
+
+
+def test_another_compressor_sends_what_the_first_still_owed_and_another_model_is_refused():
+    run_world(2, changes_compressor)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("kind", "world_size"),
+    [
+        ("int8", 3),
+        ("topk", 2),
+        *(
+            pytest.param(kind, 3, marks=SLOW)
+            for kind in ("int4", "int8_ring", "topk", "randomk", "powersgd", "onebit_adam", "fourbit_adam")
+        ),
+    ],
+)
+def test_a_killed_run_that_keeps_each_ranks_own_resumes_to_the_last_bit(tmp_path, kind, world_size):
+    through = digits_spec(
+        compression={
+            "kind": kind,
+            "residuals": "per_rank",
+            "dense_below": 0,
+            "ratio": 0.05,
+            "warmup_steps": 4,  # over before the cut
+        },
+        model={"kind": "mlp", "hidden": [64, 64], "dropout": 0.2, "norm": "batch"},
+    )
+    # Cut at a commit. In the first step of the resumed process DDP has not cut its buckets anew yet.
+    cut = through.model_copy(update={"training": through.training.model_copy(update={"steps": 5})})
+    undisturbed = run_world(world_size, train_rank, through, str(tmp_path / "through"))
+    run_world(world_size, train_rank, cut, str(tmp_path / "cut"))
+    resumed = run_world(world_size, train_rank, through, str(tmp_path / "cut"), 2)
+    assert resumed[0]["outcome"]["progress"] == undisturbed[0]["outcome"]["progress"]
+    assert resumed[0]["outcome"]["weights_digest"] == undisturbed[0]["outcome"]["weights_digest"]
+    started = [record["step"] for record in resumed[0]["records"] if record["kind"] == "phase"]
+    assert started == [5], "it went on from the checkpoint"
+
+
+def test_a_run_goes_on_with_another_number_of_ranks_and_another_compressor(tmp_path):
+    spec = digits_spec(compression={"kind": "int8", "dense_below": 0})
+    cut = spec.model_copy(update={"training": spec.training.model_copy(update={"steps": 5})})
+    run_world(2, train_rank, cut, str(tmp_path / "run"))
+    other = digits_spec(compression={"kind": "int4", "dense_below": 0})
+    resumed = run_world(3, train_rank, other, str(tmp_path / "run"), 2)
+    assert resumed[0]["outcome"]["progress"]["step"] == 12
+    assert len({one["outcome"]["weights_digest"] for one in resumed}) == 1
+
+
+def tells_by_bucket(rank: int, world_size: int) -> None:
+    model, hook = hooked(spec_of("int8"), MANY_BUCKETS)
+    for seed in range(3):
+        step(model, rank, seed)
+    hook.collect_state()
+    total, buckets = hook.stats(), hook.bucket_stats()
+    names = [name for key in buckets for name in key]
+    assert sorted(names) == sorted(name for name, p in Net().named_parameters() if p.requires_grad)
+    first = total.num_buckets - sum(one.num_buckets for one in buckets.values())
+    assert first == 1, "of the first step, before DDP cut its buckets anew"
+    assert 0 < sum(one.sent_bytes for one in buckets.values()) < total.sent_bytes
+    assert 0 < total.sent_bytes < total.uncompressed_bytes
+    assert total.probe_bytes == 0
+    errors = {key: one.relative_error for key, one in buckets.items()}
+    assert all((error > 0) == any("weight" in name for name in key) for key, error in errors.items()), errors
+    assert min(e for e in errors.values() if e) <= total.relative_error <= max(errors.values())
+    hook.close()
+
+
+def test_bytes_errors_and_times_by_bucket():
+    run_world(2, tells_by_bucket)
+
+
+def trains_automatically(rank: int, world_size: int, folder: str, steps: int, attempt: int) -> Any:
+    training = {"steps": steps, "global_batch_size": 50}
+    spec = digits_spec(compression={"kind": "auto", "dense_below": 0}, training=training)
+    return train_rank(rank, world_size, spec, folder, attempt)
+
+
+def test_a_run_tells_what_auto_chose_and_its_measuring_is_not_taken_for_gradients(tmp_path):
+    result = run_world(2, trains_automatically, str(tmp_path), 300, 1)[0]
+    chosen = [record for record in result["records"] if record["kind"] == "compression"]
+    assert chosen, "not settled in 300 steps"
+    assert chosen[0]["compressor"] in chosen[0]["reason"]
+    assert set(chosen[0]["predicted_s"]) >= {"none", "int8"}
+    steps = [record for record in result["records"] if record["kind"] == "step"]
+    assert all(record["sent_bytes"] <= 1.3 * record["uncompressed_bytes"] for record in steps)
+    assert steps[0]["probe_bytes"] > 100_000
+    buckets = next(record["buckets"] for record in result["records"] if record["kind"] == "buckets")
+    assert sum(bucket["num_parameters"] for bucket in buckets) == 4
+    resumed = run_world(2, trains_automatically, str(tmp_path), 310, 2)[0]
+    assert resumed["outcome"]["progress"]["step"] == 310
+
+
+def loses_a_peer(rank: int, world_size: int) -> None:
+    model, hook = hooked(spec_of("int8"))
+    for seed in range(2):
+        step(model, rank, seed)
+    if rank == 1:
+        return  # and its process ends
+    if rank == 0:  # which waits for rank 1's residual
+        with pytest.raises(PeerLost):
+            hook.collect_state()
+    with pytest.raises(PeerLost):
+        step(model, rank, 2)
+    with pytest.raises(PeerLost):
+        hook.collect_state()
+    hook.close()
+
+
+def test_a_peer_that_is_lost_while_the_state_is_collected_holds_nobody_up():
+    run_world(3, loses_a_peer, timeout_s=30)
