@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
+from eagleray.compression import kernels
 from eagleray.compression.automatic import auto, choice, probe
 from eagleray.compression.automatic.timeline import Link
 from eagleray.specs.train import CompressionSpec
@@ -43,6 +45,27 @@ def step(model, rank, seed):
     model.zero_grad()
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(100 * seed + rank))
     model(x).square().mean().backward()
+
+
+def waits_for_the_compiler_of_one_rank(rank, world_size):
+    """Uncompressed steps meanwhile; all ranks begin to measure in the same one."""
+    said = itertools.chain([True] * (4 * rank), itertools.repeat(False))
+    with mock.patch.object(kernels, "is_building", side_effect=said):
+        model, hook = attached(groups.new_group("gradients", backend="gloo", timeout_s=30))
+        kinds = []
+        for seed in range(6):
+            step(model, rank, seed)
+            kinds.append((kind_of(hook), hook.stats().probe_bytes > 10_000))
+            assert_equal_on_all_ranks(gradients(model.module))
+        hook.close()
+    return kinds
+
+
+def test_it_waits_for_the_compiler_of_one_rank():
+    first, second = run_world(2, waits_for_the_compiler_of_one_rank)
+    assert first == second
+    assert first[:4] == [("none", False)] * 4
+    assert first[4][1]
 
 
 def chooses_and_settles(rank, world_size):

@@ -20,7 +20,10 @@ import torch
 import torch.distributed as dist
 
 from eagleray import groups
+from eagleray.packaging import CheckpointStore, Folder
 from eagleray.specs.train import CompressionSpec
+from eagleray.training.code import store_code
+from integration.ranks.runs import digits_spec, train_rank
 from support import blocks
 from support.ranks import World
 from support.worlds import run_world
@@ -78,6 +81,22 @@ def test_the_page_shows_what_the_scripts_differ_in():
     lines = difflib.ndiff(plain.splitlines(), compressed.splitlines())
     changed = [line for line in lines if line[0] in "+-" and line[2:].strip()]
     assert [line[0] + line[2:] for line in changed] == [line for line in shown[0] if line[0] in "+-"]
+
+
+def test_a_spec_names_the_compressor_by_its_file(tmp_path):
+    spec = digits_spec(
+        code=[str(EXAMPLES / "ternary.py")],
+        compression={"kind": "ternary:Ternary", "dense_below": 100},
+        training={"steps": 40, "global_batch_size": 50},
+    )
+    store_code(spec.code, Folder(str(tmp_path)))
+    first, second = run_world(2, train_rank, spec, str(tmp_path))
+    assert first["outcome"]["weights_digest"] == second["outcome"]["weights_digest"]
+    sent = [record["buckets"][0] for record in first["records"] if record["kind"] == "buckets"][-1]
+    assert sent["ratio"] > 10
+    newest = CheckpointStore(str(tmp_path / "checkpoints")).newest(print)
+    assert newest is not None
+    assert newest.tensors("compression"), "its residual is in the checkpoint"
 
 
 def test_the_page_quotes_the_example_as_it_is():
