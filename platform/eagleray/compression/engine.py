@@ -8,6 +8,7 @@ begun: `Plan.run` is a generator that yields before each wait.
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures
 import math
 import queue
@@ -105,6 +106,7 @@ class Engine:
         if group.world_size > 1:
             self._thread = threading.Thread(target=self._run, name=f"eagleray-{group.name}", daemon=True)
             self._thread.start()
+            atexit.register(self.close)  # a thread in C++ while Python ends would end the process by SIGABRT
 
     def submit(self, job: Job) -> None:
         """Take a bucket; when its future is done, its gradient is the mean, or `job.failure` says why not."""
@@ -148,6 +150,7 @@ class Engine:
         if self._thread is None:
             self._failure = self._failure or self._closed()
             return
+        atexit.unregister(self.close)
         self._jobs.put(None)
         self._thread.join(_JOIN_S)
         if self._thread.is_alive():  # a peer does not answer
