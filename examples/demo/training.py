@@ -100,7 +100,9 @@ def train_gpt(environment: dict[str, str], tally: Tally) -> str:
 
 def sent(report: dict[str, Any]) -> str:
     """How much a run sent, for the closing table."""
-    return f"{report['sent_bytes'] / 1e6:.1f} MB, {report['compression_ratio']:.1f}x less"
+    choices = report["compression_choices"]
+    chosen = f"; auto chose {choices[-1]['compressor']}" if choices else ""
+    return f"{report['sent_bytes'] / 1e6:.1f} MB, {report['compression_ratio']:.1f}x less{chosen}"
 
 
 def jobs_listed(environment: dict[str, str], tally: Tally) -> None:

@@ -306,7 +306,7 @@ class Auto:
 
     def _link_text(self) -> str:
         link: Link = self._links["swap"]
-        return f"{link.bytes_per_s * 8e-6:.3g} Mbit/s with {link.latency_s * 1e3:.2g} ms"
+        return f"{link.bytes_per_s * 8e-6:,.0f} Mbit/s with {link.latency_s * 1e3:.2g} ms"
 
 
 class AutoPlan:
