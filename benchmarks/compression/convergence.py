@@ -22,6 +22,9 @@ from tasks import TASKS
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from eagleray.compression import MomentumAdam
+from eagleray.specs.train import ADAM_PAIRS
+
 NUM_WORKERS, RESTART_EVERY = 4, 25
 WITHIN = {"int8": 0.005, "int4": 0.005, "onebit_adam": 0.01}
 TOPK_ABOVE, RESTART_ABOVE = 0.03, 0.01
@@ -86,10 +89,12 @@ def train(
     optimizer = _make_optimizer(task, spec, module)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(1000 * seed + rank)
-    connection = _Connection(module, spec)
+    connection = _Connection(module, spec, optimizer)
     for step in range(steps):
         if restart_every and step and step % restart_every == 0:
-            connection.restart(module, spec, bucket_cap_mb=0.25 if step // restart_every % 2 else 25)
+            connection.restart(
+                module, spec, optimizer, bucket_cap_mb=0.25 if step // restart_every % 2 else 25
+            )
         x, y = problem.batch(generator)
         optimizer.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(connection.model(x).flatten(0, -2), y.flatten()).backward()
@@ -112,21 +117,34 @@ def train(
 class _Connection:
     """A module's DDP with its hook, which may be made anew."""
 
-    def __init__(self, module: nn.Module, spec: dict[str, Any] | None, bucket_cap_mb: float | None = None):
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: dict[str, Any] | None,
+        optimizer: torch.optim.Optimizer,
+        bucket_cap_mb: float | None = None,
+    ):
         from eagleray import compression
         from eagleray.specs.train import CompressionSpec
 
         self.model = DistributedDataParallel(module, init_sync=False, bucket_cap_mb=bucket_cap_mb)
         self._hook = None
         if spec is not None:
-            self._hook = compression.attach(self.model, CompressionSpec.model_validate(spec))
+            checked = CompressionSpec.model_validate(spec)
+            self._hook = compression.attach(self.model, checked, optimizer=optimizer)
 
-    def restart(self, module: nn.Module, spec: dict[str, Any] | None, bucket_cap_mb: float) -> None:
+    def restart(
+        self,
+        module: nn.Module,
+        spec: dict[str, Any] | None,
+        optimizer: torch.optim.Optimizer,
+        bucket_cap_mb: float,
+    ) -> None:
         """As a run that goes on in new processes does; weights and optimizer are kept exactly anyhow."""
         states = [None if self._hook is None else self._hook.collect_state()]
         torch.distributed.broadcast_object_list(states)  # in place of a checkpoint
         self.close()
-        self.__init__(module, spec, bucket_cap_mb)
+        self.__init__(module, spec, optimizer, bucket_cap_mb)
         if self._hook is not None:
             assert states[0] is not None
             self._hook.load_state_dict(states[0])
@@ -147,6 +165,8 @@ def _make_optimizer(task: str, spec: dict[str, Any] | None, module: nn.Module) -
     """AdamW for the transformer, SGD with momentum for the CNN; without momentum where the hook has it."""
     has_momentum = not (spec or {}).get("momentum_correction", False)
     if task == "char":
+        if (spec or {}).get("kind") in ADAM_PAIRS:
+            return MomentumAdam(module.parameters(), lr=1e-3)
         betas = (0.9 if has_momentum else 0.0, 0.999)
         return torch.optim.AdamW(module.parameters(), lr=1e-3, betas=betas)
     return torch.optim.SGD(module.parameters(), lr=0.02, momentum=0.9 if has_momentum else 0.0)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.compression import compressor
-from eagleray.specs.train import CompressionSpec, Kind
+from eagleray.specs.train import ADAM_PAIRS, CompressionSpec, Kind
 
 WIDTHS = (784, 2048, 2048, 2048, 100)
 BATCH_SIZE = 16
@@ -139,7 +139,13 @@ class Ours(Mlp):
         # What it sends at first is not what it sends: the time of a step is measured after that.
         warmup = {"warmup_steps": WARMUP_STEPS} if kind in WARMING else {}
         spec = CompressionSpec.model_validate({"kind": kind, **warmup})
-        super().__init__(lambda model: setattr(self, "_hook", compression.attach(model, spec)))
+
+        def attach(model: DistributedDataParallel) -> None:
+            if kind in ADAM_PAIRS:
+                self._optimizer = compression.MomentumAdam(model.parameters())
+            self._hook = compression.attach(model, spec, optimizer=self._optimizer)
+
+        super().__init__(attach)
         self._closing = self._hook.close
 
     def facts(self) -> dict[str, Any]:

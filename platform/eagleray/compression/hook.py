@@ -191,7 +191,7 @@ class Hook:
 
 def attach(
     model: DistributedDataParallel,
-    compression: CompressionSpec | Compressor | str = "none",
+    compression: CompressionSpec | Compressor | str = "auto",
     group: Group | None = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
