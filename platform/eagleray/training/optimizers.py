@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from eagleray.compression.optimizer import MomentumAdam
-from eagleray.specs.train import ADAM_PAIRS, OptimizerSpec, ScheduleSpec
+from eagleray.specs.train import ADAM_PAIRS, CompressionSpec, OptimizerSpec, ScheduleSpec
 
 
 def build_optimizer(
-    spec: OptimizerSpec, parameters: Iterable[nn.Parameter], *, compression: str = "none"
+    spec: OptimizerSpec, parameters: Iterable[nn.Parameter], *, compression: CompressionSpec | None = None
 ) -> torch.optim.Optimizer:
     """The optimizer over `parameters`, one group, at the spec's learning rate.
 
-    For a compression that sends Adam's momentum it is the Adam that understands it.
+    For a compression that sends Adam's momentum, or may choose to, it is the Adam that understands it.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if spec.kind == "sgd":
@@ -28,7 +28,7 @@ def build_optimizer(
             nesterov=spec.nesterov,
             weight_decay=spec.weight_decay,
         )
-    if compression in ADAM_PAIRS:
+    if compression is not None and _may_send_momentum(compression):
         return MomentumAdam(
             trainable,
             lr=spec.lr,
@@ -39,6 +39,11 @@ def build_optimizer(
         )
     kind = torch.optim.AdamW if spec.kind == "adamw" else torch.optim.Adam
     return kind(trainable, lr=spec.lr, betas=spec.betas, eps=spec.eps, weight_decay=spec.weight_decay)
+
+
+def _may_send_momentum(compression: CompressionSpec) -> bool:
+    is_free = compression.kind == "auto" and compression.fidelity in ("medium", "low")
+    return is_free or compression.kind in ADAM_PAIRS
 
 
 def learning_rate(lr: float, spec: ScheduleSpec, step: int, total_steps: int) -> float:

@@ -81,7 +81,7 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         gradient_as_bucket_view=True,
         find_unused_parameters=spec.model.kind == "module",  # what a user's module uses is not known
     )
-    optimizer = build_optimizer(spec.optimizer, module.parameters(), compression=spec.compression.kind)
+    optimizer = build_optimizer(spec.optimizer, module.parameters(), compression=_compression(spec))
     return Parts(
         spec=spec,
         rank=gradients.rank,

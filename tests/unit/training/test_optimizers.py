@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from eagleray.compression.optimizer import MomentumAdam
-from eagleray.specs.train import AdamOptimizer, ConstantSchedule, CosineSchedule, EarlyStopping, StepSchedule
+from eagleray.specs.train import (
+    AdamOptimizer,
+    CompressionSpec,
+    ConstantSchedule,
+    CosineSchedule,
+    EarlyStopping,
+    StepSchedule,
+)
 from eagleray.training.optimizers import build_optimizer, learning_rate
 from eagleray.training.progress import Progress
 
@@ -30,12 +37,17 @@ def test_learning_rate(schedule, step, expected):
 
 
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
-def test_a_compression_that_sends_the_momentum_gets_its_optimizer(kind):
+@pytest.mark.parametrize(
+    "compression",
+    [CompressionSpec(kind="fourbit_adam"), CompressionSpec(kind="auto", fidelity="medium")],
+    ids=lambda spec: spec.kind,
+)
+def test_a_compression_that_sends_the_momentum_gets_its_optimizer(kind, compression):
     spec = AdamOptimizer(kind=kind, lr=0.1, betas=(0.8, 0.99), weight_decay=0.5)
     plain, paired = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     paired.load_state_dict(plain.state_dict())
-    one = build_optimizer(spec, plain.parameters())
-    other = build_optimizer(spec, paired.parameters(), compression="fourbit_adam")
+    one = build_optimizer(spec, plain.parameters(), compression=CompressionSpec(kind="auto"))
+    other = build_optimizer(spec, paired.parameters(), compression=compression)
     assert isinstance(other, MomentumAdam)
     assert not isinstance(one, MomentumAdam)
     for module, optimizer in ((plain, one), (paired, other)):
