@@ -197,7 +197,7 @@ def test_a_job_trains_on_both_hosts(cluster: Cluster) -> None:
     assert listening == {address: {"::", address} for address in log.pids}
     found = cluster.report(log)
     assert found["metrics"]["test_accuracy"] >= 0.97
-    assert found["compression_ratio"] == pytest.approx(2.0)
+    assert found["compression_ratio"] == pytest.approx(2.0, rel=0.03), "but for headers and biases"
     print(f"{found['samples'] / found['step_seconds']:.0f} samples/s, {found['seconds']:.1f} s")
     assert "Traceback" not in log.text
 
@@ -216,7 +216,7 @@ def test_a_run_outlives_a_worker_on_the_other_host_and_then_that_host(cluster: C
             cluster.start_other()
             done.append("host started")
 
-    log = cluster.train("training.epochs=30", watch=harm)
+    log = cluster.train("training.epochs=80", watch=harm)
     assert log.exit_code == 0, log.text
     assert done == ["worker killed", "host killed", "host started"], log.text
     found = cluster.report(log)
@@ -225,7 +225,7 @@ def test_a_run_outlives_a_worker_on_the_other_host_and_then_that_host(cluster: C
     first, second = found["recoveries"]
     print([f"{one['pause_s']:.1f} s, {one['redone_steps']} steps" for one in (first, second)])
     assert "its process ended" in first["reason"]
-    assert "2 workers on 2 nodes" in log.lines_from("step 690/690")[-1]
+    assert "2 workers on 2 nodes" in log.lines_from("step 1840/1840")[-1]
     assert "Traceback" not in log.text
 
 
