@@ -159,9 +159,4 @@ class World:
         ]
 
     def _bucket(self, names: Sequence[str]) -> Bucket:
-        places = tuple(self.layout.places[name] for name in names)
-        starts, end = [], 0
-        for place in places:
-            starts.append(end)
-            end += place.numel
-        return Bucket(places, tuple(starts))
+        return Bucket.packed(self.layout.places[name] for name in names)

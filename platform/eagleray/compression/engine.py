@@ -2,8 +2,7 @@
 
 It is the only code that sends gradients. One thread, because DDP launches its buckets in index order
 everywhere, and what is sent in another order would not meet its like. While a bucket waits for the network
-the next one is
-begun: `Plan.run` is a generator that yields before each wait.
+the next one is begun: `Plan.run` is a generator that yields before each wait.
 """
 
 from __future__ import annotations
@@ -322,7 +321,7 @@ class Engine:
         flat = self.memory.flat("residual", "mean")
         norms = [
             torch.linalg.vector_norm(value(start, flat[place.start : place.start + place.numel]))
-            for place, start in zip(job.bucket.places, job.bucket.starts, strict=True)
+            for place, start in job.bucket.parts
         ]
         return torch.stack(norms).square().sum()
 

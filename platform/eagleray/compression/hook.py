@@ -179,12 +179,9 @@ class Hook:
         ids = tuple(map(id, parameters))
         found = self._buckets.get(ids)
         if found is None:
-            places = tuple(self._engine.layout.places[self._names[parameter]] for parameter in parameters)
-            starts, end = [], 0
-            for place in places:
-                starts.append(end)
-                end += place.numel
-            found = self._buckets[ids] = Bucket(places, tuple(starts))
+            places = self._engine.layout.places
+            found = Bucket.packed(places[self._names[parameter]] for parameter in parameters)
+            self._buckets[ids] = found
             assert found.numel == bucket.buffer().numel(), "DDP pads its buckets"
         return found
 

@@ -87,7 +87,7 @@ class Int8RingPlan:
         self._levels = 127 // compressor.wire.world_size
         self._residual = self._memory.flat("residual", "mean")
         self._passes = passes_for(device)
-        self._spans = torch.tensor(list(zip(bucket.starts, (p.numel for p in bucket.places), strict=True)))
+        self._spans = bucket.spans
         self._codes = torch.zeros(bucket.numel, dtype=torch.int8, device=device)
         self._value = torch.empty(max(_CHUNK, compressor.block), device=device)
         self._rest: dict[tuple[int, ...], Plan] = {}

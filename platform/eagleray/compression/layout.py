@@ -4,14 +4,15 @@ Nothing here depends on DDP's buckets, which change after the first step and wit
 share a block, which rank takes the mean of a tile, and where a residual is kept follow from the model alone.
 So a resumed run sums the same numbers in the same order, whatever its buckets.
 
-Shapes: N elements of a bucket, M of the flat space, K tiles, n ranks.
+Shapes: N elements of a bucket, P parameters of it, M elements of the flat space, K tiles, n ranks.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,17 @@ class Place:
     def num_tiles(self) -> int:
         """Number of tiles, the last of which may be short."""
         return -(-self.numel // TILE)
+
+    def tile_row(self, tile: int, start: int, index: int) -> list[int]:
+        """A tile's row of a table; PAYLOAD is 0.
+
+        Args:
+            tile: of this parameter.
+            start: the parameter's first element in the gradient.
+            index: of the parameter in its bucket.
+        """
+        at = tile * TILE
+        return [start + at, self.start + at, min(TILE, self.numel - at), 0, index]
 
 
 class Layout:
@@ -110,6 +122,24 @@ class Bucket:
     starts: tuple[int, ...]
     """First element of each in the bucket's buffer."""
 
+    @classmethod
+    def packed(cls, places: Iterable[Place]) -> Bucket:
+        """One parameter right behind the other."""
+        found = tuple(places)
+        ends = itertools.accumulate((place.numel for place in found), initial=0)
+        return cls(found, tuple(ends)[:-1])
+
+    @property
+    def parts(self) -> Iterator[tuple[Place, int]]:
+        """Each parameter, and its first element in the buffer."""
+        return zip(self.places, self.starts, strict=True)
+
+    @property
+    def spans(self) -> Tensor:
+        """First element and number of elements of each in the buffer, int64 [P, 2] on the CPU."""
+        rows = [[start, place.numel] for place, start in self.parts]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, 2)
+
     @property
     def key(self) -> tuple[str, ...]:
         """The parameters' names: what tells buckets apart (their indices change after the first step)."""
@@ -131,8 +161,8 @@ def cut(bucket: Bucket, layout: Layout, *, owner: int | None = None, dense: bool
         dense: only those of dense (True) or of compressed (False) parameters; all where None.
     """
     rows = [
-        (start + t * TILE, place.start + t * TILE, min(TILE, place.numel - t * TILE), 0, index)
-        for index, (place, start) in enumerate(zip(bucket.places, bucket.starts, strict=True))
+        place.tile_row(t, start, index)
+        for index, (place, start) in enumerate(bucket.parts)
         if dense is None or place.is_dense == dense
         for t in range(place.num_tiles)
         if owner is None or layout.owner(place, t) == owner

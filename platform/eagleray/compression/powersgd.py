@@ -118,14 +118,12 @@ class PowerPlan:
         self._compressor, self._bucket, self._device = compressor, bucket, device
         self._wire, self._memory = compressor.wire, compressor.memory
         self._passes, self._low_rank = passes_for(device), low_rank_for(device)
-        self._spans = torch.tensor(
-            [[start, place.numel] for place, start in zip(bucket.places, bucket.starts, strict=True)]
-        )
+        self._spans = bucket.spans
         self._uncompressed: MeanBuffers | None = None
         self._exchanges: dict[tuple[bool, ...], _Exchange] = {}
         residual = self._memory.flat("residual", "mean")
         self._matrices: list[_Matrix] = []
-        for index, (place, start) in enumerate(zip(bucket.places, bucket.starts, strict=True)):
+        for index, (place, start) in enumerate(bucket.parts):
             if (shape := matrix_shape(place, compressor.rank)) is not None:
                 kept = residual[place.start : place.start + place.numel].view(shape)
                 first = tuple(

@@ -24,7 +24,7 @@ from torch import Tensor
 from eagleray.compression.codec import Codec
 from eagleray.compression.kernels import codec as make_codec
 from eagleray.compression.kernels import passes_for
-from eagleray.compression.layout import NUMEL, PAYLOAD, TILE, Bucket, Layout
+from eagleray.compression.layout import NUMEL, PAYLOAD, Bucket, Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.wire import Message, Step, Wire
 
@@ -88,9 +88,7 @@ class _Plan:
         self._compressor, self._bucket, self._device = compressor, bucket, device
         self._wire = compressor.wire
         self._passes = passes_for(device)
-        self._spans = torch.tensor(
-            [[start, place.numel] for place, start in zip(bucket.places, bucket.starts, strict=True)]
-        )
+        self._spans = bucket.spans
         self._dtype: torch.dtype | None = None
         self._keeps_errors = False
 
@@ -102,10 +100,10 @@ class _Plan:
         residual = compressor.memory.flat("residual", "mean") if codec.is_lossy else None
         self._dtype, self._keeps_errors = dtype, residual is not None
         found = []
-        for index, (place, start) in enumerate(zip(self._bucket.places, self._bucket.starts, strict=True)):
+        for index, (place, start) in enumerate(self._bucket.parts):
             takes_raw = place.is_dense or codec is raw
             for t in range(place.num_tiles):
-                row = [start + t * TILE, place.start + t * TILE, min(TILE, place.numel - t * TILE), 0, index]
+                row = place.tile_row(t, start, index)
                 found.append((takes_raw, row, compressor.layout.owner(place, t)))
         num_bytes = sum((raw if is_raw else codec).payload_bytes(row[NUMEL]) for is_raw, row, _ in found)
         count = max(1, min(round(num_bytes / slice_bytes), len(found)))

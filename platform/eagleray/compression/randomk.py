@@ -67,30 +67,24 @@ class RandomKPlan:
     def __init__(self, compressor: RandomK, bucket: Bucket, device: torch.device):
         self._compressor, self._bucket = compressor, bucket
         self._passes = passes_for(device)
-        pairs = list(zip(bucket.places, bucket.starts, strict=True))
-        self._spans = torch.tensor([[start, place.numel] for place, start in pairs])
+        pairs = list(bucket.parts)
+        self._spans = bucket.spans
         self._order = sorted(range(len(pairs)), key=lambda index: not pairs[index][0].is_dense)
         """Of the parameters, in what is sent."""
-        places = [compressor.chosen.places[bucket.places[index].name] for index in self._order]
-        starts, end = [], 0
-        for place in places:
-            starts.append(end)
-            end += place.numel
-        self._sent = torch.zeros(end, device=device)
-        self._sent_spans = torch.tensor(
-            [[start, place.numel] for place, start in zip(places, starts, strict=True)]
-        )
+        sent = Bucket.packed(compressor.chosen.places[bucket.places[index].name] for index in self._order)
+        self._sent = torch.zeros(sent.numel, device=device)
+        self._sent_spans = sent.spans
         self._dense_at = {
             index: start
-            for index, start, place in zip(self._order, starts, places, strict=True)
+            for index, (place, start) in zip(self._order, sent.parts, strict=True)
             if place.is_dense
         }
         """By index in the bucket: first element in what is sent."""
-        self._num_dense = sum(place.numel for place in places if place.is_dense)
-        self._inner = compressor.inner.plan(Bucket(tuple(places), tuple(starts)), device)
+        self._num_dense = sum(place.numel for place in sent.places if place.is_dense)
+        self._inner = compressor.inner.plan(sent, device)
         sparse_ones = [
             _Stratified(index, *pairs[index], place.numel, place.start)
-            for index, place in zip(self._order, places, strict=True)
+            for index, place in zip(self._order, sent.places, strict=True)
             if not place.is_dense
         ]
         self._strata = _Strata(sparse_ones, device)

@@ -90,9 +90,7 @@ class TopKPlan:
     def __init__(self, compressor: TopK, bucket: Bucket, device: torch.device):
         self._compressor, self._bucket, self._device = compressor, bucket, device
         self._passes = passes_for(device)
-        self._spans = torch.tensor(
-            [[start, place.numel] for place, start in zip(bucket.places, bucket.starts, strict=True)]
-        )
+        self._spans = bucket.spans
         self._is_dense = torch.tensor([place.is_dense for place in bucket.places])
         self._exchange: tuple[float, _Gathered | _Split] | None = None
 
@@ -117,7 +115,7 @@ class TopKPlan:
 
     def _add_momentum(self, gradient: Tensor, momentum: Tensor, step: Step) -> None:
         """Make the means of dense parameters their momentum, where they are finite and not 0."""
-        for place, start in zip(self._bucket.places, self._bucket.starts, strict=True):
+        for place, start in self._bucket.parts:
             if place.is_dense:
                 mean = gradient[start : start + place.numel]
                 kept = momentum[place.start : place.start + place.numel]
@@ -160,18 +158,16 @@ class _Exchange:
         """The rows of whole parameters whose messages have SLICE bytes or so, and each owner's bytes."""
         rows: list[_Row] = []
         sizes = [0] * self.wire.world_size
-        for index, (place, start) in enumerate(zip(self.bucket.places, self.bucket.starts, strict=True)):
+        for index, (place, start) in enumerate(self.bucket.parts):
             if max(sizes) >= SLICE:
                 yield rows, sizes
                 rows, sizes = [], [0] * self.wire.world_size
-            tiles = range(place.num_tiles)
-            found = (
-                (self.owner(place, t), True, [start + t * TILE, place.start + t * TILE, 0, 0, index, 0, 0])
-                for t in tiles
+            tiles = (
+                _Row(self.owner(place, t), True, place.tile_row(t, start, index))
+                for t in range(place.num_tiles)
             )
-            for owner, is_dense, columns in found if place.is_dense else self.units(place, start, index):
+            for owner, is_dense, columns in tiles if place.is_dense else self.units(place, start, index):
                 if is_dense:
-                    columns[NUMEL] = min(TILE, place.start + place.numel - columns[1])
                     num_bytes = self.raw.payload_bytes(columns[NUMEL])
                 else:
                     num_bytes = sparse.payload_bytes(columns[NUMEL], columns[sparse.COUNT])

@@ -350,7 +350,7 @@ class AutoPlan:
         As everywhere a parameter without a gradient keeps its own, and so does one that is not finite.
         """
         flat = self._auto.memory.flat("residual", "mean")
-        for place, start in zip(self._bucket.places, self._bucket.starts, strict=True):
+        for place, start in self._bucket.parts:
             part, owed = gradient[start : start + place.numel], flat[place.start : place.start + place.numel]
             if part.any() and part.isfinite().all():
                 part.add_(owed.to(part.dtype), alpha=step.loss_scale)

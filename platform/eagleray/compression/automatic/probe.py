@@ -159,11 +159,7 @@ def sample_of(layout: Layout) -> tuple[Layout, Bucket]:
         dense_below=0,
         keep_dense=[place.name for place, _ in chosen if place.is_dense],
     )
-    starts, end = [], 0
-    for place in sample.places.values():
-        starts.append(end)
-        end += place.numel
-    return sample, Bucket(tuple(sample.places.values()), tuple(starts))
+    return sample, Bucket.packed(sample.places.values())
 
 
 def _measure_codec(

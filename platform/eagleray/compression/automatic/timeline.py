@@ -18,8 +18,7 @@ from typing import Literal
 
 Exchange = Literal["swap", "sum"]
 """swap: messages from each rank to each other, different ones or the same (`Wire.swap`, `Wire.gather`, which
-send
-them alike). sum: the backend's all-reduce (`Wire.sum`)."""
+send them alike). sum: the backend's all-reduce (`Wire.sum`)."""
 _AT_ONCE = 2
 """As the engine's."""
 
@@ -98,8 +97,7 @@ def replay(
         tasks: what is done with each.
         links: by exchange.
         shared: by how much a second of codec puts off the backward pass: 1 where both share a core, 0 where
-            the
-            codec has cores (or a GPU's stream) of its own.
+            the codec has cores (or a GPU's stream) of its own.
     """
     now = link_free = busy = busy_in_backward = 0.0
     waiting, running = deque(range(len(tasks))), deque[_Running]()
