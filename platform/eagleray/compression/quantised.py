@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from eagleray.compression.codec import Codec
+from eagleray.compression.exchanges import ToAll, ToOwners, to_all, to_owners
 from eagleray.compression.kernels import codec as make_codec
 from eagleray.compression.kernels import passes_for
 from eagleray.compression.layout import NUMEL, PAYLOAD, Bucket, Layout
@@ -124,37 +125,19 @@ class _Plan:
         return self._passes.used(gradient, self._spans) if self._keeps_errors else None
 
 
-class _ScatteredSlice:
-    """Some tiles and their messages.
-
-    Outgoing payloads and the means that come back for them share their place, by owner: a rank sends the mean
-    of a tile after it has received everybody's payload of it.
-    """
+class _ScatteredSlice(ToOwners):
+    """Some tiles, their messages, and the means of their owners."""
 
     def __init__(self, tiles: list[_Tiles], sizes: list[int], wire: Wire, device: torch.device):
-        n, rank = wire.world_size, wire.rank
-        self.buffer, messages = wire.messages([*sizes, sizes[rank]], device)
-        own = messages.pop()
-        self.mean = messages[rank] if sizes[rank] else None
-        """This rank's tiles: their means."""
-        self.outgoing: list[Message | None] = [
-            None if p == rank or not sizes[p] else messages[p] for p in range(n)
-        ]
-        """By owner; and then the means."""
-        self.incoming: list[Message | None] = [
-            None if p == rank or not sizes[rank] else wire.message(sizes[rank], device) for p in range(n)
-        ]
-        self.bodies = [own.body if m is None else m.body for m in self.incoming]
-        """By rank: the payloads of this rank's tiles."""
-        mean_at = [m.at for m in messages]
-        sent_at = [own.at if p == rank else m.at for p, m in enumerate(messages)]
+        super().__init__(sizes, wire, device)
+        n = wire.world_size
         self.parts = [
             _Part(
                 one.codec,
                 one.residual,
-                _table(one, sent_at),
-                _table(_only(one, rank), [0] * n),
-                _table(one, mean_at),
+                _table(one, self.sent_at),
+                _table(_only(one, wire.rank), [0] * n),
+                _table(one, self.results_at),
             )
             for one in tiles
         ]
@@ -169,49 +152,34 @@ class ScatteredPlan(_Plan):
         if self._dtype != gradient.dtype:
             cut = self._cut(gradient.dtype, wire.world_size * SLICE)
             self._slices = [_ScatteredSlice(*one, wire, self._device) for one in cut]
-        slices = list(enumerate(self._slices))
-        for index, one in slices:
-            wire.expect(step, 2 * index, one.incoming)
-            wire.expect(step, 2 * index + 1, one.outgoing)
-        used, payloads, means, bad = self._used(gradient), [], [], -1
-        for index, one in slices:
-            found = _encode(one.parts, gradient, one.buffer, step, used)
-            payloads.append(wire.swap(step, 2 * index, one.outgoing, one.incoming, found))
-        for index, one in slices:
-            yield
-            payloads[index].wait()
-            found = -1
-            if one.mean is not None:
-                found = payloads[index].bad_parameter
-                gain = wire.world_size / step.loss_scale
-                for p in one.parts:
-                    reduced = p.codec.reduce(one.bodies, p.own, one.mean.body, p.residual, gain_out=gain)
-                    found = max(found, reduced)
-            means.append(wire.gather(step, 2 * index + 1, one.mean, one.outgoing, found))
-        for index, one in slices:
-            yield
-            means[index].wait()
-            bad = max(bad, means[index].bad_parameter)
+        used, gain = self._used(gradient), wire.world_size / step.loss_scale
+
+        def encode(one: _ScatteredSlice) -> int:
+            return _encode(one.parts, gradient, one.buffer, step, used)
+
+        def reduce(one: _ScatteredSlice, mean: Message) -> int:
+            return max(
+                p.codec.reduce(one.bodies, p.own, mean.body, p.residual, gain_out=gain) for p in one.parts
+            )
+
+        def decode(one: _ScatteredSlice) -> None:
             for p in one.parts:
                 p.codec.decode(one.buffer, p.mean, gradient)
-        return bad
+
+        return (yield from to_owners(wire, step, self._slices, encode=encode, reduce=reduce, decode=decode))
 
 
-class _PairSlice:
+class _PairSlice(ToAll):
     """Some tiles and their messages, for one or two ranks: each has all tiles."""
 
     def __init__(self, tiles: list[_Tiles], wire: Wire, device: torch.device):
-        n, rank = wire.world_size, wire.rank
         size = 0
         for one in tiles:
             for row in one.rows:
                 row[PAYLOAD] = size
                 size += one.codec.payload_bytes(row[NUMEL])
-        messages = [wire.message(size, device) for _ in range(n)]
-        self.outgoing = [None if p == rank else messages[rank] for p in range(n)]
-        self.incoming = [None if p == rank else m for p, m in enumerate(messages)]
-        self.bodies = [m.body for m in messages]
-        tables = [_table(one, [0] * n) for one in tiles]
+        super().__init__(size, wire, device)
+        tables = [_table(one, [0] * wire.world_size) for one in tiles]
         self.parts = [_Part(one.codec, one.residual, t, t, t) for one, t in zip(tiles, tables, strict=True)]
 
 
@@ -224,21 +192,17 @@ class PairPlan(_Plan):
         if self._dtype != gradient.dtype:
             cut = self._cut(gradient.dtype, SLICE)
             self._slices = [_PairSlice(tiles, wire, self._device) for tiles, _ in cut]
-        for index, one in enumerate(self._slices):
-            wire.expect(step, index, one.incoming)
-        used, payloads, bad = self._used(gradient), [], -1
-        for index, one in enumerate(self._slices):
-            found = _encode(one.parts, gradient, one.bodies[wire.rank], step, used)
-            payloads.append(wire.swap(step, index, one.outgoing, one.incoming, found))
-        for one, payload in zip(self._slices, payloads, strict=True):
-            yield
-            payload.wait()
-            bad = max(bad, payload.bad_parameter)
+        used, factor = self._used(gradient), 1.0 / wire.world_size
+
+        def encode(one: _PairSlice) -> int:
+            return _encode(one.parts, gradient, one.own.body, step, used)
+
+        def decode(one: _PairSlice) -> None:
             for p in one.parts:
                 for rank, body in enumerate(one.bodies):
-                    factor = 1.0 / wire.world_size
                     p.codec.decode(body, p.own, gradient, accumulate=rank > 0, factor=factor)
-        return bad
+
+        return (yield from to_all(wire, step, self._slices, encode=encode, decode=decode))
 
 
 def _encode(parts: list[_Part], gradient: Tensor, buffer: Tensor, step: Step, used: Tensor | None) -> int:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eagleray.compression.exchanges import ToAll, ToOwners, to_all, to_owners
 from eagleray.compression.kernels import codec, passes_for, sparse, sparse_for
 from eagleray.compression.layout import NUMEL, PARAMETER, PAYLOAD, TILE, Bucket, Layout, Place
 from eagleray.compression.memory import Memory
@@ -227,15 +228,11 @@ def _tables(rows: Sequence[_Row], at: Sequence[int]) -> _Tables:
     )
 
 
-class _GatheredSlice:
+class _GatheredSlice(ToAll):
     """Parameters that all ranks send to all."""
 
     def __init__(self, rows: list[_Row], sizes: list[int], wire: Wire, device: torch.device):
-        messages = [wire.message(sizes[0], device) for _ in range(wire.world_size)]
-        self.own = messages[wire.rank]
-        self.others = [None if p == wire.rank else m for p, m in enumerate(messages)]
-        self.bodies = [m.body for m in messages]
-        """By rank."""
+        super().__init__(sizes[0], wire, device)
         self.tables = _tables(rows, [0])
         self.thresholds = torch.zeros(len(self.tables.units))
 
@@ -258,50 +255,28 @@ class _Gathered(_Exchange):
 
     def run(self, work: _Work) -> Generator[None, None, int]:
         """See `Plan.run`."""
-        wire, step, n = self.wire, work.step, self.wire.world_size
-        for index, one in enumerate(self._slices):
-            wire.expect(step, index, one.others)
-        pending, bad = [], -1
-        for index, one in enumerate(self._slices):
-            found = self.encode(work, one.tables, one.own.body, one.thresholds)
-            pending.append(wire.gather(step, index, one.own, one.others, found))
-        for one, arriving in zip(self._slices, pending, strict=True):
-            yield
-            arriving.wait()
-            bad = max(bad, arriving.bad_parameter)
+        step, n = work.step, self.wire.world_size
+
+        def encode(one: _GatheredSlice) -> int:
+            return self.encode(work, one.tables, one.own.body, one.thresholds)
+
+        def decode(one: _GatheredSlice) -> None:
             for rank, body in enumerate(one.bodies):
                 self.raw.decode(body, one.tables.dense, work.gradient, accumulate=rank > 0, factor=1 / n)
             factor = step.loss_scale / n
             self.codec.decode(one.bodies, one.tables.units, work.gradient, factor=factor)
-        return bad
+
+        return (yield from to_all(self.wire, step, self._slices, encode=encode, decode=decode))
 
 
-class _SplitSlice:
-    """Parameters whose tiles are summed by their owners.
-
-    What a rank sends to an owner and the sums that come back share their place: an owner sends them when
-    it has received everybody's.
-    """
+class _SplitSlice(ToOwners):
+    """Parameters whose tiles are summed by their owners."""
 
     def __init__(self, rows: list[_Row], sizes: list[int], wire: Wire, device: torch.device):
-        n, rank = wire.world_size, wire.rank
-        self.buffer, messages = wire.messages([*sizes, sizes[rank]], device)
-        own = messages.pop()
-        self.sums = messages[rank] if sizes[rank] else None
-        """Of this rank's tiles."""
-        self.outgoing: list[Message | None] = [
-            None if p == rank or not sizes[p] else messages[p] for p in range(n)
-        ]
-        """By owner; and then the sums."""
-        self.incoming: list[Message | None] = [
-            None if p == rank or not sizes[rank] else wire.message(sizes[rank], device) for p in range(n)
-        ]
-        self.bodies = [own.body if m is None else m.body for m in self.incoming]
-        """By rank: what was sent of this rank's tiles."""
-        summed_at = [m.at for m in messages]
-        self.sent = _tables(rows, [own.at if p == rank else at for p, at in enumerate(summed_at)])
-        self.owned = _tables([row for row in rows if row.owner == rank], [0] * n)
-        self.summed = _tables(rows, summed_at)
+        super().__init__(sizes, wire, device)
+        self.sent = _tables(rows, self.sent_at)
+        self.owned = _tables([row for row in rows if row.owner == wire.rank], [0] * wire.world_size)
+        self.summed = _tables(rows, self.results_at)
         self.thresholds = torch.zeros(len(self.sent.units))
 
 
@@ -331,29 +306,20 @@ class _Split(_Exchange):
 
     def run(self, work: _Work) -> Generator[None, None, int]:
         """See `Plan.run`."""
-        wire, step = self.wire, work.step
-        slices = list(enumerate(self._slices))
-        for index, one in slices:
-            wire.expect(step, 2 * index, one.incoming)
-            wire.expect(step, 2 * index + 1, one.outgoing)
-        entries, sums, bad = [], [], -1
-        for index, one in slices:
-            found = self.encode(work, one.sent, one.buffer, one.thresholds)
-            entries.append(wire.swap(step, 2 * index, one.outgoing, one.incoming, found))
-        for index, one in slices:
-            yield
-            entries[index].wait()
-            found = -1
-            if one.sums is not None:
-                self.codec.reduce(one.bodies, one.owned.units, one.sums.body, work.residual)
-                found = self.raw.reduce(one.bodies, one.owned.dense, one.sums.body)
-                found = max(found, entries[index].bad_parameter)
-            sums.append(wire.gather(step, 2 * index + 1, one.sums, one.outgoing, found))
-        for index, one in slices:
-            yield
-            sums[index].wait()
-            bad = max(bad, sums[index].bad_parameter)
+        step = work.step
+
+        def encode(one: _SplitSlice) -> int:
+            return self.encode(work, one.sent, one.buffer, one.thresholds)
+
+        def reduce(one: _SplitSlice, sums: Message) -> int:
+            self.codec.reduce(one.bodies, one.owned.units, sums.body, work.residual)
+            return self.raw.reduce(one.bodies, one.owned.dense, sums.body)
+
+        def decode(one: _SplitSlice) -> None:
             self.raw.decode(one.buffer, one.summed.dense, work.gradient)
-            factor = step.loss_scale / wire.world_size
+            factor = step.loss_scale / self.wire.world_size
             self.codec.decode([one.buffer], one.summed.units, work.gradient, factor=factor)
-        return bad
+
+        return (
+            yield from to_owners(self.wire, step, self._slices, encode=encode, reduce=reduce, decode=decode)
+        )
