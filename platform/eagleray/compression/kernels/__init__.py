@@ -7,7 +7,6 @@ operations do the work meanwhile, and whoever holds a codec has the compiled one
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -79,7 +78,7 @@ def _made(device: torch.device | str, make: Callable[[ctypes.CDLL | None], Kerne
 
     None: they are not for this device, not wanted, or not to be had.
     """
-    if torch.device(device).type != "cpu" or os.environ.get("EAGLERAY_KERNELS") == "eager":
+    if not native.is_wanted(device):
         return make(None)
     return make(native.load()) if native.begin() else cast(Kernels, _Late(make))
 

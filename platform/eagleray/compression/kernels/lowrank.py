@@ -10,7 +10,6 @@ Shapes: a x b a matrix, r vectors ("rank") of length n (a or b), each contiguous
 from __future__ import annotations
 
 import ctypes
-import os
 from ctypes import c_float, c_int64, c_void_p
 from typing import Protocol
 
@@ -19,6 +18,11 @@ from torch import Tensor
 
 from eagleray.compression.kernels import native
 
+_SIGNATURES = {
+    "project": [*[c_void_p] * 2, c_float, *[c_int64] * 3, *[c_void_p] * 2, c_int64],
+    "expand": [*[c_void_p] * 2, *[c_int64] * 3, c_float, c_void_p],
+    "orthogonalise": [*[c_void_p] * 2, *[c_int64] * 2, c_void_p],
+}
 DEPENDENT = 1e-5
 """A vector of which less is left by those before it is taken for a combination of them."""
 
@@ -95,17 +99,7 @@ class NativeLowRank:
 
     def __init__(self, functions: ctypes.CDLL):
         self._functions = functions
-        functions.eagleray_project.argtypes = [
-            *[c_void_p] * 2,
-            c_float,
-            *[c_int64] * 3,
-            *[c_void_p] * 2,
-            c_int64,
-        ]
-        functions.eagleray_expand.argtypes = [*[c_void_p] * 2, *[c_int64] * 3, c_float, c_void_p]
-        functions.eagleray_orthogonalise.argtypes = [*[c_void_p] * 2, *[c_int64] * 2, c_void_p]
-        for name in ("project", "expand", "orthogonalise"):
-            getattr(functions, f"eagleray_{name}").restype = None
+        native.bind(functions, _SIGNATURES, None)
         self._work = torch.empty(0)
 
     def orthogonalise(self, vectors: list[Tensor], starts: list[Tensor]) -> None:
@@ -157,9 +151,7 @@ def low_rank_for(device: torch.device | str = "cpu") -> LowRank:
 
     Waits for the compiler: `project` has other bits in torch, so the kernels may not change in a run.
     """
-    if torch.device(device).type != "cpu" or os.environ.get("EAGLERAY_KERNELS") == "eager":
-        return EagerLowRank()
-    functions = native.load()
+    functions = native.load() if native.is_wanted(device) else None
     return EagerLowRank() if functions is None else NativeLowRank(functions)
 
 

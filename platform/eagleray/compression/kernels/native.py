@@ -6,9 +6,12 @@ Called through ctypes, which lets other Python threads run meanwhile.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import warnings
+from collections.abc import Mapping
 from ctypes import c_float, c_int64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +25,20 @@ _SIGNATURES = {
     "decode": [c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_float],
     "reduce": [*[c_int64] * 2, c_void_p, c_int64, c_void_p, c_int64, *[c_void_p] * 3, c_float],
     "select": [c_void_p, c_void_p, c_float, c_int64, c_float, c_void_p, c_int64, c_void_p, c_int64],
+    "first_bad": [c_void_p, c_void_p, c_int64],
+}
+_SIGNATURES_WITHOUT_RESULT = {
     "used": [c_void_p, c_void_p, c_int64, c_void_p],
     "absmax": [c_void_p, c_void_p, c_int64, c_void_p],
-    "first_bad": [c_void_p, c_void_p, c_int64],
 }
 _lock = threading.Lock()
 _loaded: list[ctypes.CDLL | None] = []
 _builder: list[threading.Thread] = []
+
+
+def is_wanted(device: torch.device | str) -> bool:
+    """Whether compiled kernels could work there, and nobody has asked for torch operations in their place."""
+    return torch.device(device).type == "cpu" and os.environ.get("EAGLERAY_KERNELS") != "eager"
 
 
 def begin() -> bool:
@@ -66,11 +76,16 @@ def load() -> ctypes.CDLL | None:
 def _open() -> ctypes.CDLL:
     """Raises: BuildError, OSError."""
     opened = ctypes.CDLL(str(build.library()))
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(opened, f"eagleray_{name}")
-        function.argtypes = arguments
-        function.restype = None if name in ("used", "absmax") else c_int64
+    bind(opened, _SIGNATURES, c_int64)
+    bind(opened, _SIGNATURES_WITHOUT_RESULT, None)
     return opened
+
+
+def bind(functions: ctypes.CDLL, signatures: Mapping[str, list[Any]], result: Any) -> None:
+    """Say what the functions of these names take and return."""
+    for name, arguments in signatures.items():
+        function = getattr(functions, f"eagleray_{name}")
+        function.argtypes, function.restype = arguments, result
 
 
 class NativeCodec:
@@ -108,7 +123,7 @@ class NativeCodec:
                 address(tiles, torch.int64),
                 len(tiles),
                 address(used, torch.uint8),
-                _sizes(source, residual, payload, used),
+                sizes(source, residual, payload, used),
                 gain_in,
                 keep,
                 gain_out,
@@ -127,7 +142,7 @@ class NativeCodec:
                 address(tiles, torch.int64),
                 len(tiles),
                 address(out),
-                _sizes(out, None, payload, None),
+                sizes(out, None, payload, None),
                 accumulate,
                 factor,
             )
@@ -143,19 +158,18 @@ class NativeCodec:
         gain_out: float = 1.0,
     ) -> int:
         """See `Codec.reduce`. Raises: IndexError, TypeError."""
-        pointers = (c_void_p * len(payloads))(*(address(each, torch.uint8) for each in payloads))
         shortest = min((*payloads, payload), key=Tensor.numel)
         return self._done(
             self._functions.eagleray_reduce(
                 self._kind,
                 self.block,
-                pointers,
+                addresses(payloads),
                 len(payloads),
                 address(tiles, torch.int64),
                 len(tiles),
                 address(payload, torch.uint8),
                 address(residual),
-                _sizes(None, residual, shortest, None),
+                sizes(None, residual, shortest, None),
                 gain_out,
             )
         )
@@ -232,6 +246,11 @@ def address(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | 
     return tensor.data_ptr()
 
 
-def _sizes(*tensors: Tensor | None) -> ctypes.Array[c_int64]:
-    """Elements of gradient, flat space, payload and used flags; -1 where there is none."""
+def addresses(payloads: list[Tensor]) -> ctypes.Array[c_void_p]:
+    """Where several payloads are. Raises: TypeError: see `address`."""
+    return (c_void_p * len(payloads))(*(address(each, torch.uint8) for each in payloads))
+
+
+def sizes(*tensors: Tensor | None) -> ctypes.Array[c_int64]:
+    """Elements of gradient, flat space, payload and flags of the parameters; -1 where there is none."""
     return (c_int64 * 4)(*(-1 if tensor is None else tensor.numel() for tensor in tensors))

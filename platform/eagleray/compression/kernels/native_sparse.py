@@ -8,7 +8,7 @@ from ctypes import c_float, c_int64, c_void_p
 import torch
 from torch import Tensor
 
-from eagleray.compression.kernels.native import address
+from eagleray.compression.kernels.native import address, addresses, bind, sizes
 
 _SIGNATURES = {
     "sparse_encode": [c_void_p, c_void_p, c_int64, *[c_void_p] * 6, c_float, c_float],
@@ -21,9 +21,7 @@ class NativeSparse:
     """See `sparse.SparseCodec`. Tensors are contiguous and on the CPU."""
 
     def __init__(self, functions: ctypes.CDLL):
-        for name, arguments in _SIGNATURES.items():
-            function = getattr(functions, f"eagleray_{name}")
-            function.argtypes, function.restype = arguments, c_int64
+        bind(functions, _SIGNATURES, c_int64)
         self._functions = functions
 
     def encode(
@@ -52,7 +50,7 @@ class NativeSparse:
                 address(momentum),
                 address(thresholds),
                 address(states, torch.uint8),
-                _sizes(gradient, residual, payload, states),
+                sizes(gradient, residual, payload, states),
                 gain,
                 beta,
             )
@@ -62,12 +60,12 @@ class NativeSparse:
         """See `SparseCodec.decode`. Raises: IndexError, TypeError."""
         _done(
             self._functions.eagleray_sparse_decode(
-                _addresses(payloads),
+                addresses(payloads),
                 len(payloads),
                 address(units, torch.int64),
                 len(units),
                 address(out),
-                _sizes(out, None, min(payloads, key=Tensor.numel), None),
+                sizes(out, None, min(payloads, key=Tensor.numel), None),
                 factor,
             )
         )
@@ -76,13 +74,13 @@ class NativeSparse:
         """See `SparseCodec.reduce`. Raises: IndexError, TypeError."""
         _done(
             self._functions.eagleray_sparse_reduce(
-                _addresses(payloads),
+                addresses(payloads),
                 len(payloads),
                 address(units, torch.int64),
                 len(units),
                 address(payload, torch.uint8),
                 address(residual),
-                _sizes(None, residual, min((*payloads, payload), key=Tensor.numel), None),
+                sizes(None, residual, min((*payloads, payload), key=Tensor.numel), None),
             )
         )
 
@@ -90,12 +88,3 @@ class NativeSparse:
 def _done(result: int) -> None:
     if result < 0:
         raise IndexError("a table of units leaves its tensors, or a sparse payload its parameter")
-
-
-def _addresses(payloads: list[Tensor]) -> ctypes.Array[c_void_p]:
-    return (c_void_p * len(payloads))(*(address(each, torch.uint8) for each in payloads))
-
-
-def _sizes(*tensors: Tensor | None) -> ctypes.Array[c_int64]:
-    """Elements of gradient, flat space, payload and states; -1 where there is none."""
-    return (c_int64 * 4)(*(-1 if tensor is None else tensor.numel() for tensor in tensors))
