@@ -94,13 +94,13 @@ class Engine:
         self._running: deque[_Running] = deque()
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._copies: dict[tuple[str, ...], Tensor] = {}
-        self._switches: queue.SimpleQueue[tuple[int, Compressor]] = queue.SimpleQueue()
-        self._next: tuple[int, Compressor] | None = None
         self._bad: str | None = None
         self._lost = self._wanted = self._error = 0.0
         self._stream: torch.cuda.Stream | None = None
         self._failure: EaglerayError | None = None
-        self._take(compressor)
+        self.compressor = compressor
+        compressor.bind(layout, self._wire, memory)
+        self._wire.scheme = compressor.name
         self._thread: threading.Thread | None = None
         if group.world_size > 1:
             self._thread = threading.Thread(target=self._run, name=f"eagleray-{group.name}", daemon=True)
@@ -119,13 +119,6 @@ class Engine:
             self._jobs.put(job)
             if self._failure is not None:  # the thread ended in between
                 self._fail_queued()
-
-    def use(self, compressor: Compressor, from_step: int) -> None:
-        """Exchange with another compressor from that step on, which must not have begun; all ranks the same.
-
-        What it shares with the one before, such as the residual, it finds in the memory.
-        """
-        self._switches.put((from_step, compressor))
 
     def call(self, function: Callable[[Wire], Result]) -> Result:
         """The result of `function`, run in the engine's thread after all buckets given before.
@@ -216,36 +209,15 @@ class Engine:
             call.result.set_exception(error)
             raise
 
-    def _switch(self, step_number: int) -> None:
-        """Take another compressor, if its step has come. Between two steps nothing is running."""
-        while True:
-            if self._next is None:
-                try:
-                    self._next = self._switches.get_nowait()
-                except queue.Empty:
-                    return
-            from_step, compressor = self._next
-            if step_number < from_step:
-                return
-            self._take(compressor)
-            self._next = None
-
-    def _take(self, compressor: Compressor) -> None:
-        self._plans.clear()
-        self._copies.clear()
-        compressor.bind(self.layout, self._wire, self.memory)
-        self._wire.scheme = compressor.name
-        self.compressor = compressor
-
     def _start(self, job: Job) -> None:
         """Begin a bucket: up to its first wait."""
-        if not self._running:
-            self._switch(job.step.number)
         self._wire.settle(job.step.number)
         plan = self._plan_of(job)
         work = job.gradient
         if work.dtype != torch.float32 and not self.compressor.keeps_dtype:
-            work = self._copies.setdefault(job.bucket.key, torch.empty_like(work, dtype=torch.float32))
+            if job.bucket.key not in self._copies:
+                self._copies[job.bucket.key] = torch.empty_like(work, dtype=torch.float32)
+            work = self._copies[job.bucket.key]
         running = _Running(job, work, plan.run(work, job.step))
         self._running.append(running)
         self._advance(running)

@@ -80,18 +80,6 @@ class Hook:
         """Say by how much the next gradients are multiplied, as by a gradient scaler: residuals are not."""
         self._loss_scale = scale
 
-    def use(self, compressor: Compressor, from_step: int) -> None:
-        """Exchange with another compressor from that synchronised backward pass on (`step` is the next).
-
-        All ranks must call it with the same, before that pass begins. Residuals stay.
-        """
-        self._engine.use(compressor, from_step)
-
-    @property
-    def step(self) -> int:
-        """Number of the next synchronised backward pass; the first is 1."""
-        return self._step
-
     def collect_state(self) -> dict[str, Any] | None:
         """What a later run needs to go on, on rank 0 and on the CPU; None on the others.
 
