@@ -14,7 +14,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,9 +23,18 @@ RESULTS = Path(__file__).resolve().parent / "results"
 sys.path.insert(0, str(RESULTS.parent.parent / "platform"))
 
 from eagleray.compression.codec import Codec, pack  # noqa: E402
-from eagleray.compression.kernels import BLOCKS, CODECS, codec, eager, passes_for, wait  # noqa: E402
+from eagleray.compression.kernels import (  # noqa: E402
+    BLOCKS,
+    CODECS,
+    codec,
+    eager,
+    passes_for,
+    sparse,
+    sparse_for,
+    wait,
+)
 from eagleray.compression.kernels.passes import EagerPasses, Passes  # noqa: E402
-from eagleray.compression.layout import Bucket, Layout, cut  # noqa: E402
+from eagleray.compression.layout import Bucket, Layout, Place, cut  # noqa: E402
 
 TURNS, EAGER_TURNS, NUM_RANKS, LIMIT_GB = 21, 5, 4, 6.0
 Operations = dict[str, Callable[[], object]]
@@ -42,21 +51,24 @@ def main() -> int:
     copy = torch.empty_like(gradient)
     spans = torch.tensor([(place.start, place.numel) for place in places])
     figures: dict[str, dict[str, float]] = {}
-    print(f"{'GB/s (ratio to memcpy)':<16}{'compiled':>18}{'torch':>18}")
+    print(f"{'GB/s (ratio to memcpy)':<22}{'compiled':>18}{'torch':>18}")
     contestants: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {}
     for name in CODECS:
         compiled, reference = codec(name), eager.make(name, BLOCKS.get(name, 1), torch.float32)
         ours, theirs = (operations(each, gradient, tiles) for each in (compiled, reference))
         contestants |= {f"{name} {verb}": (ours[verb], theirs[verb]) for verb in ours}
-    ours, theirs = (scans(each, gradient, spans) for each in (passes_for("cpu"), EagerPasses()))
-    contestants |= {verb: (ours[verb], theirs[verb]) for verb in ours}
+    pairs = [
+        [scans(each, gradient, spans) for each in (passes_for("cpu"), EagerPasses())],
+        [largest(each, gradient, places) for each in (sparse_for("cpu"), sparse.EagerSparse())],
+    ]
+    contestants |= {verb: (ours[verb], theirs[verb]) for ours, theirs in pairs for verb in ours}
     for title, pair in contestants.items():
         row = figures[title] = {}
         for kind, call, turns in zip(("compiled", "torch"), pair, (TURNS, EAGER_TURNS), strict=True):
             rate, ratio = measure(call, lambda: copy.copy_(gradient), turns, gradient.nbytes)
             row |= {f"{kind}_gb_per_s": round(rate, 2), f"{kind}_to_memcpy": round(ratio, 3)}
         cells = [f"{row[f'{k}_gb_per_s']:.1f} ({row[f'{k}_to_memcpy']:.2f})" for k in ("compiled", "torch")]
-        print(f"{title:<16}{cells[0]:>18}{cells[1]:>18}", flush=True)
+        print(f"{title:<22}{cells[0]:>18}{cells[1]:>18}", flush=True)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "codecs.json").write_text(json.dumps(figures, indent=2) + "\n")
     found = figures["int8 encode"]["compiled_gb_per_s"]
@@ -82,15 +94,27 @@ def operations(each: Codec, gradient: torch.Tensor, tiles: torch.Tensor) -> Oper
 
 
 def scans(each: Passes, gradient: torch.Tensor, spans: torch.Tensor) -> Operations:
-    """Passes over a gradient; the threshold selects 1 %."""
-    threshold = float(gradient[::101].abs().quantile(0.99))
-    offsets, values = torch.zeros(200_000, dtype=torch.int32), torch.zeros(200_000)
-    residual = torch.zeros_like(gradient)
+    """Passes over a gradient."""
+    return {"absmax": lambda: each.absmax(gradient, spans)}
+
+
+def largest(each: sparse.SparseCodec, gradient: torch.Tensor, places: Sequence[Place]) -> Operations:
+    """What topk does with the largest 1 % of each parameter, on buffers of its own."""
+    rows, end = [], 0
+    for index, place in enumerate(places):
+        k = place.numel // 100
+        rows.append([place.start, place.start, place.numel, end, index, k, 1])
+        end += sparse.payload_bytes(place.numel, k)
+    units, payload = torch.tensor(rows), torch.zeros(end, dtype=torch.uint8)
+    residual, out = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    states = torch.full((len(rows),), sparse.USED, dtype=torch.uint8)
+    thresholds = torch.zeros(len(rows))
+    each.encode(gradient, units, payload, residual, states, thresholds=thresholds)
     return {
-        "select 1 %": lambda: each.select(gradient, threshold, offsets, values),
-        "select 1 % + r": lambda: each.select(gradient, threshold, offsets, values, residual=residual),
-        "absmax": lambda: each.absmax(gradient, spans),
-        "first bad": lambda: each.first_bad(gradient, spans),
+        "largest 1 % encode": lambda: each.encode(
+            gradient, units, payload, residual, states, thresholds=thresholds
+        ),
+        f"largest 1 % add {NUM_RANKS}": lambda: each.decode([payload] * NUM_RANKS, units, out),
     }
 
 

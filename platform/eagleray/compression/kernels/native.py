@@ -24,8 +24,6 @@ _SIGNATURES = {
     "encode": [c_int64, c_int64, *[c_void_p] * 4, c_int64, c_void_p, c_void_p, c_float, c_float, c_float],
     "decode": [c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64, c_float],
     "reduce": [*[c_int64] * 2, c_void_p, c_int64, c_void_p, c_int64, *[c_void_p] * 3, c_float],
-    "select": [c_void_p, c_void_p, c_float, c_int64, c_float, c_void_p, c_int64, c_void_p, c_int64],
-    "first_bad": [c_void_p, c_void_p, c_int64],
 }
 _SIGNATURES_WITHOUT_RESULT = {
     "used": [c_void_p, c_void_p, c_int64, c_void_p],
@@ -187,30 +185,6 @@ class NativePasses:
     def __init__(self, functions: ctypes.CDLL):
         self._functions = functions
 
-    def select(
-        self,
-        source: Tensor,
-        threshold: float,
-        offsets: Tensor,
-        values: Tensor,
-        *,
-        residual: Tensor | None = None,
-        gain: float = 1.0,
-    ) -> int:
-        """See `Passes`. Raises: IndexError, TypeError."""
-        passes.check_room(source, offsets, values, residual)
-        return self._functions.eagleray_select(
-            address(source),
-            address(residual),
-            gain,
-            source.numel(),
-            threshold,
-            address(offsets, offsets.dtype),
-            offsets.element_size(),
-            address(values),
-            offsets.numel(),
-        )
-
     def used(self, source: Tensor, spans: Tensor) -> Tensor:
         """See `Passes`. Raises: IndexError, TypeError."""
         flags = torch.empty(len(spans), dtype=torch.uint8)
@@ -222,10 +196,6 @@ class NativePasses:
         out = torch.empty(len(spans))
         self._functions.eagleray_absmax(*_spans(source, spans), out.data_ptr())
         return out
-
-    def first_bad(self, source: Tensor, spans: Tensor) -> int:
-        """See `Passes`. Raises: IndexError, TypeError."""
-        return self._functions.eagleray_first_bad(*_spans(source, spans))
 
 
 def _spans(source: Tensor, spans: Tensor) -> tuple[int | None, int | None, int]:
