@@ -94,7 +94,7 @@ class RandomKPlan:
         compressor, strata, chosen = self._compressor, self._strata, self._sent[self._num_dense :]
         residual = compressor.memory.flat("residual", "mean")
         gain = 1 / step.loss_scale
-        states = self._states(gradient, gain)
+        states = sparse.states_of(self._passes.absmax(gradient, self._spans).cpu() * gain).tolist()
         at = strata.draw(compressor.steps.before(step))
         at_flat = at + strata.to_flat
         for index in range(len(states)):
@@ -113,12 +113,6 @@ class RandomKPlan:
         lost[strata.lost_at] = 0.0
         self._put(gradient, at, step.loss_scale)
         return -1 if found < 0 else self._order[found]
-
-    def _states(self, gradient: Tensor, gain: float) -> list[int]:
-        """UNUSED, USED or BAD for each parameter."""
-        most = self._passes.absmax(gradient, self._spans).cpu()
-        states = torch.where(most * gain < sparse.LIMIT, (most > 0).to(torch.uint8), sparse.BAD)
-        return states.tolist()
 
     def _take(self, gradient: Tensor, residual: Tensor, index: int, state: int, gain: float) -> None:
         """Put a parameter's gradient into what is sent, if it is dense, else into the residual."""

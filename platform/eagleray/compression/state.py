@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from eagleray.compression.memory import Memory, Rule
-from eagleray.compression.wire import MeanBuffers, Message, Step, Wire, mean
+from eagleray.compression.wire import MeanBuffers, Message, Step, Wire, mean, mean_of
 from eagleray.errors import InputError
 
 VERSION = 2
@@ -284,14 +284,6 @@ def _gather(wire: Wire, step: Step, vector: Tensor) -> Generator[None, None, lis
             if into is not None:
                 into[start : start + PIECE].copy_(piece if message is None else _floats(message))
     return found
-
-
-def mean_of(parts: list[Tensor]) -> Tensor:
-    """The mean of the ranks' tensors, float32: summed in the order given, times 1 / n once at the end."""
-    total = parts[0].clone()
-    for part in parts[1:]:
-        total += part
-    return total.mul_(1 / len(parts))
 
 
 def _message(wire: Wire, piece: Tensor, *, fill: bool = False) -> Message | None:

@@ -104,9 +104,8 @@ class TopKPlan:
             kind = _Split if n > 2 and 4 * n * ratio > GATHERED else _Gathered
             self._exchange = (ratio, kind(compressor, self._bucket, self._device, ratio))
         most = self._passes.absmax(gradient, self._spans).cpu()
-        is_finite = most * (1 / step.loss_scale) < sparse.LIMIT
-        states = torch.where(is_finite, (most > 0).to(torch.uint8), sparse.BAD).to(torch.uint8)
-        bad = (~is_finite & ~self._is_dense).nonzero().flatten().tolist()
+        states = sparse.states_of(most * (1 / step.loss_scale))
+        bad = ((states == sparse.BAD) & ~self._is_dense).nonzero().flatten().tolist()
         momentum = memory.flat("momentum", "mean") if compressor.momentum else None
         work = _Work(gradient, step, states, bad[0] if bad else -1, memory.flat("residual", "mean"), momentum)
         found = yield from self._exchange[1].run(work)

@@ -41,7 +41,7 @@ from eagleray.compression.messages import (
 from eagleray.errors import InputError, PeerLost, TrainingError
 from eagleray.groups import Group
 
-__all__ = ["HEADER", "MeanBuffers", "Message", "Pending", "Step", "Wire", "mean", "ring_bytes"]
+__all__ = ["HEADER", "MeanBuffers", "Message", "Pending", "Step", "Wire", "mean", "mean_of", "ring_bytes"]
 
 _AGREEMENT = struct.Struct("<QQI44s")
 _MAX_STAGES = 1 << 15
@@ -332,6 +332,14 @@ def _describe_model(said: tuple[Any, ...]) -> str:
     return f"{name} and a model of {numel} elements (layout {digest:016x})"
 
 
+def mean_of(parts: Sequence[Tensor]) -> Tensor:
+    """The mean of the ranks' tensors, float32: summed in the order given, times 1 / n once at the end."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total.mul_(1 / len(parts))
+
+
 class MeanBuffers:
     """What `mean` works with; made once."""
 
@@ -339,9 +347,9 @@ class MeanBuffers:
         n = wire.world_size
         self.vector = torch.zeros(numel, device=device)
         """float32 [numel]: the caller's; afterwards the mean."""
-        chunk = -(-numel // n) if n > 2 else numel
+        chunk = -(-numel // n)
         self.chunks = [self.vector[rank * chunk : (rank + 1) * chunk] for rank in range(n)]
-        if n <= 2:
+        if n <= 2:  # each takes the mean of all
             self.chunks = [self.vector] * n
         sizes = [part.nbytes for part in self.chunks]
         own = sizes[wire.rank]
@@ -371,10 +379,7 @@ def mean(
     pending.wait()
     own = buffers.chunks[rank]
     parts = [own if message is None else message.body.view(torch.float32) for message in buffers.incoming]
-    total = parts[0] + parts[1] if n > 1 else parts[0]
-    for part in parts[2:]:
-        total += part
-    own.copy_(total).mul_(1 / n)
+    own.copy_(mean_of(parts))
     if n <= 2:
         return pending.bad_parameter
     buffers.own.body.view(torch.float32).copy_(own)

@@ -130,6 +130,7 @@ Kind = Literal[
     "auto",
 ]
 """Of compression: those that come with Eagleray."""
+Fidelity = Literal["exact", "high", "medium", "low"]
 _OWN_KIND = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 OwnKind = Annotated[str, Field(pattern=_OWN_KIND)]
 
@@ -140,7 +141,7 @@ class CompressionSpec(Spec):
     kind: Kind | OwnKind = "auto"
     """`auto` measures the network and chooses, among what `fidelity` and the optimizer allow. `module:name`
     is a compressor of your own (docs/compression.md), in the spec's `code` or installed."""
-    fidelity: Literal["exact", "high", "medium", "low"] = "high"
+    fidelity: Fidelity = "high"
     """How much `auto` may lose: exact: nothing; high: bf16, fp16, int8, int8_ring too; medium: int4,
     onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too. Training in
     float64 is exact whatever this says."""

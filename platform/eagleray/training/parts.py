@@ -81,7 +81,8 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         gradient_as_bucket_view=True,
         find_unused_parameters=spec.model.kind == "module",  # what a user's module uses is not known
     )
-    optimizer = build_optimizer(spec.optimizer, module.parameters(), compression=_compression(spec))
+    wanted = _compression(spec)
+    optimizer = build_optimizer(spec.optimizer, module.parameters(), compression=wanted)
     return Parts(
         spec=spec,
         rank=gradients.rank,
@@ -91,7 +92,7 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         loader=loader,
         module=module,
         model=model,
-        hook=compression.attach(model, _compression(spec), gradients, optimizer=optimizer),
+        hook=compression.attach(model, wanted, gradients, optimizer=optimizer),
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(place.device.type, enabled=spec.training.precision == "fp16"),
         agreement=Agreement(votes),

@@ -10,11 +10,8 @@ import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from eagleray.specs.train import ADAM_PAIRS
-
-Fidelity = Literal["exact", "high", "medium", "low"]
+from eagleray.specs.train import ADAM_PAIRS, Fidelity
 
 LEAST_LOSSY = (
     "none",

@@ -11,16 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from eagleray.compression.automatic.timeline import Leg
-from eagleray.compression.kernels import BLOCKS, sparse
-from eagleray.compression.layout import Place
+from eagleray.compression.kernels import codec, sparse
+from eagleray.compression.layout import TILE, Place
 from eagleray.compression.powersgd import matrix_shape
 from eagleray.compression.topk import GATHERED, count
 from eagleray.specs.train import CompressionSpec
 
-_SCALE_BYTES = 2
-_BITS = {"int8": 8, "int4": 4, "fourbit_adam": 4, "onebit_adam": 1}
-_BLOCK_LIKE = {"int8": "int8", "int4": "int4", "fourbit_adam": "int4", "onebit_adam": "sign"}
-_CODE_BYTES = {"none": 4.0, "bf16": 2.0, "fp16": 2.0}
+_CODECS = {
+    "none": "raw",
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "int8": "int8",
+    "int4": "int4",
+    "fourbit_adam": "int4",
+    "onebit_adam": "sign",
+}
+"""By kind, of those that are a codec and nothing else."""
 
 
 def legs_of(
@@ -42,7 +48,7 @@ def legs_of(
     ring = 2 * (n - 1) / n
     if kind == "none" and is_nccl:
         return (Leg("sum", round(ring * 4 * (numel + dense))),)
-    if kind in _CODE_BYTES or kind in _BITS:
+    if kind in _CODECS:
         return _reduced(n, 4 * dense + numel * _code_bytes(spec, kind))
     if kind == "int8_ring":
         return (Leg("swap", round(ring * 4 * dense)), Leg("sum", round(ring * numel)))
@@ -78,7 +84,5 @@ def _reduced(n: int, num_bytes: float) -> tuple[Leg, ...]:
 
 def _code_bytes(spec: CompressionSpec, kind: str) -> float:
     """Of one element, its part of the scale included."""
-    if kind in _CODE_BYTES:
-        return _CODE_BYTES[kind]
-    block = spec.block_size or BLOCKS[_BLOCK_LIKE[kind]]
-    return _BITS[kind] / 8 + _SCALE_BYTES / block
+    made = codec(_CODECS[kind], spec.block_size, "meta")  # nothing is encoded: no device, no compiled kernels
+    return made.payload_bytes(TILE) / TILE

@@ -54,6 +54,11 @@ def gaps(numel: int, count: int) -> tuple[int, int]:
     return (1, narrow) if narrow <= 2 * wide else (2, wide)
 
 
+def states_of(most: Tensor) -> Tensor:
+    """UNUSED, USED or BAD, uint8 [P], of parameters by their gradients' largest magnitudes [P]."""
+    return torch.where(most < LIMIT, (most > 0).to(torch.uint8), BAD).to(torch.uint8)
+
+
 class SparseCodec(Protocol):
     """Numbers are float32, flat and contiguous; payloads uint8."""
 
