@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 SAMPLED_EVERY = 50
 """Steps from one measurement of the relative error to the next; the first is the second step's."""
 _JOIN_S = 2.0
-_AT_ONCE = 2
+AT_ONCE = 2
 """Buckets in work at a time: a third would wait for the link behind the second anyway."""
 
 
@@ -182,7 +182,7 @@ class Engine:
                 self._answer(job)
                 job = self._jobs.get()
             return job
-        if len(self._running) >= (1 if self._wire.is_nccl else _AT_ONCE):
+        if len(self._running) >= (1 if self._wire.is_nccl else AT_ONCE):
             return None
         try:
             job = self._jobs.get_nowait()

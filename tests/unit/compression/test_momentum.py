@@ -20,14 +20,6 @@ CODECS = {"onebit_adam": "sign", "fourbit_adam": "int4"}
 WARMUP = 5
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

@@ -69,14 +69,6 @@ def mean_of(values):
     return {name: torch.stack([one[name] for one in values]).mean(0) for name in values[0]}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=["native", "eager"])
 def kernels(request, monkeypatch):
     if request.param == "eager":

@@ -29,15 +29,6 @@ ERRORS = {"none": 1e-6, "fp16": 1e-3, "bf16": 8e-3, "int8": 2e-2, "int4": 0.3, "
 BUCKETS = [["third.weight", "scale"], ["second.weight"], ["first.bias", "first.weight", "embedding"]]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are small: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def gradients(step: int, size: int) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(step)
     common = {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from eagleray.compression.engine import AT_ONCE
+
 Exchange = Literal["swap", "sum"]
 """swap: messages from each rank to each other, different ones or the same (`Wire.swap`, `Wire.gather`, which
 send them alike). sum: the backend's all-reduce (`Wire.sum`)."""
-_AT_ONCE = 2
-"""As the engine's."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def replay(
 
     while waiting or running:
         ready = backward.ready_s[waiting[0]] + shared * busy if waiting else float("inf")
-        if waiting and len(running) < _AT_ONCE and (ready <= now or not running):
+        if waiting and len(running) < AT_ONCE and (ready <= now or not running):
             one = _Running(tasks[waiting.popleft()])
             now = max(now, ready)
             busy_in_backward = busy
