@@ -84,7 +84,10 @@ def _first_weights() -> dict[str, Tensor]:
 
 
 class Mlp:
-    """10.2 M parameters, SGD with momentum; the same start on all ranks, the same batch every step."""
+    """10.2 M parameters, SGD with momentum; the same start on all ranks, the same batch every step.
+
+    DDP and the optimizer are set as the training loop sets them, for every contestant.
+    """
 
     def __init__(self, attach: Callable[[DistributedDataParallel], Any] | None, **options: Any):
         self._module = _module().to_empty(device="cpu")
@@ -94,11 +97,13 @@ class Mlp:
         self._y = torch.randint(WIDTHS[-1], (BATCH_SIZE,))
         self._model: nn.Module = self._module
         self._optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            self._module.parameters(), lr=1e-3, momentum=0.9
+            self._module.parameters(), lr=1e-3, momentum=0.9, fused=True
         )
         self._closing: Callable[[], None] = lambda: None
         if attach is not None:
-            model = DistributedDataParallel(self._module, init_sync=False, **options)
+            model = DistributedDataParallel(
+                self._module, init_sync=False, gradient_as_bucket_view=True, **options
+            )
             self._model = model
             attach(model)
 
