@@ -11,6 +11,7 @@ import torch
 
 from eagleray.errors import CheckpointError, PackageError
 from eagleray.packaging import CheckpointStore, Folder, open_package, write_package
+from eagleray.packaging.journal import Journal, Segment
 from support.cards import card, weights
 from support.object_store import free_port
 
@@ -117,6 +118,14 @@ def test_an_attempt_that_was_overtaken_commits_no_more(url):
     with pytest.raises(CheckpointError, match="attempt 2 of the run has taken over"):
         commit(store, 70, attempt=1)
     assert newest(url)[0].attempt == 2
+
+
+def test_a_sample_journal(url):
+    first, last = Segment(1, 50, None, ([1, 0, 8],)), Segment(2, 60, (1, 50), ([2, 8, 16],))
+    for segment in (last, first, Segment(1, 55, (1, 50), ()), last):
+        Journal(url).write(segment)
+    assert Journal(url).lineage(2, 60) == [first, last]
+    assert [segment.step for segment in Journal(url).read()] == [50, 55, 60]
 
 
 def test_a_package(url):
