@@ -20,7 +20,7 @@ DIGITS = str(ROOT / "examples/train/digits.toml")
 LOCAL = str(ROOT / "local.toml")
 VERBS = [
     *("up", "attach", "down", "status", "env"),
-    *("check", "train", "resume", "tune", "evaluate", "publish"),
+    *("check", "train", "resume", "tune", "evaluate", "publish", "verify-run"),
     *("runs", "models", "deploy", "undeploy", "predict"),
     *("jobs", "logs", "stop"),
     *("keys", "dashboards"),

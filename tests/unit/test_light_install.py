@@ -123,7 +123,7 @@ def test_a_wheel_without_extras(tmp_path: Path, ingress: Pretend) -> None:
     checked = eagleray("check", str(ROOT / "examples/train/digits.toml"))
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "no cluster 'local' is running" in eagleray("jobs").stderr
-    for verb in (["up"], ["dashboards", "publish"]):
+    for verb in (["up"], ["verify-run", "digits-1"], ["dashboards", "publish"]):
         refused = eagleray(*verb)
         assert refused.returncode == 1
         assert "pip install '.[platform]' in a checkout, or 'WHEEL[platform]'" in refused.stderr

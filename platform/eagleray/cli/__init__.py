@@ -26,6 +26,7 @@ from eagleray.cli import (
     runs,
     services,
     status,
+    verify,
 )
 from eagleray.cli.shared import INTERRUPTED, InOrder
 from eagleray.errors import EaglerayError
@@ -43,7 +44,7 @@ def cli(debug: bool) -> None:
 
 for _verbs in (
     (cluster.up, cluster.attach, cluster.down, status.status, cluster.env),
-    (runs.check, runs.train, runs.resume, runs.tune, runs.evaluate, runs.publish),
+    (runs.check, runs.train, runs.resume, runs.tune, runs.evaluate, runs.publish, verify.verify_run),
     (run_list.runs, models.models, services.deploy, services.undeploy, predictions.predict),
     (jobs.jobs, jobs.logs, jobs.stop),
     (keys.keys, dashboards.dashboards),

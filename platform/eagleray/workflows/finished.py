@@ -19,6 +19,8 @@ from eagleray.workflows.run import existing, saved_spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from eagleray.data import Dataset
+
 _OF_THE_RUN = ("learning_rate", "samples_per_second")
 """Metrics of a report that say nothing of the model."""
 
@@ -64,17 +66,7 @@ class FinishedRun:
             return validate(
                 Signature, self.report["signature"], name=f"{self.folder.url}/report.json: signature"
             )
-        from eagleray.data import open_dataset
-
-        self.import_code()
-        dataset = open_dataset(self.spec.data)
-        if dataset.digest != self.report["dataset_digest"]:
-            raise DataError(
-                f"run {self.run_id} was trained on data with digest "
-                f"{self.report['dataset_digest'][:12]}, and the spec's data now has {dataset.digest[:12]}; "
-                "put the data back"
-            )
-        return dataset.signature
+        return reopen_data(self.run_id, self.folder, self.spec, self.report["dataset_digest"]).signature
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
@@ -162,3 +154,21 @@ class FinishedRun:
                 "back, or train again"
             )
         return newest
+
+
+def reopen_data(run_id: str, folder: Folder, spec: TrainSpec, digest: str) -> Dataset:
+    """The dataset that a run was trained on; puts the run's code on this process's import path.
+
+    Raises: DataError: it cannot be opened, or has another digest now.
+    """
+    from eagleray.data import open_dataset
+    from eagleray.training.code import import_code
+
+    import_code(folder)
+    dataset = open_dataset(spec.data)
+    if dataset.digest != digest:
+        raise DataError(
+            f"run {run_id} was trained on data with digest {digest[:12]}, and the spec's data now has "
+            f"{dataset.digest[:12]}; put the data back"
+        )
+    return dataset
