@@ -10,6 +10,7 @@ EaglerayError                exit code 1   the run, or the command, failed
 │   ├── ClusterNotRunning
 │   └── AuthError                          a token or key is missing or wrong
 ├── CheckpointError          exit code 1   no checkpoint of a run verifies
+│   └── TakenOver                          a newer attempt of the run commits; this one is to end
 ├── PackageError             exit code 1   a model package is damaged, or may not be loaded
 ├── EvaluationError          exit code 1   a model's outputs cannot be judged (NaN, another shape)
 ├── TrainingError            exit code 1   a run stopped by itself (loss not finite, …); no use to retry
@@ -64,6 +65,10 @@ class AuthError(ClusterError):
 
 class CheckpointError(EaglerayError):
     """No checkpoint of the run verifies, or one could not be written."""
+
+
+class TakenOver(CheckpointError):
+    """A newer attempt of the run has begun to commit; this one may commit no more."""
 
 
 class PackageError(EaglerayError):

@@ -5,6 +5,7 @@ from eagleray.packaging.manifest import Manifest, verify_directory
 from eagleray.packaging.model_package import ModelPackage, open_package, write_package
 from eagleray.packaging.storage import Folder
 from eagleray.packaging.store import ModelStore, ModelVersion
+from eagleray.packaging.tensors import Image
 from eagleray.packaging.tree import flatten, unflatten
 from eagleray.packaging.weights import load_weights
 
@@ -12,6 +13,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointStore",
     "Folder",
+    "Image",
     "Manifest",
     "ModelPackage",
     "ModelStore",

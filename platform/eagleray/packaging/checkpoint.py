@@ -25,11 +25,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eagleray.errors import CheckpointError
+from eagleray.errors import CheckpointError, TakenOver
 from eagleray.packaging import manifest as manifests
 from eagleray.packaging.manifest import MARKER, DamageError, FileEntry, Manifest
 from eagleray.packaging.storage import Folder
-from eagleray.packaging.tensors import SUFFIX, pack, read_tensors
+from eagleray.packaging.tensors import SUFFIX, Image, read_tensors
 from eagleray.packaging.tree import flatten, unflatten
 
 if TYPE_CHECKING:
@@ -91,29 +91,35 @@ class CheckpointStore:
         step: int,
         *,
         attempt: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
+        tensors: Mapping[str, Mapping[str, Tensor] | Image],
         state: Mapping[str, Any],
+        before_commit: Callable[[], None] = lambda: None,
     ) -> Checkpoint:
         """Save a checkpoint; when this returns it is on stable storage.
 
         Args:
             step: Optimizer steps taken.
             attempt: Number of the run attempt, higher after each restart and resume (`next_attempt`).
-            tensors: By file name (`weights`, `optimizer`): tensors by name, of any device and layout (dense).
+            tensors: By file name (`weights`, `optimizer`): tensors by name, of any device and layout
+                (dense), or an image of them that stays as it is meanwhile.
             state: Anything that `flatten` takes, without tensors.
+            before_commit: Called when the files are there and the checkpoint does not count yet; what it
+                raises undoes the commit.
 
         Returns:
             The checkpoint. Where this step of this attempt was committed before, the new one replaces it.
 
         Raises:
-            CheckpointError: a newer attempt has committed or is committing (this one is dead), or the
-                storage failed; earlier commits are as they were and nothing of this one is left.
+            TakenOver: a newer attempt has committed or is committing: this one is dead.
+            CheckpointError: the storage failed.
+                In both cases earlier commits are as they were and nothing of this one is left.
         """
         self._fence(step, attempt)
         commit = _Commit(self.folder, step, attempt)
         try:
             manifest = commit.write(tensors, _state_bytes(state))
             self._fence(step, attempt)
+            before_commit()
             commit.publish(manifest)
         except BaseException as error:  # Ctrl-C too leaves nothing half done
             commit.undo()
@@ -182,7 +188,7 @@ class CheckpointStore:
     def _fence(self, step: int, attempt: int) -> None:
         newest = max((entry.attempt for entry in self._entries()), default=attempt)
         if newest > attempt:
-            raise CheckpointError(
+            raise TakenOver(
                 f"checkpoint step {step} of attempt {attempt} is refused: attempt {newest} of the run has "
                 f"taken over in {self.folder.url}; end this one"
             )
@@ -233,7 +239,7 @@ class _Commit:
         self._is_published = False
         self._is_done = False
 
-    def write(self, tensors: Mapping[str, Mapping[str, Tensor]], state: bytes) -> Manifest:
+    def write(self, tensors: Mapping[str, Mapping[str, Tensor] | Image], state: bytes) -> Manifest:
         """Write and sync every file and the manifest, in the staged folder."""
         if not self._store.can_rename:
             _remove(self._store, self.name)
@@ -280,11 +286,13 @@ class _Commit:
         return f".tmp-{self.name}-{secrets.token_hex(4)}"
 
 
-def _payloads(tensors: Mapping[str, Mapping[str, Tensor]], state: bytes) -> Iterator[tuple[str, bytes]]:
+def _payloads(
+    tensors: Mapping[str, Mapping[str, Tensor] | Image], state: bytes
+) -> Iterator[tuple[str, bytes | memoryview]]:
     """The files one by one, so that one at a time is in memory twice."""
     for name, group in tensors.items():
         assert _PART.fullmatch(name), f"{name!r} cannot name a file"
-        yield name + SUFFIX, pack(group)
+        yield name + SUFFIX, (group if isinstance(group, Image) else Image(group)).data
     yield _STATE, state
 
 

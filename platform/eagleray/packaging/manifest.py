@@ -31,7 +31,7 @@ class FileEntry:
     size_bytes: int
 
     @classmethod
-    def of(cls, data: bytes) -> FileEntry:
+    def of(cls, data: bytes | memoryview) -> FileEntry:
         """The entry of a file with this content."""
         return cls(hashlib.sha256(data).hexdigest(), len(data))
 

@@ -20,10 +20,10 @@ class Objects:
     def __init__(self, file_system: fsspec.AbstractFileSystem) -> None:
         self._fs = file_system
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | memoryview) -> None:
         """Write a whole object."""
         with _os_errors():
-            self._fs.pipe_file(path, data)
+            self._fs.pipe_file(path, bytes(data))  # botocore takes no memoryview
 
     replace = write
 

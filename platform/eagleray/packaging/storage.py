@@ -23,7 +23,7 @@ from eagleray.packaging.object_store import CHUNK_BYTES, Objects
 class _Backend(Protocol):
     can_rename: bool
 
-    def write(self, path: str, data: bytes) -> None: ...
+    def write(self, path: str, data: bytes | memoryview) -> None: ...
     def replace(self, path: str, data: bytes) -> None: ...
     def create(self, path: str, data: bytes) -> bool: ...
     def upload(self, source: Path, path: str) -> None: ...
@@ -73,7 +73,7 @@ class Folder:
         self._make_parent(name)
         self._backend.replace(self._join(name), data)
 
-    def write_new(self, name: str, data: bytes) -> None:
+    def write_new(self, name: str, data: bytes | memoryview) -> None:
         """Write and sync a file in place: for folders that nobody reads yet; `sync` the folder afterwards."""
         self._make_parent(name)
         self._backend.write(self._join(name), data)
@@ -159,7 +159,7 @@ class _Disk:
 
     can_rename = True
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | memoryview) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             _write_all(descriptor, data)
@@ -262,7 +262,7 @@ class _Disk:
                 os.unlink(path)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view[:CHUNK_BYTES]) :]

@@ -2,32 +2,100 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from eagleray.packaging import manifest as manifests
 from eagleray.packaging.manifest import Manifest
 from eagleray.packaging.storage import Folder
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SUFFIX = ".safetensors"
 
+_ALIGNED_BYTES = 64
+"""Where the first tensor begins: every view is then aligned for its dtype, and for vector loads."""
+_DTYPES = {
+    "bool": "BOOL",
+    "uint8": "U8",
+    "int8": "I8",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "uint16": "U16",
+    "int16": "I16",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "uint32": "U32",
+    "int32": "I32",
+    "float32": "F32",
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "complex64": "C64",
+}
+"""Torch's names and the format's."""
 
-def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """The safetensors file of `tensors` (any device; views and shared storage are fine, each goes in whole).
+_Layout: TypeAlias = "tuple[tuple[str, torch.dtype, torch.Size], ...]"
+
+
+class Image:
+    """A safetensors file in memory, to be filled anew as often as its tensors change.
+
+    The memory stays, and so do its pages: filling it costs one copy and no allocation. It is page-locked
+    where a tensor is on a CUDA device, so that the copy runs at the bus's full speed.
+
+    The format (8 bytes of length, JSON header, the tensors' bytes without gaps) is written here, since its
+    library only builds files of its own allocation, from copies of every tensor.
+    Source: github.com/huggingface/safetensors, README, "Format".
+
+    Args:
+        tensors: Of any device; views and shared storage are fine, each goes in whole. Copied.
 
     Raises:
-        TypeError: a tensor is sparse, quantised or on `meta`: it has no plain bytes.
+        TypeError: a tensor is sparse, quantised, on `meta` or of a dtype that the format lacks.
     """
-    from safetensors.torch import save
 
-    portable: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        portable[name] = _portable(name, tensor, storages)
-    return save(portable)
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        import torch
+
+        self._layout = _layout(tensors)
+        header, spans = _header(self._layout)
+        self._is_pinned = any(tensor.is_cuda for tensor in tensors.values())
+        size_bytes = max((stop for _, stop in spans), default=len(header))
+        self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=self._is_pinned)
+        self._memory[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+        self._views = {
+            name: self._memory[start:stop].view(dtype).view(shape)
+            for (name, dtype, shape), (start, stop) in zip(self._layout, spans, strict=True)
+        }
+        self.fill(tensors)
+
+    @property
+    def data(self) -> memoryview:
+        """The file; not copied, so it changes with the next `fill`."""
+        return memoryview(self._memory.numpy())
+
+    def fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether `tensors` have the names, dtypes and shapes of this image. Raises: TypeError, as above."""
+        return _layout(tensors) == self._layout
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors`, which must fit, into the file; when this returns they may change again."""
+        import torch
+
+        for name, view in self._views.items():
+            view.copy_(tensors[name].detach(), non_blocking=self._is_pinned)
+        if self._is_pinned:
+            torch.cuda.synchronize()
+
+
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """The safetensors file of `tensors`. Raises: TypeError, as `Image`."""
+    return bytes(Image(tensors).data)
 
 
 def read_tensors(folder: Folder, manifest: Manifest, name: str) -> dict[str, Tensor]:
@@ -38,16 +106,39 @@ def read_tensors(folder: Folder, manifest: Manifest, name: str) -> dict[str, Ten
     return load(manifest.check(file, manifests.read(folder, file)))
 
 
-def _portable(name: str, tensor: Tensor, storages: set[int]) -> Tensor:
-    """`tensor` on the CPU, contiguous, on a storage that no other has; its storage is added to `storages`."""
+def _layout(tensors: Mapping[str, Tensor]) -> _Layout:
+    """Name, dtype and shape of each tensor, in the order of the file: the widest first, so that all align."""
     import torch
 
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise TypeError(
-            f"{name}: a {tensor.layout} tensor on {tensor.device} cannot be saved; make it dense first"
-        )
-    plain = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
-    if plain.untyped_storage().data_ptr() in storages:
-        plain = plain.clone()
-    storages.add(plain.untyped_storage().data_ptr())
-    return plain
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise TypeError(
+                f"{name}: a {tensor.layout} tensor on {tensor.device} cannot be saved; make it dense first"
+            )
+        if _name_of(tensor.dtype) not in _DTYPES:
+            raise TypeError(
+                f"{name}: a tensor of {tensor.dtype} cannot be saved; give it another dtype first"
+            )
+    found = [(name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()]
+    return tuple(sorted(found, key=lambda one: (-one[1].itemsize, one[0])))
+
+
+def _header(layout: _Layout) -> tuple[bytes, list[tuple[int, int]]]:
+    """The file's first bytes, and from where to where in it each tensor lies."""
+    entries, offsets, end = {}, [], 0
+    for name, dtype, shape in layout:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {
+            "dtype": _DTYPES[_name_of(dtype)],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
+        offsets.append((start, end))
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNED_BYTES)
+    header = len(text).to_bytes(8, "little") + text
+    return header, [(len(header) + start, len(header) + end) for start, end in offsets]
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

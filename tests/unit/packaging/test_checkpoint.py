@@ -1,5 +1,4 @@
 import errno
-import importlib.util
 import json
 import os
 import shutil
@@ -11,12 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from eagleray.errors import CheckpointError
-from eagleray.packaging import CheckpointStore, storage
-
-_spec = importlib.util.spec_from_file_location("crashing", Path(__file__).with_name("crashing.py"))
-crashing = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(crashing)
+from eagleray.errors import CheckpointError, TakenOver
+from eagleray.packaging import CheckpointStore, Image, storage
+from support import crashing
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -74,7 +70,7 @@ def test_the_newest_of_the_newest_attempt_counts(url):
 
 def test_an_older_attempt_is_refused(url):
     commit(CheckpointStore(url), 100, attempt=3)
-    with pytest.raises(CheckpointError, match=r"attempt 2 is refused: attempt 3 .* has taken over"):
+    with pytest.raises(TakenOver, match=r"attempt 2 is refused: attempt 3 .* has taken over"):
         commit(CheckpointStore(url), 120, attempt=2)
     assert newest(url)[0].step == 100
     assert len(CheckpointStore(url).folder.list()) == 1
@@ -90,7 +86,7 @@ def test_an_attempt_overtaken_while_it_writes_is_refused(url, monkeypatch):
         plain(step, attempt)
 
     monkeypatch.setattr(store, "_fence", overtaken)
-    with pytest.raises(CheckpointError, match=r"refused"):
+    with pytest.raises(TakenOver, match=r"refused"):
         commit(store, 100, attempt=1)
     found, said = newest(url)
     assert found.step == 90
@@ -104,6 +100,39 @@ def test_the_same_step_again_replaces_it(url):
     commit(store, 100)
     assert is_whole(newest(url)[0])
     assert len(store.folder.list()) == 1
+
+
+def test_an_image_makes_the_same_checkpoint_as_its_tensors(tmp_path):
+    tensors = {"a": torch.arange(5), "b": torch.ones(3, 2)}
+    stores = [CheckpointStore(tmp_path / name) for name in ("tensors", "image")]
+    made = [
+        store.commit(1, attempt=1, tensors={"weights": given}, state={})
+        for store, given in zip(stores, (tensors, Image(tensors)), strict=True)
+    ]
+    assert made[0].manifest == made[1].manifest
+    assert stores[1].newest(pytest.fail) == made[1]
+
+
+def test_what_is_called_before_the_commit_sees_the_files_and_can_stop_it(url):
+    store = CheckpointStore(url)
+    commit(store, 100)
+    seen = []
+
+    def refuse():
+        seen.append((newest(url)[0].step, [name for name in store.folder.files() if "150" in name]))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CheckpointError, match=r"step 150 cannot be written .* No space left"):
+        store.commit(150, attempt=1, tensors={"weights": {}}, state={}, before_commit=refuse)
+    [(step, files)] = seen
+    assert step == 100
+    assert [name.rsplit("/", 1)[-1] for name in files] == [
+        "MANIFEST.json",
+        "state.json",
+        "weights.safetensors",
+    ]
+    assert newest(url)[0].step == 100
+    assert not [name for name in store.folder.files() if "150" in name]
 
 
 @pytest.mark.parametrize(

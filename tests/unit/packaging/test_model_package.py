@@ -1,5 +1,4 @@
 import errno
-import importlib.util
 import json
 import os
 import random
@@ -8,7 +7,6 @@ import shutil
 import sys
 import time
 import uuid
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +16,8 @@ from eagleray.packaging import Folder, load_weights, open_package, storage, writ
 from eagleray.packaging.manifest import FileEntry, Manifest
 from eagleray.specs import Architecture
 from eagleray.specs.model import ModuleModel
+from support import crashing
 from support.cards import MODELS, card, weights
-
-_spec = importlib.util.spec_from_file_location("crashing", Path(__file__).with_name("crashing.py"))
-crashing = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(crashing)
 
 CARD = card()
 WEIGHTS = weights(CARD)
