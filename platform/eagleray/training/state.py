@@ -1,4 +1,4 @@
-"""A run's state to and from a checkpoint: weights, optimizer, data cursor, compression, gradient scaler.
+"""A run's state to and from a checkpoint: weights, optimizer, data cursor, samples, compression, scaler.
 
 No random state is saved: the order of samples, augmentation and dropout are pure functions of the seed and
 the position (`data`'s order, `loop.seed_dropout`).
@@ -16,28 +16,32 @@ from eagleray.errors import CheckpointError
 from eagleray.packaging import Checkpoint, CheckpointStore, flatten, unflatten
 from eagleray.training.parts import Parts, has_local_buffers
 from eagleray.training.progress import Progress
-from eagleray.training.telemetry import Sink
+from eagleray.training.samples import Samples
+from eagleray.training.snapshot import Committer
 
 
-def commit(
-    parts: Parts, progress: Progress, store: CheckpointStore, attempt: int, sink: Sink
-) -> Checkpoint | None:
-    """Commit the state; all ranks must call it at the same step, rank 0 writes and returns the checkpoint.
+def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samples) -> None:
+    """Begin to commit the state; all ranks must call it at the same step, rank 0's `committer` writes.
 
     Buffers (BatchNorm statistics, for instance) are averaged over the ranks first, in place on all of them,
-    so that the committed state is the state everybody goes on with.
+    so that the committed state is the state everybody goes on with. The commit before is over when this
+    returns, and on all ranks `samples` has forgotten what that one holds.
+
+    Raises:
+        PeerLost: another rank stopped answering; nothing of this commit is written.
+        TakenOver: a newer attempt of the run has begun to commit.
     """
-    started = time.perf_counter()
+    _settle(parts, committer.wait(), samples)
+    began = time.perf_counter()
     if has_local_buffers(parts):
         parts.agreement.average_buffers(parts.module)
     collected = parts.hook.collect_state()
     if parts.rank != 0:
-        return None
+        return
     optimizer_tensors, optimizer_tree = flatten(parts.optimizer.state_dict())
     compression_tensors, compression_tree = flatten(collected)
-    checkpoint = store.commit(
+    committer.commit(
         progress.step,
-        attempt=attempt,
         tensors={
             "weights": parts.module.state_dict(),
             "optimizer": optimizer_tensors,
@@ -45,24 +49,33 @@ def commit(
         },
         state={
             "progress": progress.to_json(),
+            "samples": samples.state(),
             "dataset_digest": parts.dataset.digest,
             "world_size": parts.world_size,
             "optimizer": optimizer_tree,
             "compression": compression_tree,
             "scaler": parts.scaler.state_dict(),
         },
+        segment=samples.segment(committer.attempt, progress.step),
+        began=began,
     )
-    store.prune(parts.spec.checkpoint.keep)
-    sink.put("commit", step=progress.step, seconds=time.perf_counter() - started)
-    return checkpoint
 
 
-def restore(parts: Parts, store: CheckpointStore, say: Callable[[str], None]) -> Progress:
+def _settle(parts: Parts, newest: Checkpoint | None, samples: Samples) -> None:
+    """Let every rank know which checkpoint rank 0 has written last."""
+    attempt, step = (0, 0) if parts.rank != 0 or newest is None else (newest.attempt, newest.step)
+    said = parts.agreement.sum({"attempt": attempt, "step": step})
+    if said["attempt"] > 0:
+        samples.settle(int(said["attempt"]), int(said["step"]))
+
+
+def restore(parts: Parts, store: CheckpointStore, samples: Samples, say: Callable[[str], None]) -> Progress:
     """Load the newest checkpoint that verifies into `parts`; returns its position, or the start.
 
     Args:
         parts: this rank's parts; module, optimizer, scaler and hook hold the checkpoint's state afterwards.
         store: the run's checkpoints.
+        samples: goes on from the checkpoint afterwards.
         say: takes one sentence for each damaged checkpoint, and for what of the compression does not fit.
 
     Raises:
@@ -71,6 +84,7 @@ def restore(parts: Parts, store: CheckpointStore, say: Callable[[str], None]) ->
     """
     checkpoint = store.newest(say)
     if checkpoint is None:
+        samples.restart(None)
         return Progress()
     _require_same_data(parts, checkpoint)
     state = checkpoint.state
@@ -82,6 +96,7 @@ def restore(parts: Parts, store: CheckpointStore, say: Callable[[str], None]) ->
         say(note)
     if parts.scaler.is_enabled():
         parts.scaler.load_state_dict(state["scaler"])
+    samples.restart(checkpoint)
     return Progress.from_json(state["progress"])
 
 

@@ -69,11 +69,14 @@ def run(
 ) -> dict[str, Any]:
     """Train to the end over the default process group, which the caller has made.
 
-    `report_pointer(step, url)` is called on all ranks after each commit; `url` is None but on rank 0.
+    `report_pointer(step, url)` is called on all ranks after the last commit; `url` is None but on rank 0.
     """
     from eagleray.packaging import CheckpointStore, Folder
+    from eagleray.packaging.journal import Journal
     from eagleray.training import loop, state
     from eagleray.training.code import import_code
+    from eagleray.training.samples import Samples
+    from eagleray.training.snapshot import Committer
 
     import_code(Folder(attempt.run_url))
     store = CheckpointStore(f"{attempt.run_url}/checkpoints")
@@ -82,19 +85,26 @@ def run(
         if rank == 0:
             sink.put("note", text=text)
 
+    rule, samples = attempt.spec.checkpoint, Samples()
+    committer = Committer(store, Journal(attempt.run_url), attempt.number, sink, rule.keep)
+
     def commit(progress: Progress) -> None:
-        checkpoint = state.commit(parts, progress, store, attempt.number, sink)
-        report_pointer(progress.step, None if checkpoint is None else checkpoint.url)
+        state.commit(parts, progress, committer, samples)
+        if rule.at_evaluations:  # whoever asked for it (a search) goes by what is in the storage
+            committer.wait()
 
     parts = assemble(attempt.spec, rank, say)
     try:
         parts.agreement.same("the dataset's digest", parts.dataset.digest)
-        progress = state.restore(parts, store, say)
+        progress = state.restore(parts, store, samples, say)
         parts.agreement.same("the step to go on from", progress.step)
         sink.put("phase", name="training", step=progress.step, attempt=attempt.number)
         progress = loop.train(parts, progress, sink, commit)
+        checkpoint = committer.flush_final()
+        report_pointer(progress.step, None if checkpoint is None or rank != 0 else checkpoint.url)
         return outcome(parts, progress)
     finally:
+        committer.close()
         parts.close()
 
 

@@ -1,0 +1,272 @@
+"""Commits in the background: nobody waits for the storage, nothing is lost, trouble does not end a run."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from eagleray.errors import CheckpointError, TakenOver
+from eagleray.packaging import CheckpointStore, storage
+from eagleray.packaging.journal import Journal, Segment
+from eagleray.training.snapshot import Committer
+from eagleray.training.telemetry import Buffer
+from support import crashing
+
+
+class HeldJournal(Journal):
+    """A journal that lets a commit go on only while `gate` is open, and knows how many are under way."""
+
+    def __init__(self, url):
+        super().__init__(url)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.has_begun = threading.Event()
+        self.steps, self.num_now, self.most = [], 0, 0
+
+    def write(self, segment):
+        self.num_now += 1
+        self.most = max(self.most, self.num_now)
+        self.steps.append(segment.step)
+        self.has_begun.set()
+        assert self.gate.wait(20)
+        super().write(segment)
+        self.num_now -= 1
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+class Run:
+    """A committer with what it writes to."""
+
+    def __init__(self, folder, attempt=1, keep=2):
+        self.folder = folder
+        self.sink, self.store = Buffer(), CheckpointStore(folder / "checkpoints")
+        self.journal = HeldJournal(folder)
+        self.committer = Committer(self.store, self.journal, attempt, self.sink, keep)
+
+    def commit(self, step, **more):
+        """Commit weights and a state that say which step they are of."""
+        self.weights = torch.full((1000,), float(step))
+        tensors = {"weights": {"w": self.weights}, **more}
+        segment = Segment(self.committer.attempt, step, None, ())
+        self.committer.commit(step, tensors, {"step": step}, segment=segment)
+
+    def newest(self):
+        found = CheckpointStore(self.folder / "checkpoints").newest(lambda _: None)  # one is being written
+        if found is not None:
+            assert (found.tensors("weights")["w"] == found.step).all()
+            assert found.state == {"step": found.step}
+        return found and found.step
+
+    def said(self, kind):
+        return [record for record in self.sink.drain() if record["kind"] == kind]
+
+
+def fail_at(monkeypatch, operation, code=errno.ENOSPC):
+    error = OSError(code, os.strerror(code))
+    monkeypatch.setattr(storage, "os", crashing.CrashingOs(operation, error=error))
+
+
+def test_a_commit_returns_before_it_is_written_and_the_state_may_change(run):
+    run.journal.gate.clear()
+    run.commit(1)
+    run.weights.fill_(-1)
+    assert run.newest() is None
+    run.committer.poll()  # does not wait either
+    assert run.said("commit") == []
+    run.journal.gate.set()
+    assert run.committer.wait().step == 1
+    assert run.newest() == 1
+
+
+def test_what_is_told_is_told_by_the_caller_and_not_by_the_writing_thread(run):
+    run.commit(1)
+    run.committer._write._thread.join()
+    assert run.said("commit") == []
+    run.committer.poll()
+    [record] = run.said("commit")
+    assert record["step"] == 1
+    assert 0 < record["blocked_s"] <= record["seconds"]
+    run.committer.poll()
+    assert run.said("commit") == []
+
+
+def test_a_commit_waits_for_the_one_before_and_counts_it(run):
+    run.journal.gate.clear()
+    run.commit(1)
+    assert run.journal.has_begun.wait(10)
+    threading.Timer(0.05, run.journal.gate.set).start()
+    run.commit(2)
+    run.committer.wait()
+    first, second = run.said("commit")
+    assert first["blocked_s"] >= 0.04
+    assert (first["step"], second["step"]) == (1, 2)
+    assert (run.journal.steps, run.journal.most) == ([1, 2], 1)
+
+
+def test_many_commits_never_interleave_and_old_ones_are_removed(run):
+    for step in range(1, 9):
+        run.commit(step, optimizer={"m": torch.ones(step)} if step % 3 else {})
+        assert run.newest() in (step - 1 or None, step)
+    assert run.committer.flush_final().step == 8
+    assert run.journal.most == 1
+    assert len(run.store.folder.list()) == 2
+    assert [record["step"] for record in run.said("commit")] == list(range(1, 9))
+
+
+def test_the_memory_stays_and_is_made_anew_where_the_layout_changes(run):
+    def where():
+        return {name: image._memory.data_ptr() for name, image in run.committer._images.items()}
+
+    run.commit(1, optimizer={})
+    first = where()
+    run.commit(2, optimizer={"m": torch.ones(9)})
+    assert where()["weights"] == first["weights"]
+    run.commit(3)
+    assert where() == {"weights": first["weights"]}
+    assert run.committer.wait().names == ["weights"]
+    run.committer.close()
+    assert where() == {}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_storage_trouble_is_told_and_the_next_commit_tries_again(run, monkeypatch, code):
+    run.commit(1)
+    run.committer.wait()
+    run.sink.drain()
+    fail_at(monkeypatch, 3, code)
+    run.commit(2)
+    assert run.committer.wait().step == 1
+    [note] = run.sink.drain()
+    assert note["kind"] == "note"
+    assert f"step 2 cannot be written to {run.store.folder.url}: {os.strerror(code)}; " in note["text"]
+    assert note["text"].endswith("training goes on, and the next commit tries again")
+    assert run.newest() == 1
+    run.commit(3)
+    assert run.committer.flush_final().step == run.newest() == 3
+
+
+def test_a_journal_that_cannot_be_written_stops_its_commit_too(run, monkeypatch):
+    def refuse(segment):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    run.commit(1)
+    run.committer.wait()
+    monkeypatch.setattr(run.journal, "write", refuse)
+    run.commit(2)
+    assert run.committer.wait().step == 1
+    assert "step 2 cannot be written" in run.said("note")[0]["text"]
+    assert run.newest() == 1
+
+
+def test_the_last_commit_of_a_run_must_be_written(run, monkeypatch):
+    run.commit(1)
+    run.committer.wait()
+    fail_at(monkeypatch, 3)
+    run.commit(2)
+    run.committer._write._thread.join()
+    run.committer.poll()  # tells it, and does not forget it
+    with pytest.raises(CheckpointError, match=r"step 2 cannot be written .* No space left on device"):
+        run.committer.flush_final()
+    assert run.newest() == 1
+
+
+def test_old_checkpoints_that_cannot_be_removed_are_no_failed_commit(run, monkeypatch):
+    def refuse(keep):
+        raise CheckpointError("old checkpoints cannot be removed")
+
+    monkeypatch.setattr(run.store, "prune", refuse)
+    run.commit(1)
+    assert run.committer.flush_final().step == run.newest() == 1
+    assert {record["kind"] for record in run.sink.drain()} == {"commit", "note"}
+
+
+def test_a_newer_attempt_ends_this_one(run):
+    run.commit(1)
+    run.committer.wait()
+    newer = Run(run.folder, attempt=2)
+    newer.commit(1)
+    newer.committer.wait()
+    run.commit(2)
+    with pytest.raises(TakenOver, match="attempt 2 of the run has taken over"):
+        run.committer.flush_final()
+    assert run.store.newest(pytest.fail).attempt == 2
+    assert run.journal.steps == [1]
+
+
+def test_a_write_of_the_formation_before_may_be_refused_by_the_one_that_this_rank_is_in(run):
+    newer = Run(run.folder, attempt=2)
+    newer.commit(1)
+    newer.committer.wait()
+    run.commit(1)
+    run.committer.attempt = 3
+    assert run.committer.wait() is None
+    run.commit(2)
+    assert run.committer.flush_final().attempt == 3
+
+
+def test_what_no_storage_is_to_blame_for_ends_the_run(run, monkeypatch):
+    monkeypatch.setattr(run.journal, "write", lambda segment: 1 / 0)
+    run.commit(1)
+    with pytest.raises(ZeroDivisionError):
+        run.commit(2)
+    with pytest.raises(TypeError, match=r"g: .*sparse"):
+        run.commit(3, grads={"g": torch.eye(2).to_sparse()})
+
+
+def test_closing_waits_for_the_write_under_way(run):
+    run.journal.gate.clear()
+    run.commit(1)
+    threading.Timer(0.05, run.journal.gate.set).start()
+    run.committer.close()
+    run.committer.close()
+    assert run.newest() == 1
+
+
+def test_there_may_be_nothing_to_flush(run):
+    assert run.committer.flush_final() is None
+
+
+KILLED = """
+import sys, torch
+from eagleray.packaging import CheckpointStore
+from eagleray.packaging.journal import Journal, Segment
+from eagleray.training.snapshot import Committer
+from eagleray.training.telemetry import Buffer
+
+folder, attempt = sys.argv[1], int(sys.argv[2])
+sink = Buffer()
+committer = Committer(CheckpointStore(f"{folder}/checkpoints"), Journal(folder), attempt, sink, 2)
+for step in range(1, 100_000):
+    segment = Segment(attempt, step, None, ())
+    tensors = {"weights": {"w": torch.full((100_000,), float(step))}}
+    committer.commit(step, tensors, {"step": step}, segment=segment)
+    for record in sink.drain():
+        print(record["step"], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_leaves_the_newest_or_the_one_before(tmp_path):
+    for attempt in range(1, 9):
+        with subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path), str(attempt)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": "platform"},
+        ) as process:
+            for _ in range(attempt):
+                step = int(process.stdout.readline())
+            process.kill()
+            step = max([step, *map(int, process.stdout.read().split())])
+        found = CheckpointStore(tmp_path / "checkpoints").newest(lambda _: None)
+        assert (found.attempt, found.state["step"]) == (attempt, found.step)
+        assert (found.tensors("weights")["w"] == found.step).all()
+        assert found.step in {step, step + 1, step + 2}  # said, written since, and that one's marker
+        assert found.step in [segment.step for segment in Journal(tmp_path).read()]
