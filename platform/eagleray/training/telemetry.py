@@ -11,7 +11,8 @@ drains falls off the far end. `kind` is one of:
     compression  `auto` has chosen: `compressor`, `reason`, `predicted_s`, `measured_s`
     buckets      at the end, of this rank: `buckets`, what was done with each of DDP's
     evaluation   `part` and its metrics
-    commit       a checkpoint was committed: `seconds` until it was on the disk, `blocked_s` of them the run stood
+    commit       a checkpoint was committed: `seconds` until it was on the disk, `blocked_s` of them the run
+                 stood still for it
     note         a sentence for people: `text`
     at           where the rank is now: `step`; one for each drain, made from the newest `at` call
 """
