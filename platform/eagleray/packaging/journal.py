@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from eagleray.errors import CheckpointError
+from eagleray.errors import CheckpointError, TakenOver
 from eagleray.packaging.checkpoint import CheckpointStore
 from eagleray.packaging.storage import Folder
 
@@ -89,8 +89,8 @@ class Journal:
         happened.
 
         Raises:
-            CheckpointError: another segment of that name belongs to a checkpoint that stands, or that was
-                overtaken.
+            TakenOver: another segment of that name is there, and its checkpoint stands or was overtaken.
+            CheckpointError: the checkpoints cannot be read.
             OSError: the storage refuses.
         """
         content = segment.to_bytes()
@@ -134,7 +134,7 @@ class Journal:
     def _require_uncommitted(self, segment: Segment) -> None:
         newest = CheckpointStore(self._checkpoints).newest(lambda _: None)
         if newest is not None and (newest.attempt, newest.step) >= (segment.attempt, segment.step):
-            raise CheckpointError(
+            raise TakenOver(
                 f"journal segment {segment.name} in {self.url} is there with other steps, and step "
                 f"{newest.step} of attempt {newest.attempt} is committed: another worker has taken over; "
                 "end this one"

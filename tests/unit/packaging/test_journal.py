@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eagleray.errors import CheckpointError
+from eagleray.errors import CheckpointError, TakenOver
 from eagleray.packaging import CheckpointStore, Folder, storage
 from eagleray.packaging.journal import Journal, Segment
 from support import crashing
@@ -74,9 +74,7 @@ def test_one_whose_commit_never_happened_is_replaced(url):
 def test_one_of_a_commit_that_stands_or_was_overtaken_is_not(url, step, attempt):
     write(url, segment(50))
     commit(url, step, attempt)
-    with pytest.raises(
-        CheckpointError, match=rf"segment-00000050.* step {step} of attempt {attempt} is comm"
-    ):
+    with pytest.raises(TakenOver, match=rf"segment-00000050.* step {step} of attempt {attempt} is comm"):
         write(url, replace(segment(50), entries=()))
     assert Journal(url).read() == [segment(50)]
 
