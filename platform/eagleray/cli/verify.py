@@ -71,7 +71,7 @@ def _how(found: Verification) -> Iterator[str]:
         f"{count(number, 'step')} by {count(size, 'rank')}" for size, number in found.world_sizes.items()
     )
     if sizes:
-        yield f"{sizes}; {count(len(found.formations), 'formation')} of them"
+        yield f"{sizes}; {count(len(found.formations), 'formation')} of ranks"
     if found.skipped_steps:
         shown = ", ".join(map(str, found.skipped_steps[:_SHOWN_FINDINGS]))
         more = ", …" if len(found.skipped_steps) > _SHOWN_FINDINGS else ""

@@ -175,7 +175,7 @@ def test_a_proven_run_prints_a_table(run, capsys):
     assert cli.run(["verify-run", RUN]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"run {RUN}, 8 steps: each sample was taken exactly once",
-        "  5 steps by 1 rank, 3 steps by 2 ranks; 1 formation of them",
+        "  5 steps by 1 rank, 3 steps by 2 ranks; 1 formation of ranks",
         "  1 step without effect, because the gradient was not finite: 7",
         "epoch  samples  reached  exactly once  missing  repeated  no effect  unknown",
         f"    1  {run.num_samples:7}      512           448        0         0         64        0",
