@@ -77,7 +77,7 @@ class Image:
     @property
     def data(self) -> memoryview:
         """The file; not copied, so it changes with the next `fill`."""
-        return memoryview(self._memory.numpy())
+        return self._memory.numpy().data
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether `tensors` have the names, dtypes and shapes of this image. Raises: TypeError, as above."""

@@ -84,7 +84,7 @@ class Committer:
         self._images: dict[str, Image] = {}
         self._write: _Write | None = None
         self._last: Checkpoint | None = None
-        self._trouble: CheckpointError | None = None
+        self._failed: tuple[int, CheckpointError] | None = None  # attempt of the newest commit, and why
 
     def commit(
         self,
@@ -137,8 +137,10 @@ class Committer:
             return self._last  # by the formation that this rank is in now: another rank writes there
         if written.error is not None:
             raise written.error
-        self._trouble = written.trouble if written.checkpoint is None else None
-        if written.checkpoint is not None:
+        self._failed = None
+        if written.checkpoint is None and written.trouble is not None:
+            self._failed = (write.attempt, written.trouble)
+        elif written.checkpoint is not None:
             self._last = written.checkpoint
             self._sink.put("commit", **write.record())
         if written.trouble is not None:
@@ -150,11 +152,11 @@ class Committer:
     def flush_final(self) -> Checkpoint | None:
         """As `wait`, for the end of a run, whose last commit must be in the storage.
 
-        Raises: CheckpointError: the last commit could not be written; TakenOver.
+        Raises: CheckpointError: the last commit of this attempt could not be written; TakenOver.
         """
         last = self.wait()
-        if self._trouble is not None:
-            raise self._trouble
+        if self._failed is not None and self._failed[0] == self.attempt:
+            raise self._failed[1]
         return last
 
     def close(self) -> None:

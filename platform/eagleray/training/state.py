@@ -25,7 +25,8 @@ def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samp
 
     Buffers (BatchNorm statistics, for instance) are averaged over the ranks first, in place on all of them,
     so that the committed state is the state everybody goes on with. The commit before is over when this
-    returns, and on all ranks `samples` has forgotten what that one holds.
+    returns, and on all ranks `samples` has forgotten what that one holds. With `checkpoint.at_evaluations`
+    this commit is over too: who asks for it (a search) decides by what lies in the storage.
 
     Raises:
         PeerLost: another rank stopped answering; nothing of this commit is written.
@@ -59,6 +60,8 @@ def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samp
         segment=samples.segment(committer.attempt, progress.step),
         began=began,
     )
+    if parts.spec.checkpoint.at_evaluations:
+        committer.wait()
 
 
 def _settle(parts: Parts, newest: Checkpoint | None, samples: Samples) -> None:

@@ -212,6 +212,14 @@ def test_a_write_of_the_formation_before_may_be_refused_by_the_one_that_this_ran
     assert run.committer.flush_final().attempt == 3
 
 
+def test_a_rank_that_writes_no_more_does_not_answer_for_what_it_could_not_write_before(run, monkeypatch):
+    fail_at(monkeypatch, 3)
+    run.commit(1)
+    run.committer.wait()
+    run.committer.attempt = 2
+    assert run.committer.flush_final() is None
+
+
 def test_what_no_storage_is_to_blame_for_ends_the_run(run, monkeypatch):
     monkeypatch.setattr(run.journal, "write", lambda segment: 1 / 0)
     run.commit(1)
