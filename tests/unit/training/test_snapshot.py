@@ -153,6 +153,26 @@ def test_storage_trouble_is_told_and_the_next_commit_tries_again(run, monkeypatc
     assert run.committer.flush_final().step == run.newest() == 3
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts a small tmpfs")
+def test_a_run_goes_on_over_a_full_disk_and_commits_when_there_is_room_again(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("this root may not mount")
+    try:
+        run = Run(tmp_path)
+        run.commit(1)
+        run.committer.wait()
+        (tmp_path / "other").write_bytes(bytes(260_000))
+        run.commit(2)
+        assert run.committer.wait().step == run.newest() == 1
+        assert "No space left on device; free space there" in run.said("note")[0]["text"]
+        (tmp_path / "other").unlink()
+        run.commit(3)
+        assert run.committer.flush_final().step == run.newest() == 3
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
 def test_a_journal_that_cannot_be_written_stops_its_commit_too(run, monkeypatch):
     def refuse(segment):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
