@@ -32,6 +32,7 @@ def test_every_room_imports_lower_floors_only() -> None:
         ("specs", "import eagleray.client", "lower floors only"),
         ("client", "import eagleray.metrics", "The SDK takes nothing"),
         ("specs", "import torch", "neither ray nor torch"),
+        ("capacity", "import ray", "neither ray nor torch"),
         ("attic", "", "exhaustive"),
     ],
 )
@@ -42,7 +43,7 @@ def test_the_contract_notices(tmp_path: Path, room: str, line: str, contract: st
     for name in ("errors.py", "metrics.py", "__init__.py"):
         package.mkdir(exist_ok=True)
         shutil.copy(PACKAGE / name, package)
-    for name in ("specs", "client"):
+    for name in ("specs", "client", "capacity"):
         shutil.copytree(PACKAGE / name, package / name)
     (package / room).mkdir(exist_ok=True)
     (package / room / "__init__.py").touch()

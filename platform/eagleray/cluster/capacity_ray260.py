@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from eagleray.cluster import placement
-from eagleray.cluster.placement import Capacity, NodeCapacity
+from eagleray.capacity import placement
+from eagleray.capacity.placement import Capacity, NodeCapacity
 
 KV_NAMESPACE = b"eagleray"
 KV_NODE_TYPES = b"node_types"

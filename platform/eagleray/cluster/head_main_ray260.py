@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from eagleray.capacity.placement import NodeCapacity
 from eagleray.cluster import capacity_ray260, processes, state
 from eagleray.cluster.files import read_json, write_json
-from eagleray.cluster.placement import NodeCapacity
 
 
 def main(folder: Path) -> None:

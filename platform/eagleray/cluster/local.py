@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from eagleray.capacity.placement import NodeCapacity
 from eagleray.cluster import environment, node_types, nodes, preparation, processes, state
 from eagleray.cluster.files import remove_tree
-from eagleray.cluster.placement import NodeCapacity
 from eagleray.cluster.probing import answers
 from eagleray.cluster.processes import Process
 from eagleray.cluster.state import ClusterState

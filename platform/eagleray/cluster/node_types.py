@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eagleray.cluster.placement import NodeCapacity
+from eagleray.capacity.placement import NodeCapacity
 from eagleray.errors import SpecError
 from eagleray.specs import LocalSpec
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from eagleray.capacity.placement import NodeCapacity
 from eagleray.cluster import node_types, ports, processes, settings, state
 from eagleray.cluster.files import remove_tree, write_json
-from eagleray.cluster.placement import NodeCapacity
 from eagleray.cluster.state import ClusterState
 from eagleray.errors import ClusterError
 from eagleray.specs import LocalSpec

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from eagleray.cluster.placement import Capacity
+from eagleray.capacity.placement import Capacity
 from eagleray.specs import TrainSpec, TuneSpec, validate
 from eagleray.specs.axes import Choice, LogUniform, Uniform, draw, enumerated
 from eagleray.specs.train import ScalingSpec

@@ -60,7 +60,8 @@ def execute(search: Search, *, started_at: float, say: Callable[[str], None]) ->
 def _connect(search: Search, stop: StopRequest, say: Callable[[str], None]) -> tuple[int, float | None]:
     """Connect, refuse what can never be placed; returns how many trials may run at once, and since when."""
     connect(stop.listen)
-    from eagleray.cluster import capacity_ray260, placement
+    from eagleray.capacity import placement
+    from eagleray.cluster import capacity_ray260
     from eagleray.tuning import max_concurrent
     from eagleray.tuning.search import describe_resources, resources_of
 

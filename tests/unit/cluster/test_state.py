@@ -301,7 +301,7 @@ def test_status_in_words_and_as_json(tmp_path):
 def test_everything_but_ray_itself_loads_without_ray_and_torch():
     code = (
         "import sys\n"
-        "from eagleray.cluster import environment, local, node_types, nodes, placement, settings\n"
+        "from eagleray.cluster import environment, local, node_types, nodes, settings\n"
         "from eagleray.cluster import state, supervisor\n"
         "from eagleray.workflows import down, env, status, up\n"
         "print(sorted({'ray', 'torch', 'yaml', 'psutil'} & set(sys.modules)))"

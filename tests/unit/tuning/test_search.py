@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eagleray.cluster.placement import Capacity, NodeCapacity
+from eagleray.capacity.placement import Capacity, NodeCapacity
 from eagleray.errors import SpecError
 from eagleray.specs import TuneSpec, validate
 from eagleray.tuning import make_suggester, max_concurrent

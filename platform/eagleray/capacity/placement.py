@@ -44,7 +44,7 @@ class NodeCapacity:
     def matches(self, selector: Mapping[str, str]) -> bool:
         """Whether a node of this type may carry labels that `selector` asks for."""
         return self.labels is None or all(
-            _label_matches(self.labels.get(key), wanted)
+            label_matches(self.labels.get(key), wanted)
             for key, wanted in selector.items()
             if key in self.labels or not key.startswith("ray.io/")  # those Ray adds as the node starts
         )
@@ -127,10 +127,10 @@ def _refusal(
     headline = {key: bundle[key] for key in ("GPU",) if bundle.get(key)} or bundle
     plural, each = ("", "") if num_wanted == 1 else ("s", " each")
     rest = {key: amount for key, amount in bundle.items() if key not in headline and amount > 0}
-    also = f" (each also needs {_amounts(rest)})" if rest else ""
+    also = f" (each also needs {amounts(rest)})" if rest else ""
     where = "".join(f" with label {key}={value}" for key, value in selector.items())
     return (
-        f"wants {num_wanted} {noun}{plural} with {_amounts(headline)}{each}{where}; "
+        f"wants {num_wanted} {noun}{plural} with {amounts(headline)}{each}{where}; "
         f"{_limit(capacity)} {most}{also}: "
         f"{_offer(capacity, selector, bundle)}; {_way_out(capacity, selector)}"
     )
@@ -153,12 +153,12 @@ def _offer(capacity: Capacity, selector: Mapping[str, str], asked: Collection[st
     useful = [node for node in capacity.types if node.max_nodes and _is_useful(node)]
     matching = [node for node in useful if node.matches(selector)]
     types = [
-        f"{node.name} ({_amounts(node.resources)}) x {node.max_nodes}"
+        f"{node.name} ({amounts(node.resources)}) x {node.max_nodes}"
         for node in matching
         if not node.is_fixed
     ]
     machines = Counter(
-        _amounts({key: node.amount(key) for key in {"GPU", "CPU", *asked}})
+        amounts({key: node.amount(key) for key in {"GPU", "CPU", *asked}})
         for node in matching
         if node.is_fixed
     )
@@ -174,7 +174,8 @@ def _is_useful(node: NodeCapacity) -> bool:
     return any(node.resources.get(key) for key in ("CPU", "GPU"))
 
 
-def _amounts(resources: Mapping[str, float]) -> str:
+def amounts(resources: Mapping[str, float]) -> str:
+    """For instance "1 GPU, 4 CPU, 2 GiB memory"; resources that name one node are left out."""
     hidden = ("eagleray_node_", "node:")
     shown = {key: amount for key, amount in resources.items() if amount > 0 and not key.startswith(hidden)}
     ordered = sorted(shown.items(), key=lambda item: (item[0] != "GPU", item[0] != "CPU", item[0]))
@@ -185,7 +186,7 @@ def _amount(key: str, value: float) -> str:
     return f"{value / 2**30:.3g} GiB {key}" if key.endswith("memory") else f"{value:g} {key}"
 
 
-def _label_matches(found: str | None, wanted: str) -> bool:
+def label_matches(found: str | None, wanted: str) -> bool:
     """Ray's selector language: value, !value, in(a, b), !in(a, b)."""
     negated, condition = wanted.startswith("!"), wanted.removeprefix("!")
     listed = _LISTED.fullmatch(condition)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eagleray.cluster.placement import Capacity, NodeCapacity, require
+from eagleray.capacity.placement import Capacity, NodeCapacity, require
 from eagleray.errors import CapacityError
 
 TRAIN = NodeCapacity("train_gpu", {"CPU": 1, "GPU": 1, "memory": 2**31}, {"eagleray.io/pool": "train"}, 4)

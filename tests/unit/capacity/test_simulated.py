@@ -1,0 +1,142 @@
+"""Random schedules: claims come, grow and die, nodes come and go, holders obey or do not."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eagleray.capacity import Node, Request
+from eagleray.capacity.placement import Capacity, NodeCapacity
+from unit.capacity.simulator import YIELD_S, World
+
+CPU_NODE, GPU_NODE = {"CPU": 2}, {"CPU": 2, "GPU": 1}
+TOTALS = [{"CPU": 1}, CPU_NODE, GPU_NODE, {"CPU": 4, "GPU": 2}]
+BUNDLES = [{"CPU": 1}, {"CPU": 1, "GPU": 1}, {"CPU": 2}, {"CPU": 0.5, "GPU": 0.5}, {"GPU": 2}]
+STARTABLE = Capacity(
+    [NodeCapacity("cpu", CPU_NODE, {"pool": "cpu"}, 2), NodeCapacity("gpu", GPU_NODE, {"pool": "gpu"}, 2)], 3
+)
+DELAYS = [0, 0, 1, 2, YIELD_S + 3, math.inf]
+
+small = st.integers(0, 3)
+opens = st.tuples(
+    st.just("open"),
+    st.sampled_from(["service", "run", "search", "job"]),
+    st.sampled_from(BUNDLES),
+    small,
+    small,
+    st.sampled_from(DELAYS),
+    st.sampled_from([{}, {}, {}, {"pool": "gpu"}]),
+    st.sampled_from([None, None, 1]),
+)
+steps = st.one_of(
+    opens,
+    opens,
+    st.tuples(st.just("want"), small, st.integers(0, 5)),
+    st.tuples(st.sampled_from(["finish", "die", "die and leave"]), small),
+    st.tuples(st.sampled_from(["lose", "drain"]), small),
+    st.tuples(st.just("join"), st.sampled_from(TOTALS)),
+    st.tuples(st.just("stranger"), small, st.sampled_from(BUNDLES)),
+    st.tuples(st.just("stranger ends"), small),
+    st.tuples(st.just("time"), st.integers(1, 6)),
+)
+clusters = st.lists(st.sampled_from(TOTALS), min_size=1, max_size=4)
+schedules = st.lists(steps, min_size=5, max_size=25)
+
+
+def request(name: str, kind: str, bundle, minimum: int, more: int, selector, budget: int | None) -> Request:
+    rest = {"label_selector": selector, "budget": budget, "yield_s": YIELD_S}
+    match kind:
+        case "service":
+            return Request.service(name, name, bundle, floor=minimum, wanted=minimum + more, **rest)
+        case "run":
+            return Request.run(
+                name, name, bundle, minimum=max(1, minimum), wanted=max(1, minimum) + more, **rest
+            )
+        case "search":
+            return Request.search(name, name, bundle, wanted=minimum + more, **rest)
+        case _:
+            return Request.job(name, name, bundle, units=max(1, minimum), **rest)
+
+
+def play(totals, schedule, capacity: Capacity | None) -> World:
+    world = World([Node(f"m{i}", total, labels={"pool": "gpu"}) for i, total in enumerate(totals)], capacity)
+    numbers = itertools.count()
+    for step in schedule:
+        name, *arguments = step
+        picked = sorted(world.holders if name in ("want", "finish", "die", "die and leave") else world.nodes)
+        chosen = picked[arguments[0] % len(picked)] if picked and isinstance(arguments[0], int) else None
+        if name == "open":
+            kind, bundle, minimum, more, delay_s, selector, budget = arguments
+            made = request(f"{kind}{next(numbers)}", kind, bundle, minimum, more, selector, budget)
+            world.open(made, delay_s)
+        elif name == "join":
+            world.join(Node("j", arguments[0], labels={"pool": "cpu"}))
+        elif name == "stranger ends" and world.strangers:
+            world.strangers.pop(arguments[0] % len(world.strangers))
+        elif name == "time":
+            for _ in range(arguments[0] - 1):
+                world.tick()
+        elif chosen is not None:
+            match name:
+                case "want":
+                    world.want(chosen, arguments[1])
+                case "finish":
+                    world.finish(chosen)
+                case "die" | "die and leave":
+                    world.die(chosen, leaves_processes=name == "die and leave")
+                case "lose":
+                    world.lose(chosen)
+                case "drain":
+                    world.drain(chosen)
+                case "stranger":
+                    world.run_without_claim(chosen, arguments[1])
+        world.tick()
+    return world
+
+
+@given(clusters, schedules, st.sampled_from([None, STARTABLE]))
+@settings(max_examples=100)
+def test_random_schedules(totals, schedule, capacity):
+    play(totals, schedule, capacity).settle()
+
+
+def random_step(rng: random.Random) -> tuple:
+    """Like `steps`, but as likely late as early: Hypothesis prefers the short and simple."""
+    chance, pick = rng.random(), rng.randint(0, 9)
+    if chance < 0.30:
+        kind = rng.choice(["service", "run", "run", "search", "job"])
+        minimum, more, selector = (
+            rng.randint(0, 3),
+            rng.randint(0, 3),
+            rng.choice([{}, {}, {}, {"pool": "gpu"}]),
+        )
+        delay_s, budget = rng.choice(DELAYS), rng.choice([None, None, 1])
+        return ("open", kind, rng.choice(BUNDLES), minimum, more, delay_s, selector, budget)
+    if chance < 0.45:
+        return ("want", pick, rng.randint(0, 5))
+    if chance < 0.60:
+        return (rng.choice(["finish", "die", "die and leave"]), pick)
+    if chance < 0.66:
+        return (rng.choice(["lose", "drain"]), pick)
+    if chance < 0.74:
+        return ("join", rng.choice(TOTALS))
+    if chance < 0.80:
+        return ("stranger", pick, rng.choice(BUNDLES))
+    return ("stranger ends", pick) if chance < 0.86 else ("time", rng.randint(1, 6))
+
+
+@pytest.mark.slow
+def test_a_thousand_long_schedules():
+    for seed in range(1000):
+        rng = random.Random(seed)
+        totals = [rng.choice(TOTALS) for _ in range(rng.randint(1, 5))]
+        schedule = [random_step(rng) for _ in range(rng.randint(8, 50))]
+        try:
+            play(totals, schedule, rng.choice([None, STARTABLE])).settle()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
