@@ -9,23 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import eagleray
-from eagleray.cluster import processes, settings, state
+from eagleray.cluster import processes, profiles, settings, state
 
 _KEPT_RAY = ("RAY_GRAFANA_", "RAY_PROMETHEUS_", "RAY_SERVE_")
 # Without bytecode caches every process start costs 1-2 s more.
 _DROPPED = ("PYTHONDONTWRITEBYTECODE", "PYTHONSTARTUP", "COLUMNS", "LINES", processes.MARKER)
-_PROFILES: Mapping[str, Mapping[str, str]] = {
-    "default": {
-        "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": "2000",
-        "RAY_health_check_failure_threshold": "3",
-    },
-    "fast": {
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "1000",
-        "RAY_health_check_failure_threshold": "2",
-    },
-}
 
 
 def of_cluster(cluster: state.ClusterState, *, profile: str, extra: Mapping[str, str]) -> dict[str, str]:
@@ -48,7 +36,7 @@ def of_cluster(cluster: state.ClusterState, *, profile: str, extra: Mapping[str,
         **mine,
         **exports,
         **_of_ray(cluster),
-        **_PROFILES[profile],
+        **profiles.named(profile).environment(),
         **_of_jobs(),
         **extra,
         processes.MARKER: cluster.marker,
@@ -63,7 +51,6 @@ def _of_ray(cluster: state.ClusterState) -> dict[str, str]:
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_gcs_storage": "rocksdb",  # a restarted GCS knows its nodes, actors and jobs
         "RAY_gcs_storage_path": str(cluster.runtime_dir / "gcs"),
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "60",
         # From SIGTERM to SIGKILL of a stopped job: in Ray's own 3 s a driver cannot write its report.
         "RAY_JOB_STOP_WAIT_TIME_S": "20",
         "RAY_SERVE_LOG_TO_STDERR": "0",  # Serve has files of its own for what it logs
@@ -72,8 +59,6 @@ def _of_ray(cluster: state.ClusterState) -> dict[str, str]:
         # gRPC between Serve's processes: a request takes half as long as by actor calls, and may be large.
         "RAY_SERVE_PROXY_USE_GRPC": "1",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),
-        # A killed proxy is replaced after three checks: 31 s with Serve's own 10 s between them.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # a start on a loaded machine; Serve's own 5 s end it
         # Their defaults are fixed ports: a second cluster could not start.
         "AUTOSCALER_METRIC_PORT": str(cluster.ports["autoscaler_metrics"]),

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from eagleray.specs.base import ExistingPath, FileSpec, Spec, located
 
+ProfileName = Literal["default", "fast", "lossy"]
 _LOOPBACK = "127.0.0.1"
 
 
@@ -84,8 +85,9 @@ class LocalSpec(FileSpec):
     head_memory_mib: int = Field(default=2048, ge=512)
     object_store_mib: int = Field(default=100, ge=80)
     """Of each node."""
-    profile: Literal["default", "fast"] = "default"
-    """Recovery settings: `fast` finds dead nodes sooner, and gives false alarms on a loaded machine."""
+    profile: ProfileName = "default"
+    """Recovery settings: `fast` finds dead nodes and hung workers sooner, and gives false alarms on a loaded
+    machine; `lossy` rides out a minute without a network."""
     host: Annotated[str, AfterValidator(_own_ipv4)] = _LOOPBACK
     """The address on which Ray listens. Any but a loopback address opens the cluster to the network."""
     dashboard_port: int = Field(default=0, ge=0, le=65535)
