@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -166,6 +167,55 @@ def test_a_killed_node_is_replaced_and_actors_go_on(second, tmp_path):
         flag.with_suffix(".stop").touch()
         driver.terminate()
         driver.wait(30)
+
+
+@pytest.mark.slow
+def test_a_node_whose_raylet_stands_still_ends_with_its_workers_and_is_replaced(second, tmp_path):
+    flag = tmp_path / "count"
+    driver = subprocess.Popen([sys.executable, "-c", HOLD, str(flag)], env=environment(second))
+    try:
+        assert processes.wait_until(flag.exists, timeout_s=40)
+        (node,) = local.status("second").nodes
+        assert node.process is not None
+        whole = [node.process, *descendants(node.process)]
+        (raylet,) = [process for process in whole if command_of(process) == "raylet"]
+        processes.send(raylet, signal.SIGSTOP)
+        began = time.monotonic()
+        assert processes.wait_until(lambda: not any(process.is_alive for process in whole), timeout_s=30)
+        print(
+            f"the node and its {len(whole) - 1} processes ended {time.monotonic() - began:.1f} s after that"
+        )
+        log = (second.logs_dir / f"{node.node_id}.log").read_text()
+        assert f"{node.node_id}: ended: the cluster counts it as dead" in log
+        before = flag.read_text()
+        assert processes.wait_until(lambda: flag.read_text() not in ("", before), timeout_s=60)
+    finally:
+        flag.with_suffix(".stop").touch()
+        driver.terminate()
+        driver.wait(30)
+
+
+@pytest.mark.slow
+def test_a_head_that_stood_still_until_it_counted_as_dead_comes_back(second):
+    before = one(second, "raylet")
+    processes.send(before, signal.SIGSTOP)
+    assert processes.wait_until(lambda: alive_nodes(second) == 0, timeout_s=30, interval_s=0.5)
+    processes.send(before, signal.SIGCONT)
+    await_replaced(second, "raylet", before)
+    assert processes.wait_until(lambda: alive_nodes(second) == 1, timeout_s=30, interval_s=0.5)
+
+
+def descendants(process: processes.Process) -> list[processes.Process]:
+    found = [processes.of(pid) for pid in processes.children(process.pid)]
+    return [*found, *(below for child in found for below in descendants(child))]
+
+
+def command_of(process: processes.Process) -> str:
+    return Path(f"/proc/{process.pid}/comm").read_text().strip()
+
+
+def alive_nodes(cluster) -> int:
+    return sum(node["state"] == "ALIVE" for node in ask(cluster, "/api/v0/nodes")["data"]["result"]["result"])
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from eagleray.cluster import nodes, processes
+from eagleray.cluster import nodes, processes, recovery_ray260
 
 _POLL_S = 0.2
 _asked_to_end = False
@@ -25,7 +25,10 @@ def _on_terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def main(plan: Path) -> None:
-    """Start the node that `plan` describes; stay until it is dead, drained or told to end. Never returns."""
+    """Start the node that `plan` describes; stay until it is dead, drained or told to end. Never returns.
+
+    Dead is a node, too, whose raylet the GCS has given up: its workers end with it.
+    """
     began = time.monotonic()
     planned = nodes.read(plan)
     assert planned is not None, f"{plan} is no node"
@@ -34,13 +37,19 @@ def main(plan: Path) -> None:
         nodes.write(path, replace(planned, process=processes.this_process(planned.node_type)))
     node = _start(planned)
     print(f"{planned.node_id} started in {time.monotonic() - began:.1f} s", flush=True)
+    # Ray's Node has set a handler of its own (2.60), which waits 30 s for a raylet that stands still.
+    signal.signal(signal.SIGTERM, _on_terminate)
+    given_up = recovery_ray260.watch_for_death(node)
     dead = []
-    while not (_asked_to_end or dead):
+    while not (_asked_to_end or dead or given_up.is_set()):
         time.sleep(_POLL_S)
         dead = node.dead_processes()
     if dead:
         print(f"{planned.node_id}: ended: {', '.join(kind for kind, _ in dead)}", flush=True)
-    node.kill_all_processes(check_alive=False, allow_graceful=_asked_to_end)
+    is_given_up = given_up.is_set() or (not dead and recovery_ray260.counts_as_dead(node))
+    if is_given_up:
+        print(f"{planned.node_id}: ended: the cluster counts it as dead", flush=True)
+    node.kill_all_processes(check_alive=False, allow_graceful=_asked_to_end and not is_given_up)
     # At once: the replacement of a node is not started before this process is gone.
     os._exit(0)
 
