@@ -14,7 +14,7 @@ import httpx
 import pytest
 import torch
 
-from eagleray.cluster import attached, local, ports, processes, settings, state
+from eagleray.cluster import attached, local, ports, processes, profiles, settings, state
 from eagleray.errors import ClusterError, ClusterNotRunning, InputError
 from eagleray.packaging import Folder
 from eagleray.registry.models import MlflowModels
@@ -206,6 +206,7 @@ def plain(tmp_path: Path):
     environment = {
         **kept,
         processes.MARKER: mark,
+        "SPT_NOENV": "1",  # the environment of Ray's workers can be read
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
     }
@@ -246,16 +247,35 @@ def run_verb(verb: str, call: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
+IN_USE = "from eagleray.cluster import recovery_ray260; print(recovery_ray260.in_use().name)"
+
+
+def read_proc(process: processes.Process, name: str) -> str:
+    return Path(f"/proc/{process.pid}/{name}").read_text(errors="replace")
+
+
+def environment_of(process: processes.Process) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in read_proc(process, "environ").split("\0") if "=" in pair)
+
+
 def test_attach_puts_the_ingress_on_a_plain_cluster_and_down_takes_it_back(plain, eagleray_home):
     address, port, mark = plain
     before = {process.pid for process in processes.belonging(mark)}
-    call = f"attach('{address}', 'plain', port={port})"
+    call = f"attach('{address}', 'plain', port={port}, profile='fast')"
     done = run_verb("attach", call)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "recovery profile fast: a rank without a sign of life for 3 s hangs" in done.stdout
+    assert "was started without this profile, and reads only at its start how soon" in done.stdout
+    assert "Serve ran before" not in done.stdout
+    serve = next(one for one in processes.belonging(mark) if "ServeController" in read_proc(one, "cmdline"))
+    assert profiles.named("fast").of_serve.items() <= environment_of(serve).items()
+    profile = run_verb("attach", f"import ray; ray.init('{address}', logging_level='ERROR'); {IN_USE}")
+    assert profile.stdout.splitlines()[-1] == "fast", profile.stderr
     cluster = attached.read("plain")
     assert cluster is not None
     again = run_verb("attach", call)
     assert again.returncode == 0, again.stdout + again.stderr
+    assert "Serve ran before, and goes on checking its proxies as often as it did" in again.stdout
     other = run_verb("attach", f"attach('{address}', 'other', port={port + 1})")
     assert "attached already" in other.stderr
     key = cluster.admin_key_path.read_text()
@@ -295,7 +315,7 @@ def test_attach_puts_the_ingress_on_a_plain_cluster_and_down_takes_it_back(plain
 
     def left() -> set[int]:
         commands = {
-            process.pid: Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace")
+            process.pid: read_proc(process, "cmdline")
             for process in processes.belonging(mark)
             if process.pid not in before
         }

@@ -29,8 +29,20 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
 )
 @click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
 @click.option("--require-key", is_flag=True, help="Models need a key on loopback too: for a proxy in front.")
+@click.option(
+    "--profile",
+    type=click.Choice(["default", "fast", "lossy"]),
+    help="Of recovery, as far as a running cluster takes one; without it, the cluster's stays.",
+)
 def attach(
-    address: str, name: str | None, *, host: str, port: int, insecure: bool, require_key: bool
+    address: str,
+    name: str | None,
+    *,
+    host: str,
+    port: int,
+    insecure: bool,
+    require_key: bool,
+    profile: str | None,
 ) -> None:
     """Put the ingress on a running Ray cluster.
 
@@ -47,6 +59,7 @@ def attach(
         port=port,
         is_insecure=insecure,
         is_key_required=require_key,
+        profile=profile,
         say=click.echo,
     )
     next_steps("eagleray status", "eagleray deploy SPEC", flags=flags_of(name))

@@ -25,6 +25,8 @@ class NodeFacts:
     """Whether a file that was just written to EAGLERAY_STORAGE is there."""
     asks_for_token: bool = True
     """Whether Ray's own ports there want one."""
+    profile: str = ""
+    """The recovery profile that Ray was started with; empty where it was started without one."""
 
 
 @dataclass(frozen=True)

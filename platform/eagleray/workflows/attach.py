@@ -6,12 +6,12 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from eagleray.cluster import attached, settings, state
+from eagleray.cluster import attached, profiles, settings, state
 from eagleray.cluster.attached import AttachedCluster
 from eagleray.errors import ClusterError, InputError, ServiceError
 from eagleray.serving import preconditions, start
@@ -34,6 +34,7 @@ def attach(
     port: int = DEFAULT_PORT,
     is_insecure: bool = False,
     is_key_required: bool = False,
+    profile: str | None = None,
     say: Callable[[str], None] = print,
 ) -> AttachedCluster:
     """Start the serving controller and the ingress on the cluster at `address`; run on a machine of it.
@@ -45,14 +46,17 @@ def attach(
         port: Of the ingress.
         is_insecure: Let it listen beyond the head, in plain HTTP.
         is_key_required: Models need a key on a loopback `host` too: for a proxy in front of it.
+        profile: Of recovery, for what starts from now on; None leaves the one that the cluster has.
         say: Takes lines for people.
 
     Raises:
-        InputError: the name is taken, or `host` opens the ingress and nobody said that it may.
+        InputError: the name is taken, there is no such profile, or `host` opens the ingress and nobody said
+            that it may.
         ClusterError: the cluster cannot be reached, or something is missing on it; the message says what.
         ServiceError: the ingress did not start.
     """
     _check_name(name)
+    recovery = None if profile is None else profiles.named(profile)
     if not state.is_loopback(host) and not is_insecure:
         raise InputError(
             f"host {host} opens the ingress to the network in plain HTTP; put a proxy with TLS in front, "
@@ -68,7 +72,7 @@ def attach(
         tracking_uri=settings.tracking_uri(),
         is_key_needed_for_infer=is_key_required or not state.is_loopback(host),
     )
-    with joined(address):
+    with joined(address, recovery.of_serve if recovery else {}):
         if (before := start.find()) is not None:
             _check_same(before, wanted)
         nodes = _facts(wanted.storage_url)
@@ -76,17 +80,44 @@ def attach(
         preconditions.check_nodes(nodes, storage_url=wanted.storage_url, tracking_uri=wanted.tracking_uri)
         if warning := preconditions.warning(nodes):
             say(warning)
-        preconditions.check_serve(_serve(wanted), host=host, port=port, our_app=INGRESS_APP)
+        serve = _serve(wanted)
+        preconditions.check_serve(serve, host=host, port=port, our_app=INGRESS_APP)
         controller = start.start(replace(wanted, directory=start.directory_on_head(name)))
         _await_start(controller)
         head = _head_address()
         cluster = AttachedCluster(name, address, reachable_url(wanted, head), time.time())
         attached.write(cluster)
         _write_key(cluster, controller)
+        if recovery is not None:
+            _apply(recovery)
+            for line in what_holds(recovery, nodes, is_serve_older=serve is not None):
+                say(line)
     say(f"models are served at {cluster.ingress_url}; the admin key is in {cluster.admin_key_path}")
     if state.is_loopback(host) and not is_mine(head):
         say(_far_loopback(wanted, head))
     return cluster
+
+
+def _apply(profile: profiles.Profile) -> None:
+    from eagleray.cluster import recovery_ray260
+
+    recovery_ray260.publish(profile)
+
+
+def what_holds(profile: profiles.Profile, nodes: Sequence[NodeFacts], *, is_serve_older: bool) -> list[str]:
+    """What of the profile holds on a cluster that runs, and what does not, with the way to it."""
+    lines = [
+        f"recovery profile {profile.name}: a rank without a sign of life for {profile.heartbeat_s:g} s hangs"
+    ]
+    if is_serve_older:
+        lines.append("warning: Serve ran before, and goes on checking its proxies as often as it did")
+    if others := [node.name for node in nodes if node.profile != profile.name]:
+        lines.append(
+            f"warning: Ray on {', '.join(others)} was started without this profile, and reads only at its "
+            f"start how soon a dead node is noticed; where you start it: "
+            f'eval "$(python -m eagleray.cluster.profiles {profile.name})" (docs/elasticity.md)'
+        )
+    return lines
 
 
 def reachable_url(wanted: ControllerSettings, head: str) -> str:
@@ -165,6 +196,7 @@ def _looker() -> Callable[[str, str], dict[str, Any]]:
                 "sees_storage": Folder(url).exists(probe),
                 # The node's own, not the driver's; `ray start` sets it where it finds a token.
                 "asks_for_token": os.environ.get("RAY_AUTH_MODE", "").lower() == "token",
+                "profile": os.environ.get("EAGLERAY_PROFILE", ""),
             }
         except Exception as error:
             return {"trouble": f"{type(error).__name__}: {error}"}

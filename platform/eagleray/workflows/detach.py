@@ -37,8 +37,15 @@ def detach(cluster: AttachedCluster, say: Callable[[str], None] = print) -> None
             _check_nothing_is_left(cluster)
         else:
             _end(cluster, controller)
+        _withdraw_profile()
     attached.forget(cluster.name)
     say(f"cluster {cluster.name!r} is as it was before `eagleray attach`")
+
+
+def _withdraw_profile() -> None:
+    from eagleray.cluster import recovery_ray260
+
+    recovery_ray260.withdraw()
 
 
 def _end(cluster: AttachedCluster, controller: Any) -> None:

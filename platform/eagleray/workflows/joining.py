@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from eagleray.errors import ClusterError
 from eagleray.serving.control_settings import NAMESPACE
@@ -16,8 +17,11 @@ _CONNECT_S = 5.0
 
 
 @contextmanager
-def joined(address: str) -> Iterator[None]:
-    """This process as a driver of the cluster. Raises: ClusterError where it cannot be."""
+def joined(address: str, env: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """This process as a driver of the cluster. Raises: ClusterError where it cannot be.
+
+    What it starts there, and what that starts, has the variables of `env`.
+    """
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         # `ray start` turns tokens on where it finds one, and a driver does not (2.60).
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -25,7 +29,13 @@ def joined(address: str) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": dict(env)} if env else None,
+        )
     except Exception as error:
         reason = " ".join(str(error).split())[:400]
         raise ClusterError(

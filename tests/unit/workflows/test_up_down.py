@@ -9,17 +9,31 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
-from eagleray.cluster import attached, files, local, node_types, preparation, processes, settings, state
+from eagleray.cli.cluster import attach as cli_attach
+from eagleray.cluster import (
+    attached,
+    files,
+    local,
+    node_types,
+    preparation,
+    processes,
+    profiles,
+    recovery_ray260,
+    settings,
+    state,
+)
 from eagleray.errors import ClusterError, ClusterNotRunning, InputError, SpecError
 from eagleray.serving import memory, start
 from eagleray.serving.control_settings import ControllerSettings
+from eagleray.serving.preconditions import NodeFacts
 from eagleray.serving.serve_control_ray260 import ServeControl
 from eagleray.specs import LocalSpec, load
-from eagleray.specs.local import LocalServing
+from eagleray.specs.local import LocalServing, ProfileName
 from eagleray.workflows import attach, detach, down, status, up
 
 LOCAL = Path(__file__).parents[3] / "local.toml"
@@ -96,13 +110,43 @@ def test_attach_can_require_a_key_on_loopback(monkeypatch):
         wanted.append(settings)
         raise ClusterError("far enough")
 
-    monkeypatch.setattr(attach, "joined", lambda _address: contextlib.nullcontext())
+    monkeypatch.setattr(attach, "joined", lambda _address, _env: contextlib.nullcontext())
     monkeypatch.setattr(attach.start, "find", lambda: "a controller")
     monkeypatch.setattr(attach, "_check_same", lambda _before, settings: refuse(settings))
     for is_required in (False, True):
         with pytest.raises(ClusterError, match="far enough"):
             attach.attach("127.0.0.1:1", "far", is_key_required=is_required)
     assert [settings.is_key_needed_for_infer for settings in wanted] == [False, True]
+
+
+def test_attach_knows_the_profiles_before_it_joins_anything():
+    with pytest.raises(InputError, match="no recovery profile is called 'quick'; choose one of default"):
+        attach.attach("127.0.0.1:1", "far", profile="quick")
+    (choice,) = [option for option in cli_attach.params if option.name == "profile"]
+    assert list(choice.type.choices) == list(profiles.PROFILES) == list(get_args(ProfileName))
+
+
+@pytest.mark.parametrize(
+    ("of_nodes", "is_serve_older", "starts"),
+    [
+        (["fast", "fast"], False, ["recovery profile fast: a rank without a sign of life for 3 s hangs"]),
+        (
+            ["fast", "fast"],
+            True,
+            ["recovery profile fast: ", "warning: Serve ran before, and goes on checking"],
+        ),
+        (
+            ["fast", "", "lossy"],
+            False,
+            ["recovery profile fast: ", "warning: Ray on h1, h2 was started without this profile, and reads"],
+        ),
+    ],
+)
+def test_attach_says_what_of_a_profile_a_running_cluster_does_not_take(of_nodes, is_serve_older, starts):
+    nodes = [NodeFacts(f"h{at}", f"10.0.0.{at}", profile=name) for at, name in enumerate(of_nodes)]
+    lines = attach.what_holds(profiles.named("fast"), nodes, is_serve_older=is_serve_older)
+    assert len(lines) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
 
 
 def test_attach_again_does_not_pretend_to_require_a_key(monkeypatch):
@@ -210,6 +254,8 @@ class FarController:
         method = SimpleNamespace(remote=lambda: None)
         self.end, self.ping = method, method
         monkeypatch.setattr(detach, "joined", lambda _address: contextlib.nullcontext())
+        self.withdrawn = []
+        monkeypatch.setattr(recovery_ray260, "withdraw", lambda: self.withdrawn.append(True))
         monkeypatch.setattr(detach.start, "find", lambda: self)
         monkeypatch.setattr("ray.get", lambda _answer, timeout: self._next())
         monkeypatch.setattr("ray.kill", self.killed.append)
@@ -226,6 +272,7 @@ def test_down_of_an_attached_cluster_takes_back_what_was_started_there(monkeypat
     controller = FarController(monkeypatch, None)
     down.down("far", say=lambda _: None)
     assert controller.killed == [controller]
+    assert controller.withdrawn == [True]
     assert attached.read("far") is None
 
 
@@ -254,6 +301,7 @@ def test_a_down_that_has_not_ended_is_told_and_the_next_one_goes_on(monkeypatch,
         down.down("far", say=lambda _: None)
     assert attached.read("far") is not None
     assert controller.killed == []
+    assert controller.withdrawn == []
     down.down("far", say=lambda _: None)
     assert controller.killed == [controller]
     assert attached.read("far") is None
