@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -18,25 +17,10 @@ import pytest
 
 from eagleray.cluster import processes
 from support import hosts
+from support.ray_hosts import DASHBOARD, GCS, RayHosts
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
-GCS, DASHBOARD, AGENT = 6379, 8265, 6384
-# The same numbers on both hosts, as an administrator would choose them.
-PORTS = {
-    "node-manager-port": 6380,
-    "object-manager-port": 6381,
-    "runtime-env-agent-port": 6382,
-    "dashboard-agent-grpc-port": 6383,
-    "dashboard-agent-listen-port": AGENT,
-    "metrics-export-port": 6385,
-}
-# With Ray's own a dead host is noticed after 15 s.
-HEALTH = {
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "3",
-}
 
 
 @dataclass
@@ -64,61 +48,8 @@ class Log:
         return [line for line in self.lines if line.startswith(start)]
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A head and one more machine."""
-
-    head: hosts.Host
-    other: hosts.Host
-    shared: Path
-    """What both see: the token, storage, MLflow's database."""
-
-    def env(self, host: hosts.Host) -> dict[str, str]:
-        mine = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("RAY_", "EAGLERAY_", "PYTHON"))
-        }
-        return {
-            **mine,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{mine['PATH']}",
-            "TMPDIR": str(host.folder),
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.shared / "token"),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            **HEALTH,
-            "EAGLERAY_HOME": str(host.folder / "home"),  # of a user of that machine
-            "EAGLERAY_STORAGE": str(self.shared / "storage"),
-            "EAGLERAY_TRACKING_URI": f"sqlite:///{self.shared}/mlflow.db",
-        }
-
-    def start(self) -> None:
-        dashboard = (f"--dashboard-host={self.head.address}", f"--dashboard-port={DASHBOARD}")
-        self._ray_start(self.head, "--head", f"--port={GCS}", *dashboard)
-        self.start_other()
-
-    def start_other(self) -> None:
-        self._ray_start(self.other, f"--address={self.head.address}:{GCS}")
-
-    def _ray_start(self, host: hosts.Host, *arguments: str) -> None:
-        command = [
-            "ray", "start", *arguments, f"--node-ip-address={host.address}", f"--temp-dir={host.folder}/ray",
-            "--num-cpus=2", "--num-gpus=1", "--labels=eagleray.io/pool=train", "--disable-usage-stats",
-            f"--object-store-memory={100 * 2**20}", f"--memory={4 * 2**30}",
-            *(f"--{name}={port}" for name, port in PORTS.items()),
-        ]  # fmt: skip
-        for is_last in (False, False, True):
-            try:
-                host.run(*command, env=self.env(host), timeout_s=90)
-                break
-            except AssertionError:  # it gives up after 30 s, which a busy machine needs, and leaves processes
-                host.kill_all()
-                if is_last:
-                    raise
-        awaited = {AGENT} | ({GCS, DASHBOARD} if host is self.head else set())
-        assert processes.wait_until(
-            lambda: awaited <= {port for _, port in host.listening()}, timeout_s=60, interval_s=0.2
-        ), f"{host.hostname}: {host.listening()}"
+class Cluster(RayHosts):
+    """Where commands run on the head, and their log is followed."""
 
     def follow(
         self, *argv: str, watch: Callable[[Log], None] = lambda _: None, address: str | None = None
@@ -171,11 +102,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with hosts.hosts(2) as (head, other):
-        shared = head.folder.parent / "shared"
-        shared.mkdir(mode=0o700)
-        (shared / "token").touch(mode=0o600)
-        (shared / "token").write_text(secrets.token_hex(32))
-        found = Cluster(head, other, shared)
+        found = Cluster(head, other)
         found.start()
         yield found
 

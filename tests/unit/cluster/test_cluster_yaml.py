@@ -3,6 +3,7 @@
 import copy
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,8 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.command_runner import _with_interactive
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+from eagleray.cluster import profiles, ray_start_ray260
 
 FILE = Path(__file__).parents[3] / "cluster.yaml"
 WORKERS = {"cpu_worker": ("cpu", 8), "train_gpu": ("train", 8), "serve_gpu": ("serve", 4)}
@@ -105,6 +108,15 @@ def test_nodes_start_with_metrics_and_our_environment(config, commands):
     assert "0.0.0.0" not in start
 
 
+def test_a_worker_node_has_a_guard_which_is_stopped_before_ray_is(config):
+    stop, start = config["worker_start_ray_commands"]
+    assert stop.index("eagleray.cluster.guard stop") < stop.index("ray stop")
+    _, _, guarded = start.partition("-m eagleray.cluster.guard start -- ")
+    words = guarded.replace("$RAY_HEAD_IP", "10.0.0.1").split()
+    assert words[:2] == ["ray", "start"]
+    assert ray_start_ray260.gcs_address(words) == ("10.0.0.1", 6379)
+
+
 PYTHON = """#!/bin/bash
 # `python3` of a machine, and of the venv that it makes; $HOME/venv_works: whether python3-venv is there.
 uv=~/eagleray/uv/bin/uv
@@ -137,22 +149,27 @@ def test_uv_comes_in_a_venv_of_its_own_with_or_without_the_distributions_package
 
 def test_the_environment_file_switches_on_authentication_and_recovery(config, tmp_path):
     # Through Ray's own quoting, as `ray up` would run it over ssh.
-    (tmp_path / "eagleray").mkdir()
+    (tmp_path / "eagleray/venv/bin").mkdir(parents=True)
+    (tmp_path / "eagleray/venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "eagleray/venv/bin/python").chmod(0o755)
     (tmp_path / ".bashrc").touch()
-    command = next(command for command in config["setup_commands"] if "eagleray/env <<" in command)
+    commands = config["setup_commands"]
+    first = next(at for at, command in enumerate(commands) if "eagleray/env <<" in command)
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = subprocess.run(
-        " ".join(word for word in _with_interactive(command) if word not in ("--login", "-i")),
-        shell=True, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    for command in commands[first : first + 2]:
+        done = subprocess.run(
+            " ".join(word for word in _with_interactive(command) if word not in ("--login", "-i")),
+            shell=True, env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
     shown = subprocess.run(
         ["bash", "-c", ". ~/eagleray/env; env"], env=environment, capture_output=True, text=True, check=True
     )
     found = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
     assert found["RAY_AUTH_MODE"] == "token"
     assert found["RAY_AUTH_TOKEN_PATH"] == f"{tmp_path}/.ray/auth_token"
-    assert found["RAY_health_check_period_ms"] == "1000"
+    assert profiles.named("default").environment().items() <= found.items()
     assert found["RAY_gcs_storage"] == "rocksdb"
     assert found["RAY_JOB_STOP_WAIT_TIME_S"] == "20"
     assert found["PATH"].startswith(f"{tmp_path}/eagleray/venv/bin:")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from eagleray.cluster import loopback_ray260
+from eagleray.cluster import loopback_ray260, profiles, ray_start_ray260
 from eagleray.cluster.supervisor import RESTARTED_ROLES
 
 RAY = Path(ray.__file__).parent
@@ -37,6 +37,30 @@ def test_node_and_its_parameters():
         "runtime_env_agent_port", "node_manager_port", "object_manager_port", "ray_client_server_port",
     }  # fmt: skip
     assert used <= known, f"{used - known}: {MOVED}"
+
+
+def test_a_nodes_death_is_asked_of_the_gcs():
+    from ray._private.node import Node
+    from ray._raylet import InnerGcsClient
+
+    assert isinstance(Node.node_id, property), MOVED
+    assert "(self, list node_ids: List[NodeID], timeout:" in str(InnerGcsClient.check_alive.__doc__), MOVED
+
+
+def test_ray_start_says_and_does_what_the_guard_relies_on():
+    source = (RAY / "scripts/scripts.py").read_text()  # its import takes seconds
+    assert f'startup_msg = "{ray_start_ray260.IS_UP}"' in source, MOVED
+    _, _, blocked = source.partition("    if block:\n        logs_dir")
+    assert "time.sleep(1)" in blocked, MOVED
+    assert "os._exit(1)" in blocked, MOVED
+    assert inspect.cleandoc("""
+        expected_return_codes = [
+            0,
+            signal.SIGTERM,
+            -1 * signal.SIGTERM,
+            128 + signal.SIGTERM,
+        ]""").replace(" ", "") in blocked.replace(" ", ""), MOVED
+    assert (RAY / f"core/src/ray/raylet/{ray_start_ray260.RAYLET}").exists(), MOVED
 
 
 def test_roles_of_the_head():
@@ -83,8 +107,14 @@ def test_settings_are_still_read():
     for name in (b"RAY_AUTH_TOKEN_PATH", b"RAY_NODE_TYPE_NAME"):
         assert name in library, f"{name}: {MOVED}"
     gcs = (RAY / "core/src/ray/gcs/gcs_server").read_bytes()
-    for name in (b"health_check_period_ms", b"health_check_failure_threshold", b"gcs_storage_path"):
+    of_profiles = [name.removeprefix("RAY_").encode() for name in profiles.named("default").of_ray]
+    for name in (*of_profiles, b"gcs_storage_path"):
         assert name in gcs, f"{name}: {MOVED}"
+    serve = (RAY / "serve/_private/constants.py").read_text()
+    train = (RAY / "train/v2/_internal/constants.py").read_text()
+    for profile in profiles.PROFILES.values():
+        assert [name for name in profile.of_serve if f'"{name}"' not in serve] == [], MOVED
+        assert [name for name in profile.of_jobs if f'"{name}"' not in train] == [], MOVED
 
 
 def test_key_value_store_and_cluster_config():
