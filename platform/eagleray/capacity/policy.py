@@ -145,7 +145,9 @@ class _Round:
             self._miss(need, "yield", _ids(givers), words.yields(givers))
         else:
             places = planner.places(need)
-            is_over_budget = len(places) < len(planner.room.fitting(need))
+            budget, fitting = claim.request.budget, planner.room.fitting(need)
+            is_too_much = budget is not None and need.units > budget and not fitting
+            is_over_budget = is_too_much or len(places) < len(fitting)
             cause, waits_for, reason = words.blocked(
                 need, self._usable.values(), planner.room, planner.holders(), is_over_budget=is_over_budget
             )

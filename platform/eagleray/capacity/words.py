@@ -32,7 +32,7 @@ def yields(givers: Sequence[Claim]) -> str:
 
 def needed_by(takers: Sequence[Claim], ranks: Collection[ClaimClass]) -> str:
     """The reason of a notice for the sake of `takers`, whose units are of `ranks`."""
-    return f"{holders(takers)} needs it ({', '.join(rank.words for rank in sorted(ranks, reverse=True))})"
+    return f"needed by {holders(takers)} ({', '.join(rank.words for rank in sorted(ranks, reverse=True))})"
 
 
 def leaving(nodes: Collection[str]) -> str:
@@ -56,17 +56,18 @@ def blocked(
     labelled = [node for node in nodes if node.matches(selector)]
     unit = f"{need.units} x ({amounts(need.bundle)})" if need.units > 1 else amounts(need.bundle)
     if is_over_budget:
-        return (
-            "budget",
-            (),
-            f"its budget of {need.claim.request.budget} units on nodes started on demand is used",
-        )
+        budget = need.claim.request.budget
+        return "budget", (), f"its budget allows {budget} units on nodes that are started on demand"
     if not labelled:
         labels = ", ".join(f"{key}={value}" for key, value in selector.items())
         return "labels", (), f"no node has {labels}" if labels else "there is no node"
     fitting = [node for node in labelled if num_fitting(need.bundle, node.total)]
     if sum(num_fitting(need.bundle, node.total) for node in fitting) < need.units:
-        return "size", (), f"the {len(labelled)} nodes that there are have no room for {unit}, even empty"
+        return (
+            "size",
+            (),
+            f"no room for {unit} on the nodes that there are ({len(labelled)}), even empty ones",
+        )
     if sum(node.num_empty(need.bundle) for node in fitting) < need.units:
         return "unclaimed", (), f"what runs without a claim leaves no room for {unit}"
     there = {node.id for node in fitting}
@@ -84,7 +85,7 @@ def blocked(
         return "fragments", ids, f"{unit} is free in all, but not on one node, where a unit has to fit"
     if not in_the_way:
         return "held", (), "it has all that there is"
-    return "held", ids, f"{holders(in_the_way)} has what it needs, and it may not be taken from there now"
+    return "held", ids, f"what it needs is held by {holders(in_the_way)}, and may not be taken from there now"
 
 
 def _is_enough_in_sum(need: Need, nodes: Iterable[Node], room: Room) -> bool:

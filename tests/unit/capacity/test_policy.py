@@ -26,7 +26,7 @@ ONE, TWO, THREE = [node("a")], [node("a"), node("b")], [node("a"), node("b"), no
 
 
 def notice(*takers: str, deadline_s: float = NOW_S + 5) -> Notice:
-    return Notice("r", {"b": 1}, 1, deadline_s, "service s needs it", takers)
+    return Notice("r", {"b": 1}, 1, deadline_s, "needed by service s", takers)
 
 
 def test_the_classes_in_their_order():
@@ -121,7 +121,7 @@ def test_reclaims(claims, notices, suspensions):
 def test_a_notice_says_all_that_its_holder_needs():
     found = decided(TWO, [run(wanted=2, held={"a": 1, "b": 1}, yield_s=7), service()])
     assert found == [
-        Notice("r", {"a": 1}, 1, NOW_S + 7, "service s needs it (serving floor)", ("s",)),
+        Notice("r", {"a": 1}, 1, NOW_S + 7, "needed by service s (serving floor)", ("s",)),
         Wait("s", 1, "yield", ("r",), "waits for run r to give back what it needs"),
     ]
 
@@ -243,7 +243,7 @@ def test_a_deadline_passes():
     late = run(wanted=2, held={"a": 1, "b": 1}, notice=notice("s", deadline_s=NOW_S), keep={"a": 1})
     claims = [late, service()]
     [evict] = only(Evict, decided(TWO, claims))
-    assert evict == Evict("r", {"b": 1}, 1, "not given back in time (service s needs it)")
+    assert evict == Evict("r", {"b": 1}, 1, "not given back in time (needed by service s)")
     claims[0] = replace(late, evicted_s=NOW_S - 4)
     assert only(Evict, decided(TWO, claims)) == []
     claims[0] = replace(late, evicted_s=NOW_S - 5)
@@ -262,6 +262,20 @@ def test_a_notice_is_withdrawn_when_nothing_needs_it_any_more():
     assert only(Notice, decided(TWO, [again, service()])) == []
     again = replace(again, withdrawn_s=NOW_S - 2)
     assert len(only(Notice, decided(TWO, [again, service()]))) == 1
+
+
+def test_of_two_notices_for_one_need_one_is_withdrawn():
+    both = [node("a"), node("b", 2)]
+    first = run(wanted=2, held={"a": 1, "b": 1}, notice=notice("s"), keep={"a": 1})
+    second = search("t", 1, held={"b": 1}, notice=replace(notice("s"), claim="t"), keep={})
+    assert [d.claim for d in only(Withdraw, decided(both, [first, second, service()]))] == ["r"]
+
+
+def test_what_is_to_give_back_gets_nothing_in_the_same_round():
+    pools = [node("a"), node("b", labels={"pool": "x"}), node("c")]
+    pinned = service(label_selector={"pool": "x"})
+    found = decided(pools, [run(wanted=3, held={"a": 1, "b": 1}), pinned])
+    assert (given(found, Notice), given(found, Grant)) == ({"r": {"b": 1}}, {})
 
 
 def test_a_notice_that_would_leave_too_little_by_now_is_withdrawn():
@@ -351,6 +365,9 @@ def test_a_budget_limits_nodes_that_cost_and_not_those_that_are_there_anyway():
     found = decided(bought, [run(wanted=4, budget=1)])
     assert given(found, Grant) == {"r": {"a": 1}}
     assert [wait.cause for wait in only(Wait, found)] == ["budget"]
+    assert [wait.cause for wait in only(Wait, decided([], [run(minimum=2, wanted=2, budget=1)]))] == [
+        "budget"
+    ]
     fixed = [node("c"), node("d")]
     assert given(decided([*bought, *fixed], [run(wanted=4, budget=1)]), Grant) == {
         "r": {"a": 1, "c": 1, "d": 1}
@@ -366,20 +383,20 @@ def test_a_budget_limits_nodes_that_cost_and_not_those_that_are_there_anyway():
             TWO,
             [run(bundle={"CPU": 2})],
             "size",
-            "the 2 nodes that there are have no room for 2 CPU, even empty",
+            "no room for 2 CPU on the nodes that there are (2), even empty ones",
         ),
         (
             TWO,
             [run(minimum=3, wanted=3)],
             "size",
-            "the 2 nodes that there are have no room for 3 x (1 CPU), even empty",
+            "no room for 3 x (1 CPU) on the nodes that there are (2), even empty ones",
         ),
         ([node("a", other=CPU)], [run()], "unclaimed", "what runs without a claim leaves no room for 1 CPU"),
         (
             ONE,
             [run("1", held={"a": 1}), run("2")],
             "held",
-            "run 1 has what it needs, and it may not be taken from there now",
+            "what it needs is held by run 1, and may not be taken from there now",
         ),
         (
             [node("a", 2), node("b", 2)],
