@@ -125,10 +125,28 @@ class World:
         if num_fitting(bundle, self._room(node)):
             self.strangers.append((node, bundle))
 
+    def restart_ledger(self) -> None:
+        """A ledger that knows nothing, and listens for one lease before its first decision."""
+        self.book = Book()
+        self._history.clear()
+        for name, node in self.nodes.items():
+            self.nodes[name] = replace(node, other={})
+        for _ in range(int(self.settings.lease_s)):
+            self._pass_second()
+        claims = tuple(self.book.claims.values())
+        self.nodes = {
+            name: node.with_use(self._in_use(name), claims, None, unsaid_since_s=self.now_s)
+            for name, node in self.nodes.items()
+        }
+
     # time
 
     def tick(self) -> list[Decision]:
         """One second: nodes, holders, one round of the ledger."""
+        self._pass_second()
+        return self._decide()
+
+    def _pass_second(self) -> None:
         self.now_s += 1
         self._move_nodes()
         for holder in list(self.holders.values()):
@@ -136,7 +154,6 @@ class World:
         for holder in self.holders.values():
             self.book = self.book.exchange(holder.statement(), self.now_s)
         self.book = self.book.on(self.nodes, self.now_s)
-        return self._decide()
 
     def settle(self) -> None:
         """Time without disturbances until nothing changes any more; then nobody may wait in vain."""

@@ -99,6 +99,42 @@ def play(totals, schedule, capacity: Capacity | None) -> World:
     return world
 
 
+def sizes(world: World) -> dict[str, int]:
+    """Units in use."""
+    return {name: holder.used.total() for name, holder in world.holders.items()}
+
+
+def test_a_day():
+    """A run has all free nodes; traffic rises, and replicas come up on what it gave back; traffic falls."""
+    world = World([Node(name, {"CPU": 1}) for name in "abcd"])
+    world.open(Request.service("s", "service gpt", {"CPU": 1}, floor=1, wanted=1))
+    world.tick()
+    world.open(Request.run("r", "run gpt", {"CPU": 1}, minimum=1, wanted=4))
+    seen = []
+    for wanted, ticks in [(1, 3), (3, 4), (4, 4), (1, 10)]:
+        world.want("s", wanted)
+        for _ in range(ticks):
+            world.tick()
+        seen.append(sizes(world))
+    assert seen == [{"s": 1, "r": 3}, {"s": 3, "r": 1}, {"s": 4, "r": 0}, {"s": 1, "r": 3}]
+
+
+def test_a_new_ledger_takes_over_what_the_old_one_granted():
+    world = World([Node(name, {"CPU": 2}) for name in "abc"])
+    world.run_without_claim("c", {"CPU": 1})
+    world.open(Request.run("r", "run gpt", {"CPU": 1}, minimum=1, wanted=4), delay_s=2)
+    world.open(Request.service("s", "service gpt", {"CPU": 1}, floor=1, wanted=2))
+    for _ in range(4):
+        world.tick()
+    before = sizes(world)
+    world.want("s", 4)
+    world.tick()
+    world.restart_ledger()
+    assert sizes(world) == before == {"r": 3, "s": 2}
+    world.settle()
+    assert sizes(world) == {"r": 1, "s": 4}, "one place is a stranger's"
+
+
 @given(clusters, schedules, st.sampled_from([None, STARTABLE]))
 @settings(max_examples=100)
 def test_random_schedules(totals, schedule, capacity):
