@@ -1,7 +1,8 @@
 """Whom to take room from: the lowest class first, and in it who loses least.
 
 A planned change of size loses little, but stops every unit of the claim for a while, and what was not kept
-since the last commit is at stake should it go wrong. What is nearly done soon gives all back by itself.
+since the last commit is at stake should it go wrong. What is nearly done soon gives all back by itself. Units
+that are granted and do not run yet can go without anybody noticing.
 """
 
 from __future__ import annotations
@@ -62,11 +63,12 @@ def options(need: Need, node: str, claims: Iterable[Claim], taken: Mapping[str, 
             continue
         size, request = sum(left.values()), claim.request
         loss = 0.0 if gone else loss_s(claim)
+        num_starting = claim.starting.get(node, 0) - gone.get(node, 0)
         num_spare = max(0, size - request.minimum) if request.is_gang else size
         for index in range(min(num_spare, left[node])):
             rank = claim.class_of(size - 1 - index)
             if rank < need.rank:
-                found.append(Option(claim, {node: 1}, rank, loss))
+                found.append(Option(claim, {node: 1}, rank, 0.0 if index < num_starting else loss))
         if request.is_gang and (rank := _rank_of_all(claim, size, need)) is not None:
             found.append(Option(claim, left, rank, loss_s(claim), is_suspension=True))
     return sorted(found, key=lambda option: (*option.order, option.claim.id))
@@ -108,7 +110,9 @@ def cheapest(lacking: Resources, node: str, ordered: Sequence[Option]) -> list[O
 
 def cost(chosen: Collection[Option]) -> tuple[float, float, float]:
     """The highest rank that is touched, the seconds lost by all claims, and how long ago the oldest came."""
-    losses = {option.claim.id: option.loss_s for option in chosen}
+    losses: dict[str, float] = {}
+    for option in chosen:
+        losses[option.claim.id] = max(option.loss_s, losses.get(option.claim.id, 0.0))
     oldest_s = max((-option.claim.opened_s for option in chosen), default=-math.inf)
     return max((option.rank for option in chosen), default=_USELESS - 1), sum(losses.values()), oldest_s
 

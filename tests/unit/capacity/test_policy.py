@@ -139,23 +139,30 @@ BUSY, FRESH = Facts(since_commit_s=50), Facts(since_commit_s=1)
         (run("1", 1, 2, opened_s=1), run("2", 1, 2, opened_s=2), "2"),  # all the same: who came last
         (run("1", 1, 2, facts=FRESH), search("2", 2, facts=BUSY), "1"),  # the lower class, whatever it loses
         (run("1", 2, 2, facts=FRESH), run("2", 1, 2, facts=BUSY), "2"),  # a share before a minimum
+        (run("1", 1, 2, facts=BUSY, used={"a": 1}), run("2", 1, 2, facts=FRESH), "1"),  # b does not run yet
     ],
 )
 def test_the_victim_loses_least(first, second, victim):
     nodes = [node(name) for name in "abcd"]
-    claims = [replace(first, held={"a": 1, "b": 1}), replace(second, held={"c": 1, "d": 1}), service()]
+    first, second = (
+        replace(claim, held=held, used=claim.used or held)
+        for claim, held in ((first, {"a": 1, "b": 1}), (second, {"c": 1, "d": 1}))
+    )
+    claims = [first, second, service()]
     assert list(given(decided(nodes, claims), Notice)) == [victim]
 
 
 def test_two_claims_that_need_room_stop_one_run_and_not_two():
-    nodes = [node(name) for name in "abcdef"]
-    runs = [
-        run("1", 1, 3, held={"a": 1, "b": 1, "c": 1}),
-        run("2", 1, 3, held={"d": 1, "e": 1, "f": 1}, opened_s=1),
+    """One of them can only be helped by the run that loses more; then that gives the other unit, too."""
+    nodes = [node("a", labels={"pool": "x"}), *(node(name) for name in "bcdef")]
+    claims = [
+        run("1", 1, 3, held={"a": 1, "b": 1, "c": 1}, facts=BUSY),
+        run("2", 1, 3, held={"d": 1, "e": 1, "f": 1}, facts=FRESH),
+        service("x", label_selector={"pool": "x"}),
+        service("y", opened_s=1),
     ]
-    found = decided(nodes, [*runs, service("x"), service("y")])
-    [sent] = only(Notice, found)
-    assert (sent.claim, sent.new_size, sent.wanted_by) == ("2", 1, ("x", "y"))
+    [sent] = only(Notice, decided(nodes, claims))
+    assert (sent.claim, sent.new_size, sent.wanted_by) == ("1", 1, ("x", "y"))
 
 
 def test_all_that_is_taken_is_on_the_node_where_it_is_needed():
