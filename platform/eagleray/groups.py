@@ -12,6 +12,8 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +32,8 @@ _MIN_RTT_AT = 148
 """Where struct tcp_info (linux/tcp.h) has tcpi_min_rtt, microseconds, 32 bits."""
 _FAR_US = 2000
 _open_groups: list[Group] = []
+_before_forming: list[set[int]] = []
+"""While groups are being formed: the TCP sockets that this process had before, one set."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,22 @@ def form(
         raise PeerLost(
             f"rank {rank} of {world_size} could not meet the others at {where} in {timeout_s:g} s: {error}"
         ) from error
+
+
+@contextmanager
+def forming() -> Generator[None]:
+    """While groups are formed within, `break_groups` breaks that too: every connection made since.
+
+    Where it fails, all that was made of it is broken, so that the other ranks hear of it.
+    """
+    _before_forming.append(_inodes())
+    try:
+        yield
+    except BaseException:
+        break_groups()
+        raise
+    finally:
+        _before_forming.clear()
 
 
 def new_group(name: str, *, backend: Backend, timeout_s: float) -> Group:
@@ -184,13 +204,15 @@ def break_groups() -> int:
     """
     endpoints = frozenset[Endpoint]().union(*(group.endpoints for group in _open_groups))
     own = {endpoint for _, endpoint in _listening_endpoints()}
+    before = _before_forming[0] if _before_forming else None
     num_shut = 0
-    for _, connection in _sockets():
+    for inode, connection in _sockets():
         with connection:
             if _is_listening(connection):
                 continue
+            is_new = before is not None and inode not in before
             try:
-                if _belongs(connection, own, endpoints):
+                if is_new or _belongs(connection, own, endpoints):
                     connection.shutdown(socket.SHUT_RDWR)
                     num_shut += 1
             except OSError:  # it ended in between
@@ -350,6 +372,14 @@ def _listening_endpoints() -> list[tuple[int, Endpoint]]:
         with connection:
             if _is_listening(connection):
                 found.append((inode, connection.getsockname()[:2]))
+    return found
+
+
+def _inodes() -> set[int]:
+    found = set()
+    for inode, connection in _sockets():
+        with connection:
+            found.add(inode)
     return found
 
 

@@ -107,6 +107,11 @@ class Engine:
             self._thread.start()
             atexit.register(self.close)  # a thread in C++ while Python ends would end the process by SIGABRT
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for another rank at the moment; from any thread."""
+        return self._wire.is_waiting
+
     def submit(self, job: Job) -> None:
         """Take a bucket; when its future is done, its gradient is the mean, or `job.failure` says why not."""
         if self._failure is not None:

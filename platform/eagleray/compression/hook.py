@@ -98,6 +98,43 @@ class Hook:
             collected["automatic"] = compressor.state_dict()
         return collected
 
+    @property
+    def is_exchanging(self) -> bool:
+        """Whether the engine waits for another rank at the moment; from any thread."""
+        return self._engine.is_waiting
+
+    def even_out(self) -> None:
+        """Give every rank the mean of what all still owe: before a planned change of their number.
+
+        All ranks must call it, between two backward passes. Raises: PeerLost
+        """
+        number = self._step
+        self._engine.call(lambda wire: state.finish(state.even_out(self.memory, wire, number)))
+
+    def own_state(self) -> dict[str, Any]:
+        """What this rank keeps, as a state that others can load; of all ranks, after `even_out`."""
+        compressor = self.compressor
+        found = state.of_one(self.memory, compressor.name, self._group.world_size)
+        if isinstance(compressor, Auto):
+            found["automatic"] = compressor.state_dict()
+        return found
+
+    def follow(self, earlier: "Hook", *, num_before: int, num_lost: int) -> None:
+        """Take over, before the first step, what an earlier hook of the same model on this rank has kept.
+
+        Args:
+            earlier: is closed, and of no use afterwards.
+            num_before: ranks that it had.
+            num_lost: of them, how many were lost: what they owed goes with them.
+        """
+        self.memory.flats, self.memory.tensors = earlier.memory.flats, earlier.memory.tensors
+        if num_lost:
+            state.reweigh(self.memory, num_before, num_before - num_lost)
+            state.reweigh(self.memory, num_before - num_lost, self._group.world_size)
+        compressor, before = self.compressor, earlier.compressor
+        if isinstance(compressor, Auto) and isinstance(before, Auto):
+            compressor.load_state_dict(before.state_dict())
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> list[str]:
         """Take a state before the first step, of any number of ranks and any compressor; all must load it.
 

@@ -86,14 +86,29 @@ def collect(
                 values[slot] = _cut(memory, slot, flat)
     if wire.rank != 0:
         return None
+    values = {"own": kept} if per_rank else {"mean": kept[0]}
+    return {**_heading(memory, compressor, wire.world_size), "same": same, **values}
+
+
+def of_one(memory: Memory, compressor: str, world_size: int) -> dict[str, Any]:
+    """What this rank keeps, as a state for others: without the network.
+
+    It holds the mean over the ranks after `even_out`. (Before, only what is the same on all ranks is of use
+    to another.)
+    """
+    values: dict[Rule, Values] = {"same": {}, "mean": {}}
+    for slot, rule, parts, _ in _vectors(memory):
+        values[rule][slot] = {name: part.to("cpu", copy=True) for name, part in parts.items()}
+    return {**_heading(memory, compressor, world_size), **values}
+
+
+def _heading(memory: Memory, compressor: str, world_size: int) -> dict[str, Any]:
     return {
         "version": VERSION,
         "compressor": compressor,
-        "world_size": wire.world_size,
+        "world_size": world_size,
         "parameters": {name: list(place.shape) for name, place in memory.layout.places.items()},
-        "flat": [slot for slot in rules if slot in memory.flats],
-        "same": same,
-        **({"own": kept} if per_rank else {"mean": kept[0]}),
+        "flat": sorted(memory.flats),
     }
 
 
@@ -209,7 +224,7 @@ def reweigh(memory: Memory, before: int, after: int) -> Lost:
             for tensor in tensors.values():
                 tensor.mul_(after / before)
     found = Lost(lost, lost / before, norm)
-    if lost:
+    if norm > 0:
         _log.warning(
             "compression: %d of %d ranks were lost, and with them about %.0f %% of what was still owed "
             "(norm %.3g)", lost, before, 100 * found.share, norm,

@@ -65,12 +65,14 @@ class Pending:
             TrainingError: another rank sent what belongs to another step, bucket, model or compressor.
         """
         started = time.perf_counter()
+        self._wire.is_waiting = True
         for peer, work in self._works:
             try:
                 work.wait()
             except RuntimeError as error:  # what torch raises for a lost connection and for a time-out
                 at = "" if peer is None else f"rank {peer}: "
                 raise PeerLost(f"{at}{error}; another rank died or stopped answering") from error
+        self._wire.is_waiting = False
         self._works.clear()
         for peer, message in self._incoming:
             bad = self._wire.read(self._step, self._stage, peer, message)
@@ -98,6 +100,8 @@ class Wire:
         """The same without headers."""
         self.waited_s = 0.0
         """Time in `Pending.wait`."""
+        self.is_waiting = False
+        """In it now."""
         self.probe_bytes, self.probe_s = 0, 0.0
         """Sent, headers included, and spent within `aside`; not in the sums above."""
         self.is_nccl = group.backend == "nccl"

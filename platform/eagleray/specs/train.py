@@ -238,15 +238,28 @@ class ScalingSpec(Spec):
     """What each worker gets, and how many there are."""
 
     num_workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)
+    """The run may shrink to so many, for others that need the nodes more, and after a loss; it grows again
+    to `num_workers` as soon as it can. Where not given: as many as `num_workers`, always."""
     cpus_per_worker: float = Field(default=1.0, ge=0)
     gpus_per_worker: int = Field(default=0, ge=0)
     label_selector: dict[str, str] = {}
     """Node labels that a worker's node must have (Ray's label selector syntax)."""
     max_failures: int = Field(default=3, ge=0)
-    """How often the workers may be started again after one was lost."""
+    """How often workers may be lost without a step in between, before the run ends."""
+
+    @property
+    def minimum(self) -> int:
+        """The smallest number of workers that the run trains with."""
+        return self.num_workers if self.min_workers is None else self.min_workers
 
     @model_validator(mode="after")
     def _holds_something(self) -> ScalingSpec:
+        if self.minimum > self.num_workers:
+            raise ValueError(
+                f"min_workers ({self.minimum}) is more than num_workers ({self.num_workers}), the largest "
+                "size; lower one or raise the other"
+            )
         if self.cpus_per_worker == 0 and self.gpus_per_worker == 0:
             raise ValueError("cpus_per_worker and gpus_per_worker are both 0; a worker needs one of them")
         return self

@@ -1,13 +1,17 @@
-"""What the ranks agree on: sums of metrics, votes, averaged buffers, equal values. Nothing else sends those.
+"""What the ranks agree on: sums of metrics, votes, averaged buffers, equal values, the state after a change.
 
-All ranks must call the same methods in the same order, on a group that nothing else uses.
+Nothing else sends those. All ranks must call the same methods in the same order, on a group that nothing else
+uses.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,23 +22,32 @@ from eagleray.errors import PeerLost, TrainingError
 from eagleray.groups import Group
 
 _DIGEST_BYTES, _TEXT_BYTES = 32, 64
+_PIECE_BYTES = 64 << 20
 
 
-class Pending:
-    """A vote on its way."""
+@dataclass(frozen=True)
+class Seen:
+    """What the ranks said of a step."""
 
-    def __init__(self, agreement: Agreement, names: tuple[str, ...], values: Tensor, work: dist.Work | None):
-        self._agreement, self._names, self._values, self._work = agreement, names, values, work
+    is_asked_to_stop: bool
+    """Some rank was asked to have all of them stop after this step."""
+    consumed: tuple[int, ...]
+    """The digest of the samples that the step's loss takes, over all ranks (`data.digests`)."""
 
-    def result(self) -> dict[str, float]:
-        """The largest value of each name over the ranks; waits for it if need be.
 
-        Raises: PeerLost
-        """
+class Vote:
+    """A step's vote on its way."""
+
+    def __init__(self, agreement: Agreement, values: Tensor, work: dist.Work | None):
+        self._agreement, self._values, self._work = agreement, values, work
+
+    def result(self) -> Seen:
+        """The sums over the ranks; waits for them if need be. Raises: PeerLost."""
         if self._work is not None:
-            self._agreement._wait(self._work, f"voting on {', '.join(self._names)}")
+            self._agreement._wait(self._work, "voting on a step")
             self._work = None
-        return dict(zip(self._names, self._values.tolist(), strict=True))
+        stop, *consumed = self._values.tolist()
+        return Seen(stop > 0, tuple(consumed))
 
 
 class Agreement:
@@ -52,18 +65,74 @@ class Agreement:
         self._reduce(total, dist.ReduceOp.SUM, f"summing {', '.join(values)}")
         return dict(zip(values, total.tolist(), strict=True))
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank's flag is set.
+    def vote(self, *, stop: bool, consumed: Sequence[int]) -> Vote:
+        """Begin a step's vote; read its result before the step takes effect, and it costs no time.
+
+        It comes before the step and not after it, so that a rank that took the step knows the sums: one that
+        died in between cannot take them along.
+
+        Args:
+            stop: whether this rank was asked to have all ranks stop after the step.
+            consumed: digest of the samples that this rank's loss takes, int64 each.
 
         Raises: PeerLost
         """
-        return self.vote({"flag": float(flag)}).result()["flag"] > 0
+        values = torch.tensor([int(stop), *consumed], dtype=torch.int64)
+        return Vote(self, values, self._start(values, dist.ReduceOp.SUM, "voting on a step"))
 
-    def vote(self, values: Mapping[str, float]) -> Pending:
-        """Issue a vote without waiting: read its result a step later, and it costs no time."""
-        tensor = torch.tensor(list(values.values()), dtype=torch.float64)
-        work = self._start(tensor, dist.ReduceOp.MAX, f"voting on {', '.join(values)}")
-        return Pending(self, tuple(values), tensor, work)
+    def gather(self, values: Sequence[int]) -> list[list[int]]:
+        """Every rank's integers (int64, as many from each), by rank.
+
+        Raises: PeerLost
+        """
+        own = torch.tensor(list(values), dtype=torch.int64)
+        blocks = [torch.empty_like(own) for _ in range(self._group.world_size)]
+        self._attempt(lambda: self._group.process_group.allgather([blocks], [own]), "comparing states")
+        return [block.tolist() for block in blocks]
+
+    def broadcast(
+        self, source: int, tensors: Mapping[str, Tensor] | None, document: Any
+    ) -> tuple[dict[str, Tensor], Any]:
+        """What `source` gives: tensors (any dtype, to the CPU) and a document of JSON values, on all ranks.
+
+        The others' arguments do not matter. It is sent in two pieces, however many tensors there are.
+
+        Raises: PeerLost
+        """
+        is_source = self._group.rank == source
+        packed = torch.empty(0, dtype=torch.uint8)
+        line = b""
+        if is_source:
+            assert tensors is not None
+            heads = [
+                [name, str(one.dtype).removeprefix("torch."), list(one.shape)]
+                for name, one in tensors.items()
+            ]
+            line = json.dumps([heads, document]).encode()
+            pieces = [
+                one.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for one in tensors.values()
+            ]
+            packed = torch.cat(pieces) if pieces else packed
+        sizes = torch.tensor([len(line), packed.numel()], dtype=torch.int64)
+        self._send(source, sizes)
+        text = (
+            torch.tensor(list(line), dtype=torch.uint8)
+            if is_source
+            else torch.empty(int(sizes[0]), dtype=torch.uint8)
+        )
+        self._send(source, text)
+        heads, document = json.loads(bytes(text.numpy().tobytes()))
+        if not is_source:
+            packed = torch.empty(int(sizes[1]), dtype=torch.uint8)
+        for piece in packed.split(_PIECE_BYTES):
+            self._send(source, piece)
+        found, start = {}, 0
+        for name, dtype, shape in heads:
+            kind = getattr(torch, dtype)
+            size = torch.Size(shape).numel() * kind.itemsize
+            found[name] = packed[start : start + size].clone().view(kind).view(shape)
+            start += size
+        return found, document
 
     def average_buffers(self, module: nn.Module) -> None:
         """Average the module's floating buffers over the ranks, in place; others become those of rank 0.
@@ -107,13 +176,17 @@ class Agreement:
             )
 
     def _copy_from_first(self, buffer: Tensor) -> None:
-        if self._group.world_size == 1:
-            return
         copy = buffer.detach().cpu().contiguous()
-        options = dist.BroadcastOptions()
-        options.rootRank = 0
-        self._attempt(lambda: self._group.process_group.broadcast([copy], options), "copying buffers")
+        self._send(0, copy)
         buffer.copy_(copy)
+
+    def _send(self, source: int, tensor: Tensor) -> None:
+        """From `source` to all, in place."""
+        if self._group.world_size == 1 or not tensor.numel():
+            return
+        options = dist.BroadcastOptions()
+        options.rootRank = source
+        self._attempt(lambda: self._group.process_group.broadcast([tensor], options), "sending the state")
 
     def _reduce(self, tensor: Tensor, op: dist.ReduceOp.RedOpType, what: str) -> None:
         work = self._start(tensor, op, what)

@@ -1,7 +1,8 @@
-"""Ray Train's backend hook: the default process group of a run, made by `groups`.
+"""Ray Train's backend hook: what is checked on every rank before it trains.
 
 In place of Ray's `TorchConfig`, whose store listens on all interfaces, whose GPU default assumes CUDA, and
 whose class would have every worker import all of `ray.train.torch` before it starts (1 s of CPU each).
+Process groups are formed by the ranks (`worker`), again and again, and not by Ray.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ SHARED_FOLDER_S = 10.0
 
 @dataclass
 class GroupConfig(BackendConfig):
-    """Which process group the workers form before the train function starts."""
+    """The ranks form their process groups by themselves."""
 
-    timeout_s: float = 600.0
     backend: str = "gloo"
     """Of the default group; TorchTrainer looks for it."""
 
@@ -39,23 +39,15 @@ class GroupConfig(BackendConfig):
 
 
 class GroupBackend(Backend):
-    """Forms the default group over gloo; the groups for gradients and votes are made from it by the ranks."""
+    """Checks what a rank needs."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        """Rank 0 names an address that it listens on, and everybody joins there.
+        """Check that every rank sees the run's folder; the groups are formed by the ranks themselves.
 
         Raises: WorkerGroupError: a rank was lost, or does not see the run's folder.
         """
-        assert isinstance(backend_config, GroupConfig)
-        ranks, world_size, timeout_s = range(len(worker_group)), len(worker_group), backend_config.timeout_s
+        ranks = range(len(worker_group))
         _all([worker_group.execute_single_async(rank, require_folder, rank) for rank in ranks])
-        address = worker_group.execute_single(0, choose_address)
-        _all(
-            [
-                worker_group.execute_single_async(rank, join, address, rank, world_size, timeout_s)
-                for rank in ranks
-            ]
-        )
 
 
 def _all(references: list[Any]) -> None:
@@ -82,21 +74,6 @@ def _failures(references: list[Any]) -> dict[int, Exception]:
         except RayActorError as error:
             found[rank] = error
     return found
-
-
-def choose_address() -> str:
-    """`ip:port` on the interface that this node's Ray address belongs to; the port is free now."""
-    ip = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((ip, 0))
-        return f"{ip}:{probe.getsockname()[1]}"
-
-
-def join(address: str, rank: int, world_size: int, timeout_s: float) -> None:
-    """Form the default group in this process."""
-    from eagleray import groups
-
-    groups.form(address=address, rank=rank, world_size=world_size, backend="gloo", timeout_s=timeout_s)
 
 
 def require_folder(rank: int) -> None:

@@ -8,15 +8,15 @@ take it at the same step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from contextlib import closing, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from eagleray import device
 from eagleray.data import Shard
+from eagleray.data.digests import digest
 from eagleray.training.evaluate import evaluate
 from eagleray.training.optimizers import learning_rate, set_learning_rate
 from eagleray.training.parts import Parts
@@ -24,56 +24,92 @@ from eagleray.training.progress import Progress
 from eagleray.training.stepping import Buffers, skip_note, take_step
 from eagleray.training.telemetry import Sink
 
+if TYPE_CHECKING:
+    from eagleray.training.life import Life
+
 LOG_EVERY_STEPS = 20
 
 
-def train(parts: Parts, progress: Progress, sink: Sink, commit: Callable[[Progress], None]) -> Progress:
-    """Train from `progress` to the end of the run; returns where it ended.
+def train(parts: Parts, life: Life) -> None:
+    """Train from `life.progress` to the end of the run; afterwards it says where that was.
 
-    The parts' module, optimizer and scaler hold the trained state afterwards. `commit` is called every
+    The parts' module, optimizer and scaler hold the trained state afterwards. A checkpoint is committed every
     `checkpoint.every_steps` steps and at the end, on all ranks at the same step.
 
     Raises:
+        Yielded: all ranks stopped after the same step, since the driver asked for it.
         TrainingError: too many gradients in a row were not finite; names the step and the parameter.
-        PeerLost: another rank stopped answering.
+        PeerLost: another rank stopped answering; the state is that after the step of `life.progress`.
     """
-    spec, total_steps = parts.spec, parts.total_steps
-    if progress.step >= total_steps or progress.is_stopped_early:
-        return progress
-    meter, first_step = Meter(parts), progress.step + 1
-    buffers, skipped = Buffers(parts.module), 0
-    shards = parts.loader.iterate(progress.consumed, parts.rank, parts.world_size)
-    for shard in shards:
-        step = progress.step + 1
-        lr = learning_rate(spec.optimizer.lr, spec.schedule, step, total_steps)
-        set_learning_rate(parts.optimizer, lr)
-        seed_dropout(parts, step)
-        buffers.keep()
-        loss_sums = backward(parts, shard)
-        skipped = take_step(parts, step, skipped)
-        if skipped:
-            buffers.restore()
-            if not parts.scaler.is_enabled():  # which looks for its scale in this way
-                sink.put("note", text=skip_note(parts, step, skipped))
-        meter.add(loss_sums, shard, is_skipped=skipped > 0)
-        parts.optimizer.zero_grad(set_to_none=True)
-        progress = progress.advanced(shard.consumed, shard.epoch)
-        sink.at(step)
+    meter, buffers = Meter(parts), Buffers(parts.module)
+    if life.settled_step < life.progress.step:  # a loss cut off what follows a step
+        settle(parts, life, meter)
+    if is_over(parts, life.progress):
+        return
+    with closing(parts.loader.iterate(life.progress.consumed, parts.rank, parts.world_size)) as shards:
+        life.station.at(life.progress.step, "wait for data")
+        for shard in shards:
+            is_asked_to_stop = take(parts, life, shard, meter, buffers)
+            settle(parts, life, meter)
+            if is_over(parts, life.progress):
+                return
+            if is_asked_to_stop:
+                life.yield_to_driver()
+            life.station.at(life.progress.step, "wait for data")
 
-        is_last = step == total_steps
-        if step % LOG_EVERY_STEPS == 0 or is_last or step == first_step:
-            meter.report(sink, progress, lr)
-        is_evaluated = is_evaluation_due(parts, progress) or is_last
-        if is_evaluated:
-            progress = evaluate_and_judge(parts, progress, sink)
-        if is_last or progress.is_stopped_early:
-            break
-        if step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations):
-            commit(progress)
-    shards.close()
-    sink.put("buckets", step=progress.step, buckets=describe_buckets(parts))
-    commit(progress)
-    return progress
+
+def take(parts: Parts, life: Life, shard: Shard, meter: Meter, buffers: Buffers) -> bool:
+    """One step: from here on all of it or nothing of it counts. Returns whether to stop after it."""
+    step, station = life.progress.step + 1, life.station
+    lr = learning_rate(parts.spec.optimizer.lr, parts.spec.schedule, step, parts.total_steps)
+    set_learning_rate(parts.optimizer, lr)
+    seed_dropout(parts, step)
+    buffers.keep()
+    try:
+        station.begin_step(step)
+        consumed = digest(shard.epoch, shard.positions, shard.weights)
+        vote = parts.agreement.vote(stop=station.wanted > 0, consumed=consumed.tolist())
+        loss_sums = backward(parts, shard)
+        station.at(step, "wait for the step's vote", is_waiting=True)
+        seen = vote.result()
+    except BaseException:
+        buffers.restore()
+        parts.optimizer.zero_grad(set_to_none=True)
+        raise
+    life.skipped = take_step(parts, step, life.skipped)
+    if life.skipped:
+        buffers.restore()
+        if not parts.scaler.is_enabled():  # which looks for its scale in this way
+            life.sink.put("note", text=skip_note(parts, step, life.skipped))
+    parts.optimizer.zero_grad(set_to_none=True)
+    life.took(shard, seen.consumed)
+    life.sink.at(step)
+    meter.add(loss_sums, shard, lr, is_skipped=life.skipped > 0)
+    return seen.is_asked_to_stop
+
+
+def settle(parts: Parts, life: Life, meter: Meter) -> None:
+    """What follows a step: report, evaluation, checkpoint."""
+    spec, step, sink = parts.spec, life.progress.step, life.sink
+    life.committer.poll()
+    is_last = step == parts.total_steps
+    if step % LOG_EVERY_STEPS == 0 or is_last or meter.is_first:
+        meter.report(sink, life.progress)
+    is_evaluated = is_evaluation_due(parts, life.progress) or is_last
+    if is_evaluated:
+        life.station.at(step, "evaluate")
+        life.progress = evaluate_and_judge(parts, life.progress, sink)
+    if is_over(parts, life.progress):
+        sink.put("buckets", step=step, buckets=describe_buckets(parts))
+        life.commit()
+    elif step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations):
+        life.commit()
+    life.settled_step = step
+
+
+def is_over(parts: Parts, progress: Progress) -> bool:
+    """Whether no further step is to be taken."""
+    return progress.step >= parts.total_steps or progress.is_stopped_early
 
 
 def backward(parts: Parts, shard: Shard) -> list[Tensor]:
@@ -180,6 +216,9 @@ class Meter:
     def __init__(self, parts: Parts):
         self._parts = parts
         self._chosen: tuple[str, int] | None = None
+        self.is_first = True
+        """Nothing was reported yet."""
+        self._lr = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -189,8 +228,9 @@ class Meter:
         self._num_samples = self._num_trained = 0
         self._stats = self._parts.hook.stats()
 
-    def add(self, loss_sums: list[Tensor], shard: Shard, *, is_skipped: bool) -> None:
+    def add(self, loss_sums: list[Tensor], shard: Shard, lr: float, *, is_skipped: bool) -> None:
         """Count one step: this rank's loss sums, and the global batch, which a skipped step uses up too."""
+        self._lr = lr
         self._num_samples += shard.global_size
         self._num_steps += 1
         if is_skipped:
@@ -199,8 +239,11 @@ class Meter:
             self._loss_sums += loss_sums
             self._num_trained += shard.global_size
 
-    def report(self, sink: Sink, progress: Progress, lr: float) -> None:
-        """Sum over the ranks, put a `step` record, and start again."""
+    def report(self, sink: Sink, progress: Progress) -> None:
+        """Sum over the ranks, put a `step` record if there was a step, and start again."""
+        if not self._num_steps:
+            return
+        self.is_first = False
         stats, before, n = self._parts.hook.stats(), self._stats, self._parts.world_size
         sums = self._parts.agreement.sum(
             {
@@ -222,7 +265,7 @@ class Meter:
             consumed=progress.consumed,
             total_steps=self._parts.total_steps,
             **loss,
-            learning_rate=lr,
+            learning_rate=self._lr,
             num_steps=self._num_steps,
             num_samples=self._num_samples,
             skipped_steps=self._num_skipped,

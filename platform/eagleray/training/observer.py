@@ -19,6 +19,21 @@ class WorkerInfo:
     node_ip: str
 
 
+@dataclass(frozen=True)
+class Change:
+    """A formation of a run's workers, as it was ordered."""
+
+    number: int
+    """The attempt's."""
+    workers: Sequence[WorkerInfo]
+    """By rank."""
+    num_before: int
+    """How many there were; 0: all of them are new."""
+    lost: Mapping[int, tuple[WorkerInfo, str]]
+    """By rank before: who was lost, and why."""
+    time: float
+
+
 START = -1
 """Stands for a rank where a start of the workers failed, or the controller."""
 
@@ -26,8 +41,8 @@ START = -1
 class Observer(Protocol):
     """Hears of a run; called in the driver, by the thread that runs it."""
 
-    def started(self, attempt: int, workers: Sequence[WorkerInfo]) -> None:
-        """The workers of an attempt are up."""
+    def changed(self, change: Change) -> None:
+        """Workers form a group: at the start, at another size, or after a loss."""
         ...
 
     def records(self, records: Sequence[Record]) -> None:

@@ -46,12 +46,31 @@ class Parts:
         return training.epochs * self.loader.steps_per_epoch
 
     def close(self) -> None:
-        """Stop the compression engine; the process groups are the caller's."""
+        """Stop the compression engine, and DDP's hooks on the parameters; the groups are the caller's.
+
+        DDP's reducer takes its hooks off the parameters as it goes. What holds the model still, such as the
+        traceback of a loss, would keep it, and the next DDP of the module would find its gradients taken.
+        """
         self.hook.close()
+        del self.model.reducer
+        self.model.logger = None
 
 
-def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, place: device.Place) -> Parts:
-    """The parts of this rank. `gradients` and `votes` are process groups over the same ranks.
+@dataclass(frozen=True)
+class Materials:
+    """What does not depend on who the other ranks are, and goes on when they change."""
+
+    spec: TrainSpec
+    place: device.Place
+    dataset: data.Dataset
+    loader: data.Loader
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+
+def gather(spec: TrainSpec, place: device.Place) -> Materials:
+    """The data, the model with its first weights, and the optimizer.
 
     Raises:
         DataError, SpecError: the dataset or the model cannot be built from the spec, or the spec's prompt is
@@ -74,28 +93,51 @@ def build(spec: TrainSpec, *, gradients: groups.Group, votes: groups.Group, plac
         load_initial(module, spec.training.init_from)
     if place.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return Materials(
+        spec=spec,
+        place=place,
+        dataset=dataset,
+        loader=loader,
+        module=module,
+        optimizer=build_optimizer(spec.optimizer, module.parameters(), compression=_compression(spec)),
+        scaler=torch.amp.GradScaler(place.device.type, enabled=spec.training.precision == "fp16"),
+    )
+
+
+def connect(
+    materials: Materials, *, gradients: groups.Group, agreement: Agreement, sends_weights: bool
+) -> Parts:
+    """The parts of this rank among others.
+
+    Args:
+        materials: of this rank.
+        gradients: a process group for the engine alone.
+        agreement: over the same ranks.
+        sends_weights: the first rank's weights are sent to all; else all hold the same ones, or will be given
+            them.
+    """
+    spec, module = materials.spec, materials.module
     # DDP itself talks on the default group (start, unused parameters); the hook's is the engine's alone.
     model = DistributedDataParallel(
         module,
         forward_sync_buffers=False,  # averaged at each commit instead: no message per forward
         gradient_as_bucket_view=True,
+        init_sync=sends_weights,
         find_unused_parameters=spec.model.kind == "module",  # what a user's module uses is not known
     )
-    wanted = _compression(spec)
-    optimizer = build_optimizer(spec.optimizer, module.parameters(), compression=wanted)
     return Parts(
         spec=spec,
         rank=gradients.rank,
         world_size=gradients.world_size,
-        place=place,
-        dataset=dataset,
-        loader=loader,
+        place=materials.place,
+        dataset=materials.dataset,
+        loader=materials.loader,
         module=module,
         model=model,
-        hook=compression.attach(model, wanted, gradients, optimizer=optimizer),
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(place.device.type, enabled=spec.training.precision == "fp16"),
-        agreement=Agreement(votes),
+        hook=compression.attach(model, _compression(spec), gradients, optimizer=materials.optimizer),
+        optimizer=materials.optimizer,
+        scaler=materials.scaler,
+        agreement=agreement,
         per_sample_loss=models.per_sample_loss(spec.loss),
     )
 

@@ -35,3 +35,13 @@ def _device_digest(place: Place) -> int:
     uuid = torch.cuda.get_device_properties(place.device).uuid
     digest = hashlib.sha256(f"{socket.gethostname()}:{uuid}".encode()).digest()
     return int.from_bytes(digest[:8]) >> (64 - _DIGEST_BITS) or 1
+
+
+def own_address() -> str:
+    """`ip:port` on the interface that this node's Ray address belongs to; the port is free now."""
+    import ray
+
+    ip = ray.util.get_node_ip_address()
+    with socket.socket() as probe:
+        probe.bind((ip, 0))
+        return f"{ip}:{probe.getsockname()[1]}"

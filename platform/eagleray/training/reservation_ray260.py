@@ -13,11 +13,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from eagleray.errors import TrainingError
@@ -27,8 +33,14 @@ WORKER_SETTINGS = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
 }
 
+ORDERS = "orders"
+"""Name of the threads in which an actor hears the driver while its main one does something else."""
+NUM_ORDER_THREADS = 4
 MAX_DEATHS_AT_START = 5
 """In a row, of workers whose node goes on living (killed for memory, say): then the run ends."""
+GRACE_S = 1.0
+"""How long a run that could begin waits for more seats."""
+PLACED_EVERY_S = 0.1
 
 
 class WorkerActor:
@@ -69,10 +81,38 @@ class WorkerActor:
         """Run the shutdown hooks."""
         return self._worker.shutdown()
 
+    @ray.method(concurrency_group=ORDERS)
+    def form(self, formation: Any) -> None:
+        """See `station.Station`."""
+        _station().form(formation)
+
+    @ray.method(concurrency_group=ORDERS)
+    def notice(self, number: int) -> None:
+        """See `station.Station`."""
+        _station().notice(number)
+
+    @ray.method(concurrency_group=ORDERS)
+    def news(self) -> Any:
+        """See `station.Station`."""
+        return _station().news()
+
+    @ray.method(concurrency_group=ORDERS)
+    def break_groups(self) -> int:
+        """Wake the train function wherever it waits for other ranks."""
+        from eagleray import groups
+
+        return groups.break_groups()
+
     def init_train_context(self, **context: Any) -> None:
         """Take rank, world size and storage of this attempt."""
         self._worker.init_train_context(**context)
         _quiet()
+
+
+def _station() -> Any:
+    from eagleray.training.station import STATION
+
+    return STATION
 
 
 def _quiet() -> None:
@@ -88,69 +128,115 @@ def _quiet() -> None:
     util.logger.setLevel(logging.CRITICAL)
 
 
-def create_actors(group: PlacementGroup, bundle: Mapping[str, float], count: int) -> list[Any]:
-    """One worker actor per bundle of `group`; they start as soon as the group is placed."""
+@dataclass(eq=False)
+class Seat:
+    """What one worker holds on one node."""
+
+    group: PlacementGroup
+    index: int
+    """Of its bundle in the group."""
+    is_own: bool
+    """The group has no other seat: it can be given back alone."""
+    actor: Any = None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether a node has it now; Ray moves it by itself when its node dies."""
+        return placement_group_table(self.group).get("state") == "CREATED"
+
+
+def create_actor(seat: Seat, bundle: Mapping[str, float]) -> Any:
+    """A worker actor on a seat."""
     resources = dict(bundle)
-    actor_class = ray.remote(
-        num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), resources=resources
-    )(WorkerActor)
-    return [
-        actor_class.options(
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-        ).remote()
-        for index in range(count)
-    ]
-
-
-class Seats(PlacementGroup):
-    """A run's placement group: what waits for it waits without a limit, and `Reservation` says so.
-
-    Ray Train gives up after 60 s, each time as a failure of the run's controller. But a node that died may
-    take longer to come back: a new machine of a cloud, or one that somebody has to start again.
-    """
-
-    def __init__(self, group: PlacementGroup, tell: Callable[[float], None]):
-        super().__init__(group.id, group.bundle_cache)
-        self._tell = tell
-
-    def wait(self, timeout_seconds: float = 0.0) -> bool:
-        """True, once every bundle has a node. Ray moves those of a dead node as soon as another has room."""
-        started = time.monotonic()
-        while not super().wait(1):
-            self._tell(time.monotonic() - started)
-        return True
+    options: dict[str, Any] = {
+        "num_cpus": resources.pop("CPU", 0),
+        "num_gpus": resources.pop("GPU", 0),
+        "resources": resources,
+        "concurrency_groups": {ORDERS: NUM_ORDER_THREADS},
+    }
+    actor_class: Any = ray.remote(**options)(WorkerActor)
+    strategy = PlacementGroupSchedulingStrategy(seat.group, placement_group_bundle_index=seat.index)
+    return actor_class.options(scheduling_strategy=strategy).remote()
 
 
 class Reservation:
-    """A placement group of one bundle per worker, and the worker actors in it, made as soon as it is placed.
+    """A run's seats, and the worker actors on them, made as soon as they are placed.
 
-    (Actors made earlier would have Ray warn every second that no node type offers the group's resources.)
+    A run of a fixed size has one placement group, whose bundles Ray spreads over the nodes. One that may
+    shrink and grow has a group for each seat, so that each can be given back alone. (Actors made before their
+    seats are placed would have Ray warn every second that no node type offers the group's resources.)
+
+    What waits for seats waits without a limit, and says so: Ray Train would give up after 60 s, each time as
+    a failure of the run's controller. But a node that died may take longer to come back: a new machine of a
+    cloud, or one that somebody has to start again.
     """
 
-    def __init__(self, bundle: Mapping[str, float], count: int, label_selector: Mapping[str, str]):
+    def __init__(
+        self,
+        bundle: Mapping[str, float],
+        count: int,
+        label_selector: Mapping[str, str],
+        minimum: int | None = None,
+    ):
+        """Ask for the seats.
+
+        Args:
+            bundle: resources of one worker.
+            count: workers that are wanted at first.
+            label_selector: of their nodes.
+            minimum: workers that the run can train with; None: all of them.
+        """
         self.bundle, self.count = dict(bundle), count
-        selectors: Any = [dict(label_selector)] * count if label_selector else None
-        group = placement_group([self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors)
-        self.group = Seats(group, self._tell)
-        self.actors: list[Any] = []
-        self._made: list[Any] = []
+        self.minimum = count if minimum is None else minimum
+        self._selector = dict(label_selector)
+        if self.minimum == count:
+            group = self._group(count)
+            self.seats = [Seat(group, index, is_own=False) for index in range(count)]
+        else:
+            self.seats = [self._own_seat() for _ in range(count)]
+        self._lock = threading.Lock()
+        self._has_made_ahead = False
         self.placed_at: float | None = None
         self._say: Callable[[str], None] = lambda _: None
         self._every_s, self._tell_after_s = 5.0, 5.0
         self._is_released = False
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._seat, args=(group,), daemon=True)
+        self._thread = threading.Thread(target=self._seat_first, daemon=True)
         self._thread.start()
 
-    def _seat(self, group: PlacementGroup) -> None:
+    def _group(self, count: int) -> PlacementGroup:
+        selectors: Any = [self._selector] * count if self._selector else None
+        return placement_group([self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors)
+
+    def _own_seat(self) -> Seat:
+        return Seat(self._group(1), 0, is_own=True)
+
+    def _seat_first(self) -> None:
         try:
-            while not group.wait(1):
-                if self._is_released:
-                    return
-            self.actors = self._made = create_actors(group, self.bundle, self.count)
-            self.placed_at = time.time()
+            self._await_seats()
+            if not self._is_released:
+                self._spawn_all()
+                self._has_made_ahead = True
+                self.placed_at = time.time()
         except Exception as error:  # told by `wait`, in the driver's own thread
             self._failure = error
+
+    def _await_seats(self, tell: Callable[[float], None] = lambda _: None) -> None:
+        """Return when enough seats are placed: all, or the minimum and then GRACE_S for the others."""
+        started, enough_at = time.monotonic(), None
+        while not self._is_released:
+            num_placed, now = sum(seat.is_placed for seat in self.seats), time.monotonic()
+            if num_placed >= self.minimum and enough_at is None:
+                enough_at = now
+            if num_placed == len(self.seats) or (enough_at is not None and now - enough_at > GRACE_S):
+                return
+            tell(now - started)
+            time.sleep(PLACED_EVERY_S)
+
+    def _spawn_all(self) -> None:
+        for seat in self.seats:
+            if seat.is_placed:
+                self.spawn(seat)
 
     def wait(self, say: Callable[[str], None], *, every_s: float = 5.0) -> float:
         """Block until the workers are being made; returns the time at which their nodes were there.
@@ -173,12 +259,12 @@ class Reservation:
             return
         self._tell_after_s = waited_s + min(max(waited_s, self._every_s), 60.0)
         self._say(
-            f"waiting for {self.count} x ({describe(self.bundle)}): {waited_s:.0f} s; "
+            f"waiting for {self.minimum} x ({describe(self.bundle)}): {waited_s:.0f} s; "
             "a node is starting, busy or missing"
         )
 
-    def take_actors(self) -> list[tuple[Any, Any]]:
-        """One worker per seat, with what it answers to `get_metadata`.
+    def take_actors(self) -> list[tuple[Seat, Any]]:
+        """A worker on each seat that is placed, with what it answers to `get_metadata`.
 
         At the first call they are those made ahead of time, else new ones.
 
@@ -189,16 +275,17 @@ class Reservation:
             TrainingError: workers ended while they started, several times, and no node was lost; or a worker
                 cannot be made: its constructor raised.
         """
-        actors, self.actors = self.actors, []
+        is_fresh, self._has_made_ahead = self._has_made_ahead, False
         num_left = MAX_DEATHS_AT_START
         while True:
             present = _live_nodes()
-            if not actors:
+            if not is_fresh:
                 self._end_workers()
-                actors = self._made = create_actors(self.group, self.bundle, self.count)
+                self._spawn_all()
+            taken = [seat for seat in self.seats if seat.actor is not None]
             try:
-                metadata = ray.get([actor.get_metadata.remote() for actor in actors])
-                return list(zip(actors, metadata, strict=True))
+                metadata = ray.get([seat.actor.get_metadata.remote() for seat in taken])
+                return list(zip(taken, metadata, strict=True))
             except RayActorError as error:
                 self._end_workers()
                 if error.actor_init_failed:
@@ -211,22 +298,51 @@ class Reservation:
                     ) from error
                 what = "its node was lost" if is_node_lost else "its process ended"
                 self._say(f"a worker was lost while it started ({what}); starting the workers again")
-            actors = []
+            is_fresh = False
             self._tell_after_s = self._every_s
-            self.group.wait()
+            self.await_seats()
+
+    def await_seats(self) -> None:
+        """Block until enough seats are placed, and say so while it lasts."""
+        self._await_seats(self._tell)
+
+    def vacant(self, count: int) -> list[Seat]:
+        """Up to so many seats that are placed and have no worker; asks for more where they are too few."""
+        with self._lock:
+            free = [seat for seat in self.seats if seat.actor is None]
+            if self.minimum < self.count:
+                self.seats += [self._own_seat() for _ in range(count - len(free))]
+            return [seat for seat in free if seat.is_placed][:count]
+
+    def spawn(self, seat: Seat) -> Any:
+        """Make a worker on the seat."""
+        seat.actor = create_actor(seat, self.bundle)
+        return seat.actor
+
+    def close(self, seat: Seat) -> None:
+        """End the seat's worker; the seat itself is given back, if that is possible alone."""
+        if seat.actor is not None:
+            ray.kill(seat.actor)
+            seat.actor = None
+        if seat.is_own:
+            with self._lock:
+                self.seats = [other for other in self.seats if other is not seat]
+            remove_placement_group(seat.group)
 
     def release(self) -> None:
         """End the workers that are left, and give the resources back."""
         self._is_released = True
         # A worker that still imports when its group is removed ends in a page of C++ frames (Ray 2.60).
         self._end_workers()
-        remove_placement_group(self.group)
+        for group in {seat.group.id: seat.group for seat in self.seats}.values():
+            remove_placement_group(group)
 
     def _end_workers(self) -> None:
         """End those that were made last: Ray forgets a worker group whose start failed, and ends nobody."""
-        for actor in self._made:
-            ray.kill(actor)
-        self._made = []
+        for seat in self.seats:
+            if seat.actor is not None:
+                ray.kill(seat.actor)
+                seat.actor = None
 
 
 def _live_nodes() -> set[str]:

@@ -62,6 +62,9 @@ class Buffer:
         return drained if at is None else [*drained, at]
 
 
+TOLD_BY_ALL = ("step", "evaluation", "compression")
+"""Kinds that every rank records alike, so that another can tell what a rank 0 that was lost did not."""
+
 BUFFER = Buffer()
 """This process's records."""
 

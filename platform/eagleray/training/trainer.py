@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from eagleray.errors import EaglerayError, TrainingError
@@ -18,6 +20,29 @@ def bundle(spec: TrainSpec) -> dict[str, float]:
     return {name: amount for name, amount in resources.items() if amount > 0}
 
 
+class Size:
+    """How many workers a run is asked to have; from any thread, before and while it trains."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted: int | None = None
+        self._resize: Callable[[int], None] | None = None
+
+    def want(self, count: int) -> None:
+        """Ask for so many; no fewer than the spec's minimum are left."""
+        with self._lock:
+            self._wanted = count
+            if self._resize is not None:
+                self._resize(count)
+
+    def bind(self, resize: Callable[[int], None]) -> None:
+        """Say who brings it about."""
+        with self._lock:
+            self._resize = resize
+            if self._wanted is not None:
+                resize(self._wanted)
+
+
 def fit(
     spec: TrainSpec,
     run_url: str,
@@ -25,6 +50,7 @@ def fit(
     first_attempt: int,
     reservation: Reservation,
     observer: Observer,
+    size: Size | None = None,
 ) -> dict[str, Any]:
     """Train to the end on the reservation's workers; returns rank 0's outcome (`worker.run`).
 
@@ -34,6 +60,7 @@ def fit(
         first_attempt: the number of the first start of the workers.
         reservation: the run's seats, and the workers of the first start.
         observer: hears what happens.
+        size: how many workers are wanted, from now on.
 
     Raises:
         EaglerayError: the run failed for good; the first cause, in words.
@@ -67,10 +94,13 @@ def fit(
             storage_path=parent,
             failure_config=FailureConfig(max_failures=spec.scaling.max_failures),
         ),
+        spec=spec,
         observer=observer,
         first_attempt=first_attempt,
         reservation=reservation,
     )
+    if size is not None:
+        size.bind(trainer.membership.resize)
     try:
         outcome = trainer.fit().return_value
         assert outcome is not None

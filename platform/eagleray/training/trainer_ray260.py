@@ -6,8 +6,10 @@ Subclasses of Ray 2.60's internals; `tests/unit/training/test_ray260.py` fails l
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
+import queue
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller import controller as controller_module
@@ -24,14 +26,21 @@ from ray.train.v2._internal.execution.failure_handling.default import DefaultFai
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
-from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
+from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from eagleray.errors import EaglerayError, PeerLost
-from eagleray.training.observer import START, Observer, WorkerInfo
+from eagleray.specs import TrainSpec
+from eagleray.training.membership_ray260 import Membership
+from eagleray.training.observer import START, Change, Observer
 from eagleray.training.reservation_ray260 import MAX_DEATHS_AT_START, Reservation, last_line
-from eagleray.training.telemetry import drain
+from eagleray.training.telemetry import TOLD_BY_ALL, Record, drain
+
+HEARTBEAT = "EAGLERAY_HEARTBEAT_S"
+"""How long a worker may stay silent, seconds: the cluster's profile says it."""
+DEFAULT_HEARTBEAT_S = 8.0
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s before a dead worker was noticed
@@ -47,22 +56,39 @@ UNUSED_CALLBACKS = (
 """Each would start an actor: a process, and 2 s of CPU for its imports, while the workers start."""
 
 
-class SeatsHandle(DefaultPlacementGroupHandle):
-    """Ray Train's handle of the run's placement group, which ends with the reservation, not a worker group.
+class SeatsHandle(PlacementGroupHandle):
+    """Ray Train's handle of the run's seats, which end with the reservation, not with a worker group.
 
-    A new group for each start would be asked for while the old one's resources are still held: the
-    autoscaler then starts nodes that nobody needs, and the run waits for them. Ray itself moves the bundles
-    of a node that died.
+    A new placement group for each start would be asked for while the old one's resources are still held: the
+    autoscaler then starts nodes that nobody needs, and the run waits for them.
     """
+
+    def __init__(self, reservation: Reservation):
+        self._reservation = reservation
+
+    @property
+    def placement_group(self) -> Any:
+        """Of the first seat."""
+        return self._reservation.seats[0].group
+
+    def ready(self) -> Any:
+        """See Ray's."""
+        return self.placement_group.ready()
+
+    def wait(self, timeout_seconds: float = 30) -> bool:
+        """True, once enough seats have a node."""
+        self._reservation.await_seats()
+        return True
 
     def shutdown(self) -> None:
         """Nothing: `Reservation.release` does it."""
 
 
 class SeatedWorkerGroup(WorkerGroup):
-    """A worker group on the seats of a reservation, whose actors it takes over at its first start."""
+    """A worker group on the seats of a reservation, whose members change while it goes on."""
 
     reservation: Reservation
+    membership: Membership
 
     def _start(self) -> None:
         """As Ray's, but a worker that ends just when it is told to train is a failed start, too.
@@ -73,9 +99,47 @@ class SeatedWorkerGroup(WorkerGroup):
             super()._start()
         except RayActorError as error:
             raise WorkerGroupStartupFailedError("A worker ended before it trained.") from error
+        self.membership.begin(self.get_workers(), self._seats, self._launch)
+
+    def _launch(self, worker: Worker) -> None:
+        """Start the train function of a worker that comes later."""
+        worker.distributed_context = self.get_workers()[0].distributed_context  # until it is in a formation
+        self._init_train_context([worker], self.get_worker_group_state().sync_actor)
+        ray.get(worker.actor.run_train_fn.remote(self._worker_group_context.train_fn_ref))
+
+    def _poll_workers_and_collect_errors(self, timeout: float | None) -> list[WorkerStatus]:
+        """As Ray's, of the present members; the death of one is the membership's business."""
+        with self.membership.lock:
+            workers = [member.worker for member in self.membership.members]
+            failure = self.membership.failure
+        if not workers:
+            failure = failure or PeerLost("all workers were lost")
+            return [WorkerStatus(running=False, error=failure)]
+        if workers != self.get_workers():
+            self._world_rank_to_ongoing_poll.clear()
+            self._assign_worker_ranks(workers)
+            self._worker_group_state = dataclasses.replace(self.get_worker_group_state(), workers=workers)
+        found = super()._poll_workers_and_collect_errors(timeout)
+        if failure is not None:
+            return [dataclasses.replace(found[0], error=failure), *found[1:]]
+        is_over = any(not one.running and one.error is None for one in found)
+        for index, status in enumerate(found):
+            if isinstance(status.error, WorkerHealthCheckFailedError) and not is_over:
+                found[index] = WorkerStatus(running=True)
+        return found
+
+    def shutdown(self) -> None:
+        """As Ray's."""
+        self.membership.end()
+        super().shutdown()
+
+    def abort(self) -> None:
+        """As Ray's."""
+        self.membership.end()
+        super().abort()
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
-        return SeatsHandle(self.reservation.group)
+        return SeatsHandle(self.reservation)
 
     def _create_workers(
         self,
@@ -87,9 +151,11 @@ class SeatedWorkerGroup(WorkerGroup):
         world_size: int | None = None,
         replica_group_size: int | None = None,
     ) -> list[Worker]:
+        taken = self.reservation.take_actors()
+        self._seats = [seat for seat, _ in taken]
         workers = [
-            Worker(actor, metadata, resources_per_worker, placement_group_bundle_index=index)
-            for index, (actor, metadata) in enumerate(self.reservation.take_actors())
+            Worker(seat.actor, metadata, resources_per_worker, placement_group_bundle_index=seat.index)
+            for seat, metadata in taken
         ]
         return WorkerGroup._assign_worker_ranks(workers, starting_world_rank, world_size, replica_group_size)
 
@@ -153,6 +219,11 @@ class RetryPolicy(DefaultFailurePolicy):
         """Nothing: the observer says it in one line, without tracebacks."""
 
 
+def heartbeat_s() -> float:
+    """How long a worker may stay silent, seconds."""
+    return float(os.environ.get(HEARTBEAT, DEFAULT_HEARTBEAT_S))
+
+
 def failures(error: TrainingFailedError) -> dict[int, Exception]:
     """Each failed rank's exception; START stands for a start that failed, or the controller."""
     if isinstance(error, WorkerGroupError):
@@ -194,66 +265,83 @@ def _unwrapped(failure: Exception) -> Exception:
 
 
 class Watch(WorkerGroupCallback):
-    """Numbers the attempts, and carries records from rank 0 to the observer."""
+    """Carries what happens to the observer: changes of the workers, and records from rank 0.
 
-    def __init__(self, observer: Observer, first_attempt: int):
-        self._observer = observer
-        self._next_attempt = first_attempt
-        self._rank_0: Any = None
-        self._pending: Any = None
+    In Ray Train's thread; the membership's own thread only leaves its changes here.
+    """
+
+    def __init__(self, observer: Observer, membership: Membership):
+        self._observer, self._membership = observer, membership
+        self._changes: queue.SimpleQueue[Change] = queue.SimpleQueue()
+        self._pending: tuple[Any, Any] | None = None
+        """Whom rank 0's records were asked of, and the answer on its way."""
+        self._seen: dict[str, int] = {}
+        """By kind of record, the last step of one: a new rank 0 tells again what the old one told."""
         self.has_stepped = False
-        """Whether the current attempt has told of a step."""
+        """Whether the workers have told of a step since Ray Train started them."""
+
+    def note(self, change: Change) -> None:
+        """Take a change, from any thread."""
+        self._changes.put(change)
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Tell the ranks their attempt's number, and the observer who they are."""
-        attempt = self._next_attempt
-        self._next_attempt += 1
-        worker_group.execute(_set_attempt, attempt)
-        workers = worker_group.get_workers()
-        self._rank_0, self._pending, self.has_stepped = workers[0], None, False
-        self._observer.started(attempt, [_info(worker) for worker in workers])
+        """All workers are new."""
+        self._pending, self.has_stepped = None, False
+        self._seen.clear()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Hand over what rank 0 has recorded since the last poll, without waiting for it."""
+        if self._pending is not None:
+            done, _ = ray.wait([self._pending[1]], timeout=0)
+            if done:
+                self._collect()
+        self._hand_over_changes()
         if self._pending is None:
-            self._pending = self._rank_0.execute_async(drain)
-            return
-        done, _ = ray.wait([self._pending], timeout=0)
-        if done:
-            self._collect()
-            self._pending = self._rank_0.execute_async(drain)
+            self._ask()
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """Hand over the last records, if rank 0 still answers."""
         self._collect()
-        self._pending = self._rank_0.execute_async(drain)
+        self._hand_over_changes()
+        self._ask()
         self._collect()
+
+    def _ask(self) -> None:
+        with self._membership.lock:
+            members = self._membership.members
+            rank_0 = members[0].worker if members else None
+        if rank_0 is not None:
+            self._pending = rank_0, rank_0.execute_async(drain)
 
     def _collect(self) -> None:
         if self._pending is None:
             return
         try:
-            records = ray.get(self._pending, timeout=2)
+            records = ray.get(self._pending[1], timeout=2)
         except (RayError, TimeoutError):
-            records = []  # rank 0 is gone, and so are its last records; the run's state is in its checkpoint
+            records = []  # it is gone; what it told nobody, the others tell, or is in the checkpoint
         self._pending = None
+        records = [record for record in records if self._is_new(record)]
         if records:
             self.has_stepped |= any(record["kind"] == "at" for record in records)
             self._observer.records(records)
 
+    def _is_new(self, record: Record) -> bool:
+        kind = record["kind"]
+        if kind not in TOLD_BY_ALL:
+            return True
+        step = record["step"]
+        if step <= self._seen.get(kind, -1):
+            return False
+        self._seen[kind] = step
+        return True
 
-def _set_attempt(number: int) -> None:
-    os.environ["EAGLERAY_ATTEMPT"] = str(number)
-
-
-def _info(worker: Worker) -> WorkerInfo:
-    assert worker.distributed_context is not None
-    return WorkerInfo(
-        rank=worker.distributed_context.world_rank,
-        node_id=worker.metadata.node_id,
-        pid=worker.metadata.pid,
-        node_ip=worker.metadata.node_ip,
-    )
+    def _hand_over_changes(self) -> None:
+        while True:
+            try:
+                self._observer.changed(self._changes.get_nowait())
+            except queue.Empty:
+                return
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -266,17 +354,38 @@ class Trainer(TorchTrainer):
     """A TorchTrainer whose controller runs in this process: no actor of its own to start and import for."""
 
     def __init__(
-        self, *args: Any, observer: Observer, first_attempt: int, reservation: Reservation, **kwargs: Any
+        self,
+        *args: Any,
+        spec: TrainSpec,
+        observer: Observer,
+        first_attempt: int,
+        reservation: Reservation,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self._observer, self._first_attempt = observer, first_attempt
-        SeatedWorkerGroup.reservation = reservation
+        self._observer, self._reservation = observer, reservation
+        self._watch: Watch | None = None
+        scaling = spec.scaling
+        self.membership = Membership(
+            reservation,
+            first_attempt=first_attempt,
+            minimum=scaling.minimum,
+            wanted=scaling.num_workers,
+            heartbeat_s=heartbeat_s(),
+            max_failures=scaling.max_failures,
+            tell=self._tell,
+        )
+        SeatedWorkerGroup.reservation, SeatedWorkerGroup.membership = reservation, self.membership
+
+    def _tell(self, change: Change) -> None:
+        if self._watch is not None:
+            self._watch.note(change)
 
     def _initialize_and_run_controller(self, **controller: Any) -> Any:
         callbacks = [
             callback for callback in controller.pop("callbacks") if not isinstance(callback, UNUSED_CALLBACKS)
         ]
-        watch = Watch(self._observer, self._first_attempt)
+        watch = self._watch = Watch(self._observer, self.membership)
         controller["callbacks"] = [*callbacks, watch]
         controller["failure_policy"] = RetryPolicy(self.run_config.failure_config, self._observer, watch)
         # A request for nodes that are reserved already, late on a busy machine: a warning with a traceback.

@@ -24,7 +24,7 @@ from typing import Any
 from eagleray.errors import EaglerayError, TrainingError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec
-from eagleray.training.observer import START, WorkerInfo
+from eagleray.training.observer import START, Change, WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.tuning.record import EVALUATIONS, Evaluation, read_evaluations
 
@@ -152,12 +152,7 @@ def _train_alone(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, 
             store_path=f"{folder}/store", rank=0, world_size=1, backend="gloo", timeout_s=GROUP_TIMEOUT_S
         )
         try:
-            return worker.run(
-                worker.Attempt(attempt, spec, run.url),
-                rank=0,
-                sink=reporter,
-                report_pointer=lambda step, url: None,
-            )
+            return worker.run(worker.Attempt(attempt, spec, run.url), rank=0, sink=reporter)
         finally:
             groups.close_all()
 
@@ -170,7 +165,8 @@ def _train_together(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[st
     from eagleray.training.reservation_ray260 import Reservation
     from eagleray.training.trainer import bundle, fit
 
-    reservation = Reservation(bundle(spec), spec.scaling.num_workers, spec.scaling.label_selector)
+    scaling = spec.scaling
+    reservation = Reservation(bundle(spec), scaling.num_workers, scaling.label_selector, scaling.minimum)
     try:
         import eagleray.training.trainer_ray260  # noqa: F401  3 s, while the workers start
 
@@ -192,12 +188,14 @@ class TrialObserver:
     def __init__(self, run: Folder, reporter: Reporter):
         self._run, self._reporter = run, reporter
 
-    def started(self, attempt: int, workers: Sequence[WorkerInfo]) -> None:
-        """Note the attempt, and tell of it."""
+    def changed(self, change: Change) -> None:
+        """Note the attempt, and tell of it and of what was lost before."""
         from eagleray.training.attempts import note_attempt
 
-        note_attempt(self._run, attempt, len(workers))
-        self._reporter.started(attempt, workers)
+        for rank, (_, reason) in sorted(change.lost.items()):
+            self._reporter.put("note", text=f"lost rank {rank}: {reason}; the others go on")
+        note_attempt(self._run, change.number, len(change.workers))
+        self._reporter.started(change.number, change.workers)
 
     def records(self, records: Sequence[Record]) -> None:
         """Take what rank 0 recorded."""

@@ -12,7 +12,7 @@ from eagleray.metrics import Emitter
 from eagleray.packaging import Folder
 from eagleray.registry.tracking import Tracker
 from eagleray.training.attempts import note_attempt
-from eagleray.training.observer import START, WorkerInfo
+from eagleray.training.observer import START, Change, WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.workflows.report import Account, Recovery, sent
 from eagleray.workflows.words import clock, count
@@ -45,17 +45,29 @@ class RunMonitor:
         self._is_mlflow_noted = False
         self._segments = Segments(folder)
 
-    def started(self, attempt: int, workers: Sequence[WorkerInfo]) -> None:
-        """Say who the workers are, and note the attempt in the run's folder."""
-        self.account.started(attempt, workers, time.time())
-        self._workers = {worker.rank: worker for worker in workers}
-        nodes = {worker.node_id for worker in workers}
-        note_attempt(self._folder, attempt, len(workers))
-        self._say(f"attempt {attempt}: {count(len(workers), 'worker')} on {count(len(nodes), 'node')}")
-        for worker in workers:
+    def changed(self, change: Change) -> None:
+        """Say who was lost and who trains now, and note the attempt in the run's folder."""
+        if change.lost:
+            self._say_loss(change)
+        self.account.changed(change)
+        self._workers = {worker.rank: worker for worker in change.workers}
+        nodes = {worker.node_id for worker in change.workers}
+        note_attempt(self._folder, change.number, len(change.workers))
+        before = f"{change.num_before} -> " if change.num_before else ""
+        size = f"{before}{count(len(change.workers), 'worker')} on {count(len(nodes), 'node')}"
+        self._say(f"attempt {change.number}: {size}")
+        for worker in change.workers:
             self._say(f"  rank {worker.rank}: node {self._node_name(worker.node_id)}, pid {worker.pid}")
-        self._emitter.set("eagleray_train_workers", len(workers), self._labels)
+        self._emitter.set("eagleray_train_workers", len(change.workers), self._labels)
         self._emitter.set("eagleray_train_nodes", len(nodes), self._labels)
+
+    def _say_loss(self, change: Change) -> None:
+        """Ranks were lost, and the others go on."""
+        who = ", ".join(self._describe(rank) for rank in sorted(change.lost))
+        reason = "; ".join(dict.fromkeys(reason for _, reason in change.lost.values()))
+        self.account.lost(sorted(change.lost), reason)
+        self._emitter.add("eagleray_train_recoveries_total", 1, self._labels)
+        self._say(f"lost {who}: {reason}; the others go on with what they hold")
 
     def failed(self, failures: Mapping[int, Exception], is_retried: bool) -> None:
         """Say what was lost; whether the run goes on is the caller's decision."""
@@ -88,12 +100,12 @@ class RunMonitor:
         self._remember_mlflow()
 
     def _say_where_it_goes_on(self, record: Record, lost: Recovery | None) -> None:
-        """The checkpoint that an attempt begins from, if it begins from one or after a loss."""
+        """The step that an attempt goes on from, if it does."""
         if lost is not None and lost.resumed_step is None:
             return  # the attempt that was lost tells late of its own start
         if lost is not None or record["step"]:
             loss = "" if lost is None else f"; the last step before the loss was {lost.lost_step}"
-            self._say(f"going on from the checkpoint of step {record['step']}{loss}")
+            self._say(f"going on from step {record['step']}{loss}")
 
     def _recovered(self, pause_s: float, redone_steps: int) -> None:
         self._emitter.add("eagleray_train_redone_steps_total", redone_steps, self._labels)

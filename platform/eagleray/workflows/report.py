@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eagleray.training.observer import WorkerInfo
+from eagleray.training.observer import Change
 from eagleray.training.telemetry import Record
 
 PHASES = (
@@ -54,7 +54,7 @@ class Recovery:
 
 @dataclass
 class Account:
-    """Built up from what the observer hears; changed by `started`, `take` and `lost`."""
+    """Built up from what the observer hears; changed by `changed`, `take` and `lost`."""
 
     marks: dict[str, float] = field(default_factory=dict)
     """Time at the end of each span of PHASES, and of `submitted_at`."""
@@ -89,12 +89,12 @@ class Account:
     history: list[dict[str, float]] = field(default_factory=list)
     first_loss: float | None = None
 
-    def started(self, attempt: int, workers: Sequence[WorkerInfo], now: float) -> None:
-        """An attempt's workers are up."""
-        self.attempt = attempt
+    def changed(self, change: Change) -> None:
+        """Workers form a group."""
+        self.attempt = change.number
         self.num_attempts += 1
-        self.nodes |= {worker.node_id for worker in workers}
-        self.marks.setdefault("workers", now)
+        self.nodes |= {worker.node_id for worker in change.workers}
+        self.marks.setdefault("workers", change.time)
 
     def lost(self, ranks: Sequence[int], reason: str) -> Recovery:
         """Ranks failed and the workers will be started again."""

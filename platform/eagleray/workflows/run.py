@@ -139,8 +139,8 @@ def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None])
     account.marks["submitted_at"] = job_ray260.submitted_at() or account.marks["submitted_at"]
     scaling = run.spec.scaling
     resources = bundle(run.spec)
-    capacity_ray260.require([resources] * scaling.num_workers, scaling.label_selector)
-    reservation = Reservation(resources, scaling.num_workers, scaling.label_selector)
+    capacity_ray260.require([resources] * scaling.minimum, scaling.label_selector)
+    reservation = Reservation(resources, scaling.num_workers, scaling.label_selector, scaling.minimum)
     account.marks["driver"] = time.time()
     import eagleray.training.trainer_ray260  # noqa: F401  3 s, while nodes and workers start
 

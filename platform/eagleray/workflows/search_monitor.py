@@ -11,7 +11,7 @@ from typing import Any
 from eagleray.packaging import Folder
 from eagleray.registry.tracking import Status, Tracker
 from eagleray.specs import TrainSpec, TuneSpec
-from eagleray.training.observer import WorkerInfo
+from eagleray.training.observer import Change, WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.tuning import Trial
 from eagleray.tuning.search import describe
@@ -92,7 +92,7 @@ class SearchMonitor:
             marks = dict.fromkeys(("submitted_at", "submitted", "driver", "nodes"), now)
             found.account.marks |= marks
             found.started_at = now
-        found.account.started(attempt, workers, now)
+        found.account.changed(Change(attempt, workers, 0, {}, now))
         trial.nodes = sorted({self._node_name(worker.node_id) for worker in workers})
         self._keep(trial)
 

@@ -30,7 +30,7 @@ def digits_spec(**changes: Any) -> TrainSpec:
 def train_rank(rank: int, world_size: int, spec: TrainSpec, folder: str, attempt: int = 1) -> dict[str, Any]:
     """Train `spec` on this rank; returns outcome, records and committed weights by name."""
     sink = Buffer()
-    outcome = run(Attempt(attempt, spec, folder), rank=rank, sink=sink, report_pointer=lambda step, url: None)
+    outcome = run(Attempt(attempt, spec, folder), rank=rank, sink=sink)
     return {"outcome": outcome, "records": sink.drain()}
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from eagleray import groups
 from eagleray.errors import PeerLost, TrainingError
-from eagleray.training.agreement import Agreement
+from eagleray.training.agreement import Agreement, Seen
 from support.worlds import run_world
 
 
@@ -19,15 +19,14 @@ def agrees(rank, world_size):
     assert agreement.sum({"large": large}) == {"large": 2.0**40 * world_size + total}
     assert agreement.sum({}) == {}
 
-    assert agreement.any(rank == world_size - 1)
-    assert not agreement.any(False)
+    vote = agreement.vote(stop=rank == world_size - 1, consumed=[rank, 2**40])
+    later = agreement.vote(stop=False, consumed=[1])
+    assert vote.result() == Seen(is_asked_to_stop=True, consumed=(total, world_size * 2**40))
+    assert vote.result() == Seen(is_asked_to_stop=True, consumed=(total, world_size * 2**40))
+    assert later.result() == Seen(is_asked_to_stop=False, consumed=(world_size,))
 
-    pending = agreement.vote({"stop": rank == 0, "step": rank})
-    later = agreement.vote({"stop": 0.0})
-    assert pending.result() == {"stop": 1.0, "step": world_size - 1}
-    assert pending.result() == {"stop": 1.0, "step": world_size - 1}
-    assert later.result() == {"stop": 0.0}
-
+    assert agreement.gather([rank, -rank]) == [[one, -one] for one in range(world_size)]
+    sends_a_state(agreement, rank, world_size)
     agreement.same("the step", 7)
     agreement.same("the digest", "a" * 64)
     averages_buffers(agreement, rank, world_size)
@@ -35,6 +34,26 @@ def agrees(rank, world_size):
         names_the_odd_rank(agreement, rank)
         lost(agreement, rank)
     groups.close(group)
+
+
+def sends_a_state(agreement, rank, world_size):
+    source = world_size - 1
+    tensors = {
+        "weight": torch.arange(6.0).view(2, 3),
+        "turned": torch.arange(6, dtype=torch.bfloat16).view(2, 3).t(),
+        "scalar": torch.tensor(7, dtype=torch.int64),
+        "flags": torch.tensor([True, False, True]),
+        "nothing": torch.empty(0, dtype=torch.float64),
+    }
+    document = {"step": 7, "names": ["ä", None]}
+    given = (tensors, document) if rank == source else (None, None)
+    found, said = agreement.broadcast(source, *given)
+    assert said == document
+    assert list(found) == list(tensors)
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name], tensor)
+    assert agreement.broadcast(source, {}, None) == ({}, None)
 
 
 def averages_buffers(agreement, rank, world_size):
@@ -70,8 +89,8 @@ def lost(agreement, rank):
         return
     with pytest.raises(PeerLost, match=rf"rank {rank} of 3: summing loss failed"):
         agreement.sum({"loss": 1.0})
-    with pytest.raises(PeerLost, match="voting on stop failed"):
-        agreement.vote({"stop": 1.0}).result()
+    with pytest.raises(PeerLost, match="voting on a step failed"):
+        agreement.vote(stop=True, consumed=[]).result()
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

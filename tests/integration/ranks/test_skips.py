@@ -40,7 +40,7 @@ def train_with_bad_steps(
         return skipped
 
     loop.backward, loop.take_step = poisoned, watched
-    outcome = run(Attempt(1, spec, folder), rank=rank, sink=sink, report_pointer=lambda step, url: None)
+    outcome = run(Attempt(1, spec, folder), rank=rank, sink=sink)
     return {"outcome": outcome, "records": sink.drain(), **seen}
 
 

@@ -17,7 +17,15 @@ def test_this_is_the_ray_that_the_room_was_written_for():
     [
         (
             trainer_ray260.SeatedWorkerGroup,
-            ("_start", "_create_placement_group", "_create_workers", "_init_train_context_on_workers"),
+            (
+                "_start",
+                "_create_placement_group",
+                "_create_workers",
+                "_init_train_context_on_workers",
+                "_poll_workers_and_collect_errors",
+                "shutdown",
+                "abort",
+            ),
         ),
         (trainer_ray260.RetryPolicy, ("make_decision", "_log_decision")),
         (trainer_ray260.Trainer, ("_initialize_and_run_controller",)),
@@ -44,7 +52,8 @@ def test_the_worker_actor_has_every_method_of_rays_worker():
 
     theirs = {name for name, _ in inspect.getmembers(RayTrainWorker, inspect.isfunction) if name[0] != "_"}
     ours = {name for name in vars(reservation_ray260.WorkerActor) if name[0] != "_"}
-    assert ours == theirs
+    assert ours - theirs == {"form", "notice", "news", "break_groups"}
+    assert theirs <= ours
 
 
 def test_the_context_takes_no_more_than_we_give_it():

@@ -10,7 +10,7 @@ from eagleray.metrics import NullEmitter
 from eagleray.packaging import Folder
 from eagleray.workflows.monitor import RunMonitor, read_history
 from eagleray.workflows.report import Account
-from unit.workflows.test_report import at, chosen, phase, step, workers
+from unit.workflows.test_report import at, chosen, formed, phase, step, workers
 
 
 @dataclass
@@ -57,14 +57,34 @@ def monitor(tmp_path, said, emitted):
 
 
 def test_a_recovery_in_words(monitor, said):
-    monitor.started(1, workers("a", "b"))
+    monitor.changed(formed(1, "a", "b"))
     monitor.records([phase(0, 0.0), step(10, 5.0), at(18, 6.0)])
     monitor.failed({0: PeerLost("rank 0: the exchange broke"), 1: _death()}, True)
-    monitor.started(2, workers("a", "b"))
+    monitor.changed(formed(2, "a", "b"))
     monitor.records([phase(10, 14.0, attempt=2), step(11, 16.0)])
     assert "lost rank 1 (node B, pid 101): its process ended; starting the workers again" in said
-    assert "going on from the checkpoint of step 10; the last step before the loss was 18" in said
+    assert "going on from step 10; the last step before the loss was 18" in said
     assert "training again after 10.0 s; 8 steps to redo" in said
+
+
+def test_a_loss_that_the_others_survive_is_said_and_counted(monitor, said):
+    monitor.changed(formed(1, "a", "b", "c"))
+    monitor.records([phase(0, 0.0), step(10, 5.0), at(18, 6.0)])
+    lost = {1: (workers("a", "b")[1], "its process ended")}
+    monitor.changed(formed(2, "a", "c", num_before=3, lost=lost))
+    monitor.records([phase(18, 6.5, attempt=2), step(20, 7.0)])
+    assert "lost rank 1 (node B, pid 101): its process ended; the others go on with what they hold" in said
+    assert "attempt 2: 3 -> 2 workers on 2 nodes" in said
+    assert "training again after 1.0 s; 0 steps to redo" in said
+    assert monitor.account.recoveries[0].to_json()["redone_steps"] == 0
+
+
+def test_another_size_is_no_loss(monitor, said):
+    monitor.changed(formed(1, "a"))
+    monitor.records([phase(0, 0.0), step(10, 5.0)])
+    monitor.changed(formed(2, "a", "b", num_before=1))
+    assert "attempt 2: 1 -> 2 workers on 2 nodes" in said
+    assert monitor.account.recoveries == []
 
 
 def test_a_start_that_failed_is_no_loss_of_the_run(monitor, said):
@@ -78,29 +98,29 @@ def test_a_start_that_failed_is_no_loss_of_the_run(monitor, said):
 
 
 def test_what_a_lost_attempt_tells_late_is_not_the_way_back(monitor, said):
-    monitor.started(1, workers("a", "b"))
+    monitor.changed(formed(1, "a", "b"))
     monitor.failed({1: _death()}, True)
     monitor.records([phase(0, 1.0)])
     assert said[-1].startswith("lost rank 1")
-    monitor.started(2, workers("a", "b"))
+    monitor.changed(formed(2, "a", "b"))
     monitor.records([phase(0, 9.0, attempt=2)])
-    assert said[-1] == "going on from the checkpoint of step 0; the last step before the loss was 0"
+    assert said[-1] == "going on from step 0; the last step before the loss was 0"
 
 
 def test_a_resumed_run_says_from_where_it_goes_on(monitor, said):
-    monitor.started(3, workers("a"))
+    monitor.changed(formed(3, "a"))
     monitor.records([phase(150, 1.0, attempt=3)])
-    assert said[-1] == "going on from the checkpoint of step 150"
+    assert said[-1] == "going on from step 150"
 
 
 def test_a_new_run_says_nothing_of_checkpoints(monitor, said):
-    monitor.started(1, workers("a"))
+    monitor.changed(formed(1, "a"))
     monitor.records([phase(0, 1.0)])
     assert said[-1] == "  rank 0: node A, pid 100"
 
 
 def test_a_final_error_of_ours_is_one_line(monitor, said):
-    monitor.started(1, workers("a"))
+    monitor.changed(formed(1, "a"))
     monitor.failed({0: TrainingError("step 3: the gradient of w is not finite")}, False)
     assert said[-1] == "rank 0 (node A, pid 100) failed after step 0: step 3: the gradient of w is not finite"
 
@@ -108,14 +128,14 @@ def test_a_final_error_of_ours_is_one_line(monitor, said):
 def test_an_error_of_the_users_code_comes_with_its_traceback(monitor, said):
     error = KeyError("width")
     error.add_note("Traceback (most recent call last):\n  my_net.py, line 3")
-    monitor.started(1, workers("a"))
+    monitor.changed(formed(1, "a"))
     monitor.failed({0: error}, False)
     assert "  my_net.py, line 3" in said
     assert said[-1].endswith("KeyError: 'width'")
 
 
 def test_progress_lines_are_rare_but_the_last_step_is_always_said(monitor, said):
-    monitor.started(1, workers("a", "b"))
+    monitor.changed(formed(1, "a", "b"))
     monitor.records([step(10 * number, 100 + 0.1 * number) for number in range(1, 11)])
     lines = [line for line in said if line.startswith("step ")]
     assert len(lines) == 2
@@ -124,7 +144,7 @@ def test_progress_lines_are_rare_but_the_last_step_is_always_said(monitor, said)
 
 
 def test_how_the_gradients_went_is_exported(monitor, emitted):
-    monitor.started(1, workers("a", "b"))
+    monitor.changed(formed(1, "a", "b"))
     exchanged = {
         "payload_bytes": 90.0,
         "codec_seconds": 0.25,
@@ -157,7 +177,7 @@ def test_a_choice_is_said_and_in_mlflow(monitor, said):
 
 
 def test_a_report_without_a_step_taken_has_no_loss(monitor, said, emitted):
-    monitor.started(1, workers("a"))
+    monitor.changed(formed(1, "a"))
     record = step(100, 200.0)
     del record["loss"]
     monitor.records([record])
@@ -167,7 +187,7 @@ def test_a_report_without_a_step_taken_has_no_loss(monitor, said, emitted):
 
 
 def test_a_worker_alone_says_nothing_of_bytes(monitor, said):
-    monitor.started(1, workers("a"))
+    monitor.changed(formed(1, "a"))
     monitor.records([step(100, 1.0, sent=0.0)])
     assert said[-1].endswith("1 worker on 1 node")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eagleray.training.observer import WorkerInfo
+from eagleray.training.observer import Change, WorkerInfo
 from eagleray.workflows.report import Account, sent
 
 
@@ -33,9 +33,13 @@ def workers(*nodes):
     return [WorkerInfo(rank, node, 100 + rank, "127.0.0.1") for rank, node in enumerate(nodes)]
 
 
+def formed(number, *nodes, num_before=0, lost=None, time=0.0):
+    return Change(number, workers(*nodes), num_before, lost or {}, time)
+
+
 def test_spans_from_submission_to_the_first_step_add_up():
     account = Account(marks={"submitted_at": 100.0, "submitted": 102.0, "driver": 103.0, "nodes": 109.0})
-    account.started(1, workers("a", "b"), 115.0)
+    account.changed(formed(1, "a", "b", time=115.0))
     account.take(phase(0, 116.0))
     account.take(step(1, 118.0))
     assert account.spans() == {

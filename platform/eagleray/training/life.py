@@ -1,0 +1,224 @@
+"""A rank's share of a run over all its formations: what it holds, joining one, training in it, leaving it.
+
+What is in memory goes on: the model, the optimizer, the position, what compression still owes. A rank that
+comes new gets it from those who have it; where nobody has it, all load the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from eagleray import compression, device, groups
+from eagleray.data import Shard
+from eagleray.data.digests import Entry
+from eagleray.packaging import CheckpointStore, Folder
+from eagleray.packaging.journal import Journal
+from eagleray.specs import TrainSpec
+from eagleray.training import loop, sharing, state
+from eagleray.training.agreement import Agreement
+from eagleray.training.outcome import outcome
+from eagleray.training.parts import Materials, Parts, connect, gather, has_local_batch_norm
+from eagleray.training.placing import agree_on_place
+from eagleray.training.progress import Progress
+from eagleray.training.samples import Samples
+from eagleray.training.snapshot import Committer
+from eagleray.training.station import Formation, Station
+from eagleray.training.telemetry import Sink
+
+GROUP_TIMEOUT_S = 600.0
+"""Backstop only: a rank that died is found by its closed sockets and by the driver."""
+
+
+class Yielded(Exception):
+    """All ranks stopped after the same step, whose state is committed; another formation may go on."""
+
+
+class Held(NamedTuple):
+    """What a rank brings into a formation."""
+
+    has_state: int
+    step: int
+    settled: int
+    committed: int
+
+
+class Life:
+    """See the module. For the thread of the train function."""
+
+    def __init__(self, spec: TrainSpec, run_url: str, sink: Sink, station: Station):
+        self.spec, self.run_url, self.sink, self.station = spec, run_url, sink, station
+        self.store = CheckpointStore(f"{run_url}/checkpoints")
+        self.committer = Committer(self.store, Journal(run_url), 0, sink, spec.checkpoint.keep)
+        self.samples = Samples()
+        self.progress = Progress()
+        self.settled_step = 0
+        """Everything that follows a step (evaluation, commit) was done up to this one."""
+        self.committed_step = -1
+        self.skipped = 0
+        """Steps in a row whose gradient was not finite."""
+        self.holds_state = False
+        self.formation: Formation | None = None
+        self.parts: Parts | None = None
+        self._materials: Materials | None = None
+        self._earlier: compression.Hook | None = None
+
+    def prepare(self) -> None:
+        """Do what needs no other rank, so that nobody waits for it later: the user's code, data, model."""
+        from eagleray.training.code import import_code
+
+        self.station.at(0, "read the data and build the model")
+        torch.set_num_threads(max(1, int(self.spec.scaling.cpus_per_worker)))
+        import_code(Folder(self.run_url))
+        self._materials = gather(self.spec, device.pick(self.spec.scaling.gpus_per_worker))
+
+    def join(self, formation: Formation) -> None:
+        """Connect with the other ranks, over the default group, and hold the same state as they do.
+
+        Raises:
+            PeerLost: another rank was lost meanwhile.
+            CheckpointError, InputError: the newest checkpoint does not fit.
+        """
+        self.formation = formation
+        self.committer.attempt = formation.number
+        self.station.at(self.progress.step, "connect with the other ranks", is_waiting=True)
+        agreement = Agreement(groups.new_group("votes", backend="gloo", timeout_s=GROUP_TIMEOUT_S))
+        materials = self._at_a_place(agreement, formation)
+        gradients = groups.new_group("gradients", backend=materials.place.backend, timeout_s=GROUP_TIMEOUT_S)
+        held = [Held(*one) for one in agreement.gather(self._held())]
+        is_new = not any(one.has_state for one in held)
+        parts = connect(materials, gradients=gradients, agreement=agreement, sends_weights=is_new)
+        self.parts = parts
+        self.station.is_exchanging = lambda: parts.hook.is_exchanging
+        if self._earlier is not None:
+            parts.hook.follow(self._earlier, num_before=formation.num_before, num_lost=formation.num_lost)
+            self._earlier = None
+        parts.agreement.same("the dataset's digest", parts.dataset.digest)
+        if is_new:
+            self.progress = state.restore(parts, self.store, self.samples, self._say)
+            self.settled_step = self.committed_step = self.progress.step
+            parts.agreement.same("the step to go on from", self.progress.step)
+        else:
+            self._take_the_newest(parts, held, formation)
+        self.holds_state = True
+        self._tell_of_it(parts, formation)
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end; returns the outcome (`outcome`).
+
+        Raises:
+            Yielded: the driver asked for another formation.
+            PeerLost: another rank was lost. What this rank holds is the state after the last step it took.
+            EaglerayError: the run cannot go on.
+        """
+        assert self.parts is not None
+        loop.train(self.parts, self)
+        self.committer.flush_final()
+        return outcome(self.parts, self.progress)
+
+    def took(self, shard: Shard, consumed: Sequence[int]) -> None:
+        """A step has been taken, or left out because its gradient was not finite: it counts from here on.
+
+        Args:
+            shard: this rank's.
+            consumed: the digest of the samples that the ranks' losses took, summed over them.
+        """
+        assert self.formation is not None
+        before = self.progress.consumed
+        self.progress = self.progress.advanced(shard.consumed, shard.epoch)
+        entry = Entry.of(
+            consumed,
+            step=self.progress.step,
+            consumed_before=before,
+            consumed_after=shard.consumed,
+            is_skipped=self.skipped > 0,
+            world_size=self.formation.world_size,
+            generation=self.formation.number,
+        )
+        self.samples.add(entry)
+
+    def commit(self) -> None:
+        """Begin to save the state after the last step; all ranks do it at the same step."""
+        assert self.parts is not None
+        if self.committed_step == self.progress.step:
+            return
+        self.station.at(self.progress.step, "commit a checkpoint")
+        state.commit(self.parts, self.progress, self.committer, self.samples)
+        self.committed_step = self.progress.step
+
+    def yield_to_driver(self) -> None:
+        """Stop after this step, as all ranks do: nothing is owed any more that is not in the checkpoint.
+
+        Raises: Yielded
+        """
+        assert self.parts is not None
+        self.parts.hook.even_out()
+        self.commit()
+        self.committer.wait()  # rank 0 may be one of those that leave
+        raise Yielded
+
+    def disconnect(self) -> None:
+        """Leave the formation; what is held stays. Never raises."""
+        if self.parts is not None:
+            self._earlier = self.parts.hook
+            self.station.is_exchanging = bool
+            self.parts.close()
+            self.parts = None
+
+    def close(self) -> None:
+        """Wait for what is being written; what is held is of no use any more."""
+        self.committer.close()
+
+    def _at_a_place(self, agreement: Agreement, formation: Formation) -> Materials:
+        """The materials, where all ranks agree to compute."""
+        assert self._materials is not None
+        picked = device.pick(self.spec.scaling.gpus_per_worker)
+        place = agree_on_place(picked, agreement, formation.rank, formation.world_size)
+        if place.device != self._materials.place.device:
+            self._materials = gather(self.spec, place)
+            self.holds_state = False
+        return self._materials
+
+    def _held(self) -> tuple[int, ...]:
+        return (int(self.holds_state), self.progress.step, self.settled_step, self.committed_step)
+
+    def _take_the_newest(self, parts: Parts, held: Sequence[Held], formation: Formation) -> None:
+        """Have one state on all ranks: of the newest step, whoever has done least of what follows sends his.
+
+        What follows a step is done by all together: if the loss came in the middle of it, some are further.
+        """
+        chosen = max(
+            (one for one in held if one.has_state), key=lambda one: (one.step, -one.settled, -one.committed)
+        )
+        has_chosen = [one == chosen for one in held]
+        if all(has_chosen):
+            return
+        source = has_chosen.index(True)
+        tensors, document = sharing.pack(parts, self) if parts.rank == source else (None, None)
+        tensors, document = parts.agreement.broadcast(source, tensors, document)
+        if not has_chosen[parts.rank]:
+            # A rank that was a step behind keeps what it owes itself; after a loss nobody has a mean of it.
+            is_even = formation.num_lost == 0
+            sharing.unpack(parts, self, tensors, document, with_memory=not self.holds_state, is_even=is_even)
+
+    def _tell_of_it(self, parts: Parts, formation: Formation) -> None:
+        if parts.rank != 0:
+            self.station.tell("training")
+            return
+        if formation.num_before == 0:
+            if parts.place.is_logical_gpu:
+                self._say(
+                    "no CUDA device for each worker: GPUs are logical ones and the maths runs on the CPU"
+                )
+            if has_local_batch_norm(parts):
+                self._say(
+                    "BatchNorm on the CPU: statistics stay per rank between commits, where they are averaged"
+                )
+        self.sink.put("phase", name="training", step=self.progress.step, attempt=formation.number)
+        self.station.tell("training")
+
+    def _say(self, text: str) -> None:
+        if self.formation is None or self.formation.rank == 0:
+            self.sink.put("note", text=text)

@@ -1,0 +1,161 @@
+"""Where a rank's train function and the run's driver meet: orders come in, news go out.
+
+One station for each worker process. The driver calls it through the worker's actor, in threads of its own, so
+that it is heard while a step runs; the train function calls it between steps. Neither waits for the other but
+where it says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+NEWS_S = 0.25
+"""How long the driver's question waits for news before it is answered without."""
+NUM_STEPS = 100
+STEP = "forward and backward"
+"""What a rank does that steps, as it says it."""
+
+
+@dataclass(frozen=True)
+class Formation:
+    """Which ranks train together, from one change of them to the next; an order to one of them."""
+
+    number: int
+    """The attempt's: checkpoints of a lower one are refused from here on."""
+    rank: int
+    world_size: int
+    address: str
+    """`ip:port` where rank 0 will listen."""
+    num_before: int
+    """World size of the formation before; 0: this is the first one of the workers."""
+    num_lost: int = 0
+    """Ranks of the formation before that were lost, not asked to leave."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a rank."""
+
+    kind: Literal["waiting", "lost", "yielded", "training", "over"]
+    """waiting: ready for an order. lost: a peer of the formation stopped answering. yielded: stopped at a
+    step that all agreed on, the state is committed. training: the formation's first step is about to be
+    taken. over: the train function ends."""
+    formation: int
+    step: int
+    time: float
+    text: str = ""
+    """waiting: an address that this rank could listen on. lost: why."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What a station says when it is asked."""
+
+    events: tuple[Event, ...]
+    step: int
+    doing: str
+    """What the rank did last, for the report of one that hangs."""
+    idle_s: float
+    """Since the rank has begun that, seconds."""
+    is_waiting: bool
+    """It waits for others (peers or the driver): if it hangs, they are the reason."""
+    step_s: float
+    """The longest of its last steps, seconds; 0 where there is none."""
+
+
+class Station:
+    """See the module. Safe between threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._order: Formation | None = None
+        self._notice = 0
+        self._events: list[Event] = []
+        self._formation = 0
+        self._doing, self._since, self._step, self._is_waiting = "start", time.monotonic(), 0, False
+        self._steps: deque[float] = deque(maxlen=NUM_STEPS)
+        """When the last ones were begun."""
+        self.is_exchanging: Callable[[], bool] = bool
+        """Whether the rank's engine waits for the network at the moment."""
+
+    # The driver's side
+
+    def form(self, formation: Formation) -> None:
+        """Order the rank into a formation; it goes when it is ready for it."""
+        with self._changed:
+            self._order = formation
+            self._changed.notify_all()
+
+    def notice(self, number: int) -> None:
+        """Ask the formation to stop at the next step that all its ranks agree on; to rank 0."""
+        self._notice = number
+
+    def news(self, wait_s: float = NEWS_S) -> News:
+        """The events since the last call; waits a little for one if there is none."""
+        with self._changed:
+            if not self._events:
+                self._changed.wait(wait_s)
+            events, self._events = tuple(self._events), []
+            begun = list(self._steps)
+            longest = max((b - a for a, b in itertools.pairwise(begun)), default=0.0)
+            is_waiting = self._is_waiting or self.is_exchanging()
+            idle_s = time.monotonic() - self._since
+            return News(events, self._step, self._doing, idle_s, is_waiting, longest)
+
+    # The train function's side
+
+    def begin(self) -> None:
+        """Forget what an earlier train function of this process has left."""
+        with self._changed:
+            self._order, self._events, self._notice, self._formation = None, [], 0, 0
+            self._steps.clear()
+
+    def next_formation(self, address: str, step: int) -> Formation:
+        """Say that the rank is ready, and wait for the driver's order.
+
+        Args:
+            address: that this rank could listen on, `ip:port`.
+            step: that it holds the state of.
+        """
+        self.at(step, "wait for the driver's order", is_waiting=True)
+        with self._changed:
+            self._tell("waiting", address)
+            self._changed.wait_for(lambda: self._order is not None)
+            order, self._order = self._order, None
+            assert order is not None
+            self._formation, self._notice = order.number, 0
+            return order
+
+    @property
+    def wanted(self) -> int:
+        """Number of the driver's last notice to this formation; 0: there is none."""
+        return self._notice
+
+    def at(self, step: int, doing: str, *, is_waiting: bool = False) -> None:
+        """Say what the rank does now; cheap, for every part of every step."""
+        self._step, self._doing, self._is_waiting = step, doing, is_waiting
+        self._since = time.monotonic()
+
+    def begin_step(self, step: int) -> None:
+        """The rank begins a step's forward and backward pass."""
+        self.at(step, STEP)
+        self._steps.append(self._since)
+
+    def tell(self, kind: Any, text: str = "") -> None:
+        """Add an event of now."""
+        with self._changed:
+            self._tell(kind, text)
+
+    def _tell(self, kind: Any, text: str) -> None:
+        self._events.append(Event(kind, self._formation, self._step, time.time(), text))
+        self._changed.notify_all()
+
+
+STATION = Station()
+"""This process's."""

@@ -1,0 +1,134 @@
+"""Runs whose ranks change while they train: real processes, real groups, kill -9."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eagleray.specs import TrainSpec, validate
+from eagleray.workflows.verify import Verification, verify
+from integration.ranks.runs import DIGITS, weights
+from support.crew import Crew, crew, end
+
+NUM_STEPS = 120
+
+
+def exact(steps: int = NUM_STEPS, **changes) -> TrainSpec:
+    """Long enough to be interrupted; float64 and uncompressed, so that any order of sums gives the same."""
+    table = {
+        **DIGITS,
+        "training": {"steps": steps, "global_batch_size": 50, "precision": "float64"},
+        "compression": {"kind": "none"},
+        **changes,
+    }
+    return validate(TrainSpec, table, name="spec")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of a run of one worker from start to end."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with crew(exact(), str(folder)) as run:
+        run.form(run.start(1))
+        run.outcome()
+    return weights(folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the run "r", in a storage of its own."""
+    monkeypatch.setenv("EAGLERAY_STORAGE", str(tmp_path))
+    found = tmp_path / "runs" / "r"
+    found.mkdir(parents=True)
+    return found
+
+
+def finish(run: Crew, spec: TrainSpec, folder: Path) -> Verification:
+    """Train to the end; what the journal says of it, which must be that each sample counted once."""
+    outcome = run.outcome()
+    assert outcome["progress"]["step"] == spec.training.steps
+    (folder / "spec.json").write_text(spec.model_dump_json())
+    found = verify("r", lambda text: None)
+    assert found.is_proven, found.findings
+    assert found.step == spec.training.steps
+    return found
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    for name, tensor in expected.items():
+        worst = float(((found[name] - tensor).abs() / tensor.abs().clamp(min=1e-6)).max())
+        assert worst <= 1e-9, f"{name}: {worst}"
+
+
+def test_planned_resizes_change_nothing(undisturbed, folder):
+    with crew(exact(), str(folder)) as run:
+        run.form(run.start(2))
+        for step, size in ((15, 1), (35, 3), (60, 2)):
+            run.await_step(step)
+            run.resize(size)
+        found = finish(run, exact(), folder)
+    assert_same(weights(folder), undisturbed)
+    assert set(found.world_sizes) == {1, 2, 3}
+    assert found.formations == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("replace", [False, True], ids=["smaller", "with a spare"])
+def test_a_killed_rank_costs_no_step(undisturbed, folder, replace):
+    with crew(exact(), str(folder)) as run:
+        run.form(run.start(3))
+        for step, rank in ((20, 2), (55, 0)):
+            run.await_step(step)
+            run.lose(rank, replace=replace)
+        found = finish(run, exact(), folder)
+    assert_same(weights(folder), undisturbed)
+    assert set(found.world_sizes) == ({3} if replace else {1, 2, 3})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "int8",
+        "auto",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("topk", "powersgd", "randomk", "fourbit_adam")
+        ),
+    ],
+)
+def test_what_compression_keeps_goes_on(folder, kind):
+    warm = {} if kind in ("int8", "auto") else {"warmup_steps": 10}
+    settings = {"kind": kind, **warm, "dense_below": 16}
+    spec = exact(training={"steps": 100, "global_batch_size": 50}, compression=settings)
+    with crew(spec, str(folder)) as run:
+        run.form(run.start(2))
+        run.await_step(20)
+        run.resize(3)
+        run.await_step(40)
+        run.lose(1)
+        run.await_step(60)
+        run.lose(0, replace=True)
+        finish(run, spec, folder)  # its end compares the weights of all ranks
+
+
+def test_buffers_of_a_step_that_broke_are_put_back(folder):
+    model = {"kind": "cnn", "channels": [4], "norm": "batch"}
+    spec = exact(steps=80, model=model)
+    with crew(spec, str(folder)) as run:
+        run.form(run.start(2))
+        for step in (20, 40):
+            run.await_step(step)
+            run.lose(1, replace=True)
+        finish(run, spec, folder)
+
+
+def test_all_lost_go_on_from_the_checkpoint(undisturbed, folder):
+    with crew(exact(), str(folder)) as run:
+        run.form(run.start(2))
+        run.await_step(30)
+        for worker in run.workers:
+            end(worker)
+        run.form(run.start(2), num_lost=2)
+        finish(run, exact(), folder)
+    assert_same(weights(folder), undisturbed)

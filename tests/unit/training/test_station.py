@@ -1,0 +1,70 @@
+"""Orders and news between a rank's train function and its driver."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from eagleray.training.station import STEP, Formation, Station
+
+
+def order(number=1, rank=0):
+    return Formation(number, rank, 2, "127.0.0.1:1", 0)
+
+
+def test_an_order_is_waited_for_and_the_rank_says_that_it_is_ready():
+    station = Station()
+    got = []
+    thread = threading.Thread(target=lambda: got.append(station.next_formation("10.0.0.1:7", 30)))
+    thread.start()
+    (event,) = station.news(5).events
+    assert (event.kind, event.text, event.step, event.formation) == ("waiting", "10.0.0.1:7", 30, 0)
+    assert station.news(0).is_waiting
+    station.form(order(4))
+    thread.join(5)
+    assert got == [order(4)]
+    station.tell("training")
+    assert [one.formation for one in station.news(0).events] == [4]
+
+
+def test_an_order_that_comes_early_is_kept():
+    station = Station()
+    station.form(order(2))
+    assert station.next_formation("", 0) == order(2)
+
+
+def test_a_notice_is_for_the_formation_that_got_it():
+    station = Station()
+    assert station.wanted == 0
+    station.notice(1)
+    assert station.wanted == 1
+    station.form(order())
+    station.next_formation("", 0)
+    assert station.wanted == 0
+
+
+def test_news_say_what_is_done_for_how_long_and_the_longest_step():
+    station = Station()
+    assert station.news(0).step_s == 0
+    for step in (1, 2, 3):
+        station.begin_step(step)
+        time.sleep(0.02 if step == 2 else 0)
+    news = station.news(0)
+    assert (news.step, news.doing, news.is_waiting) == (3, STEP, False)
+    assert 0.02 <= news.step_s < 5
+    assert news.idle_s < 5
+    station.is_exchanging = lambda: True
+    assert station.news(0).is_waiting
+
+
+def test_another_train_function_finds_nothing_of_the_one_before():
+    station = Station()
+    station.form(order())
+    station.notice(3)
+    station.begin_step(9)
+    station.begin_step(10)
+    station.tell("over")
+    station.begin()
+    assert station.wanted == 0
+    assert station.news(0).events == ()
+    assert station.news(0).step_s == 0
