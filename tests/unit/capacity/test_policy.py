@@ -126,6 +126,12 @@ def test_a_notice_says_all_that_its_holder_needs():
     ]
 
 
+def test_all_that_a_suspension_frees_can_be_planned_with():
+    claims = [run(minimum=3, wanted=3, held={"a": 1, "b": 1, "c": 1}), service(), run("2", 2, 2, opened_s=1)]
+    found = decided(THREE, claims)
+    assert {wait.claim: wait.cause for wait in only(Wait, found)} == {"s": "yield", "2": "yield"}
+
+
 BUSY, FRESH = Facts(since_commit_s=50), Facts(since_commit_s=1)
 
 
@@ -175,6 +181,16 @@ def test_all_that_is_taken_is_on_the_node_where_it_is_needed():
     }
 
 
+def test_what_turns_out_not_to_be_needed_is_not_taken():
+    """The cheaper run's CPU comes first; but whoever has the GPU gives a CPU with it."""
+    nodes = [node("a", 2, 1), node("b"), node("c", 1, 1)]
+    cheap = run("1", 1, 2, held={"a": 1, "b": 1}, facts=FRESH)
+    dear = run("2", 1, 2, bundle=GPU, held={"a": 1, "c": 1}, facts=BUSY)
+    pinned = service(bundle=GPU, label_selector={"pool": "x"})
+    nodes[0] = replace(nodes[0], labels={"pool": "x"})
+    assert given(decided(nodes, [cheap, dear, pinned]), Notice) == {"2": {"a": 1}}
+
+
 def test_nothing_is_taken_that_does_not_help():
     """The only room for a GPU is behind a job; the run on its CPUs is left alone."""
     nodes = [node("a", 2, 1)]
@@ -214,6 +230,21 @@ def test_small_claims_overtake_an_equal_one_only_until_it_has_waited_long():
     assert given(decided(TWO, claims), Grant) == {"small": {"b": 1}}
     claims[1] = replace(claims[1], waiting_s=NOW_S - 61)
     assert given(decided(TWO, claims), Grant) == {}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_what_is_kept_for_one_does_not_move_when_others_come_and_go(size):
+    """The first search waits for the run to end. Were its place to move when the run grows, the second would
+    have the run shrink, find the place kept again, see the run grow, and so on for ever.
+    """
+    nodes = [node("a", 2), node("b", 2, 1)]
+    claims = [
+        job(bundle={"CPU": 2}, held={"a": 1}),
+        search("1", bundle={"CPU": 2}, waiting_s=NOW_S - 61),
+        search("2", bundle=GPU, opened_s=1),
+        run(wanted=2, held={"b": size}),
+    ]
+    assert only(Notice, decided(nodes, claims)) == []
 
 
 def test_two_broken_gangs_do_not_wait_for_each_other():
