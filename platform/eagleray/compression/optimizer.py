@@ -49,6 +49,7 @@ class MomentumAdam(Adam):
         *,
         decoupled_weight_decay: bool = True,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ):
         """Take the settings, which have torch's meaning; the defaults are AdamW's.
 
@@ -60,6 +61,7 @@ class MomentumAdam(Adam):
             weight_decay: of the weights themselves (AdamW), or, not decoupled, added to the gradient.
             decoupled_weight_decay: see there.
             foreach: of torch's implementation, for uncompressed steps.
+            fused: likewise.
         """
         super().__init__(
             params,
@@ -68,8 +70,12 @@ class MomentumAdam(Adam):
             eps,
             weight_decay,
             foreach=foreach,
+            fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )
+        # A fused one would be called for gradients that are not finite, too, and leave them out by itself;
+        # a gradient scaler shall leave out the whole step.
+        self._step_supports_amp_scaling = False
         self._momenta: set[Tensor] = set()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ def build_optimizer(
             eps=spec.eps,
             weight_decay=spec.weight_decay,
             decoupled_weight_decay=spec.kind == "adamw",
+            fused=True,
         )
     kind = torch.optim.AdamW if spec.kind == "adamw" else torch.optim.Adam
     return kind(
