@@ -306,6 +306,7 @@ class Engine:
                 del self._plans[stale]  # DDP has cut its buckets otherwise since
                 self._copies.pop(stale, None)
                 self.buckets.pop(stale, None)
+            self._wire.make_room(job.bucket.numel)
             plan = self._plans[key] = self.compressor.plan(job.bucket, job.gradient.device)
         return plan
 
