@@ -185,7 +185,9 @@ def _play(
         row = rows[scheme.name]
         row.facts = {**facts[0], "peak_mib": max(one["peak_mib"] for one in facts)}
         if scheme.name != COMPUTE:
-            row.are_replicas_equal = len({one["checksum"] for one in facts}) == 1
+            row.are_replicas_equal = len({one["digest"] for one in facts}) == 1
+        if not all(one["is_finite"] for one in facts):
+            row.failure = "its weights are not finite"
         if scheme.name == DENSE:  # its first steps are dear on a slow link
             crew.kept.add(DENSE)
         else:

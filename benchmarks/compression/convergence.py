@@ -18,7 +18,7 @@ import report
 import rig
 import torch
 from schemes import WARMING, kinds
-from tasks import TASKS
+from tasks import TASKS, weights
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,7 +73,7 @@ def variants(task: str, only: list[str] | None) -> list[Variant]:
 def train(
     task: str, seed: int, steps: int, spec: dict[str, Any] | None, restart_every: int | None, nudge: float
 ) -> dict[str, Any]:
-    """One rank's share of a training; its share of the final loss, a checksum, bytes and seconds.
+    """One rank's share of a training; its share of the final loss, what its weights are, bytes and seconds.
 
     With `restart_every` the hook's state goes through `collect_state` into a new DDP with other buckets.
     """
@@ -106,7 +106,7 @@ def train(
         loss = float(nn.functional.cross_entropy(module(x).flatten(0, -2), y.flatten()))
     result = {
         "loss": loss,
-        "checksum": float(sum(p.detach().double().sum() for p in module.parameters())),
+        **weights(module),
         "ratio": connection.ratio(),
         "seconds": time.perf_counter() - started,
     }
@@ -225,8 +225,11 @@ def _run(crew: rig.Crew, task: str, line: Line, seed: int, steps: int) -> None:
         line.failure = str(error)
         crew.restart()
         return
+    if not all(one["is_finite"] for one in done):
+        line.failure = f"seed {seed}: its weights are not finite"
+        return
     line.losses[seed] = statistics.mean(one["loss"] for one in done)
-    line.are_replicas_equal &= len({one["checksum"] for one in done}) == 1
+    line.are_replicas_equal &= len({one["digest"] for one in done}) == 1
     line.ratio = done[0]["ratio"]
     line.seconds = done[0]["seconds"]
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol, get_args
 
 import torch
 import torch.distributed as dist
+from tasks import weights
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,6 +30,8 @@ HIGH = ("none", "bf16", "fp16", "int8", "int8_ring")
 """What `auto` may choose from with fidelity high, which is the default."""
 WARMING = ("topk", "randomk", "powersgd", "onebit_adam", "fourbit_adam")
 WARMUP_STEPS = 2
+ADAM_LR = 1e-6
+"""Of the Adam pairs, whose variance stands still after so few steps of one batch."""
 GROUP_TIMEOUT_S = 600.0  # the parent's limit comes first
 _number = itertools.count()
 
@@ -117,8 +120,8 @@ class Mlp:
         return nn.functional.cross_entropy(y, self._y)
 
     def facts(self) -> dict[str, Any]:
-        """A checksum of the parameters: it agrees on all ranks where gradients are brought together."""
-        return {"checksum": float(sum(p.detach().double().sum() for p in self._module.parameters()))}
+        """What its weights are."""
+        return weights(self._module)
 
     def close(self) -> None:
         """See Contestant."""
@@ -147,7 +150,7 @@ class Ours(Mlp):
 
         def attach(model: DistributedDataParallel) -> None:
             if kind in ADAM_PAIRS:
-                self._optimizer = compression.MomentumAdam(model.parameters())
+                self._optimizer = compression.MomentumAdam(model.parameters(), lr=ADAM_LR)
             self._hook = compression.attach(model, spec, optimizer=self._optimizer)
 
         super().__init__(attach)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import sysconfig
 from functools import cache
@@ -92,6 +93,16 @@ def _fresh(layer: nn.TransformerEncoderLayer) -> nn.TransformerEncoderLayer:
 
 
 TASKS: dict[str, type[Characters] | type[Digits]] = {"char": Characters, "cnn": Digits}
+
+
+def weights(module: nn.Module) -> dict[str, Any]:
+    """`digest` of the parameters' bytes, the same on all ranks whose replicas are; and `is_finite`."""
+    digest, is_finite = hashlib.blake2b(digest_size=16), True
+    for parameter in module.parameters():
+        values = parameter.detach().contiguous()
+        digest.update(values.view(-1).view(torch.uint8).numpy().data)
+        is_finite &= bool(values.isfinite().all())
+    return {"digest": digest.hexdigest(), "is_finite": is_finite}
 
 
 def _windows(text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,13 @@ class _ProcessGroup:
         return _Work()
 
     def recv(self, tensors: list[Tensor], source: int, tag: int) -> _Work:
-        return _Work(lambda: tensors[0].copy_(self._mail.sent[source, self._rank, tag].popleft()))
+        """Into the beginning of the tensor, which may be longer than the message."""
+
+        def take() -> None:
+            message = self._mail.sent[source, self._rank, tag].popleft()
+            tensors[0][: len(message)].copy_(message)
+
+        return _Work(take)
 
     def allreduce(self, tensors: list[Tensor]) -> _Work:
         """Sums when the last rank has come, in rank order."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 _FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "compression"
 
@@ -25,7 +26,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-arithmetic = _load("arithmetic")
+arithmetic, tasks = _load("arithmetic"), _load("tasks")
 WIDTHS = (784, 2048, 2048, 2048, 100)
 SHAPES = [shape for a, b in itertools.pairwise(WIDTHS) for shape in ((b, a), (b,))]
 NUMEL = sum(map(math.prod, SHAPES))
@@ -115,3 +116,17 @@ def test_a_part_that_took_too_long_shortens_the_rest():
     assert budget.next_s() == 40
     budget.spent(70)
     assert budget.next_s() == 0
+
+
+def test_weights_are_compared_by_their_bytes_and_not_finite_ones_are_told():
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    second.load_state_dict(first.state_dict())
+    assert tasks.weights(first) == tasks.weights(second)
+    assert tasks.weights(first)["is_finite"]
+    with torch.no_grad():
+        second.bias[0], second.bias[1] = first.bias[1], first.bias[0]
+        assert tasks.weights(first)["digest"] != tasks.weights(second)["digest"], "their sum is the same"
+        for one in (first, second):
+            one.weight[0, 0], one.bias[0], one.bias[1] = torch.nan, 0.0, 1.0
+    assert tasks.weights(first) == tasks.weights(second), "NaN is as good as any other"
+    assert not tasks.weights(first)["is_finite"]

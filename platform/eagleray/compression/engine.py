@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
+import logging
 import math
 import queue
 import threading
@@ -36,6 +37,11 @@ SAMPLED_EVERY = 50
 _JOIN_S = 2.0
 AT_ONCE = 2
 """Buckets in work at a time: a third would wait for the link behind the second anyway."""
+GUARDED_STEPS = 1000
+"""For so many steps after one that was not finite, residuals are copied before each is exchanged, so that the
+next such step takes nothing of them along; with a loss scale always, where such steps are everyday. Else only
+from the bucket on of which it is known."""
+_log = logging.getLogger("eagleray.compression")
 
 
 @dataclass
@@ -95,6 +101,8 @@ class Engine:
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._copies: dict[tuple[str, ...], Tensor] = {}
         self._bad: str | None = None
+        self._guarded_until, self._is_whole = 0, True
+        """Up to which step all can be taken back; and whether all of this one can."""
         self._lost = self._wanted = self._error = 0.0
         self._stream: torch.cuda.Stream | None = None
         self._failure: EaglerayError | None = None
@@ -245,6 +253,8 @@ class Engine:
         job, was_begun = running.job, running.has_begun
         if not was_begun:
             running.has_begun = True
+            if self._bad is not None or self._is_guarded(job.step):
+                self.memory.keep(job.bucket.places)
             if running.work is not job.gradient:
                 running.work.copy_(job.gradient)
             if job.step.number % SAMPLED_EVERY == 2:
@@ -264,17 +274,8 @@ class Engine:
             job.future.set_result(job.gradient)
 
     def _conclude(self, running: _Running, bad: int) -> None:
-        """Note what was not finite, and the relative error."""
+        """Note the relative error, and what was not finite."""
         job = running.job
-        if bad >= 0:
-            self._bad = self._bad or job.bucket.key[bad]
-        if job.is_last:
-            before = self.non_finite
-            if self._bad is not None:
-                self.non_finite = NonFinite(before.in_a_row + 1, before.total + 1, self._bad)
-            elif before.in_a_row:
-                self.non_finite = replace(before, in_a_row=0)
-            self._bad = None
         if running.signal is not None:
             lost, signal = float(self._over_residual(job, lambda start, kept: kept)), float(running.signal)
             running.error = math.sqrt(lost / max(signal, 1e-38))
@@ -282,6 +283,30 @@ class Engine:
         if job.is_last and self._wanted:
             self._error = math.sqrt(self._lost / self._wanted)
             self._lost = self._wanted = 0.0
+        if bad >= 0:
+            self._bad = self._bad or job.bucket.key[bad]
+        self._is_whole &= self.memory.has_kept(job.bucket.places)
+        if job.is_last:
+            self._judge(job.step)
+
+    def _judge(self, step: Step) -> None:
+        """The step is over: what it has made of the memory stays, or is taken back."""
+        self.non_finite = self.non_finite.then(self._bad, is_whole=self._is_whole)
+        if self._bad is None:
+            self.memory.let_go(free=not self._is_guarded(step))
+        else:
+            self.memory.take_back()
+            self._guarded_until = step.number + GUARDED_STEPS
+            if not self._is_whole and self._group.rank == 0:
+                _log.warning(
+                    "compression: %s was not finite in step %d: what was sent of residuals until that was "
+                    "known is lost; the next %d can be taken back", self._bad, step.number, GUARDED_STEPS,
+                )  # fmt: skip
+        self._bad, self._is_whole = None, True
+
+    def _is_guarded(self, step: Step) -> bool:
+        """Whether it is likely enough that the step is not finite."""
+        return step.loss_scale != 1.0 or step.number <= self._guarded_until
 
     def _signal(self, running: _Running) -> Tensor | None:
         """Squared norm of g + e over the bucket, without the loss scale; None where nothing is kept."""
@@ -311,6 +336,7 @@ class Engine:
                 del self._plans[stale]  # DDP has cut its buckets otherwise since
                 self._copies.pop(stale, None)
                 self.buckets.pop(stale, None)
+            self._wire.make_room(job.bucket.numel)
             plan = self._plans[key] = self.compressor.plan(job.bucket, job.gradient.device)
         return plan
 

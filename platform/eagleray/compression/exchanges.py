@@ -2,6 +2,7 @@
 
 A compressor says what the messages hold. When they are expected, sent, waited for and worked on is here, the
 same for all: everything is sent as soon as it is encoded, and summed or decoded in the order of the slices.
+And the mean of an uncompressed vector, in one piece.
 
 Shapes: n ranks, P bytes of a message's body.
 """
@@ -12,6 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from eagleray.compression.wire import Message, Step, Wire
 
@@ -136,3 +138,63 @@ def to_owners(
         bad = max(bad, arriving.bad_parameter)
         decode(one)
     return bad
+
+
+def mean_of(parts: Sequence[Tensor]) -> Tensor:
+    """The mean of the ranks' tensors, float32: summed in the order given, times 1 / n once at the end."""
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total.mul_(1 / len(parts))
+
+
+class MeanBuffers:
+    """What `mean` works with; made once."""
+
+    def __init__(self, wire: Wire, numel: int, device: torch.device | str = "cpu"):
+        n = wire.world_size
+        self.vector = torch.zeros(numel, device=device)
+        """float32 [numel]: the caller's; afterwards the mean."""
+        chunk = -(-numel // n)
+        self.chunks = [self.vector[rank * chunk : (rank + 1) * chunk] for rank in range(n)]
+        if n <= 2:  # each takes the mean of all
+            self.chunks = [self.vector] * n
+        sizes = [part.nbytes for part in self.chunks]
+        own = sizes[wire.rank]
+        self.outgoing = [None if p == wire.rank else wire.message(sizes[p], device) for p in range(n)]
+        self.incoming = [None if p == wire.rank else wire.message(own, device) for p in range(n)]
+        self.own = wire.message(own, device)
+        self.others = [None if p == wire.rank else wire.message(sizes[p], device) for p in range(n)]
+
+
+def mean(
+    wire: Wire, step: Step, stage: int, buffers: MeanBuffers, bad_parameter: int = -1
+) -> Generator[None, None, int]:
+    """Write the mean over the ranks into `buffers.vector`, the same bits on all; yields before each wait.
+
+    The sum of each element runs in the order of the ranks, in float32, wherever in the vector it lies.
+    Uses the stages `stage` and `stage + 1`. Returns the largest `bad_parameter` of all ranks.
+    """
+    n, rank = wire.world_size, wire.rank
+    if n > 2:
+        wire.expect(step, stage, buffers.incoming)
+        wire.expect(step, stage + 1, buffers.others)
+    for part, message in zip(buffers.chunks, buffers.outgoing, strict=True):
+        if message is not None:
+            message.body.view(torch.float32).copy_(part)
+    pending = wire.swap(step, stage, buffers.outgoing, buffers.incoming, bad_parameter)
+    yield
+    pending.wait()
+    own = buffers.chunks[rank]
+    parts = [own if message is None else message.body.view(torch.float32) for message in buffers.incoming]
+    own.copy_(mean_of(parts))
+    if n <= 2:
+        return pending.bad_parameter
+    buffers.own.body.view(torch.float32).copy_(own)
+    pending = wire.gather(step, stage + 1, buffers.own, buffers.others, pending.bad_parameter)
+    yield
+    pending.wait()
+    for part, message in zip(buffers.chunks, buffers.others, strict=True):
+        if message is not None:
+            part.copy_(message.body.view(torch.float32))
+    return pending.bad_parameter

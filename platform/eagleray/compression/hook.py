@@ -237,7 +237,7 @@ def attach(
         SpecError: there is no such kind.
         InputError: the model has mixed_precision, or a hook already, or shares `group` for its own messages;
             `keep_dense` names no parameter; compression and optimizer do not fit; or another rank has another
-            model or other compression.
+            model, other compression or other settings of it.
         PeerLost: another rank did not come.
     """
     if isinstance(compression, str):
@@ -265,7 +265,8 @@ def attach(
     layout = _layout(model, settings, group.world_size)
     if group.world_size > 1:
         groups.quicken(group)
-        Wire(group).agree(f"compression {compressor.name}", layout.digest, layout.numel)
+        said = settings.model_dump_json()
+        Wire(group).agree(f"compression {compressor.name}", layout.digest, layout.numel, said)
     is_rehearsed = (settings.rehearse if rehearse is None else rehearse) and compressor.is_lossy
     hook = Hook(
         model,

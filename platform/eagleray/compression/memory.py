@@ -4,19 +4,26 @@ Two rules of what becomes of it in a checkpoint and in a resize:
 - mean: each rank has its own; only the ranks' mean acts on the model (EF-SGD's virtual iterate), so the mean
   is saved, and whoever loads it starts from it. Residuals and local momentum.
 - same: all ranks hold the same bits; rank 0's are saved. PowerSGD's factors, an averaged momentum.
+
+A step that nobody takes should leave no trace here. But a compressor has put the gradient into the
+residual, and the mean over the gradient, before it is known that another bucket of the step is not finite on
+some rank: from what is left then, neither the gradient nor the residual of before can be computed, only their
+sum. So who may have to take a step back copies first (`keep`); the engine says when that is worth its while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from eagleray.compression.layout import Layout
+from eagleray.compression.layout import Layout, Place
 
 Rule = Literal["mean", "same"]
+COUNT = "steps"
+"""Slot of the number of steps (`steps.py`): one that is taken back counts all the same."""
 
 
 class Memory:
@@ -30,6 +37,10 @@ class Memory:
         self.layout, self.device = layout, device
         self.flats: dict[str, tuple[Rule, Tensor]] = {}
         self.tensors: dict[str, tuple[Rule, dict[str, Tensor]]] = {}
+        self._copies: dict[str, Tensor] = {}
+        """By slot of `flats`: what `keep` has copied, float32 [M]."""
+        self._kept: dict[str, tuple[Place, set[str], dict[str, Tensor]]] = {}
+        """By parameter: its place, the slots of `flats` and its tensors by slot, as they were."""
 
     def flat(self, slot: str, rule: Rule) -> Tensor:
         """The slot's tensor over the whole flat space, float32 [M]; zeros the first time."""
@@ -49,3 +60,51 @@ class Memory:
         """Forget a slot."""
         self.flats.pop(slot, None)
         self.tensors.pop(slot, None)
+
+    def keep(self, places: Iterable[Place]) -> None:
+        """Copy what is kept of these parameters, for `take_back`; but what this step has copied already."""
+        for place in places:
+            if place.name in self._kept:
+                continue
+            for slot, (_, flat) in self.flats.items():
+                if slot not in self._copies:
+                    self._copies[slot] = torch.empty_like(flat)
+                _part(self._copies[slot], place).copy_(_part(flat, place))
+            tensors = {
+                slot: named[place.name].clone()
+                for slot, (_, named) in self.tensors.items()
+                if place.name in named and slot != COUNT
+            }
+            self._kept[place.name] = (place, set(self.flats), tensors)
+
+    def has_kept(self, places: Iterable[Place]) -> bool:
+        """Whether `take_back` would bring all of it back; also where there is nothing."""
+        return not self.flats or all(place.name in self._kept for place in places)
+
+    def take_back(self) -> None:
+        """Make what was copied in this step what it was then; what has come since is zero, or gone."""
+        for name, (place, slots, before) in self._kept.items():
+            for slot, (_, flat) in self.flats.items():
+                if slot in slots:
+                    _part(flat, place).copy_(_part(self._copies[slot], place))
+                else:
+                    _part(flat, place).zero_()
+            for slot, (_, named) in self.tensors.items():
+                if slot in before and name in named and named[name].shape == before[slot].shape:
+                    named[name].copy_(before[slot])
+                elif slot in before:
+                    named[name] = before[slot]
+                elif slot != COUNT:
+                    named.pop(name, None)
+        self.tensors = {slot: one for slot, one in self.tensors.items() if one[1]}
+        self._kept.clear()
+
+    def let_go(self, *, free: bool) -> None:
+        """The step was taken: forget the copies; and give their memory back where `free`."""
+        self._kept.clear()
+        if free:
+            self._copies.clear()
+
+
+def _part(flat: Tensor, place: Place) -> Tensor:
+    return flat[place.start : place.start + place.numel]

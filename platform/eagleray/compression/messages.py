@@ -20,6 +20,7 @@ ALIGN = 64
 FIELDS = struct.Struct("<4sIIIQii32s")
 """Magic and version, step, bucket, stage, layout, bad parameter, P, compressor."""
 MAGIC = b"EGR\1"
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,16 @@ class Step:
 class Message:
     """A buffer that can be sent or received again and again."""
 
-    def __init__(self, data: Tensor, start: int = 0):
-        """Wrap `data`, uint8 [HEADER + P]; `start` is its first byte in the buffer that it is part of."""
-        self.data = data
+    def __init__(self, data: Tensor, start: int = 0, window: Tensor | None = None):
+        """Wrap a piece of memory.
+
+        Args:
+            data: uint8 [HEADER + P].
+            start: its first byte in the buffer that it is part of.
+            window: begins as `data` and goes on behind it, as far as a longer message may be written that a
+                peer sends by mistake: gloo ends the process where one does not fit. None: no further.
+        """
+        self.data, self.window = data, data if window is None else window
         self.body = data[HEADER:]
         self.at = start + HEADER
         """First byte of the body in that buffer."""
@@ -58,6 +66,26 @@ class Message:
         """The header's fields; waits for the device."""
         held = self._bytes
         return FIELDS.unpack(held if held is not None else bytes(self.data[:HEADER].tolist()))
+
+
+class Blocks:
+    """Memory for messages, on the CPU: each has room behind it, of which nothing is used."""
+
+    def __init__(self):
+        self.room = 0
+        """Bytes at least behind each message; pages that nobody writes cost address space only."""
+        self._block = torch.empty(0, dtype=torch.uint8)
+        self._end = 0
+
+    def take(self, num_bytes: int) -> Tensor:
+        """uint8 [num_bytes + room or more], the first `num_bytes` zeros; the rest is shared by all."""
+        start = -(-self._end // ALIGN) * ALIGN
+        if start + num_bytes + self.room > self._block.numel():
+            size = max(num_bytes, self.room, _BLOCK)
+            self._block, start = torch.empty(size + self.room, dtype=torch.uint8), 0
+        self._end = start + num_bytes
+        self._block[start : self._end].zero_()
+        return self._block[start:]
 
 
 def ring_bytes(num_bytes: int, world_size: int) -> int:

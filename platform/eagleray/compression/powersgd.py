@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eagleray.compression.exchanges import MeanBuffers, mean
 from eagleray.compression.kernels import passes_for
 from eagleray.compression.kernels.lowrank import low_rank_for
 from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.compression.steps import Steps
-from eagleray.compression.wire import MeanBuffers, Step, Wire, mean
+from eagleray.compression.wire import Step, Wire
 
 FACTORS = "low_rank_factors"
 """Slot of the last mean product of each matrix: [r, 1, b] where the next one is from the right, [r, a, 1]

@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from eagleray.compression.exchanges import MeanBuffers, mean, mean_of
 from eagleray.compression.memory import Memory, Rule
-from eagleray.compression.wire import MeanBuffers, Message, Step, Wire, mean, mean_of
+from eagleray.compression.wire import Message, Step, Wire
 from eagleray.errors import InputError
 
 VERSION = 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,12 @@ class NonFinite:
     total: int = 0
     parameter: str | None = None
     """Of the last such step."""
+    incomplete: int = 0
+    """Of the total: steps of which not everything was taken back (`engine.GUARDED_STEPS`). What this rank had
+    taken out of its residual for them is lost: at most what it sends in one step."""
+
+    def then(self, parameter: str | None, *, is_whole: bool) -> NonFinite:
+        """The same one step later: `parameter` was not finite in it; None: all were."""
+        if parameter is None:
+            return replace(self, in_a_row=0) if self.in_a_row else self
+        return NonFinite(self.in_a_row + 1, self.total + 1, parameter, self.incomplete + (not is_whole))

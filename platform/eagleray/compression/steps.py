@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eagleray.compression.layout import Layout
-from eagleray.compression.memory import Memory
+from eagleray.compression.memory import COUNT, Memory
 from eagleray.compression.wire import Step
 
 
@@ -24,7 +24,7 @@ class Steps:
         if self._name is None:
             return 0
         if self._last is None or self._last.number != step.number:
-            count, _ = self._memory.tensor("steps", self._name, "same", (1,))
+            count, _ = self._memory.tensor(COUNT, self._name, "same", (1,))
             self._done = int(count) if self._last is None else self._done + 1
             self._last = step
             count.fill_(self._done + 1)

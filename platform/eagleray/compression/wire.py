@@ -2,7 +2,8 @@
 
 Each message is a header and a body in one piece of memory, sent in one piece. The header says which step,
 bucket, stage, model layout and compressor it belongs to, so that a rank that does something else is named,
-and the first parameter that was not finite.
+and the first parameter that was not finite. Over gloo a message is received into as much memory as any
+scheme's message for the bucket takes, so that one of another size is read too, and told: see `Message`.
 
 Who sends when was measured on 4 ranks behind 100 Mbit/s links, the messages of an int8 exchange of 10.2 M
 parameters (15.5 MB for each rank, 1293 ms with the frames' own bytes). Receives are posted before anything is
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import struct
 import time
+import zlib
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -27,24 +29,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from eagleray.compression import notices
 from eagleray.compression.messages import (
     ALIGN,
     FIELDS,
     HEADER,
     MAGIC,
+    Blocks,
     Message,
     Step,
     describe,
     ring_bytes,
     with_size,
 )
-from eagleray.errors import InputError, PeerLost, TrainingError
+from eagleray.errors import EaglerayError, InputError, PeerLost, TrainingError
 from eagleray.groups import Group
 
-__all__ = ["HEADER", "MeanBuffers", "Message", "Pending", "Step", "Wire", "mean", "mean_of", "ring_bytes"]
+__all__ = ["HEADER", "Message", "Pending", "Step", "Wire", "ring_bytes"]
 
 _AGREEMENT = struct.Struct("<QQI44s")
 _MAX_STAGES = 1 << 15
+_ROOM = 1 << 20
+"""Bytes: a slice of any scheme for a bucket that is smaller than one, with what belongs to it."""
 
 
 class Pending:
@@ -53,6 +59,7 @@ class Pending:
     def __init__(self, wire: Wire, step: Step, stage: int, bad_parameter: int):
         self._wire, self._step, self._stage = wire, step, stage
         self._works: list[tuple[int | None, Any]] = []
+        self._sums: list[tuple[None, Any]] = []
         self._incoming: list[tuple[int, Message]] = []
         self.bad_parameter = bad_parameter
         """The largest of this rank's and, after `wait`, of the messages received; -1: all finite."""
@@ -62,23 +69,27 @@ class Pending:
 
         Raises:
             PeerLost: another rank died or did not answer in time.
-            TrainingError: another rank sent what belongs to another step, bucket, model or compressor.
+            TrainingError: another rank sent what belongs to another step, bucket, model or compressor, to
+                this one or to a third.
         """
         started = time.perf_counter()
         self._wire.is_waiting = True
-        for peer, work in self._works:
-            try:
-                work.wait()
-            except RuntimeError as error:  # what torch raises for a lost connection and for a time-out
-                at = "" if peer is None else f"rank {peer}: "
-                raise PeerLost(f"{at}{error}; another rank died or stopped answering") from error
+        self._wait(self._works)
         self._wire.is_waiting = False
-        self._works.clear()
         for peer, message in self._incoming:
             bad = self._wire.read(self._step, self._stage, peer, message)
             self.bad_parameter = max(self.bad_parameter, bad)
-        self._incoming.clear()
+        self._wait(self._sums)  # in which a rank that sends otherwise, as its header has said, takes no part
+        for held in (self._works, self._incoming, self._sums):
+            held.clear()
         self._wire.waited_s += time.perf_counter() - started
+
+    def _wait(self, works: Sequence[tuple[int | None, Any]]) -> None:
+        for peer, work in works:
+            try:
+                work.wait()
+            except RuntimeError as error:  # what torch raises for a lost connection and for a time-out
+                raise self._wire.failed(error, "" if peer is None else f"rank {peer}: ") from error
 
 
 class Wire:
@@ -107,13 +118,20 @@ class Wire:
         self.is_nccl = group.backend == "nccl"
         self.peers = [(self.rank + i) % self.world_size for i in range(1, self.world_size)]
         """The other ranks, in the order in which this one sends to them."""
+        self._blocks = Blocks()
         self._expected: dict[tuple[int, int], list[tuple[int, Any]]] = {}
         self._sends: deque[tuple[int, Any]] = deque()
         self._headers: dict[tuple[int, int], tuple[list[Message | None], list[Message | None]]] = {}
 
+    def make_room(self, numel: int) -> None:
+        """Messages made from now on are of a bucket of so many elements, or of a smaller one."""
+        if not self.is_nccl:  # uncompressed in one piece is the largest; indices and scales add to small ones
+            self._blocks.room = max(self._blocks.room, 5 * numel + _ROOM)
+
     def message(self, num_bytes: int, device: torch.device | str = "cpu") -> Message:
         """A message with a body of so many bytes, zeros."""
-        return Message(torch.zeros(HEADER + num_bytes, dtype=torch.uint8, device=device))
+        memory = self._take(HEADER + num_bytes, device)
+        return Message(memory[: HEADER + num_bytes], window=memory)
 
     def messages(
         self, sizes: Sequence[int], device: torch.device | str = "cpu"
@@ -123,11 +141,17 @@ class Wire:
         for size in sizes:
             starts.append(end)
             end += -(-(HEADER + size) // ALIGN) * ALIGN
-        buffer = torch.zeros(end, dtype=torch.uint8, device=device)
-        return buffer, [
-            Message(buffer[start : start + HEADER + size], start)
+        memory = self._take(end, device)
+        return memory[:end], [
+            Message(memory[start : start + HEADER + size], start, memory[start:])
             for start, size in zip(starts, sizes, strict=True)
         ]
+
+    def _take(self, num_bytes: int, device: torch.device | str) -> Tensor:
+        """uint8, so many zeros, and on the CPU room behind them."""
+        if torch.device(device).type == "cpu":
+            return self._blocks.take(num_bytes)
+        return torch.zeros(num_bytes, dtype=torch.uint8, device=device)
 
     def expect(self, step: Step, stage: int, incoming: Sequence[Message | None]) -> None:
         """Say early where the messages of a later `swap` or `gather` will go; that one must name the same.
@@ -173,7 +197,7 @@ class Wire:
                         work = self.group.process_group.send([message.data], peer, _tag(step, stage))
                         self._sends.append((step.number, work))
         except RuntimeError as error:
-            raise PeerLost(f"{error}; another rank died or stopped answering") from error
+            raise self.failed(error) from error
         pending._incoming += [(peer, m) for peer in self.peers if (m := incoming[peer]) is not None]
         return pending
 
@@ -200,9 +224,9 @@ class Wire:
         pending = self.swap(step, stage, outgoing, incoming, bad_parameter)
         if self.world_size > 1:
             try:
-                pending._works.append((None, self.group.process_group.allreduce([tensor])))
+                pending._sums.append((None, self.group.process_group.allreduce([tensor])))
             except RuntimeError as error:
-                raise PeerLost(f"{error}; another rank died or stopped answering") from error
+                raise self.failed(error) from error
             sent = ring_bytes(tensor.nbytes, self.world_size)
             self._count(sent, sent)
         return pending
@@ -213,7 +237,7 @@ class Wire:
             try:
                 self._sends.popleft()[1].wait()
             except RuntimeError as error:
-                raise PeerLost(f"{error}; another rank died or stopped answering") from error
+                raise self.failed(error) from error
 
     def read(self, step: Step, stage: int, peer: int, message: Message) -> int:
         """The bad parameter in a received message. Raises: TrainingError: it is not the one expected."""
@@ -221,23 +245,33 @@ class Wire:
         found = (*fields[:5], *fields[6:])
         expected = FIELDS.unpack(with_size(self._header(step, stage, -1), message.body.numel()))
         if found != (*expected[:5], *expected[6:]):
-            raise TrainingError(
+            text = (
                 f"rank {peer} sent {describe(fields)}, but rank {self.rank} is at {describe(expected)}; "
                 "all ranks must run the same backward passes with the same model and compression"
             )
+            notices.leave(self.group.process_group, text)
+            raise TrainingError(text)
         return fields[5]
 
-    def agree(self, what: str, digest: int, numel: int) -> None:
+    def failed(self, error: RuntimeError, where: str = "") -> EaglerayError:
+        """What to raise for an operation that raised `error`: a peer is gone, or has left for a reason."""
+        reason = notices.find(self.group.process_group)
+        if reason is not None:
+            return TrainingError(reason)
+        return PeerLost(f"{where}{error}; another rank died or stopped answering")
+
+    def agree(self, what: str, digest: int, numel: int, settings: str = "") -> None:
         """Compare the model and the compression of all ranks; all of them must call it.
 
         Args:
             what: the compression, as text; the first 44 bytes count.
             digest: of the model's layout.
             numel: elements of the model, for the message.
+            settings: of the compression, as text of any length.
 
         Raises: InputError: some rank has others; it is named.
         """
-        own = _AGREEMENT.pack(digest, numel, 0, what.encode()[:44])
+        own = _AGREEMENT.pack(digest, numel, zlib.crc32(settings.encode()), what.encode()[:44])
         said = [_AGREEMENT.unpack(block) for block in self._all(own, "compare its model with the others'")]
         for rank, theirs in enumerate(said):
             if theirs != said[0]:
@@ -274,7 +308,7 @@ class Wire:
         try:
             self.group.process_group.allgather([blocks], [block]).wait()
         except RuntimeError as error:
-            raise PeerLost(f"rank {self.rank} could not {doing}: {error}") from error
+            raise self.failed(error, f"rank {self.rank} could not {doing}: ") from error
         return [one.cpu().numpy().tobytes() for one in blocks]
 
     def _receive(self, step: Step, stage: int, incoming: Sequence[Message | None]) -> list[tuple[int, Any]]:
@@ -283,9 +317,9 @@ class Wire:
         for peer in reversed(self.peers):
             if (message := incoming[peer]) is not None:
                 try:
-                    work = self.group.process_group.recv([message.data], peer, _tag(step, stage))
+                    work = self.group.process_group.recv([message.window], peer, _tag(step, stage))
                 except RuntimeError as error:
-                    raise PeerLost(f"rank {peer}: {error}; it died or stopped answering") from error
+                    raise self.failed(error, f"rank {peer}: ") from error
                 works.append((peer, work))
         return works
 
@@ -331,66 +365,6 @@ def _tag(step: Step, stage: int) -> int:
 
 
 def _describe_model(said: tuple[Any, ...]) -> str:
-    digest, numel, _, what = said
+    digest, numel, settings, what = said
     name = what.rstrip(b"\0").decode(errors="replace")
-    return f"{name} and a model of {numel} elements (layout {digest:016x})"
-
-
-def mean_of(parts: Sequence[Tensor]) -> Tensor:
-    """The mean of the ranks' tensors, float32: summed in the order given, times 1 / n once at the end."""
-    total = parts[0].clone()
-    for part in parts[1:]:
-        total += part
-    return total.mul_(1 / len(parts))
-
-
-class MeanBuffers:
-    """What `mean` works with; made once."""
-
-    def __init__(self, wire: Wire, numel: int, device: torch.device | str = "cpu"):
-        n = wire.world_size
-        self.vector = torch.zeros(numel, device=device)
-        """float32 [numel]: the caller's; afterwards the mean."""
-        chunk = -(-numel // n)
-        self.chunks = [self.vector[rank * chunk : (rank + 1) * chunk] for rank in range(n)]
-        if n <= 2:  # each takes the mean of all
-            self.chunks = [self.vector] * n
-        sizes = [part.nbytes for part in self.chunks]
-        own = sizes[wire.rank]
-        self.outgoing = [None if p == wire.rank else wire.message(sizes[p], device) for p in range(n)]
-        self.incoming = [None if p == wire.rank else wire.message(own, device) for p in range(n)]
-        self.own = wire.message(own, device)
-        self.others = [None if p == wire.rank else wire.message(sizes[p], device) for p in range(n)]
-
-
-def mean(
-    wire: Wire, step: Step, stage: int, buffers: MeanBuffers, bad_parameter: int = -1
-) -> Generator[None, None, int]:
-    """Write the mean over the ranks into `buffers.vector`, the same bits on all; yields before each wait.
-
-    The sum of each element runs in the order of the ranks, in float32, wherever in the vector it lies.
-    Uses the stages `stage` and `stage + 1`. Returns the largest `bad_parameter` of all ranks.
-    """
-    n, rank = wire.world_size, wire.rank
-    if n > 2:
-        wire.expect(step, stage, buffers.incoming)
-        wire.expect(step, stage + 1, buffers.others)
-    for part, message in zip(buffers.chunks, buffers.outgoing, strict=True):
-        if message is not None:
-            message.body.view(torch.float32).copy_(part)
-    pending = wire.swap(step, stage, buffers.outgoing, buffers.incoming, bad_parameter)
-    yield
-    pending.wait()
-    own = buffers.chunks[rank]
-    parts = [own if message is None else message.body.view(torch.float32) for message in buffers.incoming]
-    own.copy_(mean_of(parts))
-    if n <= 2:
-        return pending.bad_parameter
-    buffers.own.body.view(torch.float32).copy_(own)
-    pending = wire.gather(step, stage + 1, buffers.own, buffers.others, pending.bad_parameter)
-    yield
-    pending.wait()
-    for part, message in zip(buffers.chunks, buffers.others, strict=True):
-        if message is not None:
-            part.copy_(message.body.view(torch.float32))
-    return pending.bad_parameter
+    return f"{name} and a model of {numel} elements (settings {settings:08x}, layout {digest:016x})"

@@ -13,6 +13,7 @@ from eagleray import compression, groups
 from eagleray.compression import kernels
 from eagleray.compression.automatic import auto, choice, probe
 from eagleray.compression.automatic.timeline import Link
+from eagleray.compression.stats import NonFinite
 from eagleray.specs.train import CompressionSpec
 from integration.ranks.checks import assert_equal_on_all_ranks, gradients
 from support.worlds import run_world
@@ -184,6 +185,31 @@ def _changes(kinds):
 
 def test_switches_keep_replicas_equal_and_lose_nothing():
     run_world(2, switches_and_owes_nothing)
+
+
+def repays_again(rank, world_size):
+    """What int8 still owes goes out with the first step of none; nobody takes that one, so with the next."""
+    group = groups.new_group("gradients", backend="gloo", timeout_s=30)
+    auto.Auto._life = _changes(itertools.chain(("int8", "int8"), itertools.repeat("none")))
+    model, hook = attached(group, bucket_cap_mb=0.02, gradient_as_bucket_view=True)
+    for seed in range(2):
+        step(model, rank, seed)
+    owed = hook.memory.flats["residual"][1].clone()
+    assert owed.any()
+    first = next(model.parameters())
+    handle = first.register_hook(lambda gradient: gradient * (torch.nan if rank else 1.0))
+    step(model, rank, 2)
+    handle.remove()
+    assert torch.equal(hook.memory.flats["residual"][1], owed)
+    assert hook.non_finite() == NonFinite(1, 1, "0.weight")
+    step(model, rank, 3)
+    assert not hook.memory.flats["residual"][1].any()
+    assert_equal_on_all_ranks(gradients(model.module))
+    hook.close()
+
+
+def test_what_is_owed_goes_out_again_where_nobody_took_the_step():
+    run_world(2, repays_again)
 
 
 def alone(rank, world_size):

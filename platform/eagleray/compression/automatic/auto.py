@@ -80,6 +80,8 @@ class Auto:
         self.steps = Steps()
         self.repaid_in = -1
         """Number of the step in which what a lossy compressor still owed is sent uncompressed."""
+        self.was_bad = False
+        """Whether some bucket of the last step was not finite."""
         self._efforts: dict[str, Effort] = {}
         self._kept: str | None = None
         """What an earlier run, or world size, had chosen."""
@@ -147,13 +149,16 @@ class Auto:
     def begin(self, step: Step, device: torch.device) -> None:
         """A step begins: measure, decide and change, where it is time for it."""
         self.steps.begin(step.ready_s)
-        self._number = step.number
+        was_in_vain = self.was_bad and self.repaid_in == self._number
+        self._number, self.was_bad = step.number, False
         if self.wire.world_size == 1:
             return
         if self._life_ is None:
             self._life_ = self._life(device)
         with self.wire.aside():
             next(self._life_)
+        if was_in_vain and self.kind == "none":
+            self.repaid_in = step.number
 
     def _life(self, device: torch.device) -> Generator[None]:
         """All of it: each `yield` is one step, with `self.kind`."""
@@ -334,6 +339,7 @@ class AutoPlan:
         if work is not gradient:
             gradient.copy_(work)
         auto.steps.done()
+        auto.was_bad |= bad >= 0
         return bad
 
     def _plan_of(self, compressor: Compressor) -> Plan:
@@ -349,6 +355,7 @@ class AutoPlan:
 
         As everywhere a parameter without a gradient keeps its own, and so does one that is not finite.
         """
+        self._auto.memory.keep(self._bucket.places)  # it is all that is owed, and may be sent in vain
         flat = self._auto.memory.flat("residual", "mean")
         for place, start in self._bucket.parts:
             part, owed = gradient[start : start + place.numel], flat[place.start : place.start + place.numel]

@@ -1,0 +1,95 @@
+"""What a compressor keeps, copied before a step and taken back after it; and the memory of messages."""
+
+import pytest
+import torch
+
+from eagleray.compression.layout import Layout
+from eagleray.compression.memory import COUNT, Memory
+from eagleray.compression.messages import HEADER
+from eagleray.compression.stats import NonFinite
+from eagleray.compression.wire import Wire
+from support.ranks import wires
+
+SHAPES = {"a": (5, 7), "b": (3,), "c": (40,)}
+
+
+@pytest.fixture
+def memory():
+    memory = Memory(Layout(SHAPES.items(), world_size=2), torch.device("cpu"))
+    for slot in ("residual", "momentum"):
+        memory.flat(slot, "mean").normal_()
+    memory.tensor("factors", "a", "same", (1, 7))[0].normal_()
+    memory.tensor(COUNT, "a", "same", (1,))[0].fill_(3)
+    return memory
+
+
+def views(memory, slot):
+    return {name: part.clone() for name, part in memory.layout.flat_views(memory.flats[slot][1]).items()}
+
+
+def test_what_was_kept_is_taken_back_and_nothing_else(memory):
+    places = memory.layout.places
+    before = {slot: views(memory, slot) for slot in ("residual", "momentum")}
+    factors = memory.tensors["factors"][1]["a"].clone()
+    memory.keep([places["a"]])
+    assert memory.has_kept([places["a"]])
+    assert not memory.has_kept([places["a"], places["c"]])
+    for slot in before:
+        memory.flat(slot, "mean").add_(1)
+    memory.tensors["factors"][1]["a"].zero_()
+    memory.keep([places["a"], places["c"]])  # a is kept as it was
+    memory.flat("residual", "mean").add_(1)
+    memory.tensor("factors", "a", "same", (5, 1))[0].fill_(9)
+    memory.tensor("ranges", "c", "same", (2,))[0].fill_(9)
+    memory.flat("late", "mean").fill_(9)
+    memory.tensors[COUNT][1]["a"].fill_(4)
+    memory.take_back()
+    for slot, parts in before.items():
+        now = views(memory, slot)
+        assert torch.equal(now["a"], parts["a"])
+        torch.testing.assert_close(now["c"], parts["c"] + 1, rtol=0, atol=1e-6)
+        torch.testing.assert_close(now["b"], parts["b"] + (2 if slot == "residual" else 1), rtol=0, atol=1e-6)
+    assert torch.equal(memory.tensors["factors"][1]["a"], factors)
+    assert "ranges" not in memory.tensors
+    late = views(memory, "late")
+    assert not late["a"].any()
+    assert late["b"].all()
+    assert memory.tensors[COUNT][1]["a"] == 4, "steps are counted, taken or not"
+
+
+def test_a_step_that_is_taken_stays(memory):
+    memory.keep(memory.layout.places.values())
+    memory.flat("residual", "mean").fill_(5)
+    memory.let_go(free=False)
+    memory.take_back()
+    assert (memory.flat("residual", "mean") == 5).all()
+    assert not memory.has_kept(memory.layout.places.values())
+
+
+def test_who_keeps_nothing_has_nothing_to_lose():
+    memory = Memory(Layout(SHAPES.items(), world_size=2), torch.device("cpu"))
+    assert memory.has_kept(memory.layout.places.values())
+
+
+def test_steps_that_were_not_finite_are_counted():
+    told = NonFinite().then(None, is_whole=False).then("a", is_whole=False).then("b", is_whole=True)
+    assert told == NonFinite(2, 2, "b", 1)
+    assert told.then(None, is_whole=True) == NonFinite(0, 2, "b", 1)
+
+
+def test_behind_each_message_there_is_room_for_a_longer_one():
+    wire: Wire = wires(2)[0]
+    assert wire.message(10).window.numel() >= HEADER + 10
+    wire.make_room(100_000)
+    wire.make_room(10)
+    single = wire.message(10)
+    buffer, several = wire.messages([30, 0, 5000])
+    assert buffer.numel() % 64 == 0
+    for message in (single, *several):
+        assert message.window.data_ptr() == message.data.data_ptr()
+        assert message.window.numel() >= message.data.numel() + 400_000
+        assert message.data.data_ptr() % 64 == 0
+        assert not message.data.any()
+    for message, size in zip(several, (30, 0, 5000), strict=True):
+        assert message.body.numel() == size
+        assert buffer.data_ptr() + message.at == message.data.data_ptr() + HEADER
