@@ -111,6 +111,16 @@ class Cluster(RayHosts):
         return float((self.shared / f"beats-{pid}").read_text())
 
 
+def one(host: hosts.Host, command: str) -> processes.Process:
+    """The process of that name on a host."""
+    (found,) = [
+        process
+        for process in host.processes()
+        if Path(f"/proc/{process.pid}/comm").read_text().strip() == command
+    ]
+    return found
+
+
 @pytest.fixture(scope="module", params=["default", "fast", "lossy"])
 def cluster(request) -> Iterator[Cluster]:
     with hosts.hosts(2) as (head, other):
@@ -161,11 +171,7 @@ def test_a_cut_that_the_profile_rides_out_costs_nothing(cluster):
 
 def test_a_gcs_that_hangs_is_no_cut(cluster):
     before = cluster.now()
-    (gcs,) = [
-        process
-        for process in cluster.head.processes()
-        if Path(f"/proc/{process.pid}/comm").read_text().strip() == "gcs_server"
-    ]
+    gcs = one(cluster.head, "gcs_server")
     processes.send(gcs, signal.SIGSTOP)
     try:
         fence_s = min(cluster.profile.fence_s, 6) + 3
@@ -174,3 +180,13 @@ def test_a_gcs_that_hangs_is_no_cut(cluster):
         processes.send(gcs, signal.SIGCONT)
     cluster.until(lambda _, found: found is not None)
     assert cluster.now() == before
+
+
+def test_a_node_that_crashes_is_started_again_and_one_that_is_stopped_is_not(cluster):
+    nodes, _ = cluster.now()
+    processes.send(one(cluster.other, "raylet"), signal.SIGKILL)
+    cluster.until(lambda found, _: len(found) == 1 and found != nodes)
+    cluster.now()
+    # As `ray stop` does, which would stop every Ray of this machine.
+    processes.send(one(cluster.other, "raylet"), signal.SIGTERM)
+    assert processes.wait_until(lambda: cluster.other.processes() == [], timeout_s=40)
