@@ -31,6 +31,7 @@ from eagleray.errors import TrainingError
 WORKER_SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # a user's print would come out twice
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # a lost rank 0 is said in a sentence, not in pages of C++ frames
 }
 
 ORDERS = "orders"
