@@ -180,7 +180,7 @@ class Membership:
         except RayError as error:
             self._lose(member, last_line(error))
             return
-        member.news = news
+        member.news, lost = news, None
         for event in news.events:
             if event.kind == "waiting":
                 member.is_ready, member.address, member.has_begun = True, event.text, False
@@ -188,8 +188,10 @@ class Membership:
                 member.has_begun = True
             elif event.kind == "over":
                 member.is_over = True
-            elif event.kind == "lost" and self._phase in ("training", "forming", "yielding"):
-                self._break(event.text)
+            elif event.kind == "lost":
+                lost = event.text
+        if lost is not None:
+            self._break(lost)
 
     def _lose(self, member: Member, reason: str) -> None:
         """A worker is gone, or is given up."""
@@ -284,8 +286,11 @@ class Membership:
 
     def _regroup(self) -> None:
         """Everybody waits for an order: give it, if there are enough."""
-        if self._lost and self._num_failures > self._max_failures:
-            self.failure = PeerLost(f"{self._num_failures} losses without a step in between")
+        if self._lost and self._num_failures >= self._max_failures:
+            self.failure = PeerLost(
+                f"{self._num_failures + 1} losses without a step in between; "
+                + "; ".join(reason for _, reason in self._lost.values())
+            )
             return
         ready = [member for member in self._joining if member.is_ready]
         stay = self.members[: self._wanted]

@@ -1,0 +1,243 @@
+"""Who trains with whom, decided from what workers tell; workers, seats and Ray are played."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from eagleray.training import membership_ray260
+from eagleray.training.membership_ray260 import Member, Membership
+from eagleray.training.station import STEP, Event, News
+
+
+class Actor:
+    """Notes its orders."""
+
+    def __init__(self, name: str):
+        self.name, self.orders = name, []
+
+    def __getattr__(self, order: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: self.orders.append((order, *arguments)))
+
+    def took(self, order: str) -> list[Any]:
+        return [arguments for name, *arguments in self.orders if name == order]
+
+
+class Seats:
+    """As many as are wanted, one after the other."""
+
+    def __init__(self) -> None:
+        self.bundle = {"CPU": 1.0}
+        self.closed: list[str] = []
+
+    def vacant(self, count: int) -> list[Any]:
+        return []
+
+    def close(self, seat: Any) -> None:
+        self.closed.append(seat.name)
+
+
+class Play:
+    """A membership without its thread, its workers by name."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, count: int, *, minimum: int = 1, max_failures: int = 3
+    ):
+        self.now, self.changes, self.ended, self.seats = 100.0, [], [], Seats()
+        played = SimpleNamespace(get=self._get)
+        monkeypatch.setattr(membership_ray260, "ray", played)
+        monkeypatch.setattr(
+            membership_ray260, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: 0.0)
+        )
+        monkeypatch.setattr(
+            membership_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
+        )
+        monkeypatch.setattr(Membership, "_run", lambda self: None)
+        self.membership = Membership(
+            self.seats,  # type: ignore[arg-type]
+            first_attempt=1,
+            minimum=minimum,
+            wanted=count,
+            heartbeat_s=8.0,
+            max_failures=max_failures,
+            tell=self.changes.append,
+        )
+        self.workers = {name: self._worker(name) for name in "abcdefg"[:count]}
+        seats = [SimpleNamespace(name=name, index=0) for name in self.workers]
+        self.membership.begin(list(self.workers.values()), seats, lambda worker: None)  # type: ignore[arg-type]
+        for name in self.workers:
+            self.tell(name, "waiting")
+        self.train()
+
+    def _worker(self, name: str) -> Any:
+        facts = SimpleNamespace(node_id=f"node-{name}", pid=ord(name), node_ip="127.0.0.1")
+        return SimpleNamespace(actor=Actor(name), metadata=facts)
+
+    def _get(self, reference: Any) -> Any:
+        if isinstance(reference, Exception):
+            raise reference
+        return reference
+
+    def member(self, name: str) -> Member:
+        everyone = [*self.membership.members, *self.membership._joining]
+        return next(member for member in everyone if member.worker is self.workers[name])
+
+    def join(self, name: str) -> None:
+        """A new worker is up and ready."""
+        self.workers[name] = self._worker(name)
+        member = Member(self.workers[name], SimpleNamespace(name=name, index=0))  # type: ignore[arg-type]
+        self.membership._joining.append(member)
+        self.tell(name, "waiting")
+
+    def tell(self, name: str, *kinds: Any, step: int = 0, doing: str = STEP, idle_s: float = 0.0) -> None:
+        events = tuple(Event(kind, 0, step, 0.0, f"{name}:1") for kind in kinds)
+        news = News(events, step, doing, idle_s, doing != STEP, 0.1)
+        self.membership._hear(self.member(name), news)
+        self.membership._find_silent()
+        self.membership._advance()
+
+    def die(self, name: str) -> None:
+        self.membership._hear(self.member(name), ActorDiedError())
+        self.membership._advance()
+
+    def train(self, step: int = 0) -> None:
+        """All of the formation take steps."""
+        for member in list(self.membership.members):
+            self.tell(member.worker.actor.name, "training", step=step)
+
+    @property
+    def ranks(self) -> str:
+        return "".join(member.worker.actor.name for member in self.membership.members)
+
+
+@pytest.fixture
+def play(monkeypatch):
+    return lambda count, **settings: Play(monkeypatch, count, **settings)
+
+
+def test_workers_that_are_ready_form_a_group_at_rank_0s_address(play):
+    played = play(2)
+    formations = [played.workers[name].actor.took("form")[0][0] for name in "ab"]
+    assert [(one.number, one.rank, one.world_size, one.address) for one in formations] == [
+        (1, 0, 2, "a:1"),
+        (1, 1, 2, "a:1"),
+    ]
+    assert [(change.number, change.num_before) for change in played.changes] == [(1, 0)]
+    assert played.membership.is_settled
+
+
+def test_survivors_of_a_death_are_woken_and_form_anew(play):
+    played = play(3)
+    played.die("b")
+    assert played.workers["a"].actor.took("break_groups")
+    assert played.seats.closed == ["b"]
+    played.tell("a", "lost", "waiting", step=7)
+    assert len(played.changes) == 1, "not before all are out"
+    played.tell("c", "waiting", step=7)
+    formation = played.workers["c"].actor.took("form")[-1][0]
+    assert (formation.number, formation.rank, formation.num_before, formation.num_lost) == (2, 1, 3, 1)
+    assert list(played.changes[-1].lost) == [1]
+
+
+def test_a_worker_that_tells_of_a_loss_first_breaks_the_others_too(play):
+    played = play(3)
+    played.tell("a", "lost", "waiting")
+    assert played.workers["c"].actor.took("break_groups")
+    assert not played.workers["a"].actor.took("break_groups"), "it is out"
+
+
+def test_who_has_not_come_out_is_woken_again(play):
+    played = play(2)
+    played.die("b")
+    played.now += 1
+    played.tell("a")
+    assert len(played.workers["a"].actor.took("break_groups")) == 2
+
+
+def test_below_the_minimum_they_wait_for_another(play):
+    played = play(2, minimum=2)
+    played.die("b")
+    played.tell("a", "waiting")
+    assert len(played.changes) == 1
+    played.join("c")
+    assert played.ranks == "ac"
+    assert played.workers["c"].actor.took("form")
+
+
+def test_fewer_are_wanted_the_last_leave_when_all_have_yielded(play):
+    played = play(3)
+    played.membership.resize(1)
+    played.tell("b", step=5)
+    assert played.workers["a"].actor.took("notice") == [[1]]
+    for name in "cab":
+        assert played.seats.closed == []
+        played.tell(name, "yielded", "waiting", step=6)
+    assert sorted(played.seats.closed) == ["b", "c"]
+    assert played.ranks == "a"
+    assert (played.changes[-1].num_before, played.changes[-1].lost) == (3, {})
+
+
+def test_a_worker_that_is_ready_joins_at_a_step_all_agree_on(play):
+    played = play(1)
+    played.membership.resize(2)
+    played.join("b")
+    assert played.workers["a"].actor.took("notice") == [], "the formation has hardly begun"
+    played.now += 2
+    played.tell("a", step=9)
+    assert played.workers["a"].actor.took("notice") == [[1]]
+    played.tell("a", "yielded", "waiting", step=10)
+    assert played.ranks == "ab"
+
+
+def test_a_silent_worker_is_given_up_and_what_it_did_last_is_said(play):
+    played = play(2)
+    played.tell("b", step=41)
+    member = played.member("b")
+    member.pending, member.asked_at = object(), played.now
+    played.now += 9
+    played.tell("a", step=41)
+    assert played.ended == ["b"]
+    (lost,) = played.membership._lost.values()
+    assert lost[1] == "it has not answered for 9.0 s; the last thing it did: step 41, forward and backward"
+
+
+def test_a_worker_that_answers_but_hangs_in_a_step_is_given_up_and_who_waits_for_it_is_not(play):
+    played = play(2)
+    played.tell("a", step=41, doing="wait for the step's vote", idle_s=9.0)
+    assert played.ended == []
+    played.tell("b", step=41, idle_s=9.0)
+    assert played.ended == ["b"]
+
+
+def test_where_nobody_is_left_ray_train_has_to_start_them(play):
+    played = play(2)
+    played.die("a")
+    played.die("b")
+    assert "all workers were lost" in str(played.membership.failure)
+
+
+def test_losses_without_a_step_in_between_are_not_tried_for_ever(play):
+    played = play(4, max_failures=1)
+    played.die("d")
+    for name in "abc":
+        played.tell(name, "waiting", step=5)
+    played.train(step=5)
+    assert played.membership.failure is None
+    played.die("c")
+    for name in "ab":
+        played.tell(name, "waiting", step=5)
+    assert "2 losses without a step in between; its process ended" in str(played.membership.failure)
+
+
+def test_a_step_in_between_makes_a_loss_the_first_again(play):
+    played = play(4, max_failures=1)
+    for step, dead, left in ((5, "d", "abc"), (6, "c", "ab"), (7, "b", "a")):
+        played.train(step=step)
+        played.die(dead)
+        for name in left:
+            played.tell(name, "waiting", step=step)
+    assert played.membership.failure is None
+    assert played.ranks == "a"
