@@ -108,6 +108,9 @@ class Wait:
     waits_for: tuple[str, ...]
     """Ids of claims that give back, or that would have to."""
     reason: str
+    kept_on: tuple[str, ...] = ()
+    """Nodes on which room is kept for it. The next round keeps it there, too: else others' coming and going
+    would move it about, and who was told to make room for one would find it kept for another."""
 
 
 Decision = Grant | Notice | Suspend | Evict | Withdraw | Expire | AskNodes | Wait

@@ -45,6 +45,8 @@ class Planner:
         self._claims, self._may_be_asked, self._plan = claims, may_be_asked, _Plan(room)
         self.granted: dict[str, Counter[str]] = {}
         """By claim, units by node."""
+        self.kept: dict[str, list[str]] = {}
+        """By claim that waits: nodes on which room is kept for it."""
         self._planned: dict[str, Counter[str]] = {}
 
     @property
@@ -151,18 +153,19 @@ class Planner:
         places = self.places(need)
         if not _could_fit(need, places):
             return
-        room = self.room.copy()
+        room, names, claim = self.room.copy(), [node.id for node in places], need.claim
+        kept = self.kept.setdefault(claim.id, [])
+        earlier = list(claim.wait.kept_on[len(kept) :]) if claim.wait else []
         for _ in range(need.units):
-            soonest = min(places, key=lambda node: (self._distance(need, node.id, room), node.id))
-            room.plan(soonest.id, need.bundle)
-            self.room.reserve(Reservation(need, soonest.id, is_aged))
+            chosen = earlier.pop(0) if earlier else ""
+            if chosen not in names:
+                chosen = min(names, key=lambda name: (self._distance(need, name, room), name))
+            room.plan(chosen, need.bundle)
+            kept.append(chosen)
+            self.room.reserve(Reservation(need, chosen, is_aged))
 
     def _distance(self, need: Need, node: str, room: Room) -> float:
-        """How far the node is from having room for a unit, in units.
-
-        What claims of lower classes hold does not count: else their coming and going would move the
-        reservation about, and who was told to make room for one would find it kept for another.
-        """
+        """How far the node is from having room for a unit, in units, without what could be taken back."""
         lacking = room.lacking(need, node)
         movable = [claim for claim in self._claims if claim.request.is_yieldable]
         for option in victims.without_doubles(victims.options(need, node, movable, {})):

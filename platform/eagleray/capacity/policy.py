@@ -272,7 +272,8 @@ class _Round:
         for claim in self._claims:
             if missed := self._unmet.get(claim.id):
                 first, units = missed[0], sum(unmet.need.units for unmet in missed)
-                yield Wait(claim.id, units, first.cause, first.waits_for, first.reason)
+                kept_on = tuple(self._planner.kept.get(claim.id, ()))
+                yield Wait(claim.id, units, first.cause, first.waits_for, first.reason, kept_on)
 
 
 def _is_hopeless_after(missed: Sequence[_Unmet]) -> bool:

@@ -247,6 +247,16 @@ def test_what_is_kept_for_one_does_not_move_when_others_come_and_go(size):
     assert only(Notice, decided(nodes, claims)) == []
 
 
+def test_what_is_kept_stays_where_it_is_from_round_to_round():
+    nodes = [node("a", 2), node("b", 2)]
+    claims = [job("1", held={"a": 1}), job("2", held={"b": 1}), run(bundle={"CPU": 2})]
+    [wait] = only(Wait, decided(nodes, claims))
+    assert wait.kept_on == ("a",)
+    claims[2] = replace(claims[2], wait=replace(wait, kept_on=("b",)))
+    assert only(Wait, decided(nodes, claims))[0].kept_on == ("b",)
+    assert only(Wait, decided([nodes[0]], claims))[0].kept_on == ("a",), "that node has gone"
+
+
 def test_two_broken_gangs_do_not_wait_for_each_other():
     """Each has one of the two units it needs, and the nodes for the rest died: the later one gives way."""
     claims = [run("1", 2, 2, held={"a": 1}), run("2", 2, 2, held={"b": 1}, opened_s=1)]
