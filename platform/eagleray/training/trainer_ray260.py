@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import os
 import queue
 from collections.abc import Mapping
 from typing import Any
@@ -31,16 +30,13 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from eagleray.cluster import recovery_ray260
 from eagleray.errors import EaglerayError, PeerLost
 from eagleray.specs import TrainSpec
 from eagleray.training.membership_ray260 import Membership
 from eagleray.training.observer import START, Change, Observer
 from eagleray.training.reservation_ray260 import MAX_DEATHS_AT_START, Reservation, last_line
 from eagleray.training.telemetry import TOLD_BY_ALL, Record, drain
-
-HEARTBEAT = "EAGLERAY_HEARTBEAT_S"
-"""How long a worker may stay silent, seconds: the cluster's profile says it."""
-DEFAULT_HEARTBEAT_S = 8.0
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s before a dead worker was noticed
@@ -219,11 +215,6 @@ class RetryPolicy(DefaultFailurePolicy):
         """Nothing: the observer says it in one line, without tracebacks."""
 
 
-def heartbeat_s() -> float:
-    """How long a worker may stay silent, seconds."""
-    return float(os.environ.get(HEARTBEAT, DEFAULT_HEARTBEAT_S))
-
-
 def failures(error: TrainingFailedError) -> dict[int, Exception]:
     """Each failed rank's exception; START stands for a start that failed, or the controller."""
     if isinstance(error, WorkerGroupError):
@@ -371,7 +362,7 @@ class Trainer(TorchTrainer):
             first_attempt=first_attempt,
             minimum=scaling.minimum,
             wanted=scaling.num_workers,
-            heartbeat_s=heartbeat_s(),
+            heartbeat_s=recovery_ray260.in_use().heartbeat_s,
             max_failures=scaling.max_failures,
             tell=self._tell,
         )
