@@ -98,7 +98,7 @@ class _Plan:
         compressor = self._compressor
         codec = compressor.codec(self._device, dtype)
         raw = codec if codec.name == "raw" else make_codec("raw", None, self._device, dtype)
-        residual = compressor.memory.flat("residual", "mean") if codec.is_lossy else None
+        residual = compressor.memory.flat("residual", "mean") if codec.keeps_residual else None
         self._dtype, self._keeps_errors = dtype, residual is not None
         found = []
         for index, (place, start) in enumerate(self._bucket.parts):
