@@ -3,12 +3,13 @@
 import itertools
 import math
 import statistics
+from unittest import mock
 
 import pytest
 import torch
 
 from eagleray.compression import make_compressor
-from eagleray.compression.automatic import choice, probe
+from eagleray.compression.automatic import Auto, choice, probe
 from eagleray.compression.automatic.timeline import Backward, Leg, Link, Task, replay
 from eagleray.compression.automatic.volume import legs_of, wire_bytes
 from eagleray.compression.compressor import kinds
@@ -268,3 +269,33 @@ def test_efforts_have_a_phase_for_each_leg(n):
         assert len(effort.cpu_s) == len(legs_of(SPEC, kind, model.places.values(), n)) + 1
         assert all(one > 0 for one in effort.cpu_s)
         assert effort.num_slices >= 1
+
+
+class AllAlike(probe.DryWire):
+    """Peers that say what this rank says."""
+
+    def share(self, own: bytes) -> list[bytes]:
+        return [own] * self.world_size
+
+
+def bound(n: int, spec: CompressionSpec = SPEC) -> Auto:
+    made = Auto(spec)
+    model, cpu = Layout([("a", (256, 256)), ("b", (256,))], world_size=n), torch.device("cpu")
+    made.bind(model, AllAlike(n, cpu), Memory(model, cpu))
+    return made
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2), (3, 4)])
+def test_codecs_are_measured_anew_where_another_number_of_ranks_has_other_legs(before, after):
+    cpu, old, new = torch.device("cpu"), bound(before), bound(after)
+    old._measure_codecs(cpu)
+    new.load_state_dict(old.state_dict())
+    with mock.patch.object(probe, "measure_codecs", wraps=probe.measure_codecs) as measured:
+        new._measure_codecs(cpu)
+    assert measured.called == (2 in (before, after))
+    new._links = dict.fromkeys(("swap", "sum"), Link(1e-3, 1e6))
+    new._shared, places = 0.0, list(new.layout.places.values())
+    predicted = new._predict_for(Backward((0.0,)), [places], new.candidates())
+    assert predicted.keys() == {*choice.allowed("high", None, ALL)}
+    for kind, effort in new._efforts.items():
+        assert len(effort.cpu_s) == len(legs_of(SPEC, kind, places, after)) + 1, kind

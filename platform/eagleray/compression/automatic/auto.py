@@ -274,9 +274,14 @@ class Auto:
         return Task(legs, tuple(one * numel for one in effort.cpu_s), num_slices)
 
     def _measure_codecs(self, device: torch.device) -> None:
-        """Time the candidates, unless rank 0 knows them all from before; all ranks take the mean."""
-        names = self._possible()
-        if not set(probe.share(self.wire, list(self._efforts))[0]) >= set(names):
+        """Time the candidates, unless rank 0 knows them all from before; all ranks take the mean.
+
+        What was measured on another number of ranks may have other legs, and serves no more then.
+        """
+        names, places = self._possible(), self.layout.places.values()
+        known = probe.share(self.wire, {kind: len(one.cpu_s) for kind, one in self._efforts.items()})[0]
+        wanted = {kind: len(legs_of(self._spec, kind, places, self.wire.world_size)) + 1 for kind in names}
+        if not known.items() >= wanted.items():
             made = {kind: self._make(kind) for kind in names}
             made.update((k, one.quantised) for k, one in made.items() if isinstance(one, Momentum))
             self._efforts = probe.measure_codecs(made, self._spec, self.layout, device)
