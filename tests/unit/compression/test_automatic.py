@@ -74,13 +74,13 @@ def predict(rate_bit, candidates, n=4, shared=0.0, compute_s=0.05, latency_s=2e-
 )
 @pytest.mark.parametrize("n", [2, 4])
 def test_links_and_fidelities(rate_bit, fidelity, wanted, n):
-    candidates = choice.allowed(fidelity, None, ALL)
+    candidates = choice.allowed(fidelity, None, ALL, n)
     assert choice.choose(predict(rate_bit, candidates, n)) in wanted
 
 
 def test_between_them_the_least_that_is_needed():
     """The faster the link, the less is lost; where the exchange hides behind the backward pass, nothing."""
-    candidates = choice.allowed("medium", None, ALL)
+    candidates = choice.allowed("medium", None, ALL, 4)
     found = [choice.choose(predict(rate, candidates)) for rate in (1e8, 1e9, 4e9, 1e10, 3e10, 1e11)]
     order = [choice.LEAST_LOSSY.index(kind) for kind in found]
     assert order == sorted(order, reverse=True)
@@ -105,7 +105,16 @@ def test_between_them_the_least_that_is_needed():
     ],
 )
 def test_what_fidelity_and_optimizer_allow(fidelity, optimizer, wanted):
-    assert choice.allowed(fidelity, optimizer, ALL) == wanted
+    assert choice.allowed(fidelity, optimizer, ALL, 4) == wanted
+
+
+@pytest.mark.parametrize(("fidelity", "most"), [("exact", 0), ("high", 8), ("medium", 16), ("low", 16)])
+def test_int8_ring_is_for_as_many_ranks_as_a_code_is_good_for(fidelity, most):
+    found = [n for n in range(2, 200) if "int8_ring" in choice.allowed(fidelity, None, ALL, n)]
+    assert found == [*range(2, most + 1)]
+    assert set(choice.allowed(fidelity, None, ALL, 2)) - set(choice.allowed(fidelity, None, ALL, 200)) <= {
+        "int8_ring"
+    }
 
 
 @pytest.mark.parametrize(
@@ -132,7 +141,7 @@ def test_an_alternation_of_near_links_changes_nothing():
     kind, changes = None, 0
     for turn in range(20):
         before = kind
-        candidates = choice.allowed("medium", None, ALL)
+        candidates = choice.allowed("medium", None, ALL, 4)
         kind = choice.choose(predict(1e10 * (1.05 if turn % 2 else 0.95), candidates), kind)
         changes += turn > 0 and kind != before
     assert changes <= 1
@@ -296,6 +305,6 @@ def test_codecs_are_measured_anew_where_another_number_of_ranks_has_other_legs(b
     new._links = dict.fromkeys(("swap", "sum"), Link(1e-3, 1e6))
     new._shared, places = 0.0, list(new.layout.places.values())
     predicted = new._predict_for(Backward((0.0,)), [places], new.candidates())
-    assert predicted.keys() == {*choice.allowed("high", None, ALL)}
+    assert predicted.keys() == {*choice.allowed("high", None, ALL, after)}
     for kind, effort in new._efforts.items():
         assert len(effort.cpu_s) == len(legs_of(SPEC, kind, places, after)) + 1, kind

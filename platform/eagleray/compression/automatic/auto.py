@@ -71,6 +71,7 @@ class Auto:
     def __init__(self, spec: CompressionSpec):
         """Take the fidelity and the candidates' settings."""
         self._spec = spec
+        self._world_size = 1
         self._optimizer: Optimizer | None = None
         self._parameters: Mapping[str, Tensor] = {}
         for kind in self._possible():
@@ -95,6 +96,7 @@ class Auto:
     def bind(self, layout: Layout, wire: Wire, memory: Memory) -> None:
         """See `Compressor`."""
         self.layout, self.wire, self.memory = layout, wire, memory
+        self._world_size = wire.world_size
         self._bound: dict[str, Compressor] = {}
         self._life_, self.steps, self.kind = None, Steps(), "none"
         alone = "auto chose none: a rank alone sends nothing"
@@ -128,7 +130,7 @@ class Auto:
     def _possible(self) -> tuple[str, ...]:
         """What it may choose from at some time."""
         optimizer = None if self._optimizer is None else type(self._optimizer).__name__.lower()
-        return choice.allowed(self._spec.fidelity, optimizer, kinds())
+        return choice.allowed(self._spec.fidelity, optimizer, kinds(), self._world_size)
 
     def _has_settled(self) -> bool:
         """Whether Adam's variance may stay as it is: then no further step need travel uncompressed for it."""
@@ -189,7 +191,7 @@ class Auto:
         if self._kept in self.candidates():
             self._adopt(self._kept)
         else:  # by the exchange alone, in one bucket: two steps later the backward pass is known
-            harmless = choice.allowed("high", None, self.candidates())
+            harmless = choice.allowed("high", None, self.candidates(), self._world_size)
             self._adopt(
                 choice.choose(self._predict_for(Backward((0.0,)), [self.layout.places.values()], harmless))
             )
