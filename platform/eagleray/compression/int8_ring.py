@@ -59,7 +59,7 @@ class Int8Ring:
         """See `Compressor`. Raises: InputError: so many ranks' codes do not fit into a byte."""
         if wire.world_size > MAX_RANKS:
             raise InputError(
-                f"int8_ring adds the codes of all ranks in one byte, which holds those of at most {MAX_RANKS}, "
+                f"int8_ring adds the ranks' codes in one byte, which holds those of at most {MAX_RANKS}, "
                 f"and this is a group of {wire.world_size}; choose int8, which does not mind"
             )
         self.layout, self.wire, self.memory = layout, wire, memory

@@ -150,7 +150,8 @@ def test_an_alternation_of_near_links_changes_nothing():
 def test_a_trial_has_the_rivals_that_may_be_faster_after_all():
     predicted = {"none": 5.3, "bf16": 2.8, "int8": 1.4, "int8_ring": 1.38}
     assert choice.contenders(predicted, "int8") == ("int8",), "a long step is not spent on what is lossier"
-    assert choice.contenders({**predicted, "bf16": 1.5}, "int8") == ("int8", "bf16")
+    assert choice.contenders({**predicted, "bf16": 2.0}, "int8") == ("int8", "bf16")
+    assert choice.contenders({**predicted, "int8": 1.9}, "int8_ring") == ("int8_ring", "int8"), "less lossy"
     predicted = {kind: value / 10 for kind, value in predicted.items()}
     assert choice.contenders(predicted, "int8") == ("int8", "int8_ring")
     predicted = {"none": 0.5, "bf16": 0.51, "fp16": 0.5}
@@ -308,3 +309,20 @@ def test_codecs_are_measured_anew_where_another_number_of_ranks_has_other_legs(b
     assert predicted.keys() == {*choice.allowed("high", None, ALL, after)}
     for kind, effort in new._efforts.items():
         assert len(effort.cpu_s) == len(legs_of(SPEC, kind, places, after)) + 1, kind
+
+
+@pytest.mark.parametrize("rate_bit", [1e6, 5e6, 12e6, 29e6, 35e6, 100e6, 300e6, 1e9, 1e11])
+def test_a_link_is_measured_in_less_than_two_seconds_and_not_taken_for_slower(rate_bit):
+    """Each exchange takes its bytes' time, and 28 ms more while its connections speed up."""
+    spent = []
+
+    def exchange(wire, kind, size, device, counter):
+        spent.append(1e-3 + size / (rate_bit / 8) + (0.028 if size > 1000 else 0.0))
+        return spent[-1]
+
+    with mock.patch.object(probe, "_exchange", exchange):
+        found = probe.measure_links(AllAlike(4, torch.device("cpu")), ["swap", "sum"], torch.device("cpu"))
+    assert sum(spent) < 2.0
+    assert found["swap"] == found["sum"]
+    if rate_bit <= 100e6:
+        assert 0.9 < found["swap"].bytes_per_s * 8 / rate_bit <= 1.0

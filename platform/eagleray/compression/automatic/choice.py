@@ -96,7 +96,7 @@ def contenders(predicted: Mapping[str, float], picked: str, current: str | None 
     if picked in _UNTRIED:
         return (picked,)
     is_long = predicted[picked] >= LONG_S
-    limit = (1 + HYSTERESIS if is_long else CLOSE_ENOUGH) * predicted[picked]
+    limit = CLOSE_ENOUGH * predicted[picked]
     rivals = {
         kind: value
         for kind, value in predicted.items()
