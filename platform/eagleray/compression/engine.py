@@ -26,7 +26,7 @@ from torch.futures import Future
 from eagleray import groups
 from eagleray.compression.compressor import Compressor, Plan
 from eagleray.compression.layout import Bucket, Layout
-from eagleray.compression.memory import Memory
+from eagleray.compression.memory import RESIDUAL, Memory
 from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire, ring_bytes
 from eagleray.errors import EaglerayError, PeerLost, TrainingError
@@ -252,6 +252,8 @@ class Engine:
                 self.memory.keep(job.bucket.places)
             if running.work is not job.gradient:
                 running.work.copy_(job.gradient)
+            if self.memory.owed:
+                self.memory.repay(job.bucket.parts, running.work, job.step.loss_scale)
             if job.step.number % SAMPLED_EVERY == 2:
                 running.signal = self._signal(running)
         try:
@@ -305,7 +307,7 @@ class Engine:
 
     def _signal(self, running: _Running) -> Tensor | None:
         """Squared norm of g + e over the bucket, without the loss scale; None where nothing is kept."""
-        if "residual" not in self.memory.flats:
+        if RESIDUAL not in self.memory.flats:
             return None
         scale = 1 / running.job.step.loss_scale
         return self._over_residual(
@@ -315,7 +317,7 @@ class Engine:
 
     def _over_residual(self, job: Job, value: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Squared norm of `value(first element in the gradient, residual)` over the bucket's parameters."""
-        flat = self.memory.flat("residual", "mean")
+        flat = self.memory.flat(RESIDUAL, "mean")
         norms = [
             torch.linalg.vector_norm(value(start, flat[place.start : place.start + place.numel]))
             for place, start in job.bucket.parts

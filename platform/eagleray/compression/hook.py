@@ -112,6 +112,7 @@ class Hook:
             compressor.name,
             rank=self._group.rank,
             world_size=self._group.world_size,
+            sends_residual=compressor.sends_residual,
         )
         if state_dict.get("automatic") is not None and isinstance(compressor, Auto):
             compressor.load_state_dict(state_dict["automatic"])

@@ -65,6 +65,10 @@ class Int8Ring:
         self.layout, self.wire, self.memory = layout, wire, memory
         self._unscaled.bind(layout, wire, memory)
 
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return not place.is_dense
+
     def plan(self, bucket: Bucket, device: torch.device) -> Int8RingPlan:
         """See `Compressor`."""
         return Int8RingPlan(self, self._unscaled, bucket, device)

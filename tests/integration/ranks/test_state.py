@@ -114,6 +114,13 @@ def changes_compressor(rank: int, world_size: int) -> None:
     hook.close()
     assert (found - gradient - saved).abs().max() < 0.4 * gradient.abs().max(), "what int8 owed is sent"
 
+    model, hook = hooked(spec_of("bf16"))
+    hook.load_state_dict(state)
+    found = step(model, rank, 3)["first.weight"]
+    assert not hook.memory.flats["residual"][1].any(), "bf16 would never send it"
+    hook.close()
+    assert (found - gradient - saved).abs().max() < 0.02 * gradient.abs().max()
+
     other = DistributedDataParallel(torch.nn.Linear(20, 50))
     hook = compression.attach(other, spec_of("int8"), groups.new_group("other", backend="gloo", timeout_s=30))
     with pytest.raises(InputError, match="of another model: it has first"):

@@ -79,10 +79,6 @@ class Auto:
         self.kind = "none"
         """What is exchanged with in this step."""
         self.steps = Steps()
-        self.repaid_in = -1
-        """Number of the step in which what a lossy compressor still owed is sent uncompressed."""
-        self.was_bad = False
-        """Whether some bucket of the last step was not finite."""
         self._efforts: dict[str, Effort] = {}
         self._kept: str | None = None
         """What an earlier run, or world size, had chosen."""
@@ -102,6 +98,10 @@ class Auto:
         alone = "auto chose none: a rank alone sends nothing"
         pending = "auto has not chosen yet"
         self._choice = Choice("none", pending if wire.world_size > 1 else alone, wire.world_size)
+
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return self.compressor().sends_residual(place)
 
     def plan(self, bucket: Bucket, device: torch.device) -> AutoPlan:
         """See `Compressor`."""
@@ -151,16 +151,13 @@ class Auto:
     def begin(self, step: Step, device: torch.device) -> None:
         """A step begins: measure, decide and change, where it is time for it."""
         self.steps.begin(step.ready_s)
-        was_in_vain = self.was_bad and self.repaid_in == self._number
-        self._number, self.was_bad = step.number, False
+        self._number = step.number
         if self.wire.world_size == 1:
             return
         if self._life_ is None:
             self._life_ = self._life(device)
         with self.wire.aside():
             next(self._life_)
-        if was_in_vain and self.kind == "none":
-            self.repaid_in = step.number
 
     def _life(self, device: torch.device) -> Generator[None]:
         """All of it: each `yield` is one step, with `self.kind`."""
@@ -300,10 +297,11 @@ class Auto:
 
     def _adopt(self, kind: str) -> None:
         """Exchange with this one from now on; nothing is on its way."""
-        if kind == "none" and self.kind != "none" and "residual" in self.memory.flats:
-            self.repaid_in = self._number
+        if kind == self.kind:
+            return
         self.kind = kind
         self.wire.scheme = f"auto: {kind}"
+        self.memory.owe(self.sends_residual)
 
     def _make(self, kind: str) -> Compressor:
         made = make_compressor(self._spec.model_copy(update={"kind": kind}))
@@ -334,10 +332,9 @@ class AutoPlan:
         auto = self._auto
         if step.bucket == 0:
             auto.begin(step, self._device)
+            auto.memory.repay(self._bucket.parts, gradient, step.loss_scale)  # where it has changed just now
         auto.steps.add(self._bucket, step.ready_s)
         compressor = auto.compressor()
-        if auto.repaid_in == step.number:
-            self._repay(gradient, step)
         work = gradient
         if gradient.dtype != torch.float32 and not compressor.keeps_dtype:
             work = torch.empty_like(gradient, dtype=torch.float32) if self._copy is None else self._copy
@@ -346,7 +343,6 @@ class AutoPlan:
         if work is not gradient:
             gradient.copy_(work)
         auto.steps.done()
-        auto.was_bad |= bad >= 0
         return bad
 
     def _plan_of(self, compressor: Compressor) -> Plan:
@@ -356,16 +352,3 @@ class AutoPlan:
         if found is None or found[0] is not compressor:
             found = self._plans[compressor.name] = (compressor, compressor.plan(self._bucket, self._device))
         return found[1]
-
-    def _repay(self, gradient: Tensor, step: Step) -> None:
-        """Add the residual to the gradient, and forget it: without compression nothing else would send it.
-
-        As everywhere a parameter without a gradient keeps its own, and so does one that is not finite.
-        """
-        self._auto.memory.keep(self._bucket.places)  # it is all that is owed, and may be sent in vain
-        flat = self._auto.memory.flat("residual", "mean")
-        for place, start in self._bucket.parts:
-            part, owed = gradient[start : start + place.numel], flat[place.start : place.start + place.numel]
-            if part.any() and part.isfinite().all():
-                part.add_(owed.to(part.dtype), alpha=step.loss_scale)
-                owed.zero_()
