@@ -20,7 +20,7 @@ from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.engine import Engine, Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
-from eagleray.compression.optimizer import pair
+from eagleray.compression.optimizer import pair, thaw
 from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
@@ -210,6 +210,8 @@ def attach(
         settings, compressor = compression, make_compressor(compression)
     else:
         settings, compressor = CompressionSpec(), compression
+    if optimizer is not None:
+        thaw(optimizer)
     meet = compressor.pair if isinstance(compressor, Auto) else partial(pair, compressor)
     meet(optimizer, dict(model.module.named_parameters()))
     if model.mixed_precision is not None:
