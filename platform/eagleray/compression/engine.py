@@ -35,8 +35,6 @@ Result = TypeVar("Result")
 SAMPLED_EVERY = 50
 """Steps from one measurement of the relative error to the next; the first is the second step's."""
 _JOIN_S = 2.0
-AT_ONCE = 2
-"""Buckets in work at a time: a third would wait for the link behind the second anyway."""
 GUARDED_STEPS = 1000
 """For so many steps after one that was not finite, residuals are copied before each is exchanged, so that the
 next such step takes nothing of them along; with a loss scale always, where such steps are everyday. Else only
@@ -190,7 +188,7 @@ class Engine:
                 self._answer(job)
                 job = self._jobs.get()
             return job
-        if len(self._running) >= (1 if self._wire.is_nccl else AT_ONCE):
+        if len(self._running) >= self._wire.at_once:
             return None
         try:
             job = self._jobs.get_nowait()

@@ -173,8 +173,8 @@ def _thaw(state: dict[str, Any], group: dict[str, Any]) -> None:
 def thaw(optimizer: Optimizer) -> None:
     """Let an optimizer that is not a `MomentumAdam` go on from the state of one, now and when one is loaded.
 
-    It would correct the bias of variances that stood still a second time; so they become what they would be if
-    they had come about in all the steps so far.
+    It would correct the bias of variances that stood still a second time; so they become what they would be
+    if they had come about in all the steps so far.
     """
     if not isinstance(optimizer, MomentumAdam):
         _thaw_all(optimizer)

@@ -11,13 +11,14 @@ import torch
 from eagleray.compression import make_compressor
 from eagleray.compression.automatic import Auto, choice, probe
 from eagleray.compression.automatic.timeline import Backward, Leg, Link, Task, replay
-from eagleray.compression.automatic.volume import legs_of, wire_bytes
+from eagleray.compression.automatic.volume import legs_of
 from eagleray.compression.compressor import kinds
 from eagleray.compression.layout import Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.momentum import Momentum
+from eagleray.compression.optimizer import MomentumAdam
 from eagleray.compression.wire import Step
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.train import ADAM_PAIRS, CompressionSpec
 
 SPEC = CompressionSpec(kind="auto")
 CPU_S = {
@@ -55,7 +56,7 @@ def predict(rate_bit, candidates, n=4, shared=0.0, compute_s=0.05, latency_s=2e-
             legs = legs_of(SPEC, kind, bucket, n)
             cpu = CPU_S[kind] * sum(place.numel for place in bucket) / (len(legs) + 1)
             tasks.append(Task(legs, (cpu,) * (len(legs) + 1), num_slices=8))
-        seconds[kind] = replay(backward, tasks, {"swap": link, "sum": link}, shared).step_s
+        seconds[kind] = replay(backward, tasks, {"swap": link, "sum": link}, at_once=2, shared=shared)
     return seconds
 
 
@@ -206,29 +207,30 @@ def test_the_sentence_says_what_why_and_the_numbers():
 def test_replay_of_one_bucket_is_the_sum_of_its_parts():
     link = Link(0.01, 1000.0)
     task = Task((Leg("swap", 500), Leg("swap", 300)), (0.1, 0.2, 0.3))
-    found = replay(Backward((0.0,), 2.0), [task], {"swap": link})
-    assert math.isclose(found.step_s, 2 + 0.1 + 0.5 + 0.01 + 0.2 + 0.3 + 0.01 + 0.3)
-    assert found.sent_bytes == 800
-    assert math.isclose(found.codec_s, 0.6)
+    found = replay(Backward((0.0,), 2.0), [task], {"swap": link}, at_once=2)
+    assert math.isclose(found, 2 + 0.1 + 0.5 + 0.01 + 0.2 + 0.3 + 0.01 + 0.3)
 
 
 def test_replay_hides_what_happens_at_once():
     link, legs = Link(0.0, 1000.0), (Leg("swap", 1000),)
     both = [Task(legs, (0.1, 0.1)), Task(legs, (0.1, 0.1))]
-    found = replay(Backward((0.0, 0.0)), both, {"swap": link})
-    assert math.isclose(found.step_s, 0.1 + 2.0 + 0.1), "the second is encoded while the first is on its way"
+    found = replay(Backward((0.0, 0.0)), both, {"swap": link}, at_once=2)
+    assert math.isclose(found, 0.1 + 2.0 + 0.1), "the second is encoded while the first is on its way"
+    found = replay(Backward((0.0, 0.0)), both, {"swap": link}, at_once=1)
+    assert math.isclose(found, 2 * (0.1 + 1.0 + 0.1)), "one after the other"
     sliced = Task(legs, (0.4, 0.4), num_slices=4)
-    found = replay(Backward((0.0,)), [sliced], {"swap": link})
-    assert math.isclose(found.step_s, 0.1 + 1.0 + 0.1), "slices overlap with the link"
-    late = replay(Backward((0.0, 5.0)), both, {"swap": link})
-    assert math.isclose(late.step_s, 5.0 + 0.1 + 1.0 + 0.1)
+    found = replay(Backward((0.0,)), [sliced], {"swap": link}, at_once=2)
+    assert math.isclose(found, 0.1 + 1.0 + 0.1), "slices overlap with the link"
+    late = replay(Backward((0.0, 5.0)), both, {"swap": link}, at_once=2)
+    assert math.isclose(late, 5.0 + 0.1 + 1.0 + 0.1)
 
 
 def test_replay_charges_the_codec_to_the_backward_pass_where_they_share_a_core():
     task = Task((Leg("swap", 1),), (0.5, 0.5))
     for shared, wanted in ((0.0, 11.0), (1.0, 12.0)):
-        found = replay(Backward((0.0, 10.0)), [task, task], {"swap": Link(0.0, 1e9)}, shared)
-        assert math.isclose(found.step_s, wanted, rel_tol=1e-6)
+        link = {"swap": Link(0.0, 1e9)}
+        found = replay(Backward((0.0, 10.0)), [task, task], link, at_once=2, shared=shared)
+        assert math.isclose(found, wanted, rel_tol=1e-6)
 
 
 FORMULAS = [kind for kind in choice.LEAST_LOSSY if kind in kinds()]
@@ -236,12 +238,15 @@ assert len(FORMULAS) == len(choice.LEAST_LOSSY)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
-@pytest.mark.parametrize("kind", FORMULAS)
-def test_bytes_by_formula_are_what_is_handed_to_the_wire(kind, n):
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, torch.float32) for kind in FORMULAS), ("none", torch.bfloat16), ("none", torch.float64)],
+)
+def test_bytes_by_formula_are_what_is_handed_to_the_wire(kind, dtype, n):
     spec = CompressionSpec.model_validate({"kind": kind, "warmup_steps": 0})
     model = Layout([("a", (512, 1024)), ("b", (256,)), ("c", (512, 512))], world_size=n)
     sample, bucket = probe.sample_of(model)
-    gradient = torch.randn(bucket.numel, generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(bucket.numel, generator=torch.Generator().manual_seed(0)).to(dtype)
     found = []
     for rank in range(n):
         wire = probe.DryWire(n, torch.device("cpu"), rank)
@@ -254,7 +259,8 @@ def test_bytes_by_formula_are_what_is_handed_to_the_wire(kind, n):
             before = wire.payload_bytes if number == 1 else before
             probe._segments(plan, gradient.clone(), Step(number, 0))
         found.append((wire.payload_bytes - before) / 2)
-    assert statistics.mean(found) == pytest.approx(wire_bytes(spec, kind, bucket.places, n), rel=0.01)
+    legs = legs_of(spec, kind, bucket.places, n, element_bytes=dtype.itemsize)
+    assert statistics.mean(found) == pytest.approx(sum(leg.num_bytes for leg in legs), rel=0.01)
 
 
 def test_codecs_are_measured_on_parameters_like_the_models():
@@ -293,6 +299,17 @@ def bound(n: int, spec: CompressionSpec = SPEC) -> Auto:
     model, cpu = Layout([("a", (256, 256)), ("b", (256,))], world_size=n), torch.device("cpu")
     made.bind(model, AllAlike(n, cpu), Memory(model, cpu))
     return made
+
+
+@pytest.mark.parametrize(("second", "has_pairs"), [(0.9, True), (0.8, False)])
+def test_the_adam_pairs_are_for_one_beta1(second, has_pairs):
+    a, b = (torch.nn.Parameter(torch.ones(1024, 2)) for _ in range(2))
+    groups = [{"params": [a]}, {"params": [b], "betas": (second, 0.99)}]
+    made = Auto(CompressionSpec(kind="auto", fidelity="medium", warmup_steps=0))
+    made.pair(MomentumAdam(groups), {"a": a, "b": b})
+    assert {kind for kind in made._possible() if kind in ADAM_PAIRS} == (
+        set(ADAM_PAIRS) if has_pairs else set()
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2), (3, 4)])

@@ -73,6 +73,7 @@ class Auto:
         self._spec = spec
         self._world_size = 1
         self._optimizer: Optimizer | None = None
+        self._optimizer_kind: str | None = None
         self._parameters: Mapping[str, Tensor] = {}
         for kind in self._possible():
             self._make(kind)  # what does not fit is told at once, and the compiler, if needed, begins now
@@ -88,6 +89,9 @@ class Auto:
     def pair(self, optimizer: Optimizer | None, parameters: Mapping[str, Tensor]) -> None:
         """Take the model's optimizer, if it is known: it bars some candidates, and others need it."""
         self._optimizer, self._parameters = optimizer, parameters
+        self._optimizer_kind = None if optimizer is None else type(optimizer).__name__.lower()
+        if isinstance(optimizer, MomentumAdam) and len({g["betas"][0] for g in optimizer.param_groups}) > 1:
+            self._optimizer_kind = "adam"  # the pairs need one beta1 for all
 
     def bind(self, layout: Layout, wire: Wire, memory: Memory) -> None:
         """See `Compressor`."""
@@ -129,8 +133,7 @@ class Auto:
 
     def _possible(self) -> tuple[str, ...]:
         """What it may choose from at some time."""
-        optimizer = None if self._optimizer is None else type(self._optimizer).__name__.lower()
-        return choice.allowed(self._spec.fidelity, optimizer, kinds(), self._world_size)
+        return choice.allowed(self._spec.fidelity, self._optimizer_kind, kinds(), self._world_size)
 
     def _has_settled(self) -> bool:
         """Whether Adam's variance may stay as it is: then no further step need travel uncompressed for it."""
@@ -260,15 +263,19 @@ class Auto:
         buckets = [tuple(places) for places in buckets]
         seconds = {
             kind: replay(
-                backward, [self._task(kind, places) for places in buckets], self._links, self._shared
-            ).step_s
+                backward,
+                [self._task(kind, places) for places in buckets],
+                self._links,
+                at_once=self.wire.at_once,
+                shared=self._shared,
+            )
             for kind in candidates
         }
         return probe.share(self.wire, seconds)[0]
 
     def _task(self, kind: str, places: tuple[Place, ...]) -> Task:
         effort, numel = self._efforts[kind], sum(place.numel for place in places)
-        legs = legs_of(self._spec, kind, places, self.wire.world_size, is_nccl=self.wire.is_nccl)
+        legs = legs_of(self._spec, kind, places, self.wire.world_size, element_bytes=self.steps.element_bytes)
         num_slices = max(1, round(effort.num_slices * numel / probe.SAMPLE))
         return Task(legs, tuple(one * numel for one in effort.cpu_s), num_slices)
 
@@ -311,8 +318,7 @@ class Auto:
 
     def _exchanges(self) -> list[Exchange]:
         """Those that any candidate uses."""
-        uses_sum = self.wire.is_nccl or "int8_ring" in self._possible()
-        return ["swap", "sum"] if uses_sum else ["swap"]
+        return ["swap", "sum"] if "int8_ring" in self._possible() else ["swap"]
 
     def _link_text(self) -> str:
         link: Link = self._links["swap"]
@@ -331,6 +337,7 @@ class AutoPlan:
         """See `Plan`."""
         auto = self._auto
         if step.bucket == 0:
+            auto.steps.element_bytes = gradient.element_size()
             auto.begin(step, self._device)
             auto.memory.repay(self._bucket.parts, gradient, step.loss_scale)  # where it has changed just now
         auto.steps.add(self._bucket, step.ready_s)
