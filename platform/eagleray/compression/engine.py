@@ -76,7 +76,7 @@ class _Running:
     generator: Generator[None, None, int]
     signal: Tensor | None = None
     """Where this step is sampled: the squared norm of what is to be sent."""
-    error: float = 0.0
+    error: float | None = None
     """The relative error, where it is sampled and over."""
     has_begun: bool = False
 
@@ -101,7 +101,8 @@ class Engine:
         self._bad: str | None = None
         self._guarded_until, self._is_whole = 0, True
         """Up to which step all can be taken back; and whether all of this one can."""
-        self._lost = self._wanted = self._error = 0.0
+        self._lost = self._wanted = 0.0
+        self._error: float | None = None
         self._stream: torch.cuda.Stream | None = None
         self._failure: EaglerayError | None = None
         self.compressor = compressor

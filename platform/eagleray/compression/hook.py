@@ -201,7 +201,8 @@ def attach(
         SpecError: there is no such kind.
         InputError: the model has mixed_precision, or a hook already, or shares `group` for its own messages;
             `keep_dense` names no parameter; the model is on GPUs and `group` is gloo's; compression and
-            optimizer do not fit; or another rank has another model, other compression or other settings of it.
+            optimizer do not fit; or another rank has another model, other compression or other settings
+            of it.
         PeerLost: another rank did not come.
     """
     if isinstance(compression, str):
@@ -258,8 +259,8 @@ def _require_reach(device: torch.device, group: Group) -> None:
     """Raises: InputError: the group's backend does not send what lies on the device."""
     if device.type == "cuda" and group.backend == "gloo" and group.world_size > 1:
         raise InputError(
-            f"the model is on {device}, and gloo, the backend of group {group.name!r}, sends from the CPU only; "
-            "give attach a group over nccl (which wants a GPU for each rank), or none: then it makes one"
+            f"the model is on {device}, and gloo, the backend of group {group.name!r}, sends from the CPU "
+            "only; give attach a group over nccl (which wants a GPU for each rank), or none, and it makes one"
         )
 
 

@@ -193,6 +193,7 @@ def tells_by_bucket(rank: int, world_size: int) -> None:
     assert total.probe_bytes == 0
     errors = {key: one.relative_error for key, one in buckets.items()}
     assert all((error > 0) == any("weight" in name for name in key) for key, error in errors.items()), errors
+    assert all(error is not None for error in errors.values())
     assert min(e for e in errors.values() if e) <= total.relative_error <= max(errors.values())
     hook.close()
 

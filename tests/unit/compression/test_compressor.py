@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from eagleray.compression import compressor, hook, make_compressor
+from eagleray.compression.stats import Stats
 from eagleray.compression.wire import ring_bytes
 from eagleray.errors import InputError, SpecError
 from eagleray.groups import Group
@@ -78,3 +79,11 @@ def test_gloo_does_not_send_from_a_gpu(device, backend, world_size, is_refused):
     )
     with refusal:
         hook._require_reach(torch.device(device), group)
+
+
+def test_the_relative_error_is_that_of_the_last_sample():
+    found = Stats()
+    assert found.relative_error is None
+    for sampled, wanted in ((None, None), (0.3, 0.3), (None, 0.3), (0.0, 0.0), (None, 0.0)):
+        found = found.plus(Stats(relative_error=sampled))
+        assert found.relative_error == wanted
