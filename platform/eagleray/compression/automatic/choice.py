@@ -26,7 +26,8 @@ LEAST_LOSSY = (
     "topk",
     "randomk",
 )
-"""In the order of what they lose. bf16 before fp16, whose range a large gradient leaves."""
+"""In the order of what they lose; what is not here is no candidate. bf16 before fp16, whose
+range a large gradient leaves."""
 _LAST = {"exact": "none", "high": "int8_ring", "medium": "onebit_adam", "low": "randomk"}
 _UNTRIED = ("topk", *ADAM_PAIRS)
 """A few steps say nothing: topk sends more at first; and Adam's variance has to stay for good."""
