@@ -40,7 +40,8 @@ _SUM = 1 << 20
 _SMALLEST = 2.0**-100
 """A smaller range is none: codes are taken times its reciprocal."""
 _STAGE = 30_000
-"""Of the first sum: those below are the uncompressed parameters'."""
+"""Of the first sum, where those below are the uncompressed parameters'; else it is 0: every scheme has
+messages of that stage, by which who sends otherwise is noticed."""
 
 
 class Int8Ring:
@@ -100,6 +101,8 @@ class Int8RingPlan:
         most = self._passes.absmax(gradient, self._spans).cpu()
         is_bad = ~most.isfinite()
         is_used = most != 0
+        others = tuple(sorted({*range(len(ranges))} - {*summed}))
+        first = _STAGE if others else 0
         bad_here = max((i for i in summed if is_bad[i]), default=-1)
         pending: list[Pending] = []
         sent: list[tuple[int, Tensor, Tensor]] = []
@@ -115,9 +118,9 @@ class Int8RingPlan:
             end += numel
             while end - begun >= _SUM or (i == summed[-1] and begun < end):
                 part = self._codes[begun : min(begun + _SUM, end)]
-                pending.append(wire.sum(step, _STAGE + len(pending), part, bad_here))
+                pending.append(wire.sum(step, first + len(pending), part, bad_here))
                 begun += part.numel()
-        bad = yield from self._send_rest(tuple(sorted({*range(len(ranges))} - {*summed})), gradient, step)
+        bad = yield from self._send_rest(others, gradient, step)
         for one in pending:
             yield
             one.wait()

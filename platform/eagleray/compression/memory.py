@@ -123,7 +123,9 @@ class Memory:
                 else:
                     _part(flat, place).zero_()
             for slot, (_, named) in self.tensors.items():
-                if slot in before:
+                if slot in before and name in named and named[name].shape == before[slot].shape:
+                    named[name].copy_(before[slot])
+                elif slot in before:
                     named[name] = before[slot]
                 elif slot != COUNT:
                     named.pop(name, None)
