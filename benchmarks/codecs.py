@@ -95,7 +95,7 @@ def operations(each: Codec, gradient: torch.Tensor, tiles: torch.Tensor) -> Oper
     end = pack(tiles, each)
     payloads = [torch.zeros(end, dtype=torch.uint8) for _ in range(NUM_RANKS)]
     mean, out = torch.zeros(end, dtype=torch.uint8), torch.zeros_like(gradient)
-    residual = torch.zeros_like(gradient) if each.is_lossy else None
+    residual = torch.zeros_like(gradient) if each.keeps_residual else None
     for payload in payloads:
         each.encode(gradient, tiles, payload)
     return {

@@ -20,7 +20,7 @@ from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.engine import Engine, Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
-from eagleray.compression.optimizer import pair
+from eagleray.compression.optimizer import pair, thaw
 from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
@@ -149,6 +149,7 @@ class Hook:
             compressor.name,
             rank=self._group.rank,
             world_size=self._group.world_size,
+            sends_residual=compressor.sends_residual,
         )
         if state_dict.get("automatic") is not None and isinstance(compressor, Auto):
             compressor.load_state_dict(state_dict["automatic"])
@@ -236,8 +237,9 @@ def attach(
     Raises:
         SpecError: there is no such kind.
         InputError: the model has mixed_precision, or a hook already, or shares `group` for its own messages;
-            `keep_dense` names no parameter; compression and optimizer do not fit; or another rank has another
-            model, other compression or other settings of it.
+            `keep_dense` names no parameter; the model is on GPUs and `group` is gloo's; compression and
+            optimizer do not fit; or another rank has another model, other compression or other settings
+            of it.
         PeerLost: another rank did not come.
     """
     if isinstance(compression, str):
@@ -246,6 +248,8 @@ def attach(
         settings, compressor = compression, make_compressor(compression)
     else:
         settings, compressor = CompressionSpec(), compression
+    if optimizer is not None:
+        thaw(optimizer)
     meet = compressor.pair if isinstance(compressor, Auto) else partial(pair, compressor)
     meet(optimizer, dict(model.module.named_parameters()))
     if model.mixed_precision is not None:
@@ -262,6 +266,7 @@ def attach(
             "DDP(find_unused_parameters=True) sends messages of its own in the middle of backward; "
             f"give DDP another process_group than the engine's ({group.name!r})"
         )
+    _require_reach(next(model.module.parameters()).device, group)
     layout = _layout(model, settings, group.world_size)
     if group.world_size > 1:
         groups.quicken(group)
@@ -285,6 +290,15 @@ def attach(
             f"this model has a communication hook already, and DDP takes one only: {error}"
         ) from error
     return hook
+
+
+def _require_reach(device: torch.device, group: Group) -> None:
+    """Raises: InputError: the group's backend does not send what lies on the device."""
+    if device.type == "cuda" and group.backend == "gloo" and group.world_size > 1:
+        raise InputError(
+            f"the model is on {device}, and gloo, the backend of group {group.name!r}, sends from the CPU "
+            "only; give attach a group over nccl (which wants a GPU for each rank), or none, and it makes one"
+        )
 
 
 def _layout(model: DistributedDataParallel, spec: CompressionSpec, world_size: int) -> Layout:

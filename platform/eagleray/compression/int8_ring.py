@@ -26,8 +26,11 @@ from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.compression.quantised import Quantised
 from eagleray.compression.wire import Pending, Step, Wire
+from eagleray.errors import InputError
 
 BLOCK = 256
+MAX_RANKS = 127
+"""With as many a code is -1, 0 or 1."""
 RANGE = 2.0
 """A block's range over the largest number of its last mean."""
 DECAY = 0.5
@@ -54,11 +57,18 @@ class Int8Ring:
         self._unscaled = Quantised("bf16")
 
     def bind(self, layout: Layout, wire: Wire, memory: Memory) -> None:
-        """See `Compressor`. Raises: ValueError: more ranks than codes."""
-        if wire.world_size > 127:
-            raise ValueError(f"int8_ring adds {wire.world_size} codes in a byte; use int8 for more than 127")
+        """See `Compressor`. Raises: InputError: so many ranks' codes do not fit into a byte."""
+        if wire.world_size > MAX_RANKS:
+            raise InputError(
+                f"int8_ring adds the ranks' codes in one byte, which holds those of at most {MAX_RANKS}, "
+                f"and this is a group of {wire.world_size}; choose int8, which does not mind"
+            )
         self.layout, self.wire, self.memory = layout, wire, memory
         self._unscaled.bind(layout, wire, memory)
+
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return not place.is_dense
 
     def plan(self, bucket: Bucket, device: torch.device) -> Int8RingPlan:
         """See `Compressor`."""

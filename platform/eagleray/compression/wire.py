@@ -47,6 +47,9 @@ from eagleray.groups import Group
 
 __all__ = ["HEADER", "Message", "Pending", "Step", "Wire", "ring_bytes"]
 
+AT_ONCE = 2
+"""Buckets in work at a time: a third would wait for the link behind the second anyway. Over NCCL one:
+what is launched there runs in order."""
 _AGREEMENT = struct.Struct("<QQI44s")
 _MAX_STAGES = 1 << 15
 _ROOM = 1 << 20
@@ -116,6 +119,8 @@ class Wire:
         self.probe_bytes, self.probe_s = 0, 0.0
         """Sent, headers included, and spent within `aside`; not in the sums above."""
         self.is_nccl = group.backend == "nccl"
+        self.at_once = 1 if self.is_nccl else AT_ONCE
+        """Buckets in work at a time."""
         self.peers = [(self.rank + i) % self.world_size for i in range(1, self.world_size)]
         """The other ranks, in the order in which this one sends to them."""
         self._blocks = Blocks()
