@@ -127,7 +127,9 @@ class Hook:
             num_before: ranks that it had.
             num_lost: of them, how many were lost: what they owed goes with them.
         """
+        earlier.memory.take_back()  # of a step that a loss cut off, as far as it was copied
         self.memory.flats, self.memory.tensors = earlier.memory.flats, earlier.memory.tensors
+        self.memory.owe(self.compressor.sends_residual)
         if num_lost:
             state.reweigh(self.memory, num_before, num_before - num_lost)
             state.reweigh(self.memory, num_before - num_lost, self._group.world_size)
