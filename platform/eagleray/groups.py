@@ -8,9 +8,12 @@ here and on the peers, raises at once.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
 import sys
+import termios
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -160,6 +163,22 @@ def quicken(group: Group) -> int:
                 continue
             num_changed += any(_set_congestion(connection, name) for name in (b"cubic", b"reno"))
     return num_changed
+
+
+def unsent_bytes(group: Group) -> int:
+    """What the group's peers have not confirmed yet: to close it now would lose that.
+
+    A send of gloo's is over when the kernel has the message, and gloo closes by RST, with which the kernel
+    forgets it. The peer would wait in vain, and without an error where a full queue drops the RST as well.
+    """
+    own = {endpoint for _, endpoint in _listening_endpoints()}
+    num_bytes = 0
+    for _, connection in _sockets():
+        with connection, contextlib.suppress(OSError):  # it ended in between
+            if not _is_listening(connection) and _belongs(connection, own, group.endpoints):
+                queued = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+                num_bytes += int.from_bytes(queued, sys.byteorder)
+    return num_bytes
 
 
 def _set_congestion(connection: socket.socket, algorithm: bytes) -> bool:
