@@ -102,8 +102,16 @@ def form(
         ) from error
 
 
-def new_group(name: str, *, backend: Backend, timeout_s: float) -> Group:
-    """One more group over the ranks of the default group. All ranks must call it, in the same order.
+def new_group(name: str, *, backend: Backend, timeout_s: float, ranks: list[int] | None = None) -> Group:
+    """One more group over the ranks of the default group, or some of them.
+
+    All ranks that will be in it must call it, in the same order.
+
+    Args:
+        name: for messages.
+        backend: of the group.
+        timeout_s: see `form`.
+        ranks: of the default group; None: all.
 
     Raises: PeerLost: a rank did not come.
     """
@@ -113,7 +121,13 @@ def new_group(name: str, *, backend: Backend, timeout_s: float) -> Group:
 
     before = _listening()
     try:
-        process_group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s), group_desc=name)
+        process_group = dist.new_group(
+            ranks,
+            backend=backend,
+            timeout=timedelta(seconds=timeout_s),
+            group_desc=name,
+            use_local_synchronization=ranks is not None,
+        )
         assert isinstance(process_group, dist.ProcessGroup)
         return _register(name, process_group, backend, before)
     except RuntimeError as error:

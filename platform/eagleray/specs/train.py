@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from eagleray.specs.base import ExistingPath, FileSpec, Name, Spec, located
 from eagleray.specs.data import DataSpec, TableData
@@ -183,6 +183,16 @@ class CompressionSpec(Spec):
             raise ValueError(f"input should be {known}, or 'module:name' of your own (found {value!r})")
         return value
 
+    @field_validator("momentum_correction")
+    @classmethod
+    def _of_topk(cls, value: bool, info: ValidationInfo) -> bool:
+        kind = info.data.get("kind", "topk")
+        if value and kind != "topk":
+            raise ValueError(
+                f"only topk has a momentum of its own, and compression.kind is {kind!r}; leave it out"
+            )
+        return value
+
     @field_validator("block_size")
     @classmethod
     def _power_of_two(cls, value: int | None) -> int | None:
@@ -337,20 +347,14 @@ class TrainSpec(FileSpec):
                 "another compression"
             )
             raise located([(("compression", "kind"), sentence, kind)])
-        if not self.compression.momentum_correction:
-            return
         name, momentum = (
             ("momentum", optimizer.momentum) if optimizer.kind == "sgd" else ("betas[0]", optimizer.betas[0])
         )
-        sentence = None
-        if kind != "topk":
-            sentence = f"only topk has a momentum of its own, and compression.kind is {kind!r}; leave it out"
-        elif momentum > 0:
+        if self.compression.momentum_correction and momentum > 0:
             sentence = (
                 f"topk then has the momentum, so optimizer.{name} ({momentum:g}) would be a second one; "
                 "set it to 0"
             )
-        if sentence is not None:
             raise located([(("compression", "momentum_correction"), sentence, True)])
 
     def _check_loss(self, data: TableData) -> None:
