@@ -393,14 +393,15 @@ class Engine:
 
     def _explain(self, job: Job | None, error: Exception) -> EaglerayError:
         kind = PeerLost if isinstance(error, PeerLost) else TrainingError
+        said = str(error) if isinstance(error, EaglerayError) else f"{type(error).__name__}: {error}"
         if job is None:
-            return kind(f"rank {self._group.rank} of {self._group.world_size}: {error}")
+            return kind(f"rank {self._group.rank} of {self._group.world_size}: {said}")
         first, *others = job.bucket.key
         more = f" and {len(others)} more" if others else ""
         return kind(
             f"rank {self._group.rank} of {self._group.world_size}: exchanging gradients failed in "
             f"step {job.step.number} since the hook was attached, bucket {job.step.bucket} ({first}{more}): "
-            f"{error}"
+            f"{said}"
         )
 
     def _fail(self, job: Job) -> None:
