@@ -83,15 +83,21 @@ class Hook:
     def collect_state(self) -> dict[str, Any] | None:
         """What a later run needs to go on, on rank 0 and on the CPU; None on the others.
 
-        All ranks must call it, between two backward passes: they send each other what they still owe.
+        All ranks must call it, between two backward passes: they send each other what they still owe, each
+        4 bytes a parameter (`Stats.state_bytes`).
 
         Raises: PeerLost: another rank stopped answering.
         """
         number, compressor = self._step, self.compressor
 
         def collect(wire: Wire) -> dict[str, Any] | None:
-            per_rank = self._keeps_each_rank
-            return state.finish(state.collect(self.memory, wire, number, compressor.name, per_rank=per_rank))
+            per_rank, before = self._keeps_each_rank, wire.probe_bytes
+            with wire.aside():
+                found = state.finish(
+                    state.collect(self.memory, wire, number, compressor.name, per_rank=per_rank)
+                )
+            self._engine.stats = self._engine.stats.plus(Stats(state_bytes=wire.probe_bytes - before))
+            return found
 
         collected = self._engine.call(collect)
         if collected is not None and isinstance(compressor, Auto):

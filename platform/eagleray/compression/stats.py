@@ -26,6 +26,8 @@ class Stats:
     """|e| / |g + e| of the step that was last sampled: the residual's norm to that of what was to be sent."""
     probe_bytes: int = 0
     """What `auto` sent to measure the link; not in `sent_bytes`, nor its time in the others."""
+    state_bytes: int = 0
+    """What was sent to collect the state for checkpoints; likewise."""
 
     def plus(self, more: Stats) -> Stats:
         """The sums of both; the relative error is the later one, if it has one."""
@@ -39,6 +41,7 @@ class Stats:
             decode_s=self.decode_s + more.decode_s,
             relative_error=more.relative_error or self.relative_error,
             probe_bytes=self.probe_bytes + more.probe_bytes,
+            state_bytes=self.state_bytes + more.state_bytes,
         )
 
     @property

@@ -105,7 +105,7 @@ class Wire:
         self.waited_s = 0.0
         """Time in `Pending.wait`."""
         self.probe_bytes, self.probe_s = 0, 0.0
-        """Sent, headers included, and spent within `aside`; not in the sums above."""
+        """Sent, headers included, and spent within `aside` (probes, states); not in the sums above."""
         self.is_nccl = group.backend == "nccl"
         self.peers = [(self.rank + i) % self.world_size for i in range(1, self.world_size)]
         """The other ranks, in the order in which this one sends to them."""

@@ -69,6 +69,7 @@ def train(parts: Parts, progress: Progress, sink: Sink, commit: Callable[[Progre
         if is_last or progress.is_stopped_early:
             break
         if step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations):
+            sink.put("buckets", step=step, buckets=describe_buckets(parts))
             commit(progress)
     shards.close()
     sink.put("buckets", step=progress.step, buckets=describe_buckets(parts))

@@ -30,7 +30,9 @@ def commit(
     started = time.perf_counter()
     if has_local_buffers(parts):
         parts.agreement.average_buffers(parts.module)
+    before = parts.hook.stats().state_bytes
     collected = parts.hook.collect_state()
+    sent = parts.agreement.sum({"state_bytes": parts.hook.stats().state_bytes - before})
     if parts.rank != 0:
         return None
     optimizer_tensors, optimizer_tree = flatten(parts.optimizer.state_dict())
@@ -53,7 +55,7 @@ def commit(
         },
     )
     store.prune(parts.spec.checkpoint.keep)
-    sink.put("commit", step=progress.step, seconds=time.perf_counter() - started)
+    sink.put("commit", step=progress.step, seconds=time.perf_counter() - started, **sent)
     return checkpoint
 
 
