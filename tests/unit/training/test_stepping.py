@@ -62,7 +62,7 @@ def test_the_last_of_too_many_raises_with_the_parameters_name():
 
 def test_fp16_on_the_wire_is_named_where_it_may_be_the_cause():
     found = parts(kind="fp16")
-    with pytest.raises(TrainingError, match="fp16 ends at 65504: take bf16.* lower optimizer.lr"):
+    with pytest.raises(TrainingError, match=r"fp16 ends at 65504: take bf16.* lower optimizer\.lr"):
         step(found, math.inf, 7, skipped=2)
     found.hook.choice = lambda: SimpleNamespace(kind="bf16")
     with pytest.raises(TrainingError) as caught:
