@@ -20,7 +20,7 @@ from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.engine import Engine, Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
-from eagleray.compression.optimizer import pair
+from eagleray.compression.optimizer import Paired, pair
 from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
@@ -46,6 +46,7 @@ class Hook:
         keeps_each_rank: bool = False,
     ):
         self._group, self._owns_group, self._keeps_each_rank = group, owns_group, keeps_each_rank
+        self._model = model
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         self._buckets: dict[tuple[int, ...], Bucket] = {}
         parameter = next((p for p in model.module.parameters() if p.requires_grad), None)
@@ -142,7 +143,14 @@ class Hook:
             return future
         ready = torch.cuda.current_stream(gradient.device).record_event() if is_cuda else None
         job = Job(self._bucket(bucket), gradient, step, future, ready, bucket.is_last())
-        self._engine.submit(job)
+        if self._model._join_config.enable and isinstance(self.compressor, Paired):
+            job.failure = InputError(
+                f"compression {self.compressor.name} does not work within join(): a rank that has ended "
+                "takes no optimizer steps, so that its momentum is not the others'; choose another compression"
+            )
+            future.set_result(gradient)
+        else:
+            self._engine.submit(job)
         return self._watch(job) if bucket.is_last() else future
 
     def _watch(self, job: Job) -> Future[Tensor]:

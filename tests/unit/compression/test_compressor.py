@@ -1,5 +1,8 @@
 """The register of compressors, the spec's own checks, and the byte formula."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -57,3 +60,10 @@ def test_values_that_make_no_sense_are_refused(key, value):
 )
 def test_ring_bytes(payload_bytes, world_size, expected):
     assert ring_bytes(payload_bytes, world_size) == expected
+
+
+def test_compression_needs_no_ray():
+    code = "import sys, eagleray.compression; print([m for m in sys.modules if m.split('.')[0] == 'ray'])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"
