@@ -146,7 +146,7 @@ class Hook:
         if self._model._join_config.enable and isinstance(self.compressor, Paired):
             job.failure = InputError(
                 f"compression {self.compressor.name} does not work within join(): a rank that has ended "
-                "takes no optimizer steps, so that its momentum is not the others'; choose another compression"
+                "takes no optimizer steps, so that its momentum is not the others'; choose another one"
             )
             future.set_result(gradient)
         else:
