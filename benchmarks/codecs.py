@@ -10,6 +10,7 @@ with error feedback is slower than LIMIT_GB.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -29,6 +30,8 @@ from eagleray.compression.kernels import (  # noqa: E402
     codec,
     eager,
     passes_for,
+    ring,
+    ring_for,
     sparse,
     sparse_for,
     wait,
@@ -37,6 +40,8 @@ from eagleray.compression.kernels.passes import EagerPasses, Passes  # noqa: E40
 from eagleray.compression.layout import Bucket, Layout, Place, cut  # noqa: E402
 
 TURNS, EAGER_TURNS, NUM_RANKS, LIMIT_GB = 21, 5, 4, 6.0
+NUM_STEPS = 3
+"""Gradients that topk gets in turn: were it one, what is kept would be the same numbers for ever."""
 Operations = dict[str, Callable[[], object]]
 
 
@@ -47,7 +52,8 @@ def main() -> int:
     layout = Layout(((f"w{i}", (1000, 1024)) for i in range(10)), world_size=NUM_RANKS)
     places = tuple(layout.places.values())
     tiles = cut(Bucket(places, tuple(place.start for place in places)), layout)
-    gradient = torch.randn(layout.numel) * torch.randn(layout.numel).abs()
+    sizes = torch.randn(layout.numel).abs()
+    gradient, *others = (torch.randn(layout.numel) * sizes for _ in range(NUM_STEPS))
     copy = torch.empty_like(gradient)
     spans = torch.tensor([(place.start, place.numel) for place in places])
     figures: dict[str, dict[str, float]] = {}
@@ -59,7 +65,14 @@ def main() -> int:
         contestants |= {f"{name} {verb}": (ours[verb], theirs[verb]) for verb in ours}
     pairs = [
         [scans(each, gradient, spans) for each in (passes_for("cpu"), EagerPasses())],
-        [largest(each, gradient, places) for each in (sparse_for("cpu"), sparse.EagerSparse())],
+        [summed(each, gradient, places) for each in (ring_for("cpu"), ring.EagerRing())],
+        *(
+            [
+                largest(each, [gradient, *others], places, beta)
+                for each in (sparse_for("cpu"), sparse.EagerSparse())
+            ]
+            for beta in (0.0, 0.9)
+        ),
     ]
     contestants |= {verb: (ours[verb], theirs[verb]) for ours, theirs in pairs for verb in ours}
     for title, pair in contestants.items():
@@ -82,7 +95,7 @@ def operations(each: Codec, gradient: torch.Tensor, tiles: torch.Tensor) -> Oper
     end = pack(tiles, each)
     payloads = [torch.zeros(end, dtype=torch.uint8) for _ in range(NUM_RANKS)]
     mean, out = torch.zeros(end, dtype=torch.uint8), torch.zeros_like(gradient)
-    residual = torch.zeros_like(gradient) if each.is_lossy else None
+    residual = torch.zeros_like(gradient) if each.keeps_residual else None
     for payload in payloads:
         each.encode(gradient, tiles, payload)
     return {
@@ -98,22 +111,51 @@ def scans(each: Passes, gradient: torch.Tensor, spans: torch.Tensor) -> Operatio
     return {"absmax": lambda: each.absmax(gradient, spans)}
 
 
-def largest(each: sparse.SparseCodec, gradient: torch.Tensor, places: Sequence[Place]) -> Operations:
-    """What topk does with the largest 1 % of each parameter, on buffers of its own."""
+def summed(each: ring.RingCodec, gradient: torch.Tensor, places: Sequence[Place]) -> Operations:
+    """What int8_ring does, on buffers of its own."""
+    block, levels = BLOCKS["int8"], 127 // NUM_RANKS
+    parts = [slice(place.start, place.start + place.numel) for place in places]
+    quanta = [ring.largest(gradient[part], block) / levels for part in parts]
+    residual, out = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    codes = torch.zeros(gradient.numel(), dtype=torch.int8)
+
+    def encode() -> None:
+        for part, by in zip(parts, quanta, strict=True):
+            each.encode(gradient[part], residual[part], by, codes[part], block=block, levels=levels)
+
+    def decode() -> None:
+        for part, by in zip(parts, quanta, strict=True):
+            each.decode(codes[part], by, out[part], block=block)
+
+    return {"int8_ring encode": encode, "int8_ring decode": decode}
+
+
+def largest(
+    each: sparse.SparseCodec, gradients: Sequence[torch.Tensor], places: Sequence[Place], beta: float
+) -> Operations:
+    """What topk does with the largest 1 % of each parameter, with a momentum beta, on buffers of its own."""
     rows, end = [], 0
     for index, place in enumerate(places):
         k = place.numel // 100
         rows.append([place.start, place.start, place.numel, end, index, k, 1])
         end += sparse.payload_bytes(place.numel, k)
     units, payload = torch.tensor(rows), torch.zeros(end, dtype=torch.uint8)
-    residual, out = torch.zeros_like(gradient), torch.zeros_like(gradient)
+    residual, out = torch.zeros_like(gradients[0]), torch.zeros_like(gradients[0])
+    momentum = torch.zeros_like(residual) if beta else None
     states = torch.full((len(rows),), sparse.USED, dtype=torch.uint8)
     thresholds = torch.zeros(len(rows))
-    each.encode(gradient, units, payload, residual, states, thresholds=thresholds)
+    steps = itertools.cycle(gradients)
+
+    def encode() -> None:
+        each.encode(
+            next(steps), units, payload, residual, states, thresholds=thresholds, momentum=momentum, beta=beta
+        )
+
+    encode()
+    if beta:
+        return {"largest 1 %, momentum": encode}
     return {
-        "largest 1 % encode": lambda: each.encode(
-            gradient, units, payload, residual, states, thresholds=thresholds
-        ),
+        "largest 1 % encode": encode,
         f"largest 1 % add {NUM_RANKS}": lambda: each.decode([payload] * NUM_RANKS, units, out),
     }
 

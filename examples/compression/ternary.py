@@ -45,6 +45,10 @@ class Ternary:
         """See `Compressor`. The residual is the one that all compressors share."""
         self.wire, self.residual = wire, memory.flat("residual", "mean")
 
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`: it compresses every parameter, the small ones too."""
+        return True
+
     def plan(self, bucket: Bucket, device: torch.device) -> TernaryPlan:
         """See `Compressor`."""
         return TernaryPlan(self, bucket, device)

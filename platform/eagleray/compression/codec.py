@@ -20,7 +20,7 @@ class Codec(Protocol):
     name: str
     block: int
     """B; divides TILE. Blocks start at the tile's first element; the last of a parameter may be short."""
-    is_lossy: bool
+    keeps_residual: bool
     """Whether what it loses is worth a residual."""
 
     def payload_bytes(self, numel: int) -> int:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eagleray.compression.layout import Bucket, Layout
+from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError, SpecError
@@ -47,6 +47,13 @@ class Compressor(Protocol):
 
     def bind(self, layout: Layout, wire: Wire, memory: Memory) -> None:
         """Take the model, the ranks and the state; before the first plan, and again after a resize."""
+        ...
+
+    def sends_residual(self, place: Place) -> bool:
+        """Whether its plans send, sooner or later, what lies in the memory's slot "residual" for a parameter.
+
+        Where not, what another compressor has left there goes out with the next gradient (`Memory.repay`).
+        """
         ...
 
     def plan(self, bucket: Bucket, device: torch.device) -> Plan:

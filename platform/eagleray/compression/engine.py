@@ -27,7 +27,7 @@ from torch.futures import Future
 from eagleray import groups
 from eagleray.compression.compressor import Compressor, Plan
 from eagleray.compression.layout import Bucket, Layout
-from eagleray.compression.memory import Memory
+from eagleray.compression.memory import RESIDUAL, Memory
 from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire, ring_bytes
 from eagleray.errors import EaglerayError, PeerLost, TrainingError
@@ -39,8 +39,6 @@ _JOIN_S = 2.0
 _SETTLE_S = 10.0
 """At the end: how long the peers may take nothing of what the last step has sent."""
 _POLL_S = 0.01
-AT_ONCE = 2
-"""Buckets in work at a time: a third would wait for the link behind the second anyway."""
 GUARDED_STEPS = 1000
 """For so many steps after one that was not finite, residuals are copied before each is exchanged, so that the
 next such step takes nothing of them along; with a loss scale always, where such steps are everyday. Else only
@@ -82,7 +80,7 @@ class _Running:
     generator: Generator[None, None, int]
     signal: Tensor | None = None
     """Where this step is sampled: the squared norm of what is to be sent."""
-    error: float = 0.0
+    error: float | None = None
     """The relative error, where it is sampled and over."""
     has_begun: bool = False
 
@@ -107,7 +105,8 @@ class Engine:
         self._bad: str | None = None
         self._guarded_until, self._is_whole = 0, True
         """Up to which step all can be taken back; and whether all of this one can."""
-        self._lost = self._wanted = self._error = 0.0
+        self._lost = self._wanted = 0.0
+        self._error: float | None = None
         self._stream: torch.cuda.Stream | None = None
         self._failure: EaglerayError | None = None
         self._is_ending = False
@@ -215,7 +214,7 @@ class Engine:
                 self._answer(job)
                 job = self._jobs.get()
             return job
-        if len(self._running) >= (1 if self._wire.is_nccl else AT_ONCE):
+        if len(self._running) >= self._wire.at_once:
             return None
         try:
             job = self._jobs.get_nowait()
@@ -277,6 +276,8 @@ class Engine:
                 self.memory.keep(job.bucket.places)
             if running.work is not job.gradient:
                 running.work.copy_(job.gradient)
+            if self.memory.owed:
+                self.memory.repay(job.bucket.parts, running.work, job.step.loss_scale)
             if job.step.number % SAMPLED_EVERY == 2:
                 running.signal = self._signal(running)
         try:
@@ -330,7 +331,7 @@ class Engine:
 
     def _signal(self, running: _Running) -> Tensor | None:
         """Squared norm of g + e over the bucket, without the loss scale; None where nothing is kept."""
-        if "residual" not in self.memory.flats:
+        if RESIDUAL not in self.memory.flats:
             return None
         scale = 1 / running.job.step.loss_scale
         return self._over_residual(
@@ -340,7 +341,7 @@ class Engine:
 
     def _over_residual(self, job: Job, value: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Squared norm of `value(first element in the gradient, residual)` over the bucket's parameters."""
-        flat = self.memory.flat("residual", "mean")
+        flat = self.memory.flat(RESIDUAL, "mean")
         norms = [
             torch.linalg.vector_norm(value(start, flat[place.start : place.start + place.numel]))
             for place, start in job.bucket.parts

@@ -20,7 +20,7 @@ from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.engine import Engine, Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
-from eagleray.compression.optimizer import Paired, pair
+from eagleray.compression.optimizer import Paired, pair, thaw
 from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
@@ -119,6 +119,7 @@ class Hook:
             compressor.name,
             rank=self._group.rank,
             world_size=self._group.world_size,
+            sends_residual=compressor.sends_residual,
         )
         if state_dict.get("automatic") is not None and isinstance(compressor, Auto):
             compressor.load_state_dict(state_dict["automatic"])
@@ -214,8 +215,9 @@ def attach(
         SpecError: there is no such kind, or a setting of it is not right.
         InputError: this is no DDP model, or no compression; the model has mixed_precision, a hook already,
             complex parameters or an embedding with sparse gradients, or shares `group` for its own messages;
-            `group` has other ranks; `keep_dense` names no parameter; compression and optimizer do not fit;
-            or another rank has another model, other compression or other settings of it.
+            `group` has other ranks, or is gloo's and the model on GPUs; `keep_dense` names no parameter;
+            compression and optimizer do not fit; or another rank has another model, other compression or
+            other settings of it.
         PeerLost: another rank did not come.
     """
     if not isinstance(model, DistributedDataParallel):
@@ -224,6 +226,8 @@ def attach(
             "first"
         )
     settings, compressor = _settings(compression)
+    if optimizer is not None:
+        thaw(optimizer)
     meet = compressor.pair if isinstance(compressor, Auto) else partial(pair, compressor)
     meet(optimizer, dict(model.module.named_parameters()))
     if model.mixed_precision is not None:
@@ -262,6 +266,15 @@ def attach(
     return hook
 
 
+def _require_reach(device: torch.device, group: Group) -> None:
+    """Raises: InputError: the group's backend does not send what lies on the device."""
+    if device.type == "cuda" and group.backend == "gloo" and group.world_size > 1:
+        raise InputError(
+            f"the model is on {device}, and gloo, the backend of group {group.name!r}, sends from the CPU "
+            "only; give attach a group over nccl (which wants a GPU for each rank), or none, and it makes one"
+        )
+
+
 def _settings(compression: Any) -> tuple[CompressionSpec, Compressor]:
     """The spec, or the defaults beside a compressor, and what exchanges. Raises: InputError: see `attach`."""
     if isinstance(compression, str):
@@ -290,7 +303,8 @@ def _group(model: DistributedDataParallel) -> Group:
 
 
 def _checked(group: Group, model: DistributedDataParallel) -> Group:
-    """The caller's group. Raises: InputError: it is not the model's, or shared."""
+    """The caller's group. Raises: InputError: it is not the model's, does not reach it, or is shared."""
+    _require_reach(next(model.module.parameters()).device, group)
     num_ranks = dist.get_world_size(model.process_group)
     if group.world_size != num_ranks:
         raise InputError(

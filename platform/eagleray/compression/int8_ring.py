@@ -15,43 +15,33 @@ Source: IntSGD (arXiv 2102.08374) for integer sums under a scale from the past; 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
 
 from eagleray.compression.compressor import Plan
-from eagleray.compression.kernels import passes_for
+from eagleray.compression.kernels import passes_for, ring, ring_for
 from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.compression.quantised import Quantised
-from eagleray.compression.wire import Step, Wire
+from eagleray.compression.wire import Pending, Step, Wire
+from eagleray.errors import InputError
 
 BLOCK = 256
+MAX_RANKS = 127
+"""With as many a code is -1, 0 or 1."""
 RANGE = 2.0
 """A block's range over the largest number of its last mean."""
 DECAY = 0.5
 """Of its range before that it keeps at least."""
 _SUM = 1 << 20
 """Elements of a sum: one is on its way while the next is encoded."""
-_CHUNK = 1 << 16
-"""Elements computed at a time, so that they stay in the cache."""
 _SMALLEST = 2.0**-100
 """A smaller range is none: codes are taken times its reciprocal."""
 _STAGE = 30_000
-"""Of the first sum: those below are the uncompressed parameters'."""
-
-
-class _Piece(NamedTuple):
-    """Blocks of one width of a parameter."""
-
-    at: int
-    """First element in the parameter."""
-    numel: int
-    block: int
-    """First block."""
-    rows: int
+"""Of the first sum, where those below are the uncompressed parameters'; else it is 0: every scheme has
+messages of that stage, by which who sends otherwise is noticed."""
 
 
 class Int8Ring:
@@ -67,11 +57,18 @@ class Int8Ring:
         self._unscaled = Quantised("bf16")
 
     def bind(self, layout: Layout, wire: Wire, memory: Memory) -> None:
-        """See `Compressor`. Raises: ValueError: more ranks than codes."""
-        if wire.world_size > 127:
-            raise ValueError(f"int8_ring adds {wire.world_size} codes in a byte; use int8 for more than 127")
+        """See `Compressor`. Raises: InputError: so many ranks' codes do not fit into a byte."""
+        if wire.world_size > MAX_RANKS:
+            raise InputError(
+                f"int8_ring adds the ranks' codes in one byte, which holds those of at most {MAX_RANKS}, "
+                f"and this is a group of {wire.world_size}; choose int8, which does not mind"
+            )
         self.layout, self.wire, self.memory = layout, wire, memory
         self._unscaled.bind(layout, wire, memory)
+
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return not place.is_dense
 
     def plan(self, bucket: Bucket, device: torch.device) -> Int8RingPlan:
         """See `Compressor`."""
@@ -86,15 +83,14 @@ class Int8RingPlan:
         self._device, self._wire, self._memory = device, compressor.wire, compressor.memory
         self._levels = 127 // compressor.wire.world_size
         self._residual = self._memory.flat("residual", "mean")
-        self._passes = passes_for(device)
+        self._passes, self._ring = passes_for(device), ring_for(device)
         self._spans = bucket.spans
         self._codes = torch.zeros(bucket.numel, dtype=torch.int8, device=device)
-        self._value = torch.empty(max(_CHUNK, compressor.block), device=device)
         self._rest: dict[tuple[int, ...], Plan] = {}
 
     def run(self, gradient: Tensor, step: Step) -> Generator[None, None, int]:
         """See `Plan`."""
-        bucket, wire = self._bucket, self._wire
+        bucket, wire, block = self._bucket, self._wire, self._compressor.block
         ranges = [self._range_of(place) for place in bucket.places]
         known = torch.stack([half.sum() for half in ranges]).cpu() > 0
         summed = [
@@ -105,39 +101,41 @@ class Int8RingPlan:
         most = self._passes.absmax(gradient, self._spans).cpu()
         is_bad = ~most.isfinite()
         is_used = most != 0
+        others = tuple(sorted({*range(len(ranges))} - {*summed}))
+        first = _STAGE if others else 0
         bad_here = max((i for i in summed if is_bad[i]), default=-1)
-        pending, end, begun = [], 0, 0
+        pending: list[Pending] = []
+        sent: list[tuple[int, Tensor, Tensor]] = []
+        end = begun = 0
         for i in summed:
-            place, start, half = bucket.places[i], bucket.starts[i], self._filled(ranges[i])
-            codes = self._codes[end : end + place.numel]
+            half, numel = self._filled(ranges[i]), bucket.places[i].numel
+            codes = self._codes[end : end + numel]
             if bool(is_used[i]) and not bool(is_bad[i]):
-                self._encode(place, gradient[start : start + place.numel], codes, half, step.loss_scale)
+                self._encode(i, gradient, half, codes, step.loss_scale)
             else:
                 codes.zero_()
-            end += place.numel
+            sent.append((i, half, codes))
+            end += numel
             while end - begun >= _SUM or (i == summed[-1] and begun < end):
                 part = self._codes[begun : min(begun + _SUM, end)]
-                pending.append(wire.sum(step, _STAGE + len(pending), part, bad_here))
+                pending.append(wire.sum(step, first + len(pending), part, bad_here))
                 begun += part.numel()
-        bad = yield from self._send_rest(tuple(sorted({*range(len(ranges))} - {*summed})), gradient, step)
-        end = 0
+        bad = yield from self._send_rest(others, gradient, step)
         for one in pending:
             yield
             one.wait()
             bad = max(bad, one.bad_parameter)
-        for i in summed:
-            place, start = bucket.places[i], bucket.starts[i]
-            out = gradient[start : start + place.numel]
-            self._decode(
-                place, self._codes[end : end + place.numel], self._filled(ranges[i]), out, step.loss_scale
-            )
-            end += place.numel
+        largest: dict[int, Tensor] = {}
+        for i, half, codes in sent:
+            quanta = half * (step.loss_scale / (self._levels * wire.world_size))
+            largest[i] = self._ring.decode(codes, quanta, self._part(gradient, i), block=block)
         if bad >= 0:
-            gradient[bucket.starts[bad] : bucket.starts[bad] + bucket.places[bad].numel].fill_(torch.nan)
+            self._part(gradient, bad).fill_(torch.nan)
         else:
-            for place, start, half in zip(bucket.places, bucket.starts, ranges, strict=True):
+            for i, (place, half) in enumerate(zip(bucket.places, ranges, strict=True)):
                 if not place.is_dense:
-                    self._follow(place, gradient[start : start + place.numel], half, step.loss_scale)
+                    most = largest[i] if i in largest else ring.largest(self._part(gradient, i), block)
+                    _follow(half, most, step.loss_scale)
         return bad
 
     def _send_rest(
@@ -164,43 +162,26 @@ class Int8RingPlan:
         """The same, with the parameter's largest where a block has none."""
         return torch.where(half > 0, half, half.max())
 
-    def _encode(self, place: Place, source: Tensor, codes: Tensor, half: Tensor, scale: float) -> None:
-        """Codes of source + scale * residual; the residual takes what they lose."""
-        kept = self._residual[place.start : place.start + place.numel]
-        quantum = half * (scale / self._levels)
-        inverse = quantum.reciprocal()
-        for at, numel, block, rows in self._pieces(place):
-            e = kept[at : at + numel]
-            value = torch.mul(e, scale, out=self._value[:numel]).add_(source[at : at + numel])
-            by, unit = (one[block : block + rows, None] for one in (inverse, quantum))
-            code = (value.view(rows, -1) * by).round_().clamp_(-self._levels, self._levels)
-            codes[at : at + numel].view(rows, -1).copy_(code)
-            torch.sub(value, code.mul_(unit).view(-1), out=e).mul_(1 / scale)
+    def _encode(self, index: int, gradient: Tensor, half: Tensor, codes: Tensor, scale: float) -> None:
+        """Codes of gradient + scale * residual; the residual takes what they lose."""
+        place = self._bucket.places[index]
+        self._ring.encode(
+            self._part(gradient, index),
+            self._residual[place.start : place.start + place.numel],
+            half * (scale / self._levels),
+            codes,
+            block=self._compressor.block,
+            levels=self._levels,
+            gain=scale,
+        )
 
-    def _decode(self, place: Place, codes: Tensor, half: Tensor, out: Tensor, scale: float) -> None:
-        """The mean, times the loss scale."""
-        unit = half * (scale / (self._levels * self._wire.world_size))
-        for at, numel, block, rows in self._pieces(place):
-            torch.mul(
-                codes[at : at + numel].view(rows, -1),
-                unit[block : block + rows, None],
-                out=out[at : at + numel].view(rows, -1),
-            )
+    def _part(self, gradient: Tensor, index: int) -> Tensor:
+        """A parameter's numbers."""
+        start = self._bucket.starts[index]
+        return gradient[start : start + self._bucket.places[index].numel]
 
-    def _follow(self, place: Place, mean: Tensor, half: Tensor, scale: float) -> None:
-        """Take the ranges for the next step."""
-        most = torch.empty_like(half)
-        for at, numel, block, rows in self._pieces(place):
-            torch.amax(mean[at : at + numel].view(rows, -1).abs(), 1, out=most[block : block + rows])
-        torch.maximum(most.mul_(RANGE / scale), half.mul_(DECAY), out=half)
-        half.masked_fill_(half < _SMALLEST, 0.0)
 
-    def _pieces(self, place: Place) -> Iterator[_Piece]:
-        """The parameter's blocks, some at a time; a last short one by itself."""
-        size = self._compressor.block
-        full, most = place.numel // size, max(1, _CHUNK // size)
-        for block in range(0, full, most):
-            rows = min(most, full - block)
-            yield _Piece(block * size, rows * size, block, rows)
-        if tail := place.numel % size:
-            yield _Piece(full * size, tail, full, 1)
+def _follow(half: Tensor, most: Tensor, scale: float) -> None:
+    """Make the ranges those for the next step; `most`: the means' largest magnitudes, [b], overwritten."""
+    torch.maximum(most.mul_(RANGE / scale), half.mul_(DECAY), out=half)
+    half.masked_fill_(half < _SMALLEST, 0.0)

@@ -13,7 +13,7 @@ sum. So who may have to take a step back copies first (`keep`); the engine says 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -22,6 +22,8 @@ from torch import Tensor
 from eagleray.compression.layout import Layout, Place
 
 Rule = Literal["mean", "same"]
+RESIDUAL = "residual"
+"""The slot that all compressors share; others are kept only by the compressor that made them."""
 COUNT = "steps"
 """Slot of the number of steps (`steps.py`): one that is taken back counts all the same."""
 
@@ -41,6 +43,10 @@ class Memory:
         """By slot of `flats`: what `keep` has copied, float32 [M]."""
         self._kept: dict[str, tuple[Place, set[str], dict[str, Tensor]]] = {}
         """By parameter: its place, the slots of `flats` and its tensors by slot, as they were."""
+        self.owed: set[str] = set()
+        """Parameters whose residual no plan sends: whoever begins a bucket repays it."""
+        self._repaid: set[str] = set()
+        """In this step."""
 
     def flat(self, slot: str, rule: Rule) -> Tensor:
         """The slot's tensor over the whole flat space, float32 [M]; zeros the first time."""
@@ -60,6 +66,33 @@ class Memory:
         """Forget a slot."""
         self.flats.pop(slot, None)
         self.tensors.pop(slot, None)
+
+    def owe(self, is_sent: Callable[[Place], bool]) -> None:
+        """Another compressor takes over, which sends the residual of these: note whose are to be repaid."""
+        if RESIDUAL in self.flats:
+            self.owed = {name for name, place in self.layout.places.items() if not is_sent(place)}
+
+    def repay(self, parts: Iterable[tuple[Place, int]], gradient: Tensor, loss_scale: float) -> None:
+        """Add to the gradient what nothing else would send of these parameters, and forget it.
+
+        As everywhere a parameter without a gradient keeps its own, and so does one that is not finite.
+
+        Args:
+            parts: parameters, and where they start in the gradient.
+            gradient: times `loss_scale`; holds the sum afterwards.
+            loss_scale: residuals are kept without it.
+        """
+        owing = [(place, start) for place, start in parts if place.name in self.owed]
+        self.keep(place for place, _ in owing)  # it may be sent in vain
+        for place, start in owing:
+            part, kept = gradient[start : start + place.numel], _part(self.flats[RESIDUAL][1], place)
+            if not kept.any():
+                self.owed.discard(place.name)
+            elif part.any() and part.isfinite().all():
+                part.add_(kept.to(part.dtype), alpha=loss_scale)
+                kept.zero_()
+                self.owed.discard(place.name)
+                self._repaid.add(place.name)
 
     def keep(self, places: Iterable[Place]) -> None:
         """Copy what is kept of these parameters, for `take_back`; but what this step has copied already."""
@@ -90,16 +123,21 @@ class Memory:
                 else:
                     _part(flat, place).zero_()
             for slot, (_, named) in self.tensors.items():
-                if slot in before:
+                if slot in before and name in named and named[name].shape == before[slot].shape:
+                    named[name].copy_(before[slot])
+                elif slot in before:
                     named[name] = before[slot]
                 elif slot != COUNT:
                     named.pop(name, None)
         self.tensors = {slot: one for slot, one in self.tensors.items() if one[1]}
         self._kept.clear()
+        self.owed |= self._repaid
+        self._repaid.clear()
 
     def let_go(self, *, free: bool) -> None:
         """The step was taken: forget the copies; and give their memory back where `free`."""
         self._kept.clear()
+        self._repaid.clear()
         if free:
             self._copies.clear()
 

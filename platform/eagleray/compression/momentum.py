@@ -92,6 +92,10 @@ class Momentum:
         """See `Compressor`."""
         self.quantised.bind(layout, wire, memory)
 
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return not place.is_dense
+
     def plan(self, bucket: Bucket, device: torch.device) -> MomentumPlan:
         """See `Compressor`."""
         return MomentumPlan(self, bucket, device)

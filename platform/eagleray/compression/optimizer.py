@@ -171,6 +171,25 @@ def _thaw(state: dict[str, Any], group: dict[str, Any]) -> None:
     state["is_frozen"] = False
 
 
+def thaw(optimizer: Optimizer) -> None:
+    """Let an optimizer that is not a `MomentumAdam` go on from the state of one, now and when one is loaded.
+
+    It would correct the bias of variances that stood still a second time; so they become what they would be
+    if they had come about in all the steps so far.
+    """
+    if not isinstance(optimizer, MomentumAdam):
+        _thaw_all(optimizer)
+        optimizer.register_load_state_dict_post_hook(_thaw_all)
+
+
+def _thaw_all(optimizer: Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state):
+            if state.pop("is_frozen", False) and "betas" in group:
+                _thaw(state, group)
+                del state["is_frozen"]
+
+
 def _correction(state: dict[str, Any], group: dict[str, Any]) -> float:
     return 1 - float(group["betas"][1]) ** int(state["step"])
 

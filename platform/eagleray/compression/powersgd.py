@@ -62,6 +62,10 @@ class PowerSGD:
         self.wire, self.memory = wire, memory
         self._steps = Steps(layout, memory) if self.warmup_steps else None
 
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return matrix_shape(place, self.rank) is not None
+
     def plan(self, bucket: Bucket, device: torch.device) -> PowerPlan:
         """See `Compressor`."""
         return PowerPlan(self, bucket, device)

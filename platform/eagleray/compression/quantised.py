@@ -25,7 +25,7 @@ from eagleray.compression.codec import Codec
 from eagleray.compression.exchanges import ToAll, ToOwners, to_all, to_owners
 from eagleray.compression.kernels import codec as make_codec
 from eagleray.compression.kernels import passes_for
-from eagleray.compression.layout import NUMEL, PAYLOAD, Bucket, Layout
+from eagleray.compression.layout import NUMEL, PAYLOAD, Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.compression.wire import Message, Step, Wire
 
@@ -42,7 +42,8 @@ class Quantised:
         self._codec, self._block = codec, block
         self.keeps_dtype = codec == "raw"
         self.is_lossy = codec != "raw"
-        make_codec(codec, block)  # a block that does not fit is told at once
+        made = make_codec(codec, block)  # a block that does not fit is told at once
+        self._keeps_residual = made.keeps_residual
 
     def bind(self, layout: Layout, wire: Wire, memory: Memory) -> None:
         """See `Compressor`."""
@@ -51,6 +52,10 @@ class Quantised:
     def codec(self, device: torch.device, dtype: torch.dtype) -> Codec:
         """For the parameters that do not travel as they are."""
         return make_codec(self._codec, self._block, device, dtype)
+
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return self._keeps_residual and not place.is_dense
 
     def plan(self, bucket: Bucket, device: torch.device) -> ScatteredPlan | PairPlan:
         """See `Compressor`."""
@@ -98,7 +103,7 @@ class _Plan:
         compressor = self._compressor
         codec = compressor.codec(self._device, dtype)
         raw = codec if codec.name == "raw" else make_codec("raw", None, self._device, dtype)
-        residual = compressor.memory.flat("residual", "mean") if codec.is_lossy else None
+        residual = compressor.memory.flat("residual", "mean") if codec.keeps_residual else None
         self._dtype, self._keeps_errors = dtype, residual is not None
         found = []
         for index, (place, start) in enumerate(self._bucket.parts):

@@ -56,6 +56,10 @@ class RandomK:
         """Between the steps all zeros: what was lost has gone to the model's residual."""
         self.inner.bind(self.chosen, wire, self.lost)
 
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return not place.is_dense
+
     def plan(self, bucket: Bucket, device: torch.device) -> RandomKPlan:
         """See `Compressor`."""
         return RandomKPlan(self, bucket, device)

@@ -15,7 +15,7 @@ Source: error feedback follows x - lr * mean_i(e_i), "The Error-Feedback Framewo
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from eagleray.compression.exchanges import MeanBuffers, mean, mean_of
-from eagleray.compression.memory import Memory, Rule
+from eagleray.compression.layout import Place
+from eagleray.compression.memory import RESIDUAL, Memory, Rule
 from eagleray.compression.wire import Message, Step, Wire
 from eagleray.errors import InputError
 
@@ -31,8 +32,6 @@ VERSION = 2
 """Of a state. 1 held the compressor's name only."""
 PIECE = 1 << 18
 """Elements of a message: 1 MiB."""
-RESIDUAL = "residual"
-"""The slot that all compressors share; others are kept only by the compressor that made them."""
 _ORDINAL = 60_001
 """In place of a bucket's, so that nothing meets a bucket's messages."""
 _NAMED = 3
@@ -99,7 +98,13 @@ def collect(
 
 
 def load(
-    state: Mapping[str, Any], memory: Memory, compressor: str, *, rank: int, world_size: int
+    state: Mapping[str, Any],
+    memory: Memory,
+    compressor: str,
+    *,
+    rank: int,
+    world_size: int,
+    sends_residual: Callable[[Place], bool],
 ) -> list[str]:
     """Take a state into this rank's memory, before its first step; all ranks must load the same.
 
@@ -109,6 +114,7 @@ def load(
         compressor: the name of the one in use.
         rank: this one's.
         world_size: n.
+        sends_residual: its own (`Compressor`). What it would not send goes out with the first gradients.
 
     Returns what did not go over, in sentences: parameters new or gone, another compressor's own slots.
 
@@ -136,6 +142,7 @@ def load(
         else:
             for name in memory.layout.places.keys() & values.keys():
                 memory.tensor(slot, name, rule, values[name].shape)[0].copy_(values[name])
+    memory.owe(sends_residual)
     if dropped:
         kept = "; the residual goes over" if RESIDUAL in _slots(state) else ""
         notes.append(

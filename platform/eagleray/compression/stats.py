@@ -22,15 +22,17 @@ class Stats:
     decode_s: float = 0.0
     """Times are of the engine's thread: up to the first wait, in waits, and in between and after. On CUDA
     they are launch times only."""
-    relative_error: float = 0.0
-    """|e| / |g + e| of the step that was last sampled: the residual's norm to that of what was to be sent."""
+    relative_error: float | None = None
+    """|e| / |g + e| of the step that was last sampled: the residual's norm to that of what was to be sent.
+    None: no step has been sampled, or no residual is kept."""
     probe_bytes: int = 0
     """What `auto` sent to measure the link; not in `sent_bytes`, nor its time in the others."""
     state_bytes: int = 0
     """What was sent to collect the state for checkpoints; likewise."""
 
     def plus(self, more: Stats) -> Stats:
-        """The sums of both; the relative error is the later one, if it has one."""
+        """The sums of both; the relative error is the later one, if there is one."""
+        error = self.relative_error if more.relative_error is None else more.relative_error
         return Stats(
             sent_bytes=self.sent_bytes + more.sent_bytes,
             payload_bytes=self.payload_bytes + more.payload_bytes,
@@ -39,7 +41,7 @@ class Stats:
             encode_s=self.encode_s + more.encode_s,
             exchange_s=self.exchange_s + more.exchange_s,
             decode_s=self.decode_s + more.decode_s,
-            relative_error=more.relative_error or self.relative_error,
+            relative_error=error,
             probe_bytes=self.probe_bytes + more.probe_bytes,
             state_bytes=self.state_bytes + more.state_bytes,
         )

@@ -66,6 +66,10 @@ class TopK:
         self.layout, self.wire, self.memory = layout, wire, memory
         self._steps = Steps(layout, memory) if self._warmup_steps else None
 
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return not place.is_dense
+
     def plan(self, bucket: Bucket, device: torch.device) -> TopKPlan:
         """See `Compressor`."""
         return TopKPlan(self, bucket, device)

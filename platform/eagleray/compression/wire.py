@@ -47,6 +47,9 @@ from eagleray.groups import Group
 
 __all__ = ["HEADER", "Message", "Pending", "Step", "Wire", "ring_bytes"]
 
+AT_ONCE = 2
+"""Buckets in work at a time: a third would wait for the link behind the second anyway. Over NCCL one:
+what is launched there runs in order."""
 _AGREEMENT = struct.Struct("<QQI44s")
 _MAX_STAGES = 1 << 15
 _ROOM = 1 << 20
@@ -59,6 +62,7 @@ class Pending:
     def __init__(self, wire: Wire, step: Step, stage: int, bad_parameter: int):
         self._wire, self._step, self._stage = wire, step, stage
         self._works: list[tuple[int | None, Any]] = []
+        self._sums: list[tuple[None, Any]] = []
         self._incoming: list[tuple[int, Message]] = []
         self.bad_parameter = bad_parameter
         """The largest of this rank's and, after `wait`, of the messages received; -1: all finite."""
@@ -72,17 +76,21 @@ class Pending:
                 this one or to a third.
         """
         started = time.perf_counter()
-        for peer, work in self._works:
+        self._wait(self._works)
+        for peer, message in self._incoming:
+            bad = self._wire.read(self._step, self._stage, peer, message)
+            self.bad_parameter = max(self.bad_parameter, bad)
+        self._wait(self._sums)  # in which a rank that sends otherwise, as its header has said, takes no part
+        for held in (self._works, self._incoming, self._sums):
+            held.clear()
+        self._wire.waited_s += time.perf_counter() - started
+
+    def _wait(self, works: Sequence[tuple[int | None, Any]]) -> None:
+        for peer, work in works:
             try:
                 work.wait()
             except RuntimeError as error:  # what torch raises for a lost connection and for a time-out
                 raise self._wire.failed(error, "" if peer is None else f"rank {peer}: ") from error
-        self._works.clear()
-        for peer, message in self._incoming:
-            bad = self._wire.read(self._step, self._stage, peer, message)
-            self.bad_parameter = max(self.bad_parameter, bad)
-        self._incoming.clear()
-        self._wire.waited_s += time.perf_counter() - started
 
 
 class Wire:
@@ -107,6 +115,8 @@ class Wire:
         self.probe_bytes, self.probe_s = 0, 0.0
         """Sent, headers included, and spent within `aside` (probes, states); not in the sums above."""
         self.is_nccl = group.backend == "nccl"
+        self.at_once = 1 if self.is_nccl else AT_ONCE
+        """Buckets in work at a time."""
         self.peers = [(self.rank + i) % self.world_size for i in range(1, self.world_size)]
         """The other ranks, in the order in which this one sends to them."""
         self._blocks = Blocks()
@@ -215,7 +225,7 @@ class Wire:
         pending = self.swap(step, stage, outgoing, incoming, bad_parameter)
         if self.world_size > 1:
             try:
-                pending._works.append((None, self.group.process_group.allreduce([tensor])))
+                pending._sums.append((None, self.group.process_group.allreduce([tensor])))
             except RuntimeError as error:
                 raise self.failed(error) from error
             sent = ring_bytes(tensor.nbytes, self.world_size)

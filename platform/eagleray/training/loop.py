@@ -212,7 +212,7 @@ class Meter:
                 "probe_bytes": stats.probe_bytes - before.probe_bytes,
                 "codec_s": stats.encode_s + stats.decode_s - before.encode_s - before.decode_s,
                 "exchange_s": stats.exchange_s - before.exchange_s,
-                "relative_error": stats.relative_error,
+                "relative_error": stats.relative_error or 0.0,  # None: nothing is kept, so nothing waits
             }
         )
         loss = {"loss": sums["loss"] / self._num_trained} if self._num_trained else {}

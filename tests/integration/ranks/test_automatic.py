@@ -84,7 +84,7 @@ def chooses_and_settles(rank, world_size):
             break
     record = choice_of(hook)
     assert record.is_settled
-    assert record.kind in choice.allowed("high", None, ["none", "bf16", "fp16", "int8", "int8_ring"])
+    assert record.kind in choice.allowed("high", None, choice.LEAST_LOSSY, world_size)
     assert set(record.predicted_s) >= {"none", "bf16", "fp16", "int8"}
     assert record.kind in record.reason
     assert f"{world_size} ranks" in record.reason

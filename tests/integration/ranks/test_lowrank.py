@@ -115,6 +115,16 @@ def refused(rank, world_size):
             compression.attach(model, spec, group, optimizer=optimizer)
     with pytest.raises(InputError, match="made for compression onebit_adam and fourbit_adam"):
         compression.attach(model, "int8", group, optimizer=compression.MomentumAdam(net.parameters()))
+    plain = torch.optim.AdamW(net.parameters())
+    hook = compression.attach(model, "int8", group, optimizer=plain)
+    net(torch.ones(1, 3)).sum().backward()
+    plain.step()
+    state = plain.state_dict()
+    for one in state["state"].values():
+        one["is_frozen"] = True  # as of a pair, after its warm-up
+    plain.load_state_dict(state)
+    assert not any("is_frozen" in one for one in plain.state.values())
+    hook.close()
 
 
 def test_a_pair_that_does_not_fit_is_refused_when_it_is_attached():

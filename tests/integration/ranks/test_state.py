@@ -115,6 +115,13 @@ def changes_compressor(rank: int, world_size: int) -> None:
     hook.close()
     assert (found - gradient - saved).abs().max() < 0.4 * gradient.abs().max(), "what int8 owed is sent"
 
+    model, hook = hooked(spec_of("bf16"))
+    hook.load_state_dict(state)
+    found = step(model, rank, 3)["first.weight"]
+    assert not hook.memory.flats["residual"][1].any(), "bf16 would never send it"
+    hook.close()
+    assert (found - gradient - saved).abs().max() < 0.02 * gradient.abs().max()
+
     other = DistributedDataParallel(torch.nn.Linear(20, 50))
     hook = compression.attach(other, spec_of("int8"), groups.new_group("other", backend="gloo", timeout_s=30))
     with pytest.raises(InputError, match="of another model: it has first"):
@@ -191,6 +198,7 @@ def tells_by_bucket(rank: int, world_size: int) -> None:
     )
     errors = {key: one.relative_error for key, one in buckets.items()}
     assert all((error > 0) == any("weight" in name for name in key) for key, error in errors.items()), errors
+    assert all(error is not None for error in errors.values())
     assert min(e for e in errors.values() if e) <= total.relative_error <= max(errors.values())
     hook.close()
 

@@ -3,20 +3,22 @@
 import itertools
 import math
 import statistics
+from unittest import mock
 
 import pytest
 import torch
 
 from eagleray.compression import make_compressor
-from eagleray.compression.automatic import choice, probe
+from eagleray.compression.automatic import Auto, choice, probe
 from eagleray.compression.automatic.timeline import Backward, Leg, Link, Task, replay
-from eagleray.compression.automatic.volume import legs_of, wire_bytes
+from eagleray.compression.automatic.volume import legs_of
 from eagleray.compression.compressor import kinds
 from eagleray.compression.layout import Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.momentum import Momentum
+from eagleray.compression.optimizer import MomentumAdam
 from eagleray.compression.wire import Step
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.train import ADAM_PAIRS, CompressionSpec
 
 SPEC = CompressionSpec(kind="auto")
 CPU_S = {
@@ -54,7 +56,7 @@ def predict(rate_bit, candidates, n=4, shared=0.0, compute_s=0.05, latency_s=2e-
             legs = legs_of(SPEC, kind, bucket, n)
             cpu = CPU_S[kind] * sum(place.numel for place in bucket) / (len(legs) + 1)
             tasks.append(Task(legs, (cpu,) * (len(legs) + 1), num_slices=8))
-        seconds[kind] = replay(backward, tasks, {"swap": link, "sum": link}, shared).step_s
+        seconds[kind] = replay(backward, tasks, {"swap": link, "sum": link}, at_once=2, shared=shared)
     return seconds
 
 
@@ -73,13 +75,13 @@ def predict(rate_bit, candidates, n=4, shared=0.0, compute_s=0.05, latency_s=2e-
 )
 @pytest.mark.parametrize("n", [2, 4])
 def test_links_and_fidelities(rate_bit, fidelity, wanted, n):
-    candidates = choice.allowed(fidelity, None, ALL)
+    candidates = choice.allowed(fidelity, None, ALL, n)
     assert choice.choose(predict(rate_bit, candidates, n)) in wanted
 
 
 def test_between_them_the_least_that_is_needed():
     """The faster the link, the less is lost; where the exchange hides behind the backward pass, nothing."""
-    candidates = choice.allowed("medium", None, ALL)
+    candidates = choice.allowed("medium", None, ALL, 4)
     found = [choice.choose(predict(rate, candidates)) for rate in (1e8, 1e9, 4e9, 1e10, 3e10, 1e11)]
     order = [choice.LEAST_LOSSY.index(kind) for kind in found]
     assert order == sorted(order, reverse=True)
@@ -104,7 +106,16 @@ def test_between_them_the_least_that_is_needed():
     ],
 )
 def test_what_fidelity_and_optimizer_allow(fidelity, optimizer, wanted):
-    assert choice.allowed(fidelity, optimizer, ALL) == wanted
+    assert choice.allowed(fidelity, optimizer, ALL, 4) == wanted
+
+
+@pytest.mark.parametrize(("fidelity", "most"), [("exact", 0), ("high", 8), ("medium", 16), ("low", 16)])
+def test_int8_ring_is_for_as_many_ranks_as_a_code_is_good_for(fidelity, most):
+    found = [n for n in range(2, 200) if "int8_ring" in choice.allowed(fidelity, None, ALL, n)]
+    assert found == [*range(2, most + 1)]
+    assert set(choice.allowed(fidelity, None, ALL, 2)) - set(choice.allowed(fidelity, None, ALL, 200)) <= {
+        "int8_ring"
+    }
 
 
 @pytest.mark.parametrize(
@@ -131,7 +142,7 @@ def test_an_alternation_of_near_links_changes_nothing():
     kind, changes = None, 0
     for turn in range(20):
         before = kind
-        candidates = choice.allowed("medium", None, ALL)
+        candidates = choice.allowed("medium", None, ALL, 4)
         kind = choice.choose(predict(1e10 * (1.05 if turn % 2 else 0.95), candidates), kind)
         changes += turn > 0 and kind != before
     assert changes <= 1
@@ -140,7 +151,8 @@ def test_an_alternation_of_near_links_changes_nothing():
 def test_a_trial_has_the_rivals_that_may_be_faster_after_all():
     predicted = {"none": 5.3, "bf16": 2.8, "int8": 1.4, "int8_ring": 1.38}
     assert choice.contenders(predicted, "int8") == ("int8",), "a long step is not spent on what is lossier"
-    assert choice.contenders({**predicted, "bf16": 1.5}, "int8") == ("int8", "bf16")
+    assert choice.contenders({**predicted, "bf16": 2.0}, "int8") == ("int8", "bf16")
+    assert choice.contenders({**predicted, "int8": 1.9}, "int8_ring") == ("int8_ring", "int8"), "less lossy"
     predicted = {kind: value / 10 for kind, value in predicted.items()}
     assert choice.contenders(predicted, "int8") == ("int8", "int8_ring")
     predicted = {"none": 0.5, "bf16": 0.51, "fp16": 0.5}
@@ -195,29 +207,30 @@ def test_the_sentence_says_what_why_and_the_numbers():
 def test_replay_of_one_bucket_is_the_sum_of_its_parts():
     link = Link(0.01, 1000.0)
     task = Task((Leg("swap", 500), Leg("swap", 300)), (0.1, 0.2, 0.3))
-    found = replay(Backward((0.0,), 2.0), [task], {"swap": link})
-    assert math.isclose(found.step_s, 2 + 0.1 + 0.5 + 0.01 + 0.2 + 0.3 + 0.01 + 0.3)
-    assert found.sent_bytes == 800
-    assert math.isclose(found.codec_s, 0.6)
+    found = replay(Backward((0.0,), 2.0), [task], {"swap": link}, at_once=2)
+    assert math.isclose(found, 2 + 0.1 + 0.5 + 0.01 + 0.2 + 0.3 + 0.01 + 0.3)
 
 
 def test_replay_hides_what_happens_at_once():
     link, legs = Link(0.0, 1000.0), (Leg("swap", 1000),)
     both = [Task(legs, (0.1, 0.1)), Task(legs, (0.1, 0.1))]
-    found = replay(Backward((0.0, 0.0)), both, {"swap": link})
-    assert math.isclose(found.step_s, 0.1 + 2.0 + 0.1), "the second is encoded while the first is on its way"
+    found = replay(Backward((0.0, 0.0)), both, {"swap": link}, at_once=2)
+    assert math.isclose(found, 0.1 + 2.0 + 0.1), "the second is encoded while the first is on its way"
+    found = replay(Backward((0.0, 0.0)), both, {"swap": link}, at_once=1)
+    assert math.isclose(found, 2 * (0.1 + 1.0 + 0.1)), "one after the other"
     sliced = Task(legs, (0.4, 0.4), num_slices=4)
-    found = replay(Backward((0.0,)), [sliced], {"swap": link})
-    assert math.isclose(found.step_s, 0.1 + 1.0 + 0.1), "slices overlap with the link"
-    late = replay(Backward((0.0, 5.0)), both, {"swap": link})
-    assert math.isclose(late.step_s, 5.0 + 0.1 + 1.0 + 0.1)
+    found = replay(Backward((0.0,)), [sliced], {"swap": link}, at_once=2)
+    assert math.isclose(found, 0.1 + 1.0 + 0.1), "slices overlap with the link"
+    late = replay(Backward((0.0, 5.0)), both, {"swap": link}, at_once=2)
+    assert math.isclose(late, 5.0 + 0.1 + 1.0 + 0.1)
 
 
 def test_replay_charges_the_codec_to_the_backward_pass_where_they_share_a_core():
     task = Task((Leg("swap", 1),), (0.5, 0.5))
     for shared, wanted in ((0.0, 11.0), (1.0, 12.0)):
-        found = replay(Backward((0.0, 10.0)), [task, task], {"swap": Link(0.0, 1e9)}, shared)
-        assert math.isclose(found.step_s, wanted, rel_tol=1e-6)
+        link = {"swap": Link(0.0, 1e9)}
+        found = replay(Backward((0.0, 10.0)), [task, task], link, at_once=2, shared=shared)
+        assert math.isclose(found, wanted, rel_tol=1e-6)
 
 
 FORMULAS = [kind for kind in choice.LEAST_LOSSY if kind in kinds()]
@@ -225,12 +238,15 @@ assert len(FORMULAS) == len(choice.LEAST_LOSSY)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
-@pytest.mark.parametrize("kind", FORMULAS)
-def test_bytes_by_formula_are_what_is_handed_to_the_wire(kind, n):
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [*((kind, torch.float32) for kind in FORMULAS), ("none", torch.bfloat16), ("none", torch.float64)],
+)
+def test_bytes_by_formula_are_what_is_handed_to_the_wire(kind, dtype, n):
     spec = CompressionSpec.model_validate({"kind": kind, "warmup_steps": 0})
     model = Layout([("a", (512, 1024)), ("b", (256,)), ("c", (512, 512))], world_size=n)
     sample, bucket = probe.sample_of(model)
-    gradient = torch.randn(bucket.numel, generator=torch.Generator().manual_seed(0))
+    gradient = torch.randn(bucket.numel, generator=torch.Generator().manual_seed(0)).to(dtype)
     found = []
     for rank in range(n):
         wire = probe.DryWire(n, torch.device("cpu"), rank)
@@ -243,7 +259,8 @@ def test_bytes_by_formula_are_what_is_handed_to_the_wire(kind, n):
             before = wire.payload_bytes if number == 1 else before
             probe._segments(plan, gradient.clone(), Step(number, 0))
         found.append((wire.payload_bytes - before) / 2)
-    assert statistics.mean(found) == pytest.approx(wire_bytes(spec, kind, bucket.places, n), rel=0.01)
+    legs = legs_of(spec, kind, bucket.places, n, element_bytes=dtype.itemsize)
+    assert statistics.mean(found) == pytest.approx(sum(leg.num_bytes for leg in legs), rel=0.01)
 
 
 def test_codecs_are_measured_on_parameters_like_the_models():
@@ -268,3 +285,61 @@ def test_efforts_have_a_phase_for_each_leg(n):
         assert len(effort.cpu_s) == len(legs_of(SPEC, kind, model.places.values(), n)) + 1
         assert all(one > 0 for one in effort.cpu_s)
         assert effort.num_slices >= 1
+
+
+class AllAlike(probe.DryWire):
+    """Peers that say what this rank says."""
+
+    def share(self, own: bytes) -> list[bytes]:
+        return [own] * self.world_size
+
+
+def bound(n: int, spec: CompressionSpec = SPEC) -> Auto:
+    made = Auto(spec)
+    model, cpu = Layout([("a", (256, 256)), ("b", (256,))], world_size=n), torch.device("cpu")
+    made.bind(model, AllAlike(n, cpu), Memory(model, cpu))
+    return made
+
+
+@pytest.mark.parametrize(("second", "has_pairs"), [(0.9, True), (0.8, False)])
+def test_the_adam_pairs_are_for_one_beta1(second, has_pairs):
+    a, b = (torch.nn.Parameter(torch.ones(1024, 2)) for _ in range(2))
+    groups = [{"params": [a]}, {"params": [b], "betas": (second, 0.99)}]
+    made = Auto(CompressionSpec(kind="auto", fidelity="medium", warmup_steps=0))
+    made.pair(MomentumAdam(groups), {"a": a, "b": b})
+    assert {kind for kind in made._possible() if kind in ADAM_PAIRS} == (
+        set(ADAM_PAIRS) if has_pairs else set()
+    )
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2), (3, 4)])
+def test_codecs_are_measured_anew_where_another_number_of_ranks_has_other_legs(before, after):
+    cpu, old, new = torch.device("cpu"), bound(before), bound(after)
+    old._measure_codecs(cpu)
+    new.load_state_dict(old.state_dict())
+    with mock.patch.object(probe, "measure_codecs", wraps=probe.measure_codecs) as measured:
+        new._measure_codecs(cpu)
+    assert measured.called == (2 in (before, after))
+    new._links = dict.fromkeys(("swap", "sum"), Link(1e-3, 1e6))
+    new._shared, places = 0.0, list(new.layout.places.values())
+    predicted = new._predict_for(Backward((0.0,)), [places], new.candidates())
+    assert predicted.keys() == {*choice.allowed("high", None, ALL, after)}
+    for kind, effort in new._efforts.items():
+        assert len(effort.cpu_s) == len(legs_of(SPEC, kind, places, after)) + 1, kind
+
+
+@pytest.mark.parametrize("rate_bit", [1e6, 5e6, 12e6, 29e6, 35e6, 100e6, 300e6, 1e9, 1e11])
+def test_a_link_is_measured_in_less_than_two_seconds_and_not_taken_for_slower(rate_bit):
+    """Each exchange takes its bytes' time, and 28 ms more while its connections speed up."""
+    spent = []
+
+    def exchange(wire, kind, size, device, counter):
+        spent.append(1e-3 + size / (rate_bit / 8) + (0.028 if size > 1000 else 0.0))
+        return spent[-1]
+
+    with mock.patch.object(probe, "_exchange", exchange):
+        found = probe.measure_links(AllAlike(4, torch.device("cpu")), ["swap", "sum"], torch.device("cpu"))
+    assert sum(spent) < 2.0
+    assert found["swap"] == found["sum"]
+    if rate_bit <= 100e6:
+        assert 0.9 < found["swap"].bytes_per_s * 8 / rate_bit <= 1.0

@@ -3,14 +3,18 @@
 import os
 import subprocess
 import sys
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, cast
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from eagleray.compression import compressor, make_compressor
+from eagleray.compression import compressor, hook, make_compressor
+from eagleray.compression.stats import Stats
 from eagleray.compression.wire import ring_bytes
 from eagleray.errors import InputError, SpecError
+from eagleray.groups import Group
 from eagleray.specs.train import CompressionSpec
 
 
@@ -60,6 +64,32 @@ def test_values_that_make_no_sense_are_refused(key, value):
 )
 def test_ring_bytes(payload_bytes, world_size, expected):
     assert ring_bytes(payload_bytes, world_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "world_size", "is_refused"),
+    [
+        ("cuda:1", "gloo", 2, True),
+        ("cuda:1", "gloo", 1, False),  # sends nothing
+        ("cuda:1", "nccl", 2, False),
+        ("cpu", "gloo", 2, False),
+    ],
+)
+def test_gloo_does_not_send_from_a_gpu(device, backend, world_size, is_refused):
+    group = Group("gradients", cast(Any, None), 0, world_size, backend)
+    refusal = (
+        pytest.raises(InputError, match=r"on cuda:1, and gloo.*over nccl") if is_refused else nullcontext()
+    )
+    with refusal:
+        hook._require_reach(torch.device(device), group)
+
+
+def test_the_relative_error_is_that_of_the_last_sample():
+    found = Stats()
+    assert found.relative_error is None
+    for sampled, wanted in ((None, None), (0.3, 0.3), (None, 0.3), (0.0, 0.0), (None, 0.0)):
+        found = found.plus(Stats(relative_error=sampled))
+        assert found.relative_error == wanted
 
 
 def test_compression_needs_no_ray():

@@ -112,7 +112,7 @@ def test_encode_and_decode_give_the_reference_s_bits(case, kind, with_residual, 
     assert same_payload(kind[0], payload, payload_reference)
     if with_residual:
         assert same(residual, residual_reference)
-        assert case.wild or bool(residual.isfinite().all())
+        assert case.wild or gain_out > 1 or bool(residual.isfinite().all())
     for accumulate in (False, True):
         for factor in (1.0, 0.3):
             outs = [torch.full((case.numel,), 0.7) for _ in range(2)]

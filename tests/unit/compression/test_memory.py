@@ -27,6 +27,26 @@ def views(memory, slot):
     return {name: part.clone() for name, part in memory.layout.flat_views(memory.flats[slot][1]).items()}
 
 
+def test_what_was_repaid_in_vain_is_owed_again(memory):
+    memory.owe(lambda place: place.name == "a")
+    assert memory.owed == {"b", "c"}
+    before = views(memory, "residual")
+    parts = [(place, 0) for place in memory.layout.places.values()]
+    memory.repay(parts[:2], torch.ones(40), 1.0)
+    assert memory.owed == {"c"}
+    memory.repay(parts[2:], torch.zeros(40), 1.0)
+    memory.repay(parts[2:], torch.full((40,), torch.nan), 1.0)
+    assert memory.owed == {"c"}, "no gradient, or none that could be taken"
+    assert not views(memory, "residual")["b"].any()
+    memory.take_back()
+    assert memory.owed == {"b", "c"}
+    assert all(torch.equal(now, before[name]) for name, now in views(memory, "residual").items())
+    memory.repay(parts, torch.ones(40, dtype=torch.float64), 1.0)
+    memory.let_go(free=True)
+    memory.take_back()
+    assert memory.owed == set()
+
+
 def test_what_was_kept_is_taken_back_and_nothing_else(memory):
     places = memory.layout.places
     before = {slot: views(memory, slot) for slot in ("residual", "momentum")}

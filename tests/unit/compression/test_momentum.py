@@ -9,7 +9,7 @@ from torch import nn
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.momentum import Momentum
-from eagleray.compression.optimizer import BLOCK_FLOOR, MomentumAdam, flat, pair
+from eagleray.compression.optimizer import BLOCK_FLOOR, MomentumAdam, flat, pair, thaw
 from eagleray.compression.quantised import Quantised
 from eagleray.compression.wire import Step
 from eagleray.errors import InputError
@@ -358,6 +358,30 @@ def test_a_parameter_that_comes_late_has_a_warm_up_of_its_own():
     assert optimizer.is_frozen(net.body[0].weight)
     assert optimizer.num_steps(net.embedding.weight) == WARMUP + 1
     assert optimizer.is_frozen(net.embedding.weight)
+
+
+@pytest.mark.parametrize("is_loaded_first", [True, False])
+def test_another_adam_goes_on_from_its_state_as_it_would_itself(is_loaded_first):
+    world = World(1, "onebit_adam")
+    for seed in range(WARMUP + 3):
+        world.step(losses_of(1, seed))
+    net, optimizer = world.nets[0], world.optimizers[0]
+    other = copy.deepcopy(net)
+    plain = torch.optim.AdamW(other.parameters(), lr=1e-2)
+    assert any(optimizer.is_frozen(p) for p in net.parameters())
+    saved = copy.deepcopy(optimizer.state_dict())
+    if is_loaded_first:
+        plain.load_state_dict(saved)
+    thaw(plain)
+    if not is_loaded_first:
+        plain.load_state_dict(saved)
+    assert not any("is_frozen" in state for state in plain.state.values())
+    for seed in range(3):
+        for one, takes in ((net, optimizer), (other, plain)):
+            one.zero_grad()
+            mean_loss(1, seed)(one).backward()
+            takes.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), other.parameters(), strict=True))
 
 
 def test_groups_and_their_settings():

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
-from eagleray.compression.int8_ring import Int8Ring
-from eagleray.compression.layout import TILE
+from eagleray.compression.automatic.probe import DryWire
+from eagleray.compression.int8_ring import MAX_RANKS, Int8Ring
+from eagleray.compression.layout import TILE, Layout
+from eagleray.compression.memory import Memory
 from eagleray.compression.quantised import SLICE, Quantised
+from eagleray.errors import InputError
 from support.ranks import World
 
 SHAPES = {
@@ -138,3 +141,14 @@ def test_int8_ring_follows_a_gradient_that_grows_and_one_that_comes_late():
     for step in range(16, 26):
         total = total + world.exchange([{"w": grown}] * size, step)["w"].view(4, 512)
     assert torch.allclose(total[3] / 10, grown[3], rtol=0.3), "the largest of the parameter's ranges serves"
+
+
+def test_int8_ring_is_refused_where_the_ranks_codes_do_not_fit_into_a_byte():
+    cpu = torch.device("cpu")
+    for n in (MAX_RANKS, MAX_RANKS + 1):
+        model = Layout(SHAPES.items(), world_size=n)
+        if n == MAX_RANKS:
+            Int8Ring().bind(model, DryWire(n, cpu), Memory(model, cpu))
+        else:
+            with pytest.raises(InputError, match="at most 127, and this is a group of 128; choose int8"):
+                Int8Ring().bind(model, DryWire(n, cpu), Memory(model, cpu))

@@ -141,6 +141,27 @@ def test_what_is_unused_or_not_finite_leaves_the_state_alone(which):
         assert state == sparse.UNUSED or (out[5:9005].isnan().all() and residual.eq(1).all())
 
 
+def test_a_spoilt_residual_spoils_what_is_sent_and_no_other_memory():
+    codec = both()[0]
+    for numel, ratio in ((9000, 0.9), (3, 1.0)):
+        units, num_bytes = table(numel, 1, ratio)
+        residual, around = torch.full((20_000,), NAN), torch.full((20_000,), 5.0)
+        residual[:16] = residual[16 + numel :] = 5.0
+        payload, out = torch.zeros(num_bytes, dtype=torch.uint8), torch.zeros(numel + 9)
+        codec.encode(
+            torch.ones(numel + 9),
+            units,
+            payload,
+            residual,
+            torch.tensor([sparse.USED], dtype=torch.uint8),
+            thresholds=torch.zeros(1),
+        )
+        codec.decode([payload], units, out)
+        assert out.isnan().any()
+        assert torch.equal(residual[:16], around[:16])
+        assert torch.equal(residual[16 + numel :], around[16 + numel :])
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_what_does_not_fit_is_an_error(which):
     codec, (units, num_bytes) = both()[which], table(9000, 1, 0.01)

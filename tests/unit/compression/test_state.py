@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from eagleray.compression import state
-from eagleray.compression.layout import Layout
+from eagleray.compression import make_compressor, state
+from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.errors import InputError
 from eagleray.packaging import flatten, unflatten
+from eagleray.specs.train import CompressionSpec
 from support.ranks import in_lockstep, same_bits, wires
 
 SHAPES = {"body.weight": (70, 33), "body.bias": (33,), "head.weight": (5, 41, 2)}
@@ -48,11 +50,15 @@ def collected(of: list[Memory], **options: Any) -> dict[str, Any]:
 
 
 def loaded(
-    saved: dict[str, Any], world_size: int, compressor: str = "topk", shapes=SHAPES
+    saved: dict[str, Any],
+    world_size: int,
+    compressor: str = "topk",
+    shapes=SHAPES,
+    sends_residual: Callable[[Place], bool] = lambda place: not place.is_dense,
 ) -> tuple[list[Memory], list[str]]:
     found = [Memory(layout(world_size, shapes), torch.device("cpu")) for _ in range(world_size)]
     notes = [
-        state.load(saved, memory, compressor, rank=rank, world_size=world_size)
+        state.load(saved, memory, compressor, rank=rank, world_size=world_size, sends_residual=sends_residual)
         for rank, memory in enumerate(found)
     ]
     assert all(one == notes[0] for one in notes)
@@ -130,6 +136,38 @@ def test_another_compressor_takes_over_the_residual_and_nothing_else():
     ]
 
 
+@pytest.mark.parametrize(
+    ("kind", "owed"),
+    [
+        ("int8", {"body.bias"}),
+        ("powersgd", {"body.bias", "head.weight"}),  # too small for its vectors
+        ("bf16", {*SHAPES}),
+        ("fp16", {*SHAPES}),
+        ("none", {*SHAPES}),
+        ("auto", {*SHAPES}),  # begins uncompressed
+    ],
+)
+def test_what_the_next_compressor_would_not_send_goes_out_with_the_first_gradients(kind, owed):
+    made, old = make_compressor(CompressionSpec(kind=kind, rank=5)), memories(2)
+    made.bind(layout(2), wires(2)[0], Memory(layout(2), torch.device("cpu")))
+    memory = loaded(collected(old), 2, kind, sends_residual=made.sends_residual)[0][0]
+    assert memory.owed == owed
+    before, bucket = memory.flats["residual"][1].clone(), Bucket.packed(memory.layout.places.values())
+    gradient = torch.ones(bucket.numel)
+    memory.repay(bucket.parts, gradient, 8.0)
+    assert memory.owed == set()
+    for place, start in bucket.parts:
+        kept, sent = (
+            one[place.start : place.start + place.numel] for one in (before, memory.flats["residual"][1])
+        )
+        if place.name in owed:
+            assert torch.equal(gradient[start : start + place.numel], 1 + 8 * kept)
+            assert not sent.any()
+        else:
+            assert torch.equal(sent, kept)
+            assert (gradient[start : start + place.numel] == 1).all()
+
+
 def test_parameters_that_are_new_or_gone_are_said():
     shapes = {"new.weight": (3, 3), **SHAPES}
     del shapes["head.weight"]
@@ -173,7 +211,8 @@ def test_a_later_versions_state_is_refused_and_an_earlier_ones_holds_nothing():
 
 def test_what_the_state_does_not_have_is_zero():
     memory = memories(1)[0]
-    state.load({"version": 1, "compressor": "topk"}, memory, "topk", rank=0, world_size=1)
+    nothing = {"version": 1, "compressor": "topk"}
+    state.load(nothing, memory, "topk", rank=0, world_size=1, sends_residual=lambda place: True)
     assert not memory.flat("residual", "mean").any()
     assert not memory.tensors
 

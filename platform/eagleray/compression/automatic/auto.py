@@ -71,17 +71,15 @@ class Auto:
     def __init__(self, spec: CompressionSpec):
         """Take the fidelity and the candidates' settings."""
         self._spec = spec
+        self._world_size = 1
         self._optimizer: Optimizer | None = None
+        self._optimizer_kind: str | None = None
         self._parameters: Mapping[str, Tensor] = {}
         for kind in self._possible():
             self._make(kind)  # what does not fit is told at once, and the compiler, if needed, begins now
         self.kind = "none"
         """What is exchanged with in this step."""
         self.steps = Steps()
-        self.repaid_in = -1
-        """Number of the step in which what a lossy compressor still owed is sent uncompressed."""
-        self.was_bad = False
-        """Whether some bucket of the last step was not finite."""
         self._efforts: dict[str, Effort] = {}
         self._kept: str | None = None
         """What an earlier run, or world size, had chosen."""
@@ -91,15 +89,23 @@ class Auto:
     def pair(self, optimizer: Optimizer | None, parameters: Mapping[str, Tensor]) -> None:
         """Take the model's optimizer, if it is known: it bars some candidates, and others need it."""
         self._optimizer, self._parameters = optimizer, parameters
+        self._optimizer_kind = None if optimizer is None else type(optimizer).__name__.lower()
+        if isinstance(optimizer, MomentumAdam) and len({g["betas"][0] for g in optimizer.param_groups}) > 1:
+            self._optimizer_kind = "adam"  # the pairs need one beta1 for all
 
     def bind(self, layout: Layout, wire: Wire, memory: Memory) -> None:
         """See `Compressor`."""
         self.layout, self.wire, self.memory = layout, wire, memory
+        self._world_size = wire.world_size
         self._bound: dict[str, Compressor] = {}
         self._life_, self.steps, self.kind = None, Steps(), "none"
         alone = "auto chose none: a rank alone sends nothing"
         pending = "auto has not chosen yet"
         self._choice = Choice("none", pending if wire.world_size > 1 else alone, wire.world_size)
+
+    def sends_residual(self, place: Place) -> bool:
+        """See `Compressor`."""
+        return self.compressor().sends_residual(place)
 
     def plan(self, bucket: Bucket, device: torch.device) -> AutoPlan:
         """See `Compressor`."""
@@ -127,8 +133,7 @@ class Auto:
 
     def _possible(self) -> tuple[str, ...]:
         """What it may choose from at some time."""
-        optimizer = None if self._optimizer is None else type(self._optimizer).__name__.lower()
-        return choice.allowed(self._spec.fidelity, optimizer, kinds())
+        return choice.allowed(self._spec.fidelity, self._optimizer_kind, kinds(), self._world_size)
 
     def _has_settled(self) -> bool:
         """Whether Adam's variance may stay as it is: then no further step need travel uncompressed for it."""
@@ -149,16 +154,13 @@ class Auto:
     def begin(self, step: Step, device: torch.device) -> None:
         """A step begins: measure, decide and change, where it is time for it."""
         self.steps.begin(step.ready_s)
-        was_in_vain = self.was_bad and self.repaid_in == self._number
-        self._number, self.was_bad = step.number, False
+        self._number = step.number
         if self.wire.world_size == 1:
             return
         if self._life_ is None:
             self._life_ = self._life(device)
         with self.wire.aside():
             next(self._life_)
-        if was_in_vain and self.kind == "none":
-            self.repaid_in = step.number
 
     def _life(self, device: torch.device) -> Generator[None]:
         """All of it: each `yield` is one step, with `self.kind`."""
@@ -189,7 +191,7 @@ class Auto:
         if self._kept in self.candidates():
             self._adopt(self._kept)
         else:  # by the exchange alone, in one bucket: two steps later the backward pass is known
-            harmless = choice.allowed("high", None, self.candidates())
+            harmless = choice.allowed("high", None, self.candidates(), self._world_size)
             self._adopt(
                 choice.choose(self._predict_for(Backward((0.0,)), [self.layout.places.values()], harmless))
             )
@@ -261,22 +263,31 @@ class Auto:
         buckets = [tuple(places) for places in buckets]
         seconds = {
             kind: replay(
-                backward, [self._task(kind, places) for places in buckets], self._links, self._shared
-            ).step_s
+                backward,
+                [self._task(kind, places) for places in buckets],
+                self._links,
+                at_once=self.wire.at_once,
+                shared=self._shared,
+            )
             for kind in candidates
         }
         return probe.share(self.wire, seconds)[0]
 
     def _task(self, kind: str, places: tuple[Place, ...]) -> Task:
         effort, numel = self._efforts[kind], sum(place.numel for place in places)
-        legs = legs_of(self._spec, kind, places, self.wire.world_size, is_nccl=self.wire.is_nccl)
+        legs = legs_of(self._spec, kind, places, self.wire.world_size, element_bytes=self.steps.element_bytes)
         num_slices = max(1, round(effort.num_slices * numel / probe.SAMPLE))
         return Task(legs, tuple(one * numel for one in effort.cpu_s), num_slices)
 
     def _measure_codecs(self, device: torch.device) -> None:
-        """Time the candidates, unless rank 0 knows them all from before; all ranks take the mean."""
-        names = self._possible()
-        if not set(probe.share(self.wire, list(self._efforts))[0]) >= set(names):
+        """Time the candidates, unless rank 0 knows them all from before; all ranks take the mean.
+
+        What was measured on another number of ranks may have other legs, and serves no more then.
+        """
+        names, places = self._possible(), self.layout.places.values()
+        known = probe.share(self.wire, {kind: len(one.cpu_s) for kind, one in self._efforts.items()})[0]
+        wanted = {kind: len(legs_of(self._spec, kind, places, self.wire.world_size)) + 1 for kind in names}
+        if not known.items() >= wanted.items():
             made = {kind: self._make(kind) for kind in names}
             made.update((k, one.quantised) for k, one in made.items() if isinstance(one, Momentum))
             self._efforts = probe.measure_codecs(made, self._spec, self.layout, device)
@@ -293,10 +304,11 @@ class Auto:
 
     def _adopt(self, kind: str) -> None:
         """Exchange with this one from now on; nothing is on its way."""
-        if kind == "none" and self.kind != "none" and "residual" in self.memory.flats:
-            self.repaid_in = self._number
+        if kind == self.kind:
+            return
         self.kind = kind
         self.wire.scheme = f"auto: {kind}"
+        self.memory.owe(self.sends_residual)
 
     def _make(self, kind: str) -> Compressor:
         made = make_compressor(self._spec.model_copy(update={"kind": kind}))
@@ -306,8 +318,7 @@ class Auto:
 
     def _exchanges(self) -> list[Exchange]:
         """Those that any candidate uses."""
-        uses_sum = self.wire.is_nccl or "int8_ring" in self._possible()
-        return ["swap", "sum"] if uses_sum else ["swap"]
+        return ["swap", "sum"] if "int8_ring" in self._possible() else ["swap"]
 
     def _link_text(self) -> str:
         link: Link = self._links["swap"]
@@ -326,11 +337,11 @@ class AutoPlan:
         """See `Plan`."""
         auto = self._auto
         if step.bucket == 0:
+            auto.steps.element_bytes = gradient.element_size()
             auto.begin(step, self._device)
+            auto.memory.repay(self._bucket.parts, gradient, step.loss_scale)  # where it has changed just now
         auto.steps.add(self._bucket, step.ready_s)
         compressor = auto.compressor()
-        if auto.repaid_in == step.number:
-            self._repay(gradient, step)
         work = gradient
         if gradient.dtype != torch.float32 and not compressor.keeps_dtype:
             work = torch.empty_like(gradient, dtype=torch.float32) if self._copy is None else self._copy
@@ -339,7 +350,6 @@ class AutoPlan:
         if work is not gradient:
             gradient.copy_(work)
         auto.steps.done()
-        auto.was_bad |= bad >= 0
         return bad
 
     def _plan_of(self, compressor: Compressor) -> Plan:
@@ -349,16 +359,3 @@ class AutoPlan:
         if found is None or found[0] is not compressor:
             found = self._plans[compressor.name] = (compressor, compressor.plan(self._bucket, self._device))
         return found[1]
-
-    def _repay(self, gradient: Tensor, step: Step) -> None:
-        """Add the residual to the gradient, and forget it: without compression nothing else would send it.
-
-        As everywhere a parameter without a gradient keeps its own, and so does one that is not finite.
-        """
-        self._auto.memory.keep(self._bucket.places)  # it is all that is owed, and may be sent in vain
-        flat = self._auto.memory.flat("residual", "mean")
-        for place, start in self._bucket.parts:
-            part, owed = gradient[start : start + place.numel], flat[place.start : place.start + place.numel]
-            if part.any() and part.isfinite().all():
-                part.add_(owed.to(part.dtype), alpha=step.loss_scale)
-                owed.zero_()

@@ -28,8 +28,11 @@ from eagleray.specs.train import CompressionSpec
 
 SIZES = (64 << 10, 1 << 20, 8 << 20)
 """Bytes that each rank sends."""
-SLOW_S = 0.3
-"""An exchange that is expected to take longer is not made."""
+QUICK_S = 0.1
+"""An exchange that took longer is not repeated."""
+LONGEST_S = 0.6
+"""None is made larger than what is expected to take so long. The largest says most: a connection that had to
+speed up first made 75 Mbit/s of 1 MiB on a link of 100."""
 SAMPLE = 1 << 20
 """Elements, about, of the bucket that codecs are timed on."""
 CODECS_S = 0.8
@@ -79,16 +82,17 @@ def _measure_link(wire: Wire, kind: Exchange, device: torch.device, index: int) 
     counter = iter(range(index * 1000, (index + 1) * 1000))
     _exchange(wire, kind, 0, device, counter)
     latency = min(max(share(wire, _exchange(wire, kind, 0, device, counter))) for _ in range(3))
-    rate = 0.0
-    for size in SIZES:
-        if rate and latency + size / rate > SLOW_S:
-            break
-        # The second of two in a row: a shaped link lets the first one's beginning pass at full speed. One
-        # that was slow is not repeated.
+    rate, before = 0.0, 0
+    for most in SIZES:
+        size = min(most, int(rate * LONGEST_S)) if rate else most
+        if size < 2 * before:
+            break  # it would tell nothing new
+        # The second of two in a row: a shaped link lets the first one's beginning pass at full speed. Of one
+        # that was slow the beginning is a small part.
         taken = max(share(wire, _exchange(wire, kind, size, device, counter)))
-        if taken < SLOW_S:
+        if taken < QUICK_S:
             taken = max(share(wire, _exchange(wire, kind, size, device, counter)))
-        rate = size / max(taken - latency, taken / 2, 1e-7)
+        rate, before = size / max(taken - latency, taken / 2, 1e-7), size
     return Link(latency, rate)
 
 

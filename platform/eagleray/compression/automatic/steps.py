@@ -18,6 +18,8 @@ class Steps:
         self.backward = Backward(())
         self.buckets: tuple[Bucket, ...] = ()
         """Of the last step."""
+        self.element_bytes = 4
+        """Of the first bucket's gradient; it stands for all."""
         self._running: list[tuple[Bucket, float]] = []
         self._done_s = 0.0
 

@@ -1,9 +1,9 @@
 """How long a step would take with each compressor: the timeline of its buckets, replayed. Pure arithmetic.
 
-The engine's order is replayed as it is (`engine`): a bucket begins when its gradient is ready, at most two
-are in work, and while one waits for the network the other is encoded. A bucket has slices, a slice has legs
-(a swap of payloads, then the means back), and each leg takes `latency + bytes / rate` of one link that serves
-one at a time.
+The engine's order is replayed as it is (`engine`): a bucket begins when its gradient is ready, only so many
+are in work at a time, and while one waits for the network another is encoded. A bucket has slices, a slice
+has legs (a swap of payloads, then the means back), and each leg takes `latency + bytes / rate` of one link
+that serves one at a time.
 
 Shapes: n ranks, L legs.
 Source: the idea in Agarwal et al. (arXiv 2103.00543) and Espresso (arXiv 2205.14465).
@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-from eagleray.compression.engine import AT_ONCE
 
 Exchange = Literal["swap", "sum"]
 """swap: messages from each rank to each other, different ones or the same (`Wire.swap`, `Wire.gather`, which
@@ -51,11 +49,6 @@ class Task:
     """[L + 1]: before the first leg, between legs, after the last; over all slices."""
     num_slices: int = 1
 
-    @property
-    def num_bytes(self) -> int:
-        """That each rank sends."""
-        return sum(leg.num_bytes for leg in self.legs)
-
 
 @dataclass(frozen=True)
 class Backward:
@@ -65,17 +58,6 @@ class Backward:
     """By bucket, from when the first one is; rising."""
     rest_s: float = 0.0
     """From the end of a step's exchange to the next one's first ready bucket: optimizer, loading, forward."""
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What the replay found."""
-
-    step_s: float
-    codec_s: float
-    """Encoding and decoding."""
-    sent_bytes: int
-    """By each rank."""
 
 
 class _Running:
@@ -88,14 +70,20 @@ class _Running:
 
 
 def replay(
-    backward: Backward, tasks: Sequence[Task], links: Mapping[Exchange, Link], shared: float = 0.0
-) -> Replay:
-    """Replay one step.
+    backward: Backward,
+    tasks: Sequence[Task],
+    links: Mapping[Exchange, Link],
+    *,
+    at_once: int,
+    shared: float = 0.0,
+) -> float:
+    """Seconds that one step takes.
 
     Args:
         backward: its buckets.
         tasks: what is done with each.
         links: by exchange.
+        at_once: how many buckets are in work at a time, at most (`Wire.at_once`).
         shared: by how much a second of codec puts off the backward pass: 1 where both share a core, 0 where
             the codec has cores (or a GPU's stream) of its own.
     """
@@ -116,7 +104,7 @@ def replay(
 
     while waiting or running:
         ready = backward.ready_s[waiting[0]] + shared * busy if waiting else float("inf")
-        if waiting and len(running) < AT_ONCE and (ready <= now or not running):
+        if waiting and len(running) < at_once and (ready <= now or not running):
             one = _Running(tasks[waiting.popleft()])
             now = max(now, ready)
             busy_in_backward = busy
@@ -136,5 +124,4 @@ def replay(
         if not one.arrivals:
             running.popleft()
     last = backward.ready_s[-1] if backward.ready_s else 0.0
-    step_s = backward.rest_s + max(now, last + shared * busy_in_backward)
-    return Replay(step_s, busy, sum(task.num_bytes for task in tasks))
+    return backward.rest_s + max(now, last + shared * busy_in_backward)

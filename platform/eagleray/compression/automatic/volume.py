@@ -18,7 +18,6 @@ from eagleray.compression.topk import GATHERED, count
 from eagleray.specs.train import CompressionSpec
 
 _CODECS = {
-    "none": "raw",
     "bf16": "bf16",
     "fp16": "fp16",
     "int8": "int8",
@@ -30,7 +29,7 @@ _CODECS = {
 
 
 def legs_of(
-    spec: CompressionSpec, kind: str, places: Iterable[Place], world_size: int, *, is_nccl: bool = False
+    spec: CompressionSpec, kind: str, places: Iterable[Place], world_size: int, *, element_bytes: int = 4
 ) -> tuple[Leg, ...]:
     """What each rank sends for a bucket of these parameters, in order; after any warm-up.
 
@@ -39,15 +38,15 @@ def legs_of(
         kind: of compressor; `spec.kind` does not matter.
         places: the bucket's parameters.
         world_size: n.
-        is_nccl: where what is not compressed is summed by the backend.
+        element_bytes: of the gradient, whose type `none` sends; the others take a float32 copy.
     """
     n, places = world_size, tuple(places)
     others = [place for place in places if not place.is_dense]
     numel = sum(place.numel for place in others)
     dense = sum(place.numel for place in places) - numel
     ring = 2 * (n - 1) / n
-    if kind == "none" and is_nccl:
-        return (Leg("sum", round(ring * 4 * (numel + dense))),)
+    if kind == "none":
+        return _reduced(n, element_bytes * (numel + dense))
     if kind in _CODECS:
         return _reduced(n, 4 * dense + numel * _code_bytes(spec, kind))
     if kind == "int8_ring":
@@ -67,11 +66,6 @@ def legs_of(
         whole += sum(2 * spec.rank * sum(shape) for _, shape in shapes if shape)  # one side a step, in turn
         return _reduced(n, 4 * dense + whole)
     raise KeyError(kind)
-
-
-def wire_bytes(spec: CompressionSpec, kind: str, places: Iterable[Place], world_size: int) -> int:
-    """Bytes that each rank sends for these parameters in one step, without headers: see `legs_of`."""
-    return sum(leg.num_bytes for leg in legs_of(spec, kind, places, world_size))
 
 
 def _reduced(n: int, num_bytes: float) -> tuple[Leg, ...]:

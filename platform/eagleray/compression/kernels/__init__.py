@@ -14,8 +14,10 @@ import torch
 
 from eagleray.compression.codec import Codec
 from eagleray.compression.kernels import eager, native
+from eagleray.compression.kernels.native_ring import NativeRing
 from eagleray.compression.kernels.native_sparse import NativeSparse
 from eagleray.compression.kernels.passes import EagerPasses, Passes
+from eagleray.compression.kernels.ring import EagerRing, RingCodec
 from eagleray.compression.kernels.sparse import EagerSparse, SparseCodec
 
 CODECS = ("raw", "fp16", "bf16", "int8", "int4", "sign")
@@ -61,6 +63,11 @@ def passes_for(device: torch.device | str = "cpu") -> Passes:
 def sparse_for(device: torch.device | str = "cpu") -> SparseCodec:
     """The codec of sparse payloads for numbers on `device`."""
     return _made(device, lambda found: EagerSparse() if found is None else NativeSparse(found))
+
+
+def ring_for(device: torch.device | str = "cpu") -> RingCodec:
+    """The codec of numbers under scales from before, on `device`."""
+    return _made(device, lambda found: EagerRing() if found is None else NativeRing(found))
 
 
 def is_building() -> bool:

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("codecs.cpp", "primitives.cpp", "sparse.cpp", "lowrank.cpp")
+    Path(__file__).with_name(name)
+    for name in ("codecs.cpp", "primitives.cpp", "sparse.cpp", "lowrank.cpp", "ring.cpp")
 )
 HEADERS = (Path(__file__).with_name("blocks.h"),)
 FLAGS = (

@@ -54,7 +54,7 @@ class EagerCodec:
 
     name: str
     block: int
-    is_lossy: bool
+    keeps_residual: bool
 
     def payload_bytes(self, numel: int) -> int:
         """Bytes of a tile of `numel` elements, a multiple of ALIGN."""
@@ -152,7 +152,7 @@ class FloatCodec(EagerCodec):
     """
 
     block = 1
-    is_lossy = False
+    keeps_residual = False
 
     def __init__(self, name: str, dtype: torch.dtype):
         self.name, self.dtype = name, dtype
@@ -187,7 +187,7 @@ class FloatCodec(EagerCodec):
 class BlockCodec(EagerCodec):
     """Codes of a few bits with a scale for each block."""
 
-    is_lossy = True
+    keeps_residual = True
     per_byte: int
     """Codes in a byte."""
 

@@ -91,7 +91,8 @@ class NativeCodec:
 
     def __init__(self, functions: ctypes.CDLL, reference: eager.EagerCodec):
         self._functions, self._reference = functions, reference
-        self.name, self.block, self.is_lossy = reference.name, reference.block, reference.is_lossy
+        self.name, self.block = reference.name, reference.block
+        self.keeps_residual = reference.keeps_residual
         self._kind = _KINDS[reference.name]
 
     def payload_bytes(self, numel: int) -> int:

@@ -17,6 +17,7 @@ enum { UNUSED, USED, BAD };
 
 constexpr int64_t TILE = 4096, HEAD = 8, OUT_OF_BOUNDS = -2;
 constexpr int64_t WINDOW = 16 * TILE;  // numbers that stay in the second-level cache
+constexpr int64_t PIECE = 1024;        // of three tensors, in the first-level cache
 constexpr int64_t AHEAD = 24;          // numbers that are fetched early where the next is a cache line away
 constexpr float LEAST_SCALE = 0x1p-100f, SMALLEST = 0x1p-149f;
 constexpr float CARRIED = 0.9f;  // of the least magnitude sent, where the next step's search begins
@@ -71,6 +72,28 @@ bool fits(const int64_t* units, int64_t U, Sizes sizes) {
 // ---------------------------------------------------------------------------------------------------
 // Selection. Buffers grow to what a model needs and stay: fresh memory costs more than the work.
 
+// Appends those of v [16] that reach the threshold, and their places; returns how many. Writes up to 16.
+INLINE int64_t append_16(const float* R v, float threshold, uint32_t first, uint32_t* R index,
+                         float* R value) {
+    uint32_t mask = mask_16(v, threshold);
+#if defined(__AVX512F__)
+    // No branch: which of them reach it cannot be foreseen, and a wrong guess costs more than all of this.
+    __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i places = _mm512_add_epi32(_mm512_set1_epi32(int(first)), lanes);
+    _mm512_storeu_si512(index, _mm512_maskz_compress_epi32(__mmask16(mask), places));
+    _mm512_storeu_ps(value, _mm512_maskz_compress_ps(__mmask16(mask), _mm512_loadu_ps(v)));
+    return __builtin_popcount(mask);
+#else
+    int64_t n = 0;
+    for (; mask; mask &= mask - 1) {
+        int j = __builtin_ctz(mask);
+        index[n] = first + uint32_t(j);
+        value[n++] = v[j];
+    }
+    return n;
+#endif
+}
+
 // The largest so far of the numbers shown, ascending by place, and what others must reach to count.
 struct Found {
     std::vector<uint32_t> index;
@@ -78,55 +101,81 @@ struct Found {
     std::vector<uint32_t> magnitude;
     int64_t wanted = 0, count = 0, room = 0;
     float threshold = 0;
+    uint32_t lowest = 0;  // no magnitude here has smaller bits
 
     void start(const Unit& u, float from) {
         wanted = u.count;
         count = 0;
         room = std::min(u.numel, 4 * u.count + 1024);
         threshold = from;
-        if (int64_t(index.size()) < room) {
-            index.resize(size_t(room));
-            value.resize(size_t(room));
-            magnitude.resize(size_t(room));
+        lowest = bits_of(from);
+        if (int64_t(index.size()) < room + 16) {
+            index.resize(size_t(room + 16));
+            value.resize(size_t(room + 16));
+            magnitude.resize(size_t(room + 16));
         }
     }
     // Note those of v [n] that may be among the largest; `first` is the place of v[0].
     void look(const float* v, int64_t n, int64_t first) {
+        uint32_t* places = index.data();
+        float* numbers = value.data();
+        int64_t end = count;
         for (int64_t i = 0; i < n; i += 16) {
             alignas(64) float rest[16];
             const float* from = v + i;
-            uint32_t all = 0xffff;
             if (n - i < 16) {
+                std::fill(rest, rest + 16, float_of(NOT_A_NUMBER));  // reaches no threshold
                 memcpy(rest, from, size_t(n - i) * 4);
-                memset(rest + (n - i), 0, size_t(16 - (n - i)) * 4);
                 from = rest;
-                all = (1u << (n - i)) - 1;
             }
-            for (uint32_t mask = mask_16(from, threshold) & all; mask; mask &= mask - 1) {
-                if (count == room) keep_wanted();
-                int j = __builtin_ctz(mask);
-                index[size_t(count)] = uint32_t(first + i + j);
-                value[size_t(count++)] = from[j];
-            }
+            end += append_16(from, threshold, uint32_t(first + i), places + end, numbers + end);
+            if (end <= room) continue;
+            count = end;
+            keep_wanted();
+            end = count;
         }
+        count = end;
     }
     // Forget all but the `wanted` largest, of equal ones the later; returns the least magnitude kept.
     float keep_wanted() {
-        for (int64_t i = 0; i < count; i++) magnitude[size_t(i)] = bits_of(value[size_t(i)]) & MAGNITUDE;
-        auto from = magnitude.begin();
-        std::nth_element(from, from + (wanted - 1), from + count, std::greater<uint32_t>());
-        uint32_t least = from[wanted - 1];
-        int64_t equal = wanted - std::count_if(from, from + wanted, [=](uint32_t b) { return b > least; });
+        int64_t equal;
+        uint32_t least = least_wanted(&equal);
         int64_t kept = 0;
-        for (int64_t i = 0; i < count; i++) {
-            uint32_t b = bits_of(value[size_t(i)]) & MAGNITUDE;
-            if (b < least || (b == least && equal-- <= 0)) continue;
+        for (int64_t i = 0; i < count; i++) {  // no branch, as above
+            float v = value[size_t(i)];
+            uint32_t b = bits_of(v) & MAGNITUDE;
             index[size_t(kept)] = index[size_t(i)];
-            value[size_t(kept++)] = value[size_t(i)];
+            value[size_t(kept)] = v;
+            kept += (b > least) | ((b == least) & (equal > 0));
+            equal -= b == least;
         }
         count = kept;
+        lowest = least;
         threshold = float_of(least + 1);  // an equal one that comes later would be forgotten
         return float_of(least);
+    }
+    // The bits of the `wanted`-th largest magnitude, and how many of those equal to it are among the wanted.
+    // Counted by their leading bits first, so that only the few that share its are sorted.
+    uint32_t least_wanted(int64_t* equal) {
+        constexpr int BINS = 2048;
+        uint32_t bins[BINS] = {};
+        uint32_t range = (absmax_bits(value.data(), count) - lowest) | 1;
+        int shift = std::max(0, 21 - __builtin_clz(range));
+        auto bin_of = [=](float v) { return ((bits_of(v) & MAGNITUDE) - lowest) >> shift; };
+        for (int64_t i = 0; i < count; i++) bins[bin_of(value[size_t(i)])]++;
+        int64_t left = wanted;
+        uint32_t bin = range >> shift;
+        for (; left > bins[bin]; bin--) left -= bins[bin];
+        uint32_t* sharing = magnitude.data();
+        for (int64_t i = 0; i < count; i++) {
+            *sharing = bits_of(value[size_t(i)]) & MAGNITUDE;
+            sharing += bin_of(value[size_t(i)]) == bin;
+        }
+        auto from = magnitude.begin();
+        std::nth_element(from, from + (left - 1), from + bins[bin], std::greater<uint32_t>());
+        uint32_t least = from[left - 1];
+        *equal = left - std::count_if(from, from + left, [=](uint32_t b) { return b > least; });
+        return least;
     }
 };
 
@@ -139,6 +188,13 @@ float choose(const Unit& u, const float* v, int64_t stride) {
         found.start(u, 0.0f);
         for (int64_t i = 0; i < u.numel; i += TILE)
             found.look(v + i / TILE * stride, std::min(TILE, u.numel - i), i);
+    }
+    if (found.count < u.count) {  // some are no numbers, as in a spoilt checkpoint: the first will do
+        for (int64_t i = 0; i < u.count; i++) {
+            found.index[size_t(i)] = uint32_t(i);
+            found.value[size_t(i)] = v[i / TILE * stride + i % TILE];
+        }
+        return 0.0f;
     }
     return found.keep_wanted();
 }
@@ -295,11 +351,14 @@ EXPORT int64_t eagleray_sparse_encode(const float* gradient, const int64_t* unit
         float* m = momentum ? momentum + u.flat : nullptr;
         found.start(u, thresholds[n]);
         u.each([&](int64_t i, int64_t at, int64_t size) {
-            if (m)
-                accumulate(g + at, kept + at, m + at, size, gain, beta);
-            else
-                accumulate(g + at, kept + at, size, gain);
-            found.look(kept + at, size, i);
+            for (int64_t j = 0; j < size; j += PIECE) {
+                int64_t n = std::min(PIECE, size - j);
+                if (m)
+                    accumulate(g + at + j, kept + at + j, m + at + j, n, gain, beta);
+                else
+                    accumulate(g + at + j, kept + at + j, n, gain);
+                found.look(kept + at + j, n, i + j);
+            }
         });
         float least = choose(u, kept, u.stride) * CARRIED;
         thresholds[n] = least > SMALLEST ? least : SMALLEST;
