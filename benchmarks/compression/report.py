@@ -135,7 +135,8 @@ def auto_table(all_measured: Sequence[Measured]) -> str | None:
             dense, best = (
                 f"{auto[k]['median']:.3f} ({auto[k]['upper']:.3f})" for k in ("to_dense", "to_best")
             )
-            lines.append(f"| {measured.cell} | {dense} | {best} | {auto['best']} | {auto['choice'] or ''} |")
+            chosen = auto["choice"]["kind"] if auto["choice"] else ""
+            lines.append(f"| {measured.cell} | {dense} | {best} | {auto['best']} | {chosen} |")
         elif auto:
             lines.append(f"| {measured.cell} | fails: {auto['failure']} | | | |")
     return "\n".join(lines) if len(lines) > 4 else None

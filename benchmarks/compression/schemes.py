@@ -158,11 +158,11 @@ class Ours(Mlp):
 
     def facts(self) -> dict[str, Any]:
         """Bytes that the hook counted, and whatever it says of a choice."""
-        choice = getattr(self._hook, "choice", None)
+        choice = self._hook.choice()
         return {
             **super().facts(),
             "counted_bytes": self._hook.stats().sent_bytes,
-            "choice": None if choice is None else str(choice() if callable(choice) else choice),
+            "choice": None if choice is None else {"kind": choice.kind, "reason": choice.reason},
         }
 
 

@@ -1,4 +1,4 @@
-"""`plain_ddp.py` with its gradients compressed: two lines more, and two that say what they saved.
+"""`plain_ddp.py` with its gradients compressed: two lines more, and some that say what they saved, and why.
 
     torchrun --nproc-per-node 2 examples/compression/compressed_ddp.py
     COMPRESSION=ternary:Ternary torchrun --nproc-per-node 2 examples/compression/compressed_ddp.py
@@ -52,6 +52,9 @@ def main() -> None:
         print(f"test accuracy {accuracy:.1%}")
         stats = hook.stats()
         print(f"sent {stats.sent_bytes / 1e6:.1f} MB as {hook.compressor.name}, {stats.ratio:.1f} times less")
+        if choice := hook.choice():  # COMPRESSION=auto
+            print(choice.reason)
+    hook.close()
     dist.destroy_process_group()
 
 

@@ -8,9 +8,12 @@ here and on the peers, raises at once.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
 import sys
+import termios
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -119,8 +122,16 @@ def forming() -> Generator[None]:
         _before_forming.clear()
 
 
-def new_group(name: str, *, backend: Backend, timeout_s: float) -> Group:
-    """One more group over the ranks of the default group. All ranks must call it, in the same order.
+def new_group(name: str, *, backend: Backend, timeout_s: float, ranks: list[int] | None = None) -> Group:
+    """One more group over the ranks of the default group, or some of them.
+
+    All ranks that will be in it must call it, in the same order.
+
+    Args:
+        name: for messages.
+        backend: of the group.
+        timeout_s: see `form`.
+        ranks: of the default group; None: all.
 
     Raises: PeerLost: a rank did not come.
     """
@@ -130,7 +141,13 @@ def new_group(name: str, *, backend: Backend, timeout_s: float) -> Group:
 
     before = _listening()
     try:
-        process_group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s), group_desc=name)
+        process_group = dist.new_group(
+            ranks,
+            backend=backend,
+            timeout=timedelta(seconds=timeout_s),
+            group_desc=name,
+            use_local_synchronization=ranks is not None,
+        )
         assert isinstance(process_group, dist.ProcessGroup)
         return _register(name, process_group, backend, before)
     except RuntimeError as error:
@@ -180,6 +197,22 @@ def quicken(group: Group) -> int:
                 continue
             num_changed += any(_set_congestion(connection, name) for name in (b"cubic", b"reno"))
     return num_changed
+
+
+def unsent_bytes(group: Group) -> int:
+    """What the group's peers have not confirmed yet: to close it now would lose that.
+
+    A send of gloo's is over when the kernel has the message, and gloo closes by RST, with which the kernel
+    forgets it. The peer would wait in vain, and without an error where a full queue drops the RST as well.
+    """
+    own = {endpoint for _, endpoint in _listening_endpoints()}
+    num_bytes = 0
+    for _, connection in _sockets():
+        with connection, contextlib.suppress(OSError):  # it ended in between
+            if not _is_listening(connection) and _belongs(connection, own, group.endpoints):
+                queued = fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4))
+                num_bytes += int.from_bytes(queued, sys.byteorder)
+    return num_bytes
 
 
 def _set_congestion(connection: socket.socket, algorithm: bytes) -> bool:

@@ -106,6 +106,12 @@ class Host:
         """Plug the cable in again."""
         self._switch("up")
 
+    def throttle(self, rate_mbit: int) -> None:
+        """Limit what leaves this host to a rate; a message waits in its sender then."""
+        limits = ("rate", f"{rate_mbit}mbit", "burst", "128kb", "latency", "200ms")
+        tc = ("ip", "netns", "exec", self.namespace, "tc")
+        subprocess.run([*tc, "qdisc", "add", "dev", "eth0", "root", "tbf", *limits], check=True)
+
     def _switch(self, state: str) -> None:
         _ip("-n", _switch_of(self.namespace), "link", "set", _port_of(self.namespace), state)
 

@@ -31,7 +31,7 @@ from eagleray.workflows.search_table import live as search_table_lines
 from unit.client import stand_in
 from unit.processes import ROOT
 from unit.workflows.test_monitor import Tracked
-from unit.workflows.test_report import step, workers
+from unit.workflows.test_report import step, formed
 
 STEP = (
     "step {}/920 ({} %)  epoch 3  loss 0.2267  validation accuracy 92.31%  2,957 samples/s  ETA 0:18  "
@@ -95,7 +95,7 @@ def test_a_runs_own_lines_are_understood(tmp_path: Path) -> None:
         "r", Folder(str(tmp_path)), Account(), tracker=Tracked(), emitter=NullEmitter(), say=said.append,
         node_name=str,
     )  # type: ignore[arg-type]  # fmt: skip
-    monitor.started(1, workers("a", "b"))
+    monitor.changed(formed(1, "a", "b"))
     monitor.records([step(10, 100.0)])
     progress = Progress.of(said[-1])
     assert progress is not None

@@ -5,6 +5,7 @@ from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.hook import Hook, attach
 from eagleray.compression.optimizer import MomentumAdam
 from eagleray.compression.stats import Stats
+from eagleray.specs.train import CompressionSpec
 
-__all__ = ["Compressor", "Hook", "MomentumAdam", "Stats", "attach", "make_compressor"]
+__all__ = ["CompressionSpec", "Compressor", "Hook", "MomentumAdam", "Stats", "attach", "make_compressor"]
 del _compressors

@@ -12,6 +12,7 @@ import concurrent.futures
 import logging
 import math
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -35,6 +36,9 @@ Result = TypeVar("Result")
 SAMPLED_EVERY = 50
 """Steps from one measurement of the relative error to the next; the first is the second step's."""
 _JOIN_S = 2.0
+_SETTLE_S = 10.0
+"""At the end: how long the peers may take nothing of what the last step has sent."""
+_POLL_S = 0.01
 GUARDED_STEPS = 1000
 """For so many steps after one that was not finite, residuals are copied before each is exchanged, so that the
 next such step takes nothing of them along; with a loss scale always, where such steps are everyday. Else only
@@ -105,6 +109,8 @@ class Engine:
         self._error: float | None = None
         self._stream: torch.cuda.Stream | None = None
         self._failure: EaglerayError | None = None
+        self._is_ending = False
+        """All buckets are done, and no more will come."""
         self.compressor = compressor
         compressor.bind(layout, self._wire, memory)
         self._wire.scheme = compressor.name
@@ -150,16 +156,33 @@ class Engine:
         return call.result.result()
 
     def close(self) -> None:
-        """End the thread; what is pending fails. Never takes longer than a few seconds; twice is fine."""
+        """End the thread; what is pending fails. Twice is fine.
+
+        What the last step has sent reaches the peers first, who would wait for it in vain. One that takes
+        nothing, or that this rank waits for, is not waited for longer than some seconds.
+        """
         if self._thread is None:
             self._failure = self._failure or self._closed()
             return
         atexit.unregister(self.close)
         self._jobs.put(None)
         self._thread.join(_JOIN_S)
+        if self._is_ending:
+            self._await_peers(self._thread)
         if self._thread.is_alive():  # a peer does not answer
             groups.break_groups()
             self._thread.join(_JOIN_S)
+
+    def _await_peers(self, thread: threading.Thread) -> None:
+        """Return when the peers have all that was sent, or take none of it any more."""
+        least, since = (sys.maxsize, 0), time.monotonic()
+        while True:
+            left = self._wire.num_unsettled + thread.is_alive(), groups.unsent_bytes(self._group)
+            if left == (0, 0) or (left >= least and time.monotonic() - since > _SETTLE_S):
+                return
+            if left < least:
+                least, since = left, time.monotonic()
+            time.sleep(_POLL_S)
 
     def _run(self) -> None:
         job: Job | None = None
@@ -174,6 +197,8 @@ class Engine:
                     self._advance(self._running[0])
                 else:
                     self._failure = self._closed()
+                    self._is_ending = True
+                    self._wire.finish()
                     break
         except Exception as error:
             self._failure = self._explain(job, error)
@@ -374,14 +399,15 @@ class Engine:
 
     def _explain(self, job: Job | None, error: Exception) -> EaglerayError:
         kind = PeerLost if isinstance(error, PeerLost) else TrainingError
+        said = str(error) if isinstance(error, EaglerayError) else f"{type(error).__name__}: {error}"
         if job is None:
-            return kind(f"rank {self._group.rank} of {self._group.world_size}: {error}")
+            return kind(f"rank {self._group.rank} of {self._group.world_size}: {said}")
         first, *others = job.bucket.key
         more = f" and {len(others)} more" if others else ""
         return kind(
             f"rank {self._group.rank} of {self._group.world_size}: exchanging gradients failed in "
             f"step {job.step.number} since the hook was attached, bucket {job.step.bucket} ({first}{more}): "
-            f"{error}"
+            f"{said}"
         )
 
     def _fail(self, job: Job) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +20,7 @@ from eagleray.compression.compressor import Compressor, make_compressor
 from eagleray.compression.engine import Engine, Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
-from eagleray.compression.optimizer import pair, thaw
+from eagleray.compression.optimizer import Paired, pair, thaw
 from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
@@ -46,6 +46,7 @@ class Hook:
         keeps_each_rank: bool = False,
     ):
         self._group, self._owns_group, self._keeps_each_rank = group, owns_group, keeps_each_rank
+        self._model = model
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         self._buckets: dict[tuple[int, ...], Bucket] = {}
         parameter = next((p for p in model.module.parameters() if p.requires_grad), None)
@@ -83,15 +84,21 @@ class Hook:
     def collect_state(self) -> dict[str, Any] | None:
         """What a later run needs to go on, on rank 0 and on the CPU; None on the others.
 
-        All ranks must call it, between two backward passes: they send each other what they still owe.
+        All ranks must call it, between two backward passes: they send each other what they still owe, each
+        4 bytes a parameter (`Stats.state_bytes`).
 
         Raises: PeerLost: another rank stopped answering.
         """
         number, compressor = self._step, self.compressor
 
         def collect(wire: Wire) -> dict[str, Any] | None:
-            per_rank = self._keeps_each_rank
-            return state.finish(state.collect(self.memory, wire, number, compressor.name, per_rank=per_rank))
+            per_rank, before = self._keeps_each_rank, wire.probe_bytes
+            with wire.aside():
+                found = state.finish(
+                    state.collect(self.memory, wire, number, compressor.name, per_rank=per_rank)
+                )
+            self._engine.stats = self._engine.stats.plus(Stats(state_bytes=wire.probe_bytes - before))
+            return found
 
         collected = self._engine.call(collect)
         if collected is not None and isinstance(compressor, Auto):
@@ -176,7 +183,14 @@ class Hook:
             return future
         ready = torch.cuda.current_stream(gradient.device).record_event() if is_cuda else None
         job = Job(self._bucket(bucket), gradient, step, future, ready, bucket.is_last())
-        self._engine.submit(job)
+        if self._model._join_config.enable and isinstance(self.compressor, Paired):
+            job.failure = InputError(
+                f"compression {self.compressor.name} does not work within join(): a rank that has ended "
+                "takes no optimizer steps, so that its momentum is not the others'; choose another one"
+            )
+            future.set_result(gradient)
+        else:
+            self._engine.submit(job)
         return self._watch(job) if bucket.is_last() else future
 
     def _watch(self, job: Job) -> Future[Tensor]:
@@ -216,7 +230,7 @@ class Hook:
 
 def attach(
     model: DistributedDataParallel,
-    compression: CompressionSpec | Compressor | str = "auto",
+    compression: CompressionSpec | Mapping[str, Any] | Compressor | str = "auto",
     group: Group | None = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
@@ -228,7 +242,7 @@ def attach(
 
     Args:
         model: its parameters that require a gradient are exchanged.
-        compression: a spec, a compressor, or the name of a kind.
+        compression: a spec or its fields, a compressor, or the name of a kind.
         group: has the model's ranks and is used by nothing else while the model trains; it is the caller's to
             close. None: a new one, over gloo or NCCL as the model's device wants.
         optimizer: what takes the steps: `auto` leaves out what does not suit it; onebit_adam and fourbit_adam
@@ -237,19 +251,20 @@ def attach(
             of it. None: as the spec says.
 
     Raises:
-        SpecError: there is no such kind.
-        InputError: the model has mixed_precision, or a hook already, or shares `group` for its own messages;
-            `keep_dense` names no parameter; the model is on GPUs and `group` is gloo's; compression and
-            optimizer do not fit; or another rank has another model, other compression or other settings
-            of it.
+        SpecError: there is no such kind, or a setting of it is not right.
+        InputError: this is no DDP model, or no compression; the model has mixed_precision, a hook already,
+            complex parameters or an embedding with sparse gradients, or shares `group` for its own messages;
+            `group` has other ranks, or is gloo's and the model on GPUs; `keep_dense` names no parameter;
+            compression and optimizer do not fit; or another rank has another model, other compression or
+            other settings of it.
         PeerLost: another rank did not come.
     """
-    if isinstance(compression, str):
-        compression = validate(CompressionSpec, {"kind": compression}, name="compression")
-    if isinstance(compression, CompressionSpec):
-        settings, compressor = compression, make_compressor(compression)
-    else:
-        settings, compressor = CompressionSpec(), compression
+    if not isinstance(model, DistributedDataParallel):
+        raise InputError(
+            f"compression.attach takes a DistributedDataParallel model, not {type(model).__name__}; wrap it "
+            "first"
+        )
+    settings, compressor = _settings(compression)
     if optimizer is not None:
         thaw(optimizer)
     meet = compressor.pair if isinstance(compressor, Auto) else partial(pair, compressor)
@@ -260,30 +275,26 @@ def attach(
             "leave it out and use torch.autocast"
         )
     owns_group = group is None
-    if group is None:
-        backend = "nccl" if next(model.module.parameters()).is_cuda else "gloo"
-        group = groups.new_group("gradients", backend=backend, timeout_s=_TIMEOUT_S)
-    elif model.find_unused_parameters and model.process_group is group.process_group and group.world_size > 1:
-        raise InputError(
-            "DDP(find_unused_parameters=True) sends messages of its own in the middle of backward; "
-            f"give DDP another process_group than the engine's ({group.name!r})"
+    group = _group(model) if group is None else _checked(group, model)
+    try:
+        layout = _layout(model, settings, group.world_size)
+        if group.world_size > 1:
+            groups.quicken(group)
+            said = settings.model_dump_json()
+            Wire(group).agree(f"compression {compressor.name}", layout.digest, layout.numel, said)
+        hook = Hook(
+            model,
+            compressor,
+            group,
+            layout,
+            is_rehearsed=(settings.rehearse if rehearse is None else rehearse) and compressor.is_lossy,
+            owns_group=owns_group,
+            keeps_each_rank=settings.residuals == "per_rank",
         )
-    _require_reach(next(model.module.parameters()).device, group)
-    layout = _layout(model, settings, group.world_size)
-    if group.world_size > 1:
-        groups.quicken(group)
-        said = settings.model_dump_json()
-        Wire(group).agree(f"compression {compressor.name}", layout.digest, layout.numel, said)
-    is_rehearsed = (settings.rehearse if rehearse is None else rehearse) and compressor.is_lossy
-    hook = Hook(
-        model,
-        compressor,
-        group,
-        layout,
-        is_rehearsed=is_rehearsed,
-        owns_group=owns_group,
-        keeps_each_rank=settings.residuals == "per_rank",
-    )
+    except BaseException:
+        if owns_group:
+            groups.close(group)
+        raise
     try:
         model.register_comm_hook(hook, Hook._exchange)
     except RuntimeError as error:
@@ -303,8 +314,65 @@ def _require_reach(device: torch.device, group: Group) -> None:
         )
 
 
+def _settings(compression: Any) -> tuple[CompressionSpec, Compressor]:
+    """The spec, or the defaults beside a compressor, and what exchanges. Raises: InputError: see `attach`."""
+    if isinstance(compression, str):
+        compression = {"kind": compression}
+    if isinstance(compression, Mapping):
+        compression = validate(CompressionSpec, compression, name="compression")
+    if isinstance(compression, CompressionSpec):
+        return compression, make_compressor(compression)
+    wanted = ("name", "keeps_dtype", "is_lossy", "bind", "plan")
+    if isinstance(compression, type) or not all(hasattr(compression, name) for name in wanted):
+        raise InputError(
+            f"compression is {compression!r}; give the name of a kind (docs/compression.md), a "
+            "CompressionSpec or its fields, or a compressor"
+        )
+    return CompressionSpec(), compression
+
+
+def _group(model: DistributedDataParallel) -> Group:
+    """A new one of the model's ranks."""
+    backend = "nccl" if next(model.module.parameters()).is_cuda else "gloo"
+    ranks = dist.get_process_group_ranks(model.process_group)
+    is_part = len(ranks) < dist.get_world_size()
+    return groups.new_group(
+        "gradients", backend=backend, timeout_s=_TIMEOUT_S, ranks=ranks if is_part else None
+    )
+
+
+def _checked(group: Group, model: DistributedDataParallel) -> Group:
+    """The caller's group. Raises: InputError: it is not the model's, does not reach it, or is shared."""
+    _require_reach(next(model.module.parameters()).device, group)
+    num_ranks = dist.get_world_size(model.process_group)
+    if group.world_size != num_ranks:
+        raise InputError(
+            f"the group {group.name!r} has {group.world_size} ranks, but DDP's process_group has "
+            f"{num_ranks}; give compression.attach a group of the model's ranks, or none"
+        )
+    if model.find_unused_parameters and model.process_group is group.process_group and num_ranks > 1:
+        raise InputError(
+            "DDP(find_unused_parameters=True) sends messages of its own in the middle of backward; "
+            f"give DDP another process_group than the engine's ({group.name!r})"
+        )
+    return group
+
+
 def _layout(model: DistributedDataParallel, spec: CompressionSpec, world_size: int) -> Layout:
     named = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
+    for name, parameter in named:
+        if parameter.is_complex():
+            raise InputError(
+                f"{name} is {parameter.dtype}, and compression takes real numbers only; keep it as a real "
+                "parameter of one dimension more (torch.view_as_real)"
+            )
+    for name, module in model.module.named_modules():
+        is_sparse = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
+        if is_sparse and module.weight.requires_grad:
+            raise InputError(
+                f"the embedding {name or '(the model)'!r} has sparse gradients, which no compressor takes; "
+                "make it with sparse=False"
+            )
     unknown = set(spec.keep_dense).difference(name for name, _ in named)
     if unknown:
         raise InputError(

@@ -78,7 +78,8 @@ class Layout:
         Args:
             parameters: name and shape of each.
             world_size: n.
-            dense_below: parameters of fewer elements, and those of one dimension or none, are dense.
+            dense_below: parameters of fewer elements, and those of one dimension or none, are dense, and
+                so are empty ones.
             keep_dense: names that are dense whatever their size.
         """
         self.world_size = world_size
@@ -86,7 +87,7 @@ class Layout:
         kept, start, first_tile = frozenset(keep_dense), 0, 0
         for name, shape in parameters:
             numel = math.prod(shape)
-            is_dense = len(shape) < 2 or numel < dense_below or name in kept
+            is_dense = len(shape) < 2 or numel < max(1, dense_below) or name in kept
             place = Place(name, tuple(shape), start, first_tile, is_dense)
             self.places[name] = place
             start += -(-numel // ALIGNMENT) * ALIGNMENT

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from eagleray.compression.compressor import Compressor
+from eagleray.compression.topk import TopK
 from eagleray.errors import InputError
 
 BLOCK = 256
@@ -240,3 +241,16 @@ def pair(compressor: Compressor, optimizer: Optimizer | None, parameters: Mappin
             f"{type(optimizer).__name__} is made for compression onebit_adam and fourbit_adam, and this is "
             f"{compressor.name}; take torch.optim.AdamW, which is the same without them"
         )
+    elif isinstance(compressor, TopK) and compressor.momentum:
+        _refuse_momentum(optimizer)
+
+
+def _refuse_momentum(optimizer: Optimizer | None) -> None:
+    """Raises: InputError: the optimizer has a momentum beside its compressor's."""
+    for group in () if optimizer is None else optimizer.param_groups:
+        momentum = group.get("momentum") or group.get("betas", (0.0,))[0]
+        if momentum:
+            raise InputError(
+                "compression topk with momentum_correction has the momentum, and "
+                f"{type(optimizer).__name__} has one of {float(momentum):g} besides; set that to 0"
+            )

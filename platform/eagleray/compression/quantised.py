@@ -213,10 +213,11 @@ class PairPlan(_Plan):
 def _encode(parts: list[_Part], gradient: Tensor, buffer: Tensor, step: Step, used: Tensor | None) -> int:
     """Write what this rank sends; returns the largest parameter that is not finite, or -1."""
     s = step.loss_scale
-    return max(
+    found = (
         p.codec.encode(gradient, p.outgoing, buffer, p.residual, gain_in=s, gain_out=1 / s, used=used)
         for p in parts
     )
+    return max(found, default=-1)  # no part: the bucket's parameters have no elements
 
 
 def _only(tiles: _Tiles, owner: int) -> _Tiles:

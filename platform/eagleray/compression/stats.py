@@ -27,6 +27,8 @@ class Stats:
     None: no step has been sampled, or no residual is kept."""
     probe_bytes: int = 0
     """What `auto` sent to measure the link; not in `sent_bytes`, nor its time in the others."""
+    state_bytes: int = 0
+    """What was sent to collect the state for checkpoints; likewise."""
 
     def plus(self, more: Stats) -> Stats:
         """The sums of both; the relative error is the later one, if there is one."""
@@ -41,6 +43,7 @@ class Stats:
             decode_s=self.decode_s + more.decode_s,
             relative_error=error,
             probe_bytes=self.probe_bytes + more.probe_bytes,
+            state_bytes=self.state_bytes + more.state_bytes,
         )
 
     @property

@@ -22,7 +22,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ class Wire:
         self.is_waiting = False
         """In it now."""
         self.probe_bytes, self.probe_s = 0, 0.0
-        """Sent, headers included, and spent within `aside`; not in the sums above."""
+        """Sent, headers included, and spent within `aside` (probes, states); not in the sums above."""
         self.is_nccl = group.backend == "nccl"
         self.at_once = 1 if self.is_nccl else AT_ONCE
         """Buckets in work at a time."""
@@ -243,6 +243,17 @@ class Wire:
                 self._sends.popleft()[1].wait()
             except RuntimeError as error:
                 raise self.failed(error) from error
+
+    def finish(self) -> None:
+        """Wait for all sends; those to a peer that has gone are over as well."""
+        while self._sends:
+            with suppress(RuntimeError):
+                self._sends.popleft()[1].wait()
+
+    @property
+    def num_unsettled(self) -> int:
+        """Sends that nobody has waited for yet."""
+        return len(self._sends)
 
     def read(self, step: Step, stage: int, peer: int, message: Message) -> int:
         """The bad parameter in a received message. Raises: TrainingError: it is not the one expected."""

@@ -107,6 +107,13 @@ def training_panels() -> tuple[Panel, ...]:
             unit="percentunit",
             description="Share of the time.",
         ),
+        _lines(
+            "Other bytes per second",
+            rate(f"{train}probe_bytes_total", "{{run}} measuring the network"),
+            rate(f"{train}state_bytes_total", "{{run}} checkpoints"),
+            unit="Bps",
+            description="What compression sends besides gradients.",
+        ),
         _lines("Link use per worker", gauge(f"{train}link_bytes_per_second"), unit="Bps"),
         _lines(
             "World size and nodes",

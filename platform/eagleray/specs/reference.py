@@ -116,9 +116,21 @@ def _sections(spec_type: type[Spec], above: str = "") -> dict[tuple[str, type[Sp
             if issubclass(table, FileSpec):
                 continue  # a whole file inside another has a chapter of its own
             kind = table.model_fields.get("kind")
-            found.setdefault((place, table), get_args(kind.annotation) if kind is not None else ())
+            found.setdefault((place, table), _choices(kind.annotation) if kind is not None else ())
             found |= _sections(table, f"{place}.")
     return found
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """The values that an annotation lists; none where it takes others, too."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    if hasattr(annotation, "__metadata__"):
+        return _choices(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        halves = [_choices(half) for half in get_args(annotation)]
+        return sum(halves, ()) if all(halves) else ()
+    return ()
 
 
 def _table(spec_type: type[Spec]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from eagleray.specs.base import ExistingPath, FileSpec, Name, Spec, located
 from eagleray.specs.data import DataSpec, TableData
@@ -143,11 +143,11 @@ class CompressionSpec(Spec):
     is a compressor of your own (docs/compression.md), in the spec's `code` or installed."""
     fidelity: Fidelity = "high"
     """How much `auto` may lose: exact: nothing; high: bf16, fp16, int8, int8_ring too; medium: int4,
-    onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too. Training in
-    float64 is exact whatever this says."""
+    onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too. A run with training.precision
+    float64 is exact whatever this says; compression.attach in a script is not."""
     block_size: int | None = Field(default=None, ge=8, le=4096)
-    """Elements that share a scale, a power of two (int8, int4, int8_ring and the Adam pairs). Where not
-    given: 256, and 128 for four bits."""
+    """Elements that share a scale, a power of two (int8, int4, int8_ring, randomk and the Adam pairs). Where
+    not given: 256, and 128 for four bits."""
     ratio: float = Field(default=0.01, gt=0, lt=1)
     """Share of the elements that is sent (topk, randomk)."""
     rank: int = Field(default=4, ge=1)
@@ -181,6 +181,16 @@ class CompressionSpec(Spec):
         if value not in get_args(Kind) and not (isinstance(value, str) and re.match(_OWN_KIND, value)):
             known = ", ".join(map(repr, get_args(Kind)))
             raise ValueError(f"input should be {known}, or 'module:name' of your own (found {value!r})")
+        return value
+
+    @field_validator("momentum_correction")
+    @classmethod
+    def _of_topk(cls, value: bool, info: ValidationInfo) -> bool:
+        kind = info.data.get("kind", "topk")
+        if value and kind != "topk":
+            raise ValueError(
+                f"only topk has a momentum of its own, and compression.kind is {kind!r}; leave it out"
+            )
         return value
 
     @field_validator("block_size")
@@ -350,20 +360,14 @@ class TrainSpec(FileSpec):
                 "another compression"
             )
             raise located([(("compression", "kind"), sentence, kind)])
-        if not self.compression.momentum_correction:
-            return
         name, momentum = (
             ("momentum", optimizer.momentum) if optimizer.kind == "sgd" else ("betas[0]", optimizer.betas[0])
         )
-        sentence = None
-        if kind != "topk":
-            sentence = f"only topk has a momentum of its own, and compression.kind is {kind!r}; leave it out"
-        elif momentum > 0:
+        if self.compression.momentum_correction and momentum > 0:
             sentence = (
                 f"topk then has the momentum, so optimizer.{name} ({momentum:g}) would be a second one; "
                 "set it to 0"
             )
-        if sentence is not None:
             raise located([(("compression", "momentum_correction"), sentence, True)])
 
     def _check_loss(self, data: TableData) -> None:

@@ -103,6 +103,7 @@ def settle(parts: Parts, life: Life, meter: Meter) -> None:
         sink.put("buckets", step=step, buckets=describe_buckets(parts))
         life.commit()
     elif step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations):
+        sink.put("buckets", step=step, buckets=describe_buckets(parts))
         life.commit()
     life.settled_step = step
 

@@ -35,8 +35,15 @@ class _Written:
 class _Write:
     """One checkpoint on its way to storage, in a thread of its own."""
 
-    def __init__(self, step: int, attempt: int, write: Callable[[], _Written], began: float):
-        self.step, self.attempt = step, attempt
+    def __init__(
+        self,
+        step: int,
+        attempt: int,
+        write: Callable[[], _Written],
+        began: float,
+        facts: Mapping[str, float],
+    ):
+        self.step, self.attempt, self._facts = step, attempt, facts
         self._write, self._began = write, began
         self._written = _Written()
         self._seconds = 0.0
@@ -58,7 +65,7 @@ class _Write:
 
     def record(self) -> dict[str, Any]:
         """The values of the `commit` record. Only after `wait`."""
-        return {"step": self.step, "seconds": self._seconds, "blocked_s": self._blocked_s}
+        return {"step": self.step, "seconds": self._seconds, "blocked_s": self._blocked_s, **self._facts}
 
     def _run(self) -> None:
         self._written = self._write()
@@ -94,6 +101,7 @@ class Committer:
         *,
         segment: Segment,
         began: float | None = None,
+        facts: Mapping[str, float] | None = None,
     ) -> None:
         """Copy the state and begin to write it; waits for the commit before, but not for this one.
 
@@ -103,6 +111,7 @@ class Committer:
             state: the same; it must not change until the commit is over.
             segment: the journal's part of this commit; written before it counts.
             began: `time.perf_counter()` when the step began to be held up, where that was before this call.
+            facts: more values for the `commit` record.
 
         Raises:
             TakenOver: a newer attempt of the run has begun to commit, as the commit before has found.
@@ -116,7 +125,7 @@ class Committer:
         def write() -> _Written:
             return self._commit_now(step, attempt, images, state, segment)
 
-        self._write = _Write(step, attempt, write, began)
+        self._write = _Write(step, attempt, write, began, facts or {})
 
     def poll(self) -> None:
         """Tell of a commit that is over, without waiting for one that is not. Raises: as `commit`."""

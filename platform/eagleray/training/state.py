@@ -36,7 +36,9 @@ def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samp
     began = time.perf_counter()
     if has_local_buffers(parts):
         parts.agreement.average_buffers(parts.module)
+    before = parts.hook.stats().state_bytes
     collected = parts.hook.collect_state()
+    sent = parts.agreement.sum({"state_bytes": parts.hook.stats().state_bytes - before})
     if parts.rank != 0:
         return
     optimizer_tensors, optimizer_tree = flatten(parts.optimizer.state_dict())
@@ -59,6 +61,7 @@ def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samp
         },
         segment=samples.segment(committer.attempt, progress.step),
         began=began,
+        facts=sent,
     )
     if parts.spec.checkpoint.at_evaluations:
         committer.wait()

@@ -55,10 +55,11 @@ def _limit(parts: Parts) -> float:
 def not_finite(parts: Parts, step: int, skipped: int) -> str:
     """The sentence for the last of so many gradients that are not finite: where, and what to try."""
     row = f", as in the {skipped - 1} steps before" if skipped > 1 else ""
-    return (
-        f"step {step}: the gradient of {bad_parameter(parts)} is not finite, so the loss is not either{row}; "
-        f"lower optimizer.lr ({parts.spec.optimizer.lr:g}), set training.clip_norm, or look at the data"
-    )
+    advice = f"lower optimizer.lr ({parts.spec.optimizer.lr:g}), set training.clip_norm, or look at the data"
+    choice = parts.hook.choice()
+    if (choice.kind if choice else parts.hook.compressor.name) == "fp16":
+        advice = f"compression fp16 ends at 65504: take bf16, which does not; if that does not help, {advice}"
+    return f"step {step}: the gradient of {bad_parameter(parts)} is not finite on some rank{row}; {advice}"
 
 
 def skip_note(parts: Parts, step: int, skipped: int) -> str:

@@ -9,10 +9,10 @@ drains falls off the far end. `kind` is one of:
                  `payload_bytes`, `uncompressed_bytes`, `probe_bytes`; of a rank, on average, `codec_seconds`,
                  `exchange_seconds` (waits for the network), `relative_error` of what was last sent
     compression  `auto` has chosen: `compressor`, `reason`, `predicted_s`, `measured_s`
-    buckets      at the end, of this rank: `buckets`, what was done with each of DDP's
+    buckets      at each commit, of this rank: `buckets`, what was done with each of DDP's
     evaluation   `part` and its metrics
     commit       a checkpoint was committed: `seconds` until it was on the disk, `blocked_s` of them the run
-                 stood still for it
+                 stood still for it; over all ranks `state_bytes`, sent for it
     note         a sentence for people: `text`
     at           where the rank is now: `step`; one for each drain, made from the newest `at` call
 """

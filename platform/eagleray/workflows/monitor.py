@@ -18,7 +18,10 @@ from eagleray.workflows.report import Account, Recovery, sent
 from eagleray.workflows.words import clock, count
 
 LINE_EVERY_S = 1.0
-_COUNTED = ("sent_bytes", "payload_bytes", "uncompressed_bytes", "codec_seconds", "exchange_seconds")
+_COUNTED = (
+    *("sent_bytes", "payload_bytes", "uncompressed_bytes", "probe_bytes"),
+    *("codec_seconds", "exchange_seconds"),
+)
 SEGMENT_EVERY_S = 10.0
 
 
@@ -131,6 +134,9 @@ class RunMonitor:
             self.tracker.tag("eagleray.compression.reason", record["reason"])
         elif kind == "commit":
             self._emitter.set("eagleray_train_checkpoint_seconds", record["seconds"], self._labels)
+            state_bytes = record.get("state_bytes", 0)
+            self._emitter.add("eagleray_train_state_bytes_total", state_bytes, self._labels)
+            self.tracker.log({"state_mb": self.account.state_bytes / 1e6}, record["step"])
 
     def _export_step(self, record: Record) -> None:
         step_s = record["seconds"] / record["num_steps"]
@@ -145,6 +151,7 @@ class RunMonitor:
             "compression_ratio": self.account.compression_ratio,
             "sent_mb": self.account.sent_bytes / 1e6,
             "payload_mb": self.account.payload_bytes / 1e6,
+            "probe_mb": self.account.probe_bytes / 1e6,
             "codec_seconds": self.account.codec_seconds,
             "exchange_seconds": self.account.exchange_seconds,
             "skipped_steps": self.account.skipped_steps,

@@ -74,6 +74,8 @@ class Account:
     uncompressed_bytes: float = 0.0
     probe_bytes: float = 0.0
     """What `auto` sent to measure the link."""
+    state_bytes: float = 0.0
+    """What compression sent for the checkpoints: each rank what it still owes."""
     codec_seconds: float = 0.0
     """Of one worker, on average."""
     exchange_seconds: float = 0.0
@@ -121,6 +123,7 @@ class Account:
         elif kind == "commit":
             self.num_commits += 1
             self.commit_seconds += record["seconds"]
+            self.state_bytes += record.get("state_bytes", 0.0)
         elif kind == "at":
             self._reach(record)
 
@@ -197,6 +200,7 @@ class Account:
             "uncompressed_bytes": self.uncompressed_bytes,
             "compression_ratio": self.compression_ratio,
             "probe_bytes": self.probe_bytes,
+            "state_bytes": self.state_bytes,
             "codec_seconds": self.codec_seconds,
             "exchange_seconds": self.exchange_seconds,
             "compression_choices": self.choices,

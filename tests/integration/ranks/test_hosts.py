@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing as mp
 import os
 import signal
@@ -115,8 +116,8 @@ def _rank(
     time.sleep(600)  # alive, as a worker that waits for its controller
 
 
-def form(rank: int, address: str, timeout_s: float) -> groups.Group:
-    return groups.form(address=address, rank=rank, world_size=3, backend="gloo", timeout_s=timeout_s)
+def form(rank: int, address: str, timeout_s: float, world_size: int = 3) -> groups.Group:
+    return groups.form(address=address, rank=rank, world_size=world_size, backend="gloo", timeout_s=timeout_s)
 
 
 def trains(rank: int, address: str, say: Callable[[Warm], None], exchange_limit_s: float) -> None:
@@ -179,6 +180,26 @@ def test_a_host_that_is_cut_off_is_noticed_by_the_time_limit(three_hosts: list[h
             assert ended.at_s - cut_s < LIMIT_S + BUSY_S
         by_time = f"Timed out waiting {LIMIT_S * 1000:.0f}ms"
         assert any(by_time in ended.message for ended in heard), "nothing else can tell"
+
+
+def ends_after_a_step(rank: int, address: str, say: Callable[[str], None], way: str) -> None:
+    form(rank, address, LONG_S, world_size=2)
+    model = DistributedDataParallel(nn.Linear(1000, 3000))
+    hook = compression.attach(model, "none")
+    model(torch.randn(4, 1000)).square().mean().backward()
+    if way == "closed":
+        hook.close()
+    torch.distributed.destroy_process_group()
+    say("trained")
+    atexit._run_exitfuncs()
+    os._exit(0)
+
+
+@pytest.mark.parametrize("way", ["closed", "left to the process's end"])
+def test_the_last_step_reaches_a_peer_over_a_slow_link(three_hosts: list[hosts.Host], way: str) -> None:
+    three_hosts[0].throttle(100)  # 12 MB take 1 s, the peer's no time
+    with ranks_on(three_hosts[:2], ends_after_a_step, way) as ranks:
+        assert [rank.hear(str) for rank in ranks] == ["trained"] * 2
 
 
 def meets(rank: int, address: str, say: Callable[[Any], None]) -> None:

@@ -80,4 +80,4 @@ def test_too_many_in_a_row_end_the_run_on_all_ranks_with_the_parameters_name(tmp
         bad_run(tmp_path, "int8", (2, 4, 5, 6, 7), max_skipped_steps=3)
     text = str(caught.value)
     assert text.count(f"{TrainingError.__name__}: step 6: the gradient of ") == 2
-    assert "is not finite, so the loss is not either, as in the 2 steps before; lower optimizer.lr" in text
+    assert "is not finite on some rank, as in the 2 steps before; lower optimizer.lr" in text

@@ -8,6 +8,14 @@ from torch.nn.parallel import DistributedDataParallel
 from eagleray import compression, groups
 from eagleray.compression.randomk import RandomK
 from eagleray.compression.topk import TopK
+from integration.ranks.checks import (
+    MANY_BUCKETS,
+    Net,
+    assert_equal_on_all_ranks,
+    batch,
+    expected,
+    gradients,
+)
 from support.worlds import run_world
 
 COMPRESSORS = {
@@ -66,3 +74,41 @@ def test_replicas_stay_equal(world_size):
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_replicas_stay_equal_for_1000_steps(world_size):
     check(world_size, 1000)
+
+
+SETTINGS = {"topk": {"ratio": 0.05, "warmup_steps": 0}, "randomk": {"ratio": 0.1}}
+
+
+def in_any_buckets(rank, world_size):
+    """Accumulated over two backward passes, with parameters that only rank 0 uses: nothing is lost."""
+    torch.set_num_threads(1)
+    group = groups.new_group("gradients", backend="gloo", timeout_s=30)
+    for kind, settings in SETTINGS.items():
+        weights = []
+        for bucket_cap_mb in (25, MANY_BUCKETS):
+            model = DistributedDataParallel(Net(), bucket_cap_mb=bucket_cap_mb, find_unused_parameters=True)
+            hook = compression.attach(model, {"kind": kind, "dense_below": 0, **settings}, group)
+            sums, wanted = {}, {}
+            for seed in range(0, 8, 2):
+                model.zero_grad()
+                with model.no_sync():
+                    model(batch(seed, rank), rank == 0).square().mean().backward()
+                model(batch(seed + 1, rank), rank == 0).square().mean().backward()
+                found = gradients(model.module)
+                assert_equal_on_all_ranks(found)
+                mean = expected([seed, seed + 1], world_size, uses_third=lambda rank: rank == 0)
+                for name in mean:
+                    sums[name] = sums.get(name, 0) + found[name]
+                    wanted[name] = wanted.get(name, 0) + mean[name]
+            owed = hook.memory.flat("residual", "mean").clone()
+            torch.distributed.all_reduce(owed)
+            for name, kept in hook.memory.layout.flat_views(owed / world_size).items():
+                torch.testing.assert_close(sums[name] + kept, wanted[name], rtol=1e-4, atol=1e-6)
+            assert hook.stats().num_buckets == 4 if bucket_cap_mb == 25 else hook.stats().num_buckets > 8
+            weights.append(torch.cat([one.flatten() for one in sums.values()]))
+            hook.close()
+        assert torch.equal(*weights), kind
+
+
+def test_one_and_many_buckets_no_sync_and_unused_parameters_lose_nothing():
+    run_world(2, in_any_buckets, timeout_s=60)

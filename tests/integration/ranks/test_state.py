@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
+from eagleray.compression.wire import HEADER
 from eagleray.errors import InputError, PeerLost
 from eagleray.packaging import flatten, unflatten
 from eagleray.specs.train import CompressionSpec
@@ -191,6 +192,10 @@ def tells_by_bucket(rank: int, world_size: int) -> None:
     assert 0 < sum(one.sent_bytes for one in buckets.values()) < total.sent_bytes
     assert 0 < total.sent_bytes < total.uncompressed_bytes
     assert total.probe_bytes == 0
+    numel = hook.memory.layout.numel
+    assert total.state_bytes == (0 if rank == 0 else 4 * numel + HEADER), (
+        "one piece, and rank 0 takes its mean"
+    )
     errors = {key: one.relative_error for key, one in buckets.items()}
     assert all((error > 0) == any("weight" in name for name in key) for key, error in errors.items()), errors
     assert all(error is not None for error in errors.values())
@@ -217,7 +222,11 @@ def test_a_run_tells_what_auto_chose_and_its_measuring_is_not_taken_for_gradient
     steps = [record for record in result["records"] if record["kind"] == "step"]
     assert all(record["sent_bytes"] <= 1.3 * record["uncompressed_bytes"] for record in steps)
     assert steps[0]["probe_bytes"] > 100_000
-    buckets = next(record["buckets"] for record in result["records"] if record["kind"] == "buckets")
+    told = [record for record in result["records"] if record["kind"] == "buckets"]
+    commits = [record for record in result["records"] if record["kind"] == "commit"]
+    assert [record["step"] for record in told] == [record["step"] for record in commits]
+    assert all("state_bytes" in record for record in commits)
+    buckets = told[-1]["buckets"]
     assert sum(bucket["num_parameters"] for bucket in buckets) == 4
     resumed = run_world(2, trains_automatically, str(tmp_path), 310, 2)[0]
     assert resumed["outcome"]["progress"]["step"] == 310

@@ -1,5 +1,8 @@
 """The register of compressors, the spec's own checks, and the byte formula."""
 
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -87,3 +90,10 @@ def test_the_relative_error_is_that_of_the_last_sample():
     for sampled, wanted in ((None, None), (0.3, 0.3), (None, 0.3), (0.0, 0.0), (None, 0.0)):
         found = found.plus(Stats(relative_error=sampled))
         assert found.relative_error == wanted
+
+
+def test_compression_needs_no_ray():
+    code = "import sys, eagleray.compression; print([m for m in sys.modules if m.split('.')[0] == 'ray'])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout.strip() == b"[]"

@@ -13,7 +13,7 @@ import torch
 
 from eagleray.compression import kernels
 from eagleray.compression.kernels import build, codec, eager, native, passes, passes_for
-from eagleray.compression.layout import Bucket, Layout, cut
+from eagleray.compression.layout import NUMEL, PAYLOAD, Bucket, Layout, cut
 
 
 @pytest.fixture
@@ -133,6 +133,51 @@ def test_flags_that_a_compiler_does_not_know_are_left_out(cache, tmp_path, monke
     notes = wrap(tmp_path, monkeypatch, f'case "$*" in *-m*=*) exit 1;; esac; exec {real} "$@"')
     CDLL(str(build.library()))
     assert num_lines(notes) == len(build.MACHINE_FLAGS)
+
+
+def test_a_compiler_that_hangs_is_asked_once(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_COMPILE_S", 0.2)
+    notes = wrap(tmp_path, monkeypatch, "exec sleep 60")
+    with pytest.raises(build.BuildError, match=r"c\+\+ was not done after 0\.2 s"):
+        build.library()
+    assert num_lines(notes) == 1
+
+
+def test_a_user_without_a_home_is_told_where_to_say_one(cache, monkeypatch):
+    def none():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("EAGLERAY_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    with pytest.warns(UserWarning, match="no home folder; set EAGLERAY_CACHE"):
+        assert isinstance(codec("int8"), eager.EagerCodec)
+
+
+def test_a_plain_cpu_rounds_to_fp16_as_torch_does(cache, monkeypatch):
+    """Without the CPU's own conversion: every half, and floats between, below and above them."""
+    monkeypatch.setattr(build, "MACHINE_FLAGS", ((),))
+    kernels.wait()
+    made, numel = codec("fp16"), 1 << 16
+    assert isinstance(made, native.NativeCodec)
+    layout = Layout([("w", (256, 256))], world_size=1)
+    tiles, start = cut(Bucket.packed(layout.places.values()), layout), 0
+    for tile in tiles:
+        tile[PAYLOAD], start = start, start + made.payload_bytes(int(tile[NUMEL]))
+    halves = torch.arange(numel).to(torch.int16).view(torch.float16)
+    between = torch.randint(-(2**31), 2**31, (numel,), generator=torch.Generator().manual_seed(0))
+    for floats in (
+        halves.float(),
+        (halves.float() + halves.roll(-1).float()) / 2,  # halfway
+        between.to(torch.int32).view(torch.float32),
+        torch.linspace(-1e-4, 1e-4, numel),
+    ):
+        payload, out = torch.zeros(start, dtype=torch.uint8), torch.empty(numel)
+        made.encode(floats, tiles, payload)
+        made.decode(payload, tiles, out)
+        wanted = floats.half().float()
+        assert torch.equal(out.nan_to_num(7.0), wanted.nan_to_num(7.0))
+        assert torch.equal(out.isnan(), wanted.isnan())
 
 
 def test_a_cache_that_cannot_be_written_is_named(cache, tmp_path, monkeypatch):

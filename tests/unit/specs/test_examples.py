@@ -45,6 +45,13 @@ def test_the_generated_files_are_up_to_date() -> None:
     assert stale == [], "run `make docs`"
 
 
+def test_headings_name_kinds_where_they_tell_tables_apart():
+    headings = [line for line in reference.files()["specs.md"].splitlines() if line.startswith("#")]
+    assert "### `[compression]`" in headings, "it takes kinds of one's own, too"
+    assert "### `[optimizer]` with kind `adam` | `adamw`" in headings
+    assert not [line for line in headings if "typing." in line]
+
+
 def test_every_key_of_the_reference_has_a_type() -> None:
     rows = [line for line in reference.files()["specs.md"].splitlines() if line.startswith("| `")]
     assert len(rows) > 60

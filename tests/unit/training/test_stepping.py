@@ -13,13 +13,14 @@ from eagleray.errors import TrainingError
 from eagleray.training.stepping import Buffers, skip_note, take_step
 
 
-def parts(*, scale: float | None = None, clip_norm: float | None = None) -> Any:
+def parts(*, scale: float | None = None, clip_norm: float | None = None, kind: str = "none") -> Any:
     """As much of `Parts` as a step needs: one matrix under SGD at a rate of 1."""
     module = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.zeros_(module.weight)
     return SimpleNamespace(
         module=module,
         optimizer=torch.optim.SGD(module.parameters(), lr=1.0),
+        hook=SimpleNamespace(choice=lambda: None, compressor=SimpleNamespace(name=kind)),
         scaler=torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None),
         spec=SimpleNamespace(
             training=SimpleNamespace(clip_norm=clip_norm),
@@ -57,6 +58,16 @@ def test_the_last_of_too_many_raises_with_the_parameters_name():
         TrainingError, match=r"^step 7: the gradient of weight is not finite.* 2 steps before"
     ):
         step(found, math.nan, 7, skipped=2)
+
+
+def test_fp16_on_the_wire_is_named_where_it_may_be_the_cause():
+    found = parts(kind="fp16")
+    with pytest.raises(TrainingError, match=r"fp16 ends at 65504: take bf16.* lower optimizer\.lr"):
+        step(found, math.inf, 7, skipped=2)
+    found.hook.choice = lambda: SimpleNamespace(kind="bf16")
+    with pytest.raises(TrainingError) as caught:
+        step(found, math.inf, 7, skipped=2)
+    assert "65504" not in str(caught.value)
 
 
 def test_a_norm_that_overflows_is_skipped_too():

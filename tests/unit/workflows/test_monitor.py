@@ -143,10 +143,20 @@ def test_progress_lines_are_rare_but_the_last_step_is_always_said(monitor, said)
     assert lines[-1].endswith("2 workers on 2 nodes  sent 0.0 MB instead of 0.0 MB")
 
 
+def test_what_a_checkpoint_sends_is_exported(monitor, emitted):
+    monitor.started(1, workers("a", "b"))
+    for number in (10, 20):
+        commit = {"kind": "commit", "time": 1.0, "step": number, "seconds": 0.5, "state_bytes": 4e6}
+        monitor.records([commit])
+    assert emitted.counters["state_bytes_total"] == 8e6
+    assert monitor.tracker.logged[-1][1] == {"state_mb": 8.0}
+
+
 def test_how_the_gradients_went_is_exported(monitor, emitted):
     monitor.changed(formed(1, "a", "b"))
     exchanged = {
         "payload_bytes": 90.0,
+        "probe_bytes": 7.0,
         "codec_seconds": 0.25,
         "exchange_seconds": 0.5,
         "relative_error": 0.3,
@@ -159,11 +169,13 @@ def test_how_the_gradients_went_is_exported(monitor, emitted):
     assert emitted.counters["sent_bytes_total"] == 200
     assert emitted.counters["payload_bytes_total"] == 180
     assert emitted.counters["uncompressed_bytes_total"] == 400
+    assert emitted.counters["probe_bytes_total"] == 14
     assert emitted.counters["codec_seconds_total"] == 0.5
     assert emitted.counters["exchange_seconds_total"] == 1
     assert emitted.counters["skipped_steps_total"] == 4
     assert monitor.tracker.logged[-1][1].items() >= {
-        "compression_ratio": 2.0, "sent_mb": 2e-4, "payload_mb": 1.8e-4, "relative_error": 0.3,
+        "compression_ratio": 2.0, "sent_mb": 2e-4, "payload_mb": 1.8e-4, "probe_mb": 1.4e-5,
+        "relative_error": 0.3,
         "codec_seconds": 0.5, "exchange_seconds": 1.0, "skipped_steps": 4, "link_bytes_per_second": 25.0,
     }.items()  # fmt: skip
 

@@ -110,9 +110,12 @@ def test_what_compression_cost_and_chose_is_in_the_report():
     account.take(chosen(20, "int8", "auto chose int8"))
     buckets = [{"first_parameter": "w", "sent_bytes": 7}]
     account.take({"kind": "buckets", "time": 3.0, "step": 20, "buckets": buckets})
+    for number in (20, 30):
+        account.take({"kind": "commit", "time": 3.0, "step": number, "seconds": 0.5, "state_bytes": 8.0})
     found = account.to_json()
     assert (found["payload_bytes"], found["codec_seconds"], found["exchange_seconds"]) == (180.0, 0.4, 1.0)
     assert (found["skipped_steps"], found["probe_bytes"], found["buckets"]) == (2, 10.0, buckets)
+    assert found["state_bytes"] == 16.0
     assert found["compression_choices"] == [
         {"step": 20, "compressor": "int8", "reason": "auto chose int8",
          "predicted_s": {"none": 0.2, "int8": 0.1}, "measured_s": {}}

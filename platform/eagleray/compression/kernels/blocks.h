@@ -192,6 +192,44 @@ INLINE void block_decode(const uint8_t* R codes, int64_t b, float scale, float f
 
 constexpr int64_t width_of(Kind kind) { return kind == RAW ? 4 : 2; }
 
+// One number, halves to even. Not by _Float16 on x86, which g++ has from 12 on only.
+INLINE uint16_t half_of(float x) {
+#if defined(__F16C__)
+    return uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__aarch64__)
+    _Float16 h = _Float16(x);
+    uint16_t b;
+    memcpy(&b, &h, 2);
+    return b;
+#else
+    uint32_t b = bits_of(x), sign = b & 0x80000000;
+    b ^= sign;
+    if (b >= (127 + 16) << 23)  // 65536 or more
+        b = b > INFINITE ? NAN_FP16 : 0x7c00;
+    else if (b < (127 - 14) << 23)  // a subnormal: the sum has its bits at the end
+        b = bits_of(float_of(b) + 0.5f) - bits_of(0.5f);
+    else
+        b = (b - ((127 - 15) << 23) + 0xfff + ((b >> 13) & 1)) >> 13;
+    return uint16_t(b | sign >> 16);
+#endif
+}
+INLINE float float_of_half(uint16_t h) {
+#if defined(__F16C__)
+    return _cvtsh_ss(h);
+#elif defined(__aarch64__)
+    _Float16 x;
+    memcpy(&x, &h, 2);
+    return float(x);
+#else
+    uint32_t sign = uint32_t(h & 0x8000) << 16, b = uint32_t(h & 0x7fff) << 13;
+    if (b >= 0x7c00 << 13)  // not finite; NaN is quiet
+        return float_of(sign | INFINITE | b | uint32_t((h & 0x3ff) != 0) << 22);
+    if (b < 0x400 << 13)  // a subnormal, or zero
+        return float_of(sign | bits_of(float(h & 0x7fff) * 0x1p-24f));
+    return float_of(sign | (b + ((127 - 15) << 23)));
+#endif
+}
+
 INLINE void to_fp16(const float* R v, int64_t n, uint16_t* R codes) {
     int64_t i = 0;
 #if defined(__AVX512F__)
@@ -204,10 +242,7 @@ INLINE void to_fp16(const float* R v, int64_t n, uint16_t* R codes) {
         _mm_storeu_si128((__m128i*)(codes + i),
                          _mm256_cvtps_ph(_mm256_loadu_ps(v + i), _MM_FROUND_TO_NEAREST_INT));
 #endif
-    for (; i < n; i++) {
-        _Float16 h = _Float16(v[i]);
-        memcpy(codes + i, &h, 2);
-    }
+    for (; i < n; i++) codes[i] = half_of(v[i]);
 }
 
 INLINE void from_fp16(const uint16_t* R codes, int64_t n, float* R out) {
@@ -220,11 +255,7 @@ INLINE void from_fp16(const uint16_t* R codes, int64_t n, float* R out) {
     for (; i + 8 <= n; i += 8)
         _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(codes + i))));
 #endif
-    for (; i < n; i++) {
-        _Float16 h;
-        memcpy(&h, codes + i, 2);
-        out[i] = float(h);
-    }
+    for (; i < n; i++) out[i] = float_of_half(codes[i]);
 }
 
 template <Kind kind>

@@ -45,12 +45,15 @@ def library() -> Path:
     """A library for this machine, from the cache or built now; other processes that want it wait meanwhile.
 
     Raises:
-        BuildError: there is no compiler, it failed, or the cache's folder cannot be written.
+        BuildError: there is no compiler, it failed, there is no folder for the cache, or it cannot be
+            written.
     """
     compiler = _compiler()
     if compiler is None:
         raise BuildError("there is no C++ compiler; install one (apt install g++)")
     path = _path(compiler)
+    if path is None:
+        raise BuildError("this user has no home folder; set EAGLERAY_CACHE to a folder that can be written")
     if is_whole(path):
         return path
     try:
@@ -68,14 +71,22 @@ def library() -> Path:
 def has_to_compile() -> bool:
     """Whether `library` would take seconds: it is not in the cache, and there is a compiler."""
     compiler = _compiler()
-    return compiler is not None and not is_whole(_path(compiler))
+    path = None if compiler is None else _path(compiler)
+    return path is not None and not is_whole(path)
 
 
-def cache_folder() -> Path:
-    """Where libraries are kept: $EAGLERAY_CACHE/kernels, else eagleray/kernels in the XDG cache folder."""
+def cache_folder() -> Path | None:
+    """Where libraries are kept: $EAGLERAY_CACHE/kernels, else eagleray/kernels in the XDG cache folder.
+
+    None: neither is said, and the user has no home (a number without an entry among the users, and no HOME).
+    """
     if ours := os.environ.get("EAGLERAY_CACHE"):
         return Path(ours) / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eagleray" / "kernels"
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return caches / "eagleray" / "kernels"
 
 
 def is_whole(path: Path) -> bool:
@@ -91,8 +102,9 @@ def _compiler() -> str | None:
     return shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
-def _path(compiler: str) -> Path:
-    return cache_folder() / f"codecs-{_key(compiler)}.so"
+def _path(compiler: str) -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / f"codecs-{_key(compiler)}.so"
 
 
 def _key(compiler: str) -> str:
@@ -145,13 +157,15 @@ def _build(compiler: str, path: Path) -> None:
 
 
 def _compile(command: list[str]) -> str | None:
-    """Run the compiler; its first line of complaint, or None."""
+    """Run the compiler; its first line of complaint, or None. Raises: BuildError: it is too slow."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_COMPILE_S, stdin=subprocess.DEVNULL, check=False
         )
-    except subprocess.TimeoutExpired:
-        return f"not done after {_COMPILE_S:.0f} s"
+    except subprocess.TimeoutExpired as error:  # other flags would take as long
+        raise BuildError(
+            f"{command[0]} was not done after {_COMPILE_S:g} s; start again when the machine is less busy"
+        ) from error
     if done.returncode == 0:
         return None
     return next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")

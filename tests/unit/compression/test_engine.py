@@ -1,0 +1,98 @@
+"""The engine's thread, over a process group that keeps what is sent until somebody lets it go."""
+
+import threading
+
+import pytest
+import torch
+from torch.futures import Future
+
+from eagleray import groups
+from eagleray.compression import engine
+from eagleray.compression.engine import Engine, Job
+from eagleray.compression.layout import Bucket, Layout
+from eagleray.compression.memory import Memory
+from eagleray.compression.wire import Step
+
+
+class Link:
+    """A process group's end that only sends; a send is over when the link is open."""
+
+    def __init__(self):
+        self.is_open = threading.Event()
+        self.num_done = 0
+
+    def send(self, tensors, to, tag):
+        return self
+
+    def wait(self):
+        if not self.is_open.wait(60):
+            raise RuntimeError("nobody has let it go")
+        self.num_done += 1
+
+
+class Tells:
+    """A compressor whose ranks tell each other something, and do not listen."""
+
+    name, keeps_dtype, is_lossy = "tells", True, False
+
+    def bind(self, layout, wire, memory):
+        self.wire = wire
+
+    def plan(self, bucket, device):
+        self.messages = [None, self.wire.message(8)]
+        return self
+
+    def run(self, gradient, step):
+        for stage in range(3):
+            self.wire.swap(step, stage, self.messages, [None, None])
+        yield
+        return -1
+
+
+def begun(link):
+    """An engine that has exchanged one bucket over the link."""
+    layout = Layout([("w", (4, 4))], world_size=2)
+    group = groups.Group("link", link, 0, 2, "gloo")
+    made = Engine(Tells(), group, layout, Memory(layout, torch.device("cpu")))
+    job = Job(Bucket.packed(layout.places.values()), torch.zeros(16), Step(1, 0), Future())
+    made.submit(job)
+    job.future.wait()
+    assert job.failure is None
+    return made
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """How often groups were broken; that also ends what is on the link."""
+    calls = []
+    monkeypatch.setattr(groups, "break_groups", lambda: calls.append(1))
+    return calls
+
+
+def test_what_the_last_step_sent_is_on_its_way_before_the_engine_ends(broken):
+    link = Link()
+    made = begun(link)
+    assert link.num_done == 0, "a step does not wait for its own sends"
+    threading.Timer(0.1, link.is_open.set).start()
+    made.close()
+    assert link.num_done == 3
+    assert not broken
+    made.close()
+
+
+def test_a_peer_that_takes_nothing_is_not_waited_for(broken, monkeypatch):
+    monkeypatch.setattr(engine, "_JOIN_S", 0.05)
+    monkeypatch.setattr(engine, "_SETTLE_S", 0.05)
+    link = Link()
+    made = begun(link)
+    made.close()
+    assert broken == [1]
+    link.is_open.set()
+
+
+def test_a_peer_that_has_gone_is_no_failure(broken):
+    link = Link()
+    made = begun(link)
+    link.wait = lambda: (_ for _ in ()).throw(RuntimeError("Connection closed by peer"))
+    made.close()
+    assert not broken
