@@ -99,10 +99,8 @@ def settle(parts: Parts, life: Life, meter: Meter) -> None:
     if is_evaluated:
         life.station.at(step, "evaluate")
         life.progress = evaluate_and_judge(parts, life.progress, sink)
-    if is_over(parts, life.progress):
-        sink.put("buckets", step=step, buckets=describe_buckets(parts))
-        life.commit()
-    elif step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations):
+    is_due = step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations)
+    if is_due or is_over(parts, life.progress):
         sink.put("buckets", step=step, buckets=describe_buckets(parts))
         life.commit()
     life.settled_step = step
