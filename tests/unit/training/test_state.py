@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from eagleray.compression import Stats
 from eagleray.data.digests import Entry
 from eagleray.errors import CheckpointError
 from eagleray.packaging import CheckpointStore
@@ -30,7 +31,9 @@ def parts(*, rank: int = 0, at_evaluations: bool = False) -> Any:
         dataset=SimpleNamespace(digest="d" * 64),
         spec=SimpleNamespace(checkpoint=SimpleNamespace(at_evaluations=at_evaluations)),
         hook=SimpleNamespace(
-            collect_state=lambda: {"owed": torch.ones(2)} if rank == 0 else None, load_state_dict=lambda _: []
+            collect_state=lambda: {"owed": torch.ones(2)} if rank == 0 else None,
+            load_state_dict=lambda _: [],
+            stats=Stats,
         ),
         agreement=SimpleNamespace(sum=lambda own: {key: own[key] + said.get(key, 0) for key in own}),
         said=said,

@@ -144,7 +144,7 @@ def test_progress_lines_are_rare_but_the_last_step_is_always_said(monitor, said)
 
 
 def test_what_a_checkpoint_sends_is_exported(monitor, emitted):
-    monitor.started(1, workers("a", "b"))
+    monitor.changed(formed(1, "a", "b"))
     for number in (10, 20):
         commit = {"kind": "commit", "time": 1.0, "step": number, "seconds": 0.5, "state_bytes": 4e6}
         monitor.records([commit])
