@@ -31,7 +31,7 @@ from eagleray.workflows.search_table import live as search_table_lines
 from unit.client import stand_in
 from unit.processes import ROOT
 from unit.workflows.test_monitor import Tracked
-from unit.workflows.test_report import step, formed
+from unit.workflows.test_report import formed, step
 
 STEP = (
     "step {}/920 ({} %)  epoch 3  loss 0.2267  validation accuracy 92.31%  2,957 samples/s  ETA 0:18  "
