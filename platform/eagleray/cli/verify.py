@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from eagleray.cli.output import print_json, print_table
 from eagleray.cli.shared import json_option
 
 if TYPE_CHECKING:
+    from eagleray.data.replay import EpochCount
     from eagleray.workflows.verify import Verification
 
 _SHOWN_FINDINGS = 20
@@ -47,20 +49,24 @@ def _print(found: Verification) -> None:
     for line in _how(found):
         click.echo(f"  {line}")
     columns = ["epoch", "samples", "reached", "exactly once", "missing", "repeated", "no effect", "unknown"]
-    rows = [
-        [
-            epoch.epoch,
-            epoch.num_samples,
-            epoch.num_reached,
-            epoch.num_once,
-            epoch.num_missing,
-            epoch.num_repeated,
-            epoch.num_without_effect,
-            epoch.num_unknown,
-        ]
-        for epoch in found.epochs
-    ]
+    rows = []
+    for numbers, alike in itertools.groupby(found.epochs, key=_numbers):
+        epochs = [epoch.epoch for epoch in alike]
+        rows.append([epochs[0] if len(epochs) == 1 else f"{epochs[0]}-{epochs[-1]}", *numbers])
     print_table(columns, rows, right=columns)
+
+
+def _numbers(epoch: EpochCount) -> tuple[int, ...]:
+    """What the table says of an epoch; neighbours that are alike share a line."""
+    return (
+        epoch.num_samples,
+        epoch.num_reached,
+        epoch.num_once,
+        epoch.num_missing,
+        epoch.num_repeated,
+        epoch.num_without_effect,
+        epoch.num_unknown,
+    )
 
 
 def _how(found: Verification) -> Iterator[str]:

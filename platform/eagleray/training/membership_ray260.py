@@ -76,13 +76,14 @@ class Membership:
         heartbeat_s: float,
         max_failures: int,
         tell: Callable[[Change], None],
+        say: Callable[[str], None],
     ):
         self.lock = threading.RLock()
         self.members: list[Member] = []
         """Of the formation, by rank; what Ray Train polls."""
         self.failure: PeerLost | None = None
         """Why Ray Train has to start the workers again."""
-        self._reservation, self._tell = reservation, tell
+        self._reservation, self._tell, self._say = reservation, tell, say
         self._next_attempt, self._minimum, self._wanted = first_attempt, minimum, wanted
         self._heartbeat_s, self._max_failures = heartbeat_s, max_failures
         self._joining: list[Member] = []
@@ -205,6 +206,11 @@ class Membership:
         if member.rank is not None:
             self._lost[member.rank] = (member.info(member.rank), reason)
         self._reservation.close(member.seat)
+        if len(self.members) < self._minimum:
+            self._say(
+                f"a worker was lost ({reason}): {len(self.members)} of {self._minimum} are left, and wait "
+                "with their state for another"
+            )
         self._break(reason)
 
     def _break(self, reason: str) -> None:

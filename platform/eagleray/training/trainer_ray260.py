@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import logging
 import queue
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -263,7 +264,7 @@ class Watch(WorkerGroupCallback):
 
     def __init__(self, observer: Observer, membership: Membership):
         self._observer, self._membership = observer, membership
-        self._changes: queue.SimpleQueue[Change] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Change | Record] = queue.SimpleQueue()
         self._pending: tuple[Any, Any] | None = None
         """Whom rank 0's records were asked of, and the answer on its way."""
         self._seen: dict[str, int] = {}
@@ -271,9 +272,9 @@ class Watch(WorkerGroupCallback):
         self.has_stepped = False
         """Whether the workers have told of a step since Ray Train started them."""
 
-    def note(self, change: Change) -> None:
-        """Take a change, from any thread."""
-        self._changes.put(change)
+    def note(self, news: Change | Record) -> None:
+        """Take what the membership tells, from any thread."""
+        self._news.put(news)
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """All workers are new."""
@@ -286,14 +287,14 @@ class Watch(WorkerGroupCallback):
             done, _ = ray.wait([self._pending[1]], timeout=0)
             if done:
                 self._collect()
-        self._hand_over_changes()
+        self._hand_over_news()
         if self._pending is None:
             self._ask()
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         """Hand over the last records, if rank 0 still answers."""
         self._collect()
-        self._hand_over_changes()
+        self._hand_over_news()
         self._ask()
         self._collect()
 
@@ -327,12 +328,16 @@ class Watch(WorkerGroupCallback):
         self._seen[kind] = step
         return True
 
-    def _hand_over_changes(self) -> None:
+    def _hand_over_news(self) -> None:
         while True:
             try:
-                self._observer.changed(self._changes.get_nowait())
+                news = self._news.get_nowait()
             except queue.Empty:
                 return
+            if isinstance(news, Change):
+                self._observer.changed(news)
+            else:
+                self._observer.records([news])
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -365,12 +370,13 @@ class Trainer(TorchTrainer):
             heartbeat_s=recovery_ray260.in_use().heartbeat_s,
             max_failures=scaling.max_failures,
             tell=self._tell,
+            say=lambda text: self._tell({"kind": "note", "time": time.time(), "text": text}),
         )
         SeatedWorkerGroup.reservation, SeatedWorkerGroup.membership = reservation, self.membership
 
-    def _tell(self, change: Change) -> None:
+    def _tell(self, news: Change | Record) -> None:
         if self._watch is not None:
-            self._watch.note(change)
+            self._watch.note(news)
 
     def _initialize_and_run_controller(self, **controller: Any) -> Any:
         callbacks = [

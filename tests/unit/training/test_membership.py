@@ -47,6 +47,7 @@ class Play:
         self, monkeypatch: pytest.MonkeyPatch, count: int, *, minimum: int = 1, max_failures: int = 3
     ):
         self.now, self.changes, self.ended, self.seats = 100.0, [], [], Seats()
+        self.said: list[str] = []
         played = SimpleNamespace(get=self._get)
         monkeypatch.setattr(membership_ray260, "ray", played)
         monkeypatch.setattr(
@@ -64,6 +65,7 @@ class Play:
             heartbeat_s=8.0,
             max_failures=max_failures,
             tell=self.changes.append,
+            say=self.said.append,
         )
         self.workers = {name: self._worker(name) for name in "abcdefg"[:count]}
         seats = [SimpleNamespace(name=name, index=0) for name in self.workers]
@@ -162,6 +164,9 @@ def test_below_the_minimum_they_wait_for_another(play):
     played.die("b")
     played.tell("a", "waiting")
     assert len(played.changes) == 1
+    assert played.said == [
+        "a worker was lost (its process ended): 1 of 2 are left, and wait with their state for another"
+    ]
     played.join("c")
     assert played.ranks == "ac"
     assert played.workers["c"].actor.took("form")
