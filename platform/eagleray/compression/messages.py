@@ -102,6 +102,7 @@ def describe(fields: tuple[Any, ...]) -> str:
     """A header's fields for people."""
     magic, step, bucket, stage, layout, _, size, scheme = fields
     if magic != MAGIC:
-        return f"a message of another version of Eagleray ({magic!r})"
+        # Behind a message there is room for a longer one than was expected, and there lies the next message.
+        return f"what another scheme's longer message has covered, or another version of Eagleray ({magic!r})"
     name = scheme.rstrip(b"\0").decode(errors="replace")
     return f"step {step}, bucket {bucket}, stage {stage} ({name}, {size} bytes, layout {layout:016x})"
