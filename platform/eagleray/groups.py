@@ -31,12 +31,13 @@ Endpoint = tuple[str, int]
 
 _ENDPOINT_BYTES = 64
 _FIRST_RETRY_S, _MAX_RETRY_S = 0.02, 0.5
+_CONNECT_S = 10.0
 _MIN_RTT_AT = 148
 """Where struct tcp_info (linux/tcp.h) has tcpi_min_rtt, microseconds, 32 bits."""
 _FAR_US = 2000
 _open_groups: list[Group] = []
-_before_forming: list[set[int]] = []
-"""While groups are being formed: the TCP sockets that this process had before, one set."""
+_forming: list[_Forming] = []
+"""While groups are being formed: one entry."""
 
 
 @dataclass(frozen=True)
@@ -106,20 +107,30 @@ def form(
         ) from error
 
 
+@dataclass
+class _Forming:
+    """Groups that are being formed."""
+
+    before: set[int]
+    """Inodes of the TCP sockets that this process had before."""
+    is_broken: bool = False
+    """Whoever still waits for another rank to listen gives up."""
+
+
 @contextmanager
 def forming() -> Generator[None]:
     """While groups are formed within, `break_groups` breaks that too: every connection made since.
 
     Where it fails, all that was made of it is broken, so that the other ranks hear of it.
     """
-    _before_forming.append(_inodes())
+    _forming.append(_Forming(_inodes()))
     try:
         yield
     except BaseException:
         break_groups()
         raise
     finally:
-        _before_forming.clear()
+        _forming.clear()
 
 
 def new_group(name: str, *, backend: Backend, timeout_s: float, ranks: list[int] | None = None) -> Group:
@@ -237,13 +248,15 @@ def break_groups() -> int:
     """
     endpoints = frozenset[Endpoint]().union(*(group.endpoints for group in _open_groups))
     own = {endpoint for _, endpoint in _listening_endpoints()}
-    before = _before_forming[0] if _before_forming else None
+    attempt = _forming[0] if _forming else None
+    if attempt is not None:
+        attempt.is_broken = True
     num_shut = 0
     for inode, connection in _sockets():
         with connection:
             if _is_listening(connection):
                 continue
-            is_new = before is not None and inode not in before
+            is_new = attempt is not None and inode not in attempt.before
             try:
                 if is_new or _belongs(connection, own, endpoints):
                     connection.shutdown(socket.SHUT_RDWR)
@@ -291,7 +304,8 @@ def _tcp_store(address: str, rank: int, world_size: int, deadline: float) -> Sto
     host, _, port = address.rpartition(":")
     if rank != 0:
         _await_listener(host, int(port), deadline)
-        return dist.TCPStore(host, int(port), world_size, False, _left(deadline), wait_for_workers=False)
+        limit = min(_left(deadline), timedelta(seconds=_CONNECT_S))  # it has just listened
+        return dist.TCPStore(host, int(port), world_size, False, limit, wait_for_workers=False)
     listener = socket.create_server((host, int(port)), backlog=max(128, 2 * world_size))
     return dist.TCPStore(
         host,
@@ -309,10 +323,12 @@ def _await_listener(host: str, port: int, deadline: float) -> None:
 
     torch's store would try again when its time is up: 5.1 s in place of 2 (2.13).
 
-    Raises: OSError: of the last try before the deadline.
+    Raises: OSError: of the last try before the deadline, or `break_groups` was called meanwhile.
     """
     retry_s = _FIRST_RETRY_S
     while True:
+        if any(attempt.is_broken for attempt in _forming):
+            raise OSError("the group was broken before it was formed")
         try:
             with socket.create_connection((host, port), _left(deadline).total_seconds()) as connection:
                 if connection.getsockname() != connection.getpeername():

@@ -139,6 +139,12 @@ def test_what_rank_0_took_to_come_is_taken_off_the_time_limit(stores, monkeypatc
     assert limit_s <= 60 - late_s
 
 
+def test_waiting_for_rank_0_to_listen_can_be_broken(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: groups.break_groups())  # in place of the first pause
+    with pytest.raises(PeerLost, match="broken before it was formed"), groups.forming():
+        groups.form(address=free_address(), rank=1, world_size=2, backend="gloo", timeout_s=600)
+
+
 def waits_for_a_missing_rank(rank, world_size, store_path):
     dist.destroy_process_group()
     groups._open_groups.clear()
