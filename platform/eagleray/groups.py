@@ -165,6 +165,24 @@ def new_group(name: str, *, backend: Backend, timeout_s: float, ranks: list[int]
         raise PeerLost(f"rank {dist.get_rank()} could not form the group {name!r}: {error}") from error
 
 
+@contextmanager
+def telling_losses() -> Generator[None]:
+    """What torch itself sends within, as DDP does when it is made and when it cuts its buckets anew.
+
+    Raises: PeerLost: another rank's connection has gone, which torch tells as a RuntimeError.
+    """
+    from torch.distributed import DistError
+
+    from eagleray.errors import PeerLost
+
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DistError) or "gloo/transport" in str(error):
+            raise PeerLost(f"{error}; another rank died or stopped answering") from error
+        raise
+
+
 def close(group: Group) -> None:
     """Destroy the group; closing twice does nothing."""
     import torch.distributed as dist

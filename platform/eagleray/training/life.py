@@ -89,7 +89,8 @@ class Life:
         gradients = groups.new_group("gradients", backend=materials.place.backend, timeout_s=GROUP_TIMEOUT_S)
         held = [Held(*one) for one in agreement.gather(self._held())]
         is_new = not any(one.has_state for one in held)
-        parts = connect(materials, gradients=gradients, agreement=agreement, sends_weights=is_new)
+        with groups.telling_losses():
+            parts = connect(materials, gradients=gradients, agreement=agreement, sends_weights=is_new)
         self.parts = parts
         self.station.is_exchanging = lambda: parts.hook.is_exchanging
         if self._earlier is not None:

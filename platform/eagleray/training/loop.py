@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from eagleray import device
+from eagleray import device, groups
 from eagleray.data import Shard
 from eagleray.data.digests import digest
 from eagleray.training.evaluate import evaluate
@@ -69,7 +69,8 @@ def take(parts: Parts, life: Life, shard: Shard, meter: Meter, buffers: Buffers)
         station.begin_step(step)
         consumed = digest(shard.epoch, shard.positions, shard.weights)
         vote = parts.agreement.vote(stop=station.wanted > 0, consumed=consumed.tolist())
-        loss_sums = backward(parts, shard)
+        with groups.telling_losses():
+            loss_sums = backward(parts, shard)
         station.at(step, "wait for the step's vote", is_waiting=True)
         seen = vote.result()
     except BaseException:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,26 @@ def test_a_killed_rank_costs_no_step(undisturbed, folder, replace):
         found = finish(run, exact(), folder)
     assert_same(weights(folder), undisturbed)
     assert set(found.world_sizes) == ({3} if replace else {1, 2, 3})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_no_schedule_of_resizes_and_kills_changes_anything(folder, tmp_path_factory, seed):
+    spec, plain, rng = exact(1500), tmp_path_factory.mktemp("plain"), random.Random(seed)
+    with crew(spec, str(plain)) as run:
+        run.form(run.start(1))
+        run.outcome()
+    with crew(spec, str(folder)) as run:
+        run.form(run.start(rng.randint(1, 3)))
+        for _ in range(10):
+            time.sleep(rng.random() * 0.3)  # in a step, a commit, or while the ranks form
+            size = len(run.workers)
+            if size > 1 and rng.random() < 0.5:
+                run.lose(rng.randrange(size), replace=rng.random() < 0.5)
+            else:
+                run.resize(rng.choice([other for other in (1, 2, 3, 4) if other != size]))
+        finish(run, spec, folder)
+    assert_same(weights(folder), weights(plain))
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,14 @@ def test_what_rank_0_took_to_come_is_taken_off_the_time_limit(stores, monkeypatc
     assert limit_s <= 60 - late_s
 
 
+def test_what_torch_tells_of_a_connection_is_a_lost_peer_and_nothing_else_is():
+    told = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:1"
+    with pytest.raises(PeerLost, match="closed by peer"), groups.telling_losses():
+        raise RuntimeError(told)
+    with pytest.raises(RuntimeError, match="another matter"), groups.telling_losses():
+        raise RuntimeError("another matter")
+
+
 def test_waiting_for_rank_0_to_listen_can_be_broken(monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda _: groups.break_groups())  # in place of the first pause
     with pytest.raises(PeerLost, match="broken before it was formed"), groups.forming():
