@@ -65,7 +65,7 @@ def rank_main(rank: int, folder: str) -> None:
     groups.form(store_path=f"{folder}/store", rank=rank, world_size=2, backend="gloo", timeout_s=120)
     contestants = {
         "bare": Bare(rank),
-        **{f"loop {kind}": Ours(rank, kind) for kind in ("none", "auto", "bf16")},
+        **{f"loop {kind}": Ours(rank, kind, folder) for kind in ("none", "auto", "bf16")},
     }
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(-2, TURNS):
@@ -105,32 +105,26 @@ def digits_spec(compression: str) -> Any:
 class Ours:
     """The loop page, driven by its own loader, telemetry and agreement."""
 
-    def __init__(self, rank: int, compression: str):
-        from eagleray import device, groups
-        from eagleray.training import parts
-        from eagleray.training.progress import Progress
+    def __init__(self, rank: int, compression: str, folder: str):
+        from eagleray.training.life import Life
+        from eagleray.training.station import Formation, Station
+        from eagleray.training.telemetry import Buffer
 
-        place = device.pick(0)
-        self.parts = parts.build(
-            digits_spec(compression),
-            gradients=groups.new_group(f"gradients-{compression}", backend="gloo", timeout_s=120),
-            votes=groups.new_group(f"votes-{compression}", backend="gloo", timeout_s=120),
-            place=place,
-        )
-        self.progress = Progress()
+        self.life = Life(digits_spec(compression), f"{folder}/{compression}", Buffer(), Station())
+        self.life.prepare()
+        self.life.join(Formation(1, rank, 2, "", 0))
+        self.life.commit = lambda: None  # the bare script saves nothing either
 
     def steps(self, count: int) -> None:
         """Take so many steps, as a run that ends there would."""
         from eagleray.training import loop
-        from eagleray.training.telemetry import Buffer
 
-        training = self.parts.spec.training.model_copy(
-            update={"epochs": None, "steps": self.progress.step + count}
-        )
-        spec = self.parts.spec.model_copy(update={"training": training})
-        dataset = replace(self.parts.dataset, validation=None)  # the bare script evaluates nothing either
-        parts = replace(self.parts, spec=spec, dataset=dataset)
-        self.progress = loop.train(parts, self.progress, Buffer(), lambda progress: None)
+        parts, progress = self.life.parts, self.life.progress
+        assert parts is not None
+        training = parts.spec.training.model_copy(update={"epochs": None, "steps": progress.step + count})
+        spec = parts.spec.model_copy(update={"training": training})
+        dataset = replace(parts.dataset, validation=None)  # the bare script evaluates nothing either
+        loop.train(replace(parts, spec=spec, dataset=dataset), self.life)
 
 
 class Bare:
