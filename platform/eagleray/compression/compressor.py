@@ -74,14 +74,34 @@ def kinds() -> list[str]:
     return sorted(_factories)
 
 
+_MEMBERS = ("name", "keeps_dtype", "is_lossy", "bind", "plan", "sends_residual")
+"""Of a `Compressor`."""
+
+
 def make_compressor(spec: CompressionSpec) -> Compressor:
     """The compressor that `spec.kind` names: a registered one, or `module:name`, called with the spec.
 
     Raises: InputError: there is none, or the module cannot be imported.
     """
     if ":" in spec.kind:
-        return import_function(spec.kind, f"compression.kind {spec.kind!r}", SpecError)(spec)
+        return _own(spec)
     factory = _factories.get(spec.kind)
     if factory is None:
         raise InputError(f"there is no compressor {spec.kind!r}; choose from {', '.join(kinds())}")
     return factory(spec)
+
+
+def _own(spec: CompressionSpec) -> Compressor:
+    """A compressor of the user's. Raises: SpecError: it cannot be made, or lacks something."""
+    what = f"compression.kind {spec.kind!r}"
+    factory = import_function(spec.kind, what, SpecError)
+    try:
+        made = factory(spec)
+    except TypeError as error:
+        raise SpecError(f"{what} is called with the spec, and: {error}; give it one argument") from error
+    lacking = [name for name in _MEMBERS if not hasattr(made, name)]
+    if lacking:
+        raise SpecError(
+            f"{what} has no {', '.join(lacking)}; eagleray.compression.Compressor says what a compressor has"
+        )
+    return made

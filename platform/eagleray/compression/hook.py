@@ -144,13 +144,19 @@ class Hook:
         if isinstance(compressor, Auto) and isinstance(before, Auto):
             compressor.load_state_dict(before.state_dict())
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> list[str]:
+    def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> list[str]:
         """Take a state before the first step, of any number of ranks and any compressor; all must load it.
 
         Returns what did not go over, in sentences.
 
-        Raises: InputError: it is of another model, or was written by a later version.
+        Raises: InputError: it is of another model, or was written by a later version; or it is None, which
+            `collect_state` gives on all ranks but the first.
         """
+        if state_dict is None:
+            raise InputError(
+                "every rank needs the state that rank 0 has collected: load the file on every rank, or "
+                "broadcast it (torch.distributed.broadcast_object_list)"
+            )
         compressor = self.compressor
         notes = state.load(
             state_dict,

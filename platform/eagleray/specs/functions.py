@@ -29,7 +29,7 @@ def import_function(function: str, what: str, error_type: type[InputError]) -> C
         raise error_type(f"{what}: cannot import {module_name!r}: {told(error)}") from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise error_type(f"{what}: {module_name!r} has no function {name!r}")
+        raise error_type(f"{what}: {module_name!r} has no function or class {name!r}")
     return found
 
 

@@ -249,14 +249,15 @@ class ScalingSpec(Spec):
 
     num_workers: int = Field(default=1, ge=1)
     min_workers: int | None = Field(default=None, ge=1)
-    """The run may shrink to so many, for others that need the nodes more, and after a loss; it grows again
-    to `num_workers` as soon as it can. Where not given: as many as `num_workers`, always."""
+    """After a loss the run goes on with so many, and grows again to `num_workers` as soon as it can. Where
+    not given: as many as `num_workers`, always."""
     cpus_per_worker: float = Field(default=1.0, ge=0)
     gpus_per_worker: int = Field(default=0, ge=0)
     label_selector: dict[str, str] = {}
     """Node labels that a worker's node must have (Ray's label selector syntax)."""
     max_failures: int = Field(default=3, ge=0)
-    """How often workers may be lost without a step in between, before the run ends."""
+    """How often workers may be lost without a step in between before all are started again, from the newest
+    checkpoint; and how often that may be."""
 
     @property
     def minimum(self) -> int:

@@ -32,15 +32,26 @@ def test_an_unknown_kind_lists_the_known(monkeypatch):
 
 
 def test_a_compressor_of_ones_own_is_named_by_its_module(tmp_path, monkeypatch):
+    members = (
+        "    name, keeps_dtype, is_lossy = 'mine', True, True\n    bind = plan = sends_residual = print\n"
+    )
     (tmp_path / "my_own.py").write_text(
-        "class Mine:\n    def __init__(self, spec):\n        self.spec = spec\n"
+        f"class Mine:\n{members}    def __init__(self, spec):\n        self.spec = spec\n"
+        "class Part:\n    name = 'part'\n    def __init__(self, spec): pass\n"
+        "class Bare: pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     spec = CompressionSpec(kind="my_own:Mine", ratio=0.5)
     made: Any = make_compressor(spec)
     assert made.spec is spec
-    with pytest.raises(SpecError, match=r"compression.kind 'my_own:Nine': 'my_own' has no function 'Nine'"):
+    with pytest.raises(
+        SpecError, match=r"compression.kind 'my_own:Nine': 'my_own' has no function or class 'Nine'"
+    ):
         make_compressor(CompressionSpec(kind="my_own:Nine"))
+    with pytest.raises(SpecError, match=r"has no keeps_dtype, is_lossy, bind, plan, sends_residual"):
+        make_compressor(CompressionSpec(kind="my_own:Part"))
+    with pytest.raises(SpecError, match=r"is called with the spec, and: .*give it one argument"):
+        make_compressor(CompressionSpec(kind="my_own:Bare"))
 
 
 @pytest.mark.parametrize(

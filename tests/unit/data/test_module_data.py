@@ -70,7 +70,7 @@ def test_other_kinds(module, returned, kind, targets):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("def other(): pass", ["has no function 'make'"]),
+        ("def other(): pass", ["has no function or class 'make'"]),
         ("import not_installed_anywhere", ["cannot import", "not_installed_anywhere", "`code`"]),
         ("def make(): return (", ["cannot import", "SyntaxError: '(' was never closed", ".py, line 1)"]),
         ("def make(): pass\n1 / 0", ["cannot import", "ZeroDivisionError: division by zero", ".py, line 2)"]),

@@ -33,7 +33,7 @@ def test_the_users_own_function_gets_the_signature(tmp_path, monkeypatch):
     ("spec", "message"),
     [
         (module("no_such_package:f"), "cannot import 'no_such_package'.*`code`"),
-        (module("torch.nn:no_such_layer"), "'torch.nn' has no function 'no_such_layer'"),
+        (module("torch.nn:no_such_layer"), "'torch.nn' has no function or class 'no_such_layer'"),
         (module("torch.nn:Linear"), "missing 2 required"),
         (module("torch.nn:Linear", pass_signature=True, in_features=1), "pass_signature = false"),
         (module("builtins:dict"), "returned dict; it must return a torch.nn.Module"),

@@ -353,7 +353,7 @@ def test_a_failing_disk_at_any_operation_leaves_nothing(tmp_path, monkeypatch, c
         ("def build(signature, outputs) return 1", "cannot import 'own_net': SyntaxError"),
         ("def build(signature): return 1", r"called with \['outputs', 'signature'\]: .*unexpected keyword"),
         ("def build(signature, outputs): return 1", r"returned int; it must return a torch.nn.Module"),
-        ("def other(): pass", r"has no function 'build'"),
+        ("def other(): pass", r"has no function or class 'build'"),
     ],
 )
 def test_a_users_code_that_fails_is_told(tmp_path, own, source, said):
