@@ -14,7 +14,7 @@ from eagleray.data.order import SampleOrder
 from eagleray.data.parts import Array, Arrays, Part, Positions
 from eagleray.data.prefetch import prefetched
 
-PREFETCHED_SHARDS = 2
+PREFETCHED_SHARDS = 4
 
 
 class Transform(Protocol):
@@ -82,7 +82,7 @@ class Loader:
     def iterate(
         self, consumed: int, rank: int, world_size: int, *, stop_after: int | None = None
     ) -> Generator[Shard]:
-        """Shards from `consumed` on, epoch after epoch, two of them made ahead in a thread.
+        """Shards from `consumed` on, epoch after epoch, four of them made ahead in a thread.
 
         Ends after `stop_after` shards if given, else never; `close()` it then. A DataError of the reading
         thread is raised here.

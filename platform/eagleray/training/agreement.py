@@ -27,16 +27,18 @@ _PIECE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Seen:
-    """What the ranks said of a step."""
+    """What the ranks said of the steps of a vote."""
 
     is_asked_to_stop: bool
-    """Some rank was asked to have all of them stop after this step."""
+    """Some rank was asked to have all of them stop after the next step."""
+    num_next: int
+    """How many steps the next vote is for: rank 0's wish."""
     consumed: tuple[int, ...]
-    """The digest of the samples that the step's loss takes, over all ranks (`data.digests`)."""
+    """The digests of the samples that the steps' losses take, over all ranks (`data.digests`)."""
 
 
 class Vote:
-    """A step's vote on its way."""
+    """The vote of the next steps on its way."""
 
     def __init__(self, agreement: Agreement, values: Tensor, work: dist.Work | None):
         self._agreement, self._values, self._work = agreement, values, work
@@ -46,8 +48,8 @@ class Vote:
         if self._work is not None:
             self._agreement._wait(self._work, "voting on a step")
             self._work = None
-        stop, *consumed = self._values.tolist()
-        return Seen(stop > 0, tuple(consumed))
+        stop, num_next, *consumed = self._values.tolist()
+        return Seen(stop > 0, num_next, tuple(consumed))
 
 
 class Agreement:
@@ -65,19 +67,21 @@ class Agreement:
         self._reduce(total, dist.ReduceOp.SUM, f"summing {', '.join(values)}")
         return dict(zip(values, total.tolist(), strict=True))
 
-    def vote(self, *, stop: bool, consumed: Sequence[int]) -> Vote:
-        """Begin a step's vote; read its result before the step takes effect, and it costs no time.
+    def vote(self, *, stop: bool, num_next: int, consumed: Sequence[int]) -> Vote:
+        """Begin the vote of a step, or of some; read its result before the first takes effect.
 
-        It comes before the step and not after it, so that a rank that took the step knows the sums: one that
+        It comes before the steps and not after them, so that a rank that took a step knows the sums: one that
         died in between cannot take them along.
 
         Args:
-            stop: whether this rank was asked to have all ranks stop after the step.
-            consumed: digest of the samples that this rank's loss takes, int64 each.
+            stop: whether this rank was asked to have all ranks stop after the first of these steps.
+            num_next: how many steps the next vote shall be for; rank 0's counts.
+            consumed: digests of the samples that this rank's losses take, as many from each, int64 each.
 
         Raises: PeerLost
         """
-        values = torch.tensor([int(stop), *consumed], dtype=torch.int64)
+        wish = num_next if self._group.rank == 0 else 0
+        values = torch.tensor([int(stop), wish, *consumed], dtype=torch.int64)
         return Vote(self, values, self._start(values, dist.ReduceOp.SUM, "voting on a step"))
 
     def gather(self, values: Sequence[int]) -> list[list[int]]:

@@ -71,7 +71,7 @@ def _train(rank, world_size, store, kind, votes, timeout_s, sender) -> None:
             model.zero_grad()
             model(x).square().mean().backward()
             if votes:
-                agreement.vote(stop=False, consumed=[]).result()
+                agreement.vote(stop=False, num_next=1, consumed=[]).result()
             if step == WARM_STEPS:
                 sender.send("warm")
     except EaglerayError as error:

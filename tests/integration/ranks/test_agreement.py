@@ -19,11 +19,12 @@ def agrees(rank, world_size):
     assert agreement.sum({"large": large}) == {"large": 2.0**40 * world_size + total}
     assert agreement.sum({}) == {}
 
-    vote = agreement.vote(stop=rank == world_size - 1, consumed=[rank, 2**40])
-    later = agreement.vote(stop=False, consumed=[1])
-    assert vote.result() == Seen(is_asked_to_stop=True, consumed=(total, world_size * 2**40))
-    assert vote.result() == Seen(is_asked_to_stop=True, consumed=(total, world_size * 2**40))
-    assert later.result() == Seen(is_asked_to_stop=False, consumed=(world_size,))
+    vote = agreement.vote(stop=rank == world_size - 1, num_next=4 + rank, consumed=[rank, 2**40])
+    later = agreement.vote(stop=False, num_next=1, consumed=[1])
+    seen = Seen(is_asked_to_stop=True, num_next=4, consumed=(total, world_size * 2**40))
+    assert vote.result() == seen
+    assert vote.result() == seen
+    assert later.result() == Seen(is_asked_to_stop=False, num_next=1, consumed=(world_size,))
 
     assert agreement.gather([rank, -rank]) == [[one, -one] for one in range(world_size)]
     sends_a_state(agreement, rank, world_size)
@@ -90,7 +91,7 @@ def lost(agreement, rank):
     with pytest.raises(PeerLost, match=rf"rank {rank} of 3: summing loss failed"):
         agreement.sum({"loss": 1.0})
     with pytest.raises(PeerLost, match="voting on a step failed"):
-        agreement.vote(stop=True, consumed=[]).result()
+        agreement.vote(stop=True, num_next=1, consumed=[]).result()
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
