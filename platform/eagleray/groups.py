@@ -15,12 +15,13 @@ import socket
 import sys
 import termios
 import time
+from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store
@@ -36,6 +37,9 @@ _MIN_RTT_AT = 148
 """Where struct tcp_info (linux/tcp.h) has tcpi_min_rtt, microseconds, 32 bits."""
 _FAR_US = 2000
 _open_groups: list[Group] = []
+_retired: deque[tuple[float, Any]] = deque()
+"""When, and which process group was closed."""
+_RETIRED_S = 2.0
 _forming: list[_Forming] = []
 """While groups are being formed: one entry."""
 
@@ -191,6 +195,7 @@ def close(group: Group) -> None:
         return
     _open_groups.remove(group)
     if dist.is_initialized():
+        _retire(group.process_group)
         dist.destroy_process_group(group.process_group)
 
 
@@ -198,9 +203,24 @@ def close_all() -> None:
     """Destroy every group of this process, the default one too; then another may be formed."""
     import torch.distributed as dist
 
+    for group in _open_groups:
+        _retire(group.process_group)
     _open_groups.clear()
     if dist.is_initialized():
+        _retire(dist.group.WORLD)
         dist.destroy_process_group()
+
+
+def _retire(process_group: Any) -> None:
+    """Keep it from being taken apart at once, and let go of those that were retired a while ago.
+
+    torch 2.13 joins a gloo group's threads while it holds the interpreter lock, and one that just ends an
+    operation may wait for that lock: a deadlock, seen with plain DDP. After a while none has anything to end.
+    """
+    now = time.monotonic()
+    while _retired and now - _retired[0][0] > _RETIRED_S:
+        _retired.popleft()
+    _retired.append((now, process_group))
 
 
 def quicken(group: Group) -> int:

@@ -81,6 +81,9 @@ def train_in_formations(
             except PeerLost as lost:
                 groups.break_groups()  # first: it wakes peers that wait for somebody else
                 station.tell("lost", str(lost))
+            except BaseException:
+                groups.break_groups()  # the others hear at once that this rank is out
+                raise
             finally:
                 life.disconnect()
                 groups.close_all()

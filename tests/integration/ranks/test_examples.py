@@ -40,13 +40,20 @@ def play(rank, world_size, folder):
     """What each run prints, by name."""
     groups.close_all()
     sys.path.insert(0, str(EXAMPLES))
-    told = {}
+    told, kept, destroy = {}, [], dist.destroy_process_group
+
+    def destroy_later(group=None) -> None:
+        """torch may wait for itself while it takes a group apart at once: see `groups`."""
+        kept.append(group or dist.group.WORLD)
+        destroy(group)
+
     for name, kind in RUNS.items():
         os.environ |= {"STEPS": "60", "COMPRESSION": kind}
         meeting = {"init_method": f"file://{folder}/{name}", "rank": rank, "world_size": world_size}
         with (  # a file in place of torchrun's port
             contextlib.redirect_stdout(io.StringIO()) as out,
             mock.patch.object(dist, "init_process_group", partial(dist.init_process_group, **meeting)),
+            mock.patch.object(dist, "destroy_process_group", destroy_later),
         ):
             runpy.run_path(str(COMPRESSED if kind else PLAIN), run_name="__main__")
         told[name] = out.getvalue()
