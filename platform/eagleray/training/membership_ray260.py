@@ -142,12 +142,6 @@ class Membership:
         with self.lock:
             self._wanted = max(self._minimum, wanted)
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether as many train as are wanted."""
-        with self.lock:
-            return self._phase == "training" and len(self.members) == self._wanted
-
     # The thread
 
     def _run(self) -> None:

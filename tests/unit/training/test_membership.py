@@ -128,7 +128,7 @@ def test_workers_that_are_ready_form_a_group_at_rank_0s_address(play):
         (1, 1, 2, "a:1"),
     ]
     assert [(change.number, change.num_before) for change in played.changes] == [(1, 0)]
-    assert played.membership.is_settled
+    assert (played.membership._phase, played.ranks) == ("training", "ab")
 
 
 def test_survivors_of_a_death_are_woken_and_form_anew(play):
