@@ -8,6 +8,7 @@ take it at the same step.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -51,12 +52,12 @@ def train(parts: Parts, life: Life) -> None:
         settle(parts, life, meter)
     if is_over(parts, life.progress):
         return
-    num_steps, num_next, began = 1, 1, time.perf_counter()
+    num_steps, step_s = 1, math.inf
     with closing(parts.loader.iterate(life.progress.consumed, parts.rank, parts.world_size)) as shards:
         while True:
+            began = time.perf_counter()
             life.station.at(life.progress.step, "wait for data")
             window = list(itertools.islice(shards, num_steps))
-            step_s, began = (time.perf_counter() - began) / num_steps, time.perf_counter()
             digests = [digest(shard.epoch, shard.positions, shard.weights).tolist() for shard in window]
             vote = parts.agreement.vote(
                 stop=life.station.wanted > 0,
@@ -65,13 +66,13 @@ def train(parts: Parts, life: Life) -> None:
             )
             for index, shard in enumerate(window):
                 seen = take(parts, life, shard, vote, index, meter=meter, buffers=buffers)
-                num_next = seen.num_next
+                num_steps = seen.num_next
                 settle(parts, life, meter)
                 if is_over(parts, life.progress):
                     return
                 if seen.is_asked_to_stop:
                     life.yield_to_driver()
-            num_steps = num_next
+            step_s = (time.perf_counter() - began) / len(window)
 
 
 def take(
