@@ -16,8 +16,8 @@ TESTS := tests/unit tests/contracts tests/integration tests/e2e
 NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
 LINTED := platform/eagleray jobs tests examples benchmarks $(wildcard serve_apps/*.py)
 
-.PHONY: help install venv demo test test-unit test-all bench-loop bench-generation bench-codecs bench-sdk \
-  bench-compression bench-compression-full lint format docs constraints clean
+.PHONY: help install venv demo demo-elastic test test-unit test-all bench-loop bench-generation bench-codecs \
+  bench-sdk bench-compression bench-compression-full lint format docs constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 
 demo: install  ## the main job on real input, start to end (KEEP=1 leaves the cluster up)
 	@KEEP='$(KEEP)' $(BIN)/python examples/demo
+
+demo-elastic: install  ## training gives nodes to traffic and takes them again (KEEP=1 leaves the cluster up)
+	@KEEP='$(KEEP)' $(BIN)/python examples/demo/elastic.py
 
 test: install  ## unit, integration and light end-to-end tests
 	@$(BIN)/python -m pytest $(wildcard $(TESTS)) -q $(ARGS)

@@ -104,10 +104,15 @@ def by_curl(url: str, digits: Digits) -> None:
 
 def publish_gpt(run_id: str, environment: dict[str, str], tally: Tally) -> None:
     """The GPT as a model version, behind the same ingress."""
-    log = submit("jobs/publish.py", (run_id, "--name", "gpt"), environment, tally)
+    publish(run_id, "gpt", environment, tally)
+    deploy("examples/serve/gpt.toml", "gpt", tally)
+
+
+def publish(run_id: str, name: str, environment: dict[str, str], tally: Tally) -> None:
+    """Make the run's model a version of `name`."""
+    log = submit("jobs/publish.py", (run_id, "--name", name), environment, tally)
     reference = found_in(log, r"published (\S+?):?\s")
     say(f"{reference} is in the registry")
-    deploy("examples/serve/gpt.toml", "gpt", tally)
 
 
 def stream_text(client: Client, tally: Tally) -> None:
