@@ -15,6 +15,10 @@ from schemes import HIGH, SHAPES, Scheme
 
 DENSE, COMPUTE = "DDP dense", "compute only"
 BLOCK_S = 0.4
+BLOCK_OF_DENSE = 0.5
+"""A block lasts at least so much of a dense step: on a slow link one step alone says little."""
+DENSE_EVERY = 3
+"""Where `auto` is compared, a dense block counts for so many rounds: it takes the most time on slow links."""
 CHUNK = 4
 """So many contestants beside dense are alive at a time: each takes 0.2 GB and more of every worker."""
 MIN_ROUNDS, MAX_ROUNDS = 3, 12
@@ -118,7 +122,14 @@ def _survives(crew: Crew, cell: Cell, scheme: Scheme, row: Row, failed: dict[str
 
 
 def play(
-    crew: Crew, cell: Cell, group: list[Scheme], rows: dict[str, Row], budget_s: float, say: Say
+    crew: Crew,
+    cell: Cell,
+    group: list[Scheme],
+    rows: dict[str, Row],
+    budget_s: float,
+    say: Say,
+    *,
+    dense_every: int = 1,
 ) -> list[dict[str, float]]:
     """Rounds of one block each, until the budget is spent; returns each round's seconds per step.
 
@@ -127,7 +138,7 @@ def play(
     alive = list(group)
     while True:
         try:
-            return _play(crew, cell, alive, rows, budget_s, say)
+            return _play(crew, cell, alive, rows, budget_s, say, dense_every)
         except _Failed as failed:
             rows[failed.scheme.name].failure = str(failed.__cause__)
             say(f"{cell}: {failed.scheme.name} failed: {failed.__cause__}")
@@ -144,7 +155,13 @@ class _Failed(Exception):
 
 
 def _play(
-    crew: Crew, cell: Cell, alive: list[Scheme], rows: dict[str, Row], budget_s: float, say: Say
+    crew: Crew,
+    cell: Cell,
+    alive: list[Scheme],
+    rows: dict[str, Row],
+    budget_s: float,
+    say: Say,
+    dense_every: int,
 ) -> list[dict[str, float]]:
     started = time.monotonic()
     step_s = {}
@@ -165,8 +182,12 @@ def _play(
             break
         say(f"{cell}: {', '.join(one.name for one in alive)}: round {len(rounds) + 1}")
         times = {}
+        block_s = max(BLOCK_S, BLOCK_OF_DENSE * step_s.get(DENSE, 0.0))
         for scheme in alive if len(rounds) % 2 == 0 else alive[::-1]:
-            count = arithmetic.steps_of_block(step_s[scheme.name], BLOCK_S)
+            if scheme.name == DENSE and len(rounds) % dense_every:
+                times[DENSE] = rounds[-1][DENSE]
+                continue
+            count = arithmetic.steps_of_block(step_s[scheme.name], block_s)
             done = _call(crew, scheme, "run", count, limit_s=20 + 10 * count * max(step_s[scheme.name], 0.1))
             times[scheme.name] = max(one["wall_s"] for one in done) / count
             row = rows[scheme.name]
@@ -177,7 +198,8 @@ def _play(
             step_s[scheme.name] = statistics.median(row.durations)
         if DENSE in times:
             for name, seconds in times.items():
-                rows[name].ratios.append(seconds / times[DENSE])
+                if name != DENSE or len(rounds) % dense_every == 0:
+                    rows[name].ratios.append(seconds / times[DENSE])
         rounds.append(times)
         longest = max(longest, time.monotonic() - began)
     for scheme in alive:
@@ -220,7 +242,9 @@ def compare_auto(
     if not allowed:
         return {}
     best = min(allowed, key=lambda one: statistics.median(measured.rows[one.name].durations))
-    rounds = play(crew, measured.cell, [dense, best, auto], measured.rows, budget_s, say)
+    rounds = play(
+        crew, measured.cell, [dense, best, auto], measured.rows, budget_s, say, dense_every=DENSE_EVERY
+    )
     rounds = [one for one in rounds if len(one) == 3]
     if not rounds:
         return {"failure": measured.rows[auto.name].failure}
