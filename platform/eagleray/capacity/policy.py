@@ -210,6 +210,11 @@ class _Round:
             if stuck:
                 yield self._notice(claim, stuck, "what runs without a claim has taken the place", ())
 
+    def _has_to_leave(self, claim: Claim, node: str) -> bool:
+        """Whether a notice that nobody else needs still holds there."""
+        is_starting = claim.starting.get(node, 0) > 0
+        return self._nodes[node].is_draining or is_starting or self._is_overdrawn(claim, node)
+
     def _is_overdrawn(self, claim: Claim, node: str) -> bool:
         if node not in self._usable:
             return False
@@ -238,7 +243,12 @@ class _Round:
         room = self._planner.room
         for claim in self._claims:
             notice, request = claim.notice, claim.request
-            if notice is None or not claim.giving or claim.evicted_s is not None:
+            if notice is None or not claim.giving:
+                continue
+            if not notice.wanted_by and not any(self._has_to_leave(claim, node) for node in claim.giving):
+                yield Withdraw(claim.id, "it runs by now")  # it was only late to say so
+                continue
+            if claim.evicted_s is not None:
                 continue
             is_shrinking_gang = request.is_gang and not claim.is_suspending
             if is_shrinking_gang and self._staying(claim) < request.minimum:
