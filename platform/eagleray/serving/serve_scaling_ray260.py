@@ -38,9 +38,12 @@ def _replicas(deployment_id: Any) -> Replicas | None:
     state = _controller().deployment_state_manager._deployment_states.get(deployment_id)
     if state is None:
         return None
+    sent = state._deployment_scheduler._launching_replicas.get(deployment_id, {})
     staying, stopping, unplaced, is_recovering = Counter[str](), Counter[str](), 0, False
     for replica in state._replicas.get():
         now, node = replica.actor_details.state.value, replica.actor_node_id
+        if node is None and replica.replica_id in sent:
+            node = sent[replica.replica_id].target_node_id  # till its process answers: long after it has room
         if node is not None:
             (stopping if now in _STOPPING else staying)[node] += 1
         elif now not in _STOPPING:

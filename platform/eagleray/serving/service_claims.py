@@ -68,7 +68,7 @@ class Replicas:
     """The replicas that Serve has of a service."""
 
     staying: Units = field(default_factory=dict)
-    """By node id."""
+    """By node id: those that run there, or have been sent there to start."""
     stopping: Units = field(default_factory=dict)
     """They finish what they have begun, and take their room until then."""
     unplaced: int = 0

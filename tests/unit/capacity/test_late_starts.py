@@ -1,4 +1,4 @@
-"""What is granted and does not seem to run: it goes back where its place is taken, unless it was only late."""
+"""What is granted and does not seem to run: it goes back where its place is taken, unless it was late."""
 
 from __future__ import annotations
 

@@ -244,7 +244,9 @@ def test_where_serve_keeps_its_replicas(monkeypatch, deployment):
     from ray._private.worker import Worker
     from ray.serve._private import controller, deployment_state
     from ray.serve._private.common import ReplicaState
+    from ray.serve._private.deployment_scheduler import LaunchingReplicaInfo
 
+    assert "self._deployment_scheduler" in inspect.getsource(deployment_state.DeploymentState), MOVED
     assert "self.actors" in inspect.getsource(Worker.__init__), MOVED
     assert "self.deployment_state_manager" in inspect.getsource(controller), MOVED
     assert "self._deployment_states" in inspect.getsource(deployment_state.DeploymentStateManager), MOVED
@@ -253,18 +255,22 @@ def test_where_serve_keeps_its_replicas(monkeypatch, deployment):
     container = deployment_state.ReplicaStateContainer()
     states = (
         *(("RUNNING", "a"), ("RUNNING", "a"), ("STARTING", "b"), ("STARTING", None)),
-        *(("STOPPING", "b"), ("STOPPING", None), ("PENDING_MIGRATION", "c")),
+        *(("STOPPING", "b"), ("STOPPING", None), ("PENDING_MIGRATION", "c"), ("STARTING", None)),
     )
+    sent = LaunchingReplicaInfo(target_node_id="d")
+    scheduler = SimpleNamespace(_launching_replicas={deployment: {7: sent, 3: LaunchingReplicaInfo()}})
     for number, (state, node) in enumerate(states):
         one = SimpleNamespace(
             replica_id=number, version="1", actor_node_id=node, actor_details=SimpleNamespace(state=None)
         )
         one.update_state = lambda now, one=one: setattr(one.actor_details, "state", now)
         container.add(ReplicaState(state), one)
-    manager = SimpleNamespace(_deployment_states={deployment: SimpleNamespace(_replicas=container)})
+    manager = SimpleNamespace(
+        _deployment_states={deployment: SimpleNamespace(_replicas=container, _deployment_scheduler=scheduler)}
+    )
     serve = SimpleNamespace(deployment_state_manager=manager)
     monkeypatch.setattr(serve_scaling_ray260, "_controller", lambda: serve)
     found = serve_scaling_ray260.replicas(deployment)
-    assert found == Replicas({"a": 2, "b": 1, "c": 1}, {"b": 1}, unplaced=1)
-    assert (found.present, found.used) == (5, Counter(a=2, b=2, c=1))
+    assert found == Replicas({"a": 2, "b": 1, "c": 1, "d": 1}, {"b": 1}, unplaced=1)
+    assert (found.present, found.used) == (6, Counter(a=2, b=2, c=1, d=1))
     assert serve_scaling_ray260._replicas("another") is None
