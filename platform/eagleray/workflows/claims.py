@@ -115,8 +115,12 @@ def main() -> None:
     from eagleray.serving.control_admin import ledger_report
     from eagleray.workflows.connecting import connect
 
-    connect()
-    print(json.dumps(ledger_report()), flush=True)
+    try:
+        connect()
+        found = ledger_report()
+    except EaglerayError as error:
+        found = {"trouble": str(error)}
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
