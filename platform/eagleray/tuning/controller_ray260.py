@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 
 from eagleray.tuning.record import Trial
 from eagleray.tuning.running import RunningSearch
-from eagleray.tuning.tune_parts_ray260 import Seat
+from eagleray.tuning.tune_parts_ray260 import ORDERS, Seat
 
 
 class _NoAdvice:
@@ -29,12 +30,24 @@ class _NoAdvice:
         """Nothing."""
 
 
+class _Classes(_ActorClassCache):
+    """Actors of trials have a thread in which they hear the driver, whatever their main one does."""
+
+    def get(self, trainable_cls: Any) -> Any:
+        """As Ray's."""
+        found = super().get(trainable_cls)
+        metadata = found.__ray_metadata__
+        metadata.concurrency_groups = {**(metadata.concurrency_groups or {}), ORDERS: 1}
+        return found
+
+
 class Controller(TuneController):
     """Carries out the orders of a `RunningSearch`, and tells it what Ray has given to it."""
 
     def __init__(self, **arguments: Any):
         super().__init__(**arguments)
         self._insufficient_resources_manager: Any = _NoAdvice()
+        self._class_cache = _Classes()
 
     @property
     def _search(self) -> RunningSearch:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
@@ -30,6 +31,8 @@ from eagleray.tuning.trial import many_workers, one_worker
 TIME = "evaluation"
 """Schedulers count evaluations: trials with other batch sizes do as many of them."""
 MAX_EVALUATIONS = 1_000_000
+ORDERS = "orders"
+"""Name of the thread in which a trial's actor hears the driver."""
 NODE_ID = "ray.io/node-id"
 """The label that Ray gives to each node."""
 
@@ -40,8 +43,9 @@ class _Quiet(tune.Trainable):
     (Ray's own way out of SIGTERM may print a traceback.)
     """
 
+    @ray.method(concurrency_group=ORDERS)
     def pause(self) -> None:
-        """Have the trial's function commit after its next step, and return; heard between two reports."""
+        """Have the trial's function commit after its next step, and return."""
         STATION.notice(1)
 
     def cleanup(self) -> None:

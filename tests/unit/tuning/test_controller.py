@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from typing import Any
 
 import pytest
 import ray.tune  # noqa: F401
@@ -11,7 +12,8 @@ from ray.air.execution._internal import RayActorManager
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.utils.object_cache import _ObjectCache
 
-from eagleray.tuning.controller_ray260 import Controller, in_place
+from eagleray.tuning.controller_ray260 import Controller, _Classes, in_place
+from eagleray.tuning.tune_parts_ray260 import ORDERS, OneWorkerTrial
 
 
 def test_ray_tune_takes_our_controller() -> None:
@@ -53,10 +55,17 @@ def test_a_step_begins_with_what_ours_does_then_asks_for_trials_then_starts_them
     )
 
 
+def test_a_trials_actor_hears_the_driver_in_a_thread_of_its_own() -> None:
+    made: Any = _Classes().get(OneWorkerTrial)
+    assert made.__ray_metadata__.concurrency_groups[ORDERS] == 1
+    assert made.__ray_metadata__.method_meta.concurrency_group_for_methods["pause"] == ORDERS
+
+
 def test_the_values_that_it_reads_are_there() -> None:
     made = inspect.getsource(TuneController.__init__)
     for name in ("_pending_trials", "_staged_trials", "_live_trials", "_scheduler_alg", "_actor_cache"):
         assert f"self.{name}" in made, name
+    assert "self._class_cache = _ActorClassCache()" in made
     assert "self._insufficient_resources_manager" in made
     manager = inspect.getsource(RayActorManager.__init__)
     assert "self._live_actors_to_ray_actors_resources" in manager
