@@ -155,13 +155,17 @@ class Arbiter:
         return allotment(after, now_s)
 
     async def wait(self, claim: str, seen: int, timeout_s: float) -> Allotment | None:
-        """As `ClaimClient.wait`."""
+        """As `ClaimClient.wait`; None at once when the claim is closed meanwhile."""
+        was_there = False
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while not (self._is_ended or self._event_log.fenced):
                     found = self._book.claims.get(claim)
                     if found is not None and found.version != seen:
                         return allotment(found, self._clock())
+                    if was_there and found is None:
+                        return None
+                    was_there = found is not None
                     await self._changed.wait()
         return None
 
@@ -243,6 +247,10 @@ class Arbiter:
         claims, unsaid_since_s = self._book.claims.values(), now_s - self._policy.start_limit_s
         if self._sight.take_in(seen, claims, began_s, now_s, unsaid_since_s=unsaid_since_s):
             self._moved_s = now_s
+        self._event_log.nodes = {
+            node.id: {"name": node.name or node.id, "type": node.node_type}
+            for node in self._sight.nodes.values()
+        }
         self._set(self._book.on(self._sight.nodes, now_s), now_s, reason="its node has gone")
         self._wake.set()
 

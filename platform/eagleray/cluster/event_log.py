@@ -1,7 +1,7 @@
 """The ledger's event log: numbered immutable segments under EAGLERAY_STORAGE, which outlive the head.
 
     <storage>/ledger/<cluster>/segment-0000000001.jsonl
-        first line     schema, epoch, cluster, session, segment, started_s, closed_s, dropped
+        first line     schema, epoch, cluster, session, segment, started_s, closed_s, dropped, nodes
         other lines    one `capacity.Event` each, as its `to_json` gives it
 
 A ledger begins with a segment of its own that has no events, and with an epoch one higher than the last
@@ -18,7 +18,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from eagleray.capacity.events import SCHEMA, Event
@@ -88,6 +88,8 @@ class EventLog:
         self._storage_url, self._cluster, self._session = storage_url, cluster, session
         self._every_s, self._retry_s, self._now = every_s, retry_s, now
         self._started_s = now()
+        self.nodes: Mapping[str, Mapping[str, str]] = {}
+        """By id: name and type of the nodes that are there; beside the events, which name ids alone."""
         self._events: deque[Event] = deque()
         self._dropped = 0
         self._first_s = 0.0
@@ -244,6 +246,7 @@ class EventLog:
             "started_s": self._started_s,
             "closed_s": self._now(),
             "dropped": self._dropped,
+            "nodes": dict(self.nodes),
         }
         lines = [header, *(event.to_json() for event in events)]
         return "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()

@@ -8,6 +8,7 @@ knows nothing of later grants; so what was given back is stated again until it h
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -78,6 +79,8 @@ class Holding:
         ]
         for thread in self._threads:
             thread.start()
+        # Before Ray's own, which was registered earlier: a call into a Ray that has ended ends the process.
+        atexit.register(self.close)
 
     @property
     def allotment(self) -> Allotment:
@@ -166,14 +169,18 @@ class Holding:
     def close(self) -> None:
         """Give everything back for good, and end the threads.
 
-        Returns after 5 s at the latest, also where the ledger does not answer. A second call does nothing.
+        Returns after 5 s at the latest, also where the ledger does not answer. A second call does nothing. At
+        the process's end it is called by itself.
         """
+        atexit.unregister(self.close)
         self._is_closing.set()
         self._has_news.set()
         with self._changed:
             self._changed.notify_all()
+        deadline_s = time.monotonic() + _CLOSE_S
         if threading.current_thread() not in self._threads:
-            self._threads[0].join(_CLOSE_S)
+            for thread in self._threads:
+                thread.join(max(0.0, deadline_s - time.monotonic()))
 
     # The thread that states.
 
@@ -239,6 +246,9 @@ class Holding:
                         self._held -= counted
                 if is_late or (not is_new and counted is None):
                     return
+                if is_new and answer.deadline_s is None:  # what is gone has ended: by force, or with its node
+                    gone = self._held - Counter(answer.units) - self._returned
+                    self._used = dict(Counter(self._used) - gone)
                 # What a notice asks for is still held, and not in the allotment any more.
                 leaving = self._held if answer.deadline_s is not None else Counter[str]()
                 self._held = Counter(answer.units) | leaving

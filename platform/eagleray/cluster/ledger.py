@@ -56,6 +56,7 @@ def start(wanted: LedgerSettings) -> Any:
     from ray.exceptions import RayError
 
     from eagleray.cluster.ledger_actor import LedgerActor
+    from eagleray.cluster.observation_ray260 import expect_ledger, gcs_client
 
     actor: Any = (
         ray.remote(LedgerActor)
@@ -76,6 +77,7 @@ def start(wanted: LedgerSettings) -> Any:
     except RayError as error:
         reason = " ".join(str(error).split())[-300:]
         raise ClusterError(f"the ledger did not start on the head: {reason}") from error
+    expect_ledger(gcs_client())
     return actor
 
 
@@ -98,6 +100,9 @@ def end() -> None:
     import ray
     from ray.exceptions import RayActorError, RayError
 
+    from eagleray.cluster.observation_ray260 import expect_ledger, gcs_client
+
+    expect_ledger(gcs_client(), False)
     if (actor := find()) is None:
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from eagleray.capacity.client import Allotment, Statement
@@ -11,6 +12,7 @@ from eagleray.errors import EaglerayError
 
 _ANSWER_S = 3.0
 _REPORT_S = 10.0
+_LOOK_EVERY_S = 0.1
 
 
 class LedgerClient:
@@ -24,13 +26,20 @@ class LedgerClient:
         self._lock = threading.Lock()
 
     @classmethod
-    def find(cls) -> LedgerClient | None:
+    def find(cls, timeout_s: float = 20.0) -> LedgerClient | None:
         """The ledger of the cluster that this process is connected to; None where it has none.
 
-        Holders then do as they would without one.
+        Holders then do as they would without one. Where the cluster has just been started, this waits for its
+        ledger, `timeout_s` at most.
         """
-        client = cls()
-        return client if client._handle() is not None else None
+        from eagleray.cluster.observation_ray260 import is_ledger_expected
+
+        client, deadline_s = cls(), time.monotonic() + timeout_s
+        while client._handle() is None:
+            if time.monotonic() > deadline_s or not is_ledger_expected():
+                return None
+            time.sleep(_LOOK_EVERY_S)
+        return client
 
     def exchange(self, statement: Statement) -> Allotment | None:
         """As `ClaimClient.exchange`. Raises: InputError or CapacityError as the ledger raised it."""
@@ -69,6 +78,8 @@ class LedgerClient:
     def _handle(self) -> Any:
         import ray
 
+        if not ray.is_initialized():  # else Ray would start a cluster of its own
+            return None
         with self._lock:
             if self._actor is None:
                 try:

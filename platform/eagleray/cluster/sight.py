@@ -27,6 +27,8 @@ class Seen:
     """By node: all of it."""
     asked: Mapping[str, Resources]
     """By node: what the ledger's own asks have taken there."""
+    do_others_wait: bool = False
+    """Whether work of others waits for room: Ray puts it onto the next node that comes."""
 
     @property
     def is_idle(self) -> bool:
@@ -55,8 +57,8 @@ class Sight:
         return self._seen_s is None
 
     def is_blind(self, now_s: float) -> bool:
-        """Whether the last look is too long ago to decide by."""
-        return self._seen_s is None or now_s - self._seen_s > _BLIND_S
+        """Whether the last look failed, or is too long ago to decide by."""
+        return self._seen_s is None or bool(self.trouble) or now_s - self._seen_s > _BLIND_S
 
     def lose(self, error: Exception, now_s: float) -> bool:
         """A look has failed; whether the one before had not."""
@@ -89,10 +91,15 @@ class Sight:
             leaving[node] = plus(leaving.get(node, {}), resources)
         found = {}
         for node in seen.nodes:
-            # Of a node that has just come it is known that no claim had anything there: only asks have.
-            before = self.nodes.get(node.id, None if self.is_first else node)
+            before, in_use = self.nodes.get(node.id), seen.in_use[node.id]
+            if before is None and not self.is_first:
+                # It has just come: no claim has anything there, only asks have. But who waited for it may
+                # have taken it, and Ray not say so yet: then the next look tells.
+                before = node
+                if seen.do_others_wait:
+                    in_use = node.total
             found[node.id] = node.with_use(
-                seen.in_use[node.id],
+                in_use,
                 claims,
                 before,
                 unsaid_since_s=unsaid_since_s,

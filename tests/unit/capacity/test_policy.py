@@ -390,6 +390,22 @@ def test_nodes_are_asked_for(claims, counts):
     assert only(AskNodes, decided([], claims)) == [], "nothing can be started"
 
 
+def test_an_ask_says_for_how_many_units_nodes_are_missing():
+    gpu = replace(node("a", 2, 1), node_type="gpu")
+    [asked] = only(AskNodes, decided([gpu], [run(minimum=2, wanted=2, bundle=GPU)], Capacity(TYPES, 9)))
+    assert [(ask.count, ask.num_new) for ask in asked.asks] == [(2, 1)]
+    [asked] = only(
+        AskNodes, decided([gpu], [run(minimum=2, wanted=2, bundle=GPU)], Capacity([], None, False))
+    )
+    assert [(ask.count, ask.num_new) for ask in asked.asks] == [(2, 1)], "what cannot be seen may offer it"
+
+
+def test_a_node_that_is_full_for_a_moment_is_no_reason_to_ask_at_once():
+    full = replace(node("a", 2), node_type="cpu", other={"CPU": 2})
+    assert only(AskNodes, decided([full], [service()], Capacity(TYPES, 3))) == []
+    assert len(only(AskNodes, decided([full], [service(**WAITED)], Capacity(TYPES, 3)))) == 1
+
+
 def test_nodes_that_are_there_count():
     there = [replace(node(name, 2, 1), node_type="gpu", other=GPU) for name in "ab"]
     claims = [service(bundle=GPU, **WAITED)]

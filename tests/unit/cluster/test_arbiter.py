@@ -33,6 +33,7 @@ class Cluster:
         self.nodes = {name: node(name, amount) for name, amount in cpus.items()}
         self.in_use: dict[str, Resources] = {}
         self.asked: dict[str, Resources] = {}
+        self.do_others_wait = False
         self.types = WORKERS
         self.is_away = False
         self.asks: list[tuple[tuple[Ask, ...], frozenset[str]]] = []
@@ -45,7 +46,8 @@ class Cluster:
         if self.is_away:
             raise TimeoutError("the GCS is away")
         in_use = {name: self.in_use.get(name, {}) for name in self.nodes}
-        return Seen(tuple(self.nodes.values()), in_use, self.asked if with_asks else {})
+        asked = self.asked if with_asks else {}
+        return Seen(tuple(self.nodes.values()), in_use, asked, self.do_others_wait)
 
     def capacity(self) -> Capacity:
         return self.types
@@ -74,6 +76,7 @@ class Log:
     epoch, trouble = 1, ""
 
     def __init__(self) -> None:
+        self.nodes: dict = {}
         self.fenced = ""
         self.events: list[Event] = []
 
@@ -312,6 +315,25 @@ def test_work_of_others_that_came_with_the_new_node_is_not_the_asks(quick):
         assert ledger.report()["nodes"][0]["other"] == CPU
         await until(lambda: claim_of(ledger, "r")["wait"]["cause"] == "unclaimed")
         assert claim_of(ledger, "r")["held"] == {}
+
+    during(cluster, body)
+
+
+def test_a_node_that_others_wait_for_is_granted_when_ray_has_given_them_theirs(quick, monkeypatch):
+    monkeypatch.setattr(module, "_BUSY_S", 0.1)
+    cluster = Cluster(a=1)
+    cluster.do_others_wait = True
+
+    async def body(ledger: Arbiter) -> None:
+        await granted(ledger, run("first"))
+        ledger.exchange(Statement(run(minimum=2, wanted=2)))
+        await until(lambda: cluster.asks and cluster.asks[-1][0])
+        cluster.nodes["x"] = node("x", 3)
+        await until(lambda: "x" in {found["id"] for found in ledger.report()["nodes"]})
+        cluster.in_use["x"] = CPU  # Ray says it only now
+        assert claim_of(ledger, "r")["held"] == {}
+        assert (await granted(ledger, run(minimum=2, wanted=2))).units == {"x": 2}
+        assert [found["other"] for found in ledger.report()["nodes"]] == [{}, CPU]
 
     during(cluster, body)
 

@@ -41,6 +41,7 @@ def segments(storage) -> list[dict]:
 
 def test_events_come_back_in_order_and_each_ledger_has_an_epoch(tmp_path):
     first = opened(tmp_path)
+    first.nodes = {"0a1b": {"name": "n1", "type": "cpu_worker"}}
     first.append(event(number) for number in range(600))
     first.close()
     second = opened(tmp_path)
@@ -54,8 +55,9 @@ def test_events_come_back_in_order_and_each_ledger_has_an_epoch(tmp_path):
     assert [segment["segment"] for segment in found] == list(range(1, len(found) + 1))
     assert [segment["epoch"] for segment in found if not segment["events"]] == [1, 2]
     assert max(segment["events"] for segment in found) <= event_log.MOST_EVENTS
-    keys = {"schema", "epoch", "cluster", "session", "segment", "started_s", "closed_s", "dropped", "events"}
-    assert set(found[0]) == keys
+    keys = {"schema", "epoch", "cluster", "session", "segment", "started_s", "closed_s", "dropped", "nodes"}
+    assert set(found[0]) == keys | {"events"}
+    assert found[1]["nodes"] == {"0a1b": {"name": "n1", "type": "cpu_worker"}}
     assert (found[0]["schema"], found[0]["cluster"], found[0]["session"]) == (1, "tests", SESSION)
 
 

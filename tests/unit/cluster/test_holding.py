@@ -238,6 +238,18 @@ def test_a_node_that_died_is_no_longer_held(ledger, hold):
     assert holding.held == {"a": 1}
 
 
+def test_what_was_ended_by_force_is_not_stated_to_run(ledger, hold):
+    holding = hold()
+    granted(ledger, holding, a=2, b=1)
+    holding.state(used={"a": 2, "b": 1, "c": 1})  # one of them elsewhere, as Serve places its replicas
+    until(lambda: ledger.held == {"a": 2, "b": 1, "c": 1})
+    with ledger.changed:
+        ledger.book = ledger.book.ended("r", {"a": 1, "b": 1}, 1.0)
+        ledger.changed.notify_all()
+    until(lambda: ledger.statements[-1].seen == 2)
+    assert ledger.held == ledger.statements[-1].used == {"a": 1, "c": 1}
+
+
 def test_a_ledger_that_is_away_changes_nothing_and_a_new_one_learns_everything(ledger, hold):
     holding = hold()
     granted(ledger, holding, a=2)
