@@ -151,6 +151,40 @@ def run(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def claims() -> dict[str, Any]:
+    """Two nodes, of which a run gives one to a service; as the ledger reports it."""
+    run = {
+        "id": "gpt-7f3a", "holder": "run gpt-7f3a", "bundle": {"CPU": 1.0}, "minimum": 1, "wanted": 2,
+        "budget": None, "label_selector": {}, "held": {"aa": 1, "bb": 1}, "used": {"aa": 1, "bb": 1},
+        "classes": {"training minimum": 1, "training share": 1}, "first_class": "training minimum",
+        "opened_s": 900.0, "renewed_s": 1000.0, "wait": None,
+        "notice": {
+            "give": {"bb": 1}, "keep": {"aa": 1}, "deadline_s": 1007.4, "left_s": 7.4, "is_suspension": False,
+            "is_evicted": False, "reason": "needed by service digits version 2",
+            "wanted_by": ["serve:m--digits--v2"],
+        },
+    }  # fmt: skip
+    digits = {
+        **run, "id": "serve:m--digits--v2", "holder": "service digits version 2", "minimum": 0, "wanted": 1,
+        "held": {}, "used": {}, "classes": {}, "first_class": "serving burst", "notice": None,
+        "wait": {
+            "units": 1, "cause": "yield", "waits_for": ["gpt-7f3a"], "since_s": 998.0,
+            "reason": "waits for run gpt-7f3a to give it back",
+        },
+    }  # fmt: skip
+    nodes = [
+        {
+            "id": 2 * name, "name": f"node-{name}", "type": "cpu", "labels": {}, "is_draining": False,
+            "total": {"CPU": 2.0, "memory": 1e9}, "other": {"CPU": 0.5} if name == "a" else {"memory": 1e6},
+            "is_on_demand": True,
+        }
+        for name in "ab"
+    ]  # fmt: skip
+    return {
+        "trouble": "", "time_s": 1000.0, "epoch": 3, "nodes": nodes, "claims": [digits, run], "asks": [],
+    }  # fmt: skip
+
+
 @dataclass
 class PretendAdmin:
     """A control plane that keeps its few things in memory, and changes the app's state as a real one does."""
@@ -161,6 +195,7 @@ class PretendAdmin:
     promoted: list[tuple[str, int, str]] = field(default_factory=list)
     runs_known: list[dict[str, Any]] = field(default_factory=lambda: list(map(run, range(3))))
     error: EaglerayError | None = None
+    held: dict[str, Any] = field(default_factory=claims)
 
     def _check(self) -> None:
         if self.error is not None:
@@ -227,6 +262,10 @@ class PretendAdmin:
         versions = sorted(self.app.state.routes.models[name].versions)
         self._set(routes=self.app.state.routes.with_model(name, None))
         return {"name": name, "versions": versions if version is None else [version]}
+
+    async def claims(self) -> dict[str, Any]:
+        self._check()
+        return self.held
 
     async def keys(self) -> list[dict[str, Any]]:
         return [key.to_public() for key in self.ring.keys.values()]

@@ -152,7 +152,9 @@ class _Round:
                 need, self._usable.values(), planner.room, planner.holders(), is_over_budget=is_over_budget
             )
             self._miss(need, cause, waits_for, reason)
-            if self._has_waited(claim, self._settings.ask_after_s):
+            # What is in use may be told late; what nodes have is not.
+            is_sure = cause in ("size", "labels")
+            if is_sure or self._has_waited(claim, self._settings.ask_after_s):
                 num_here = sum(planner.room.num_later(need, node.id) for node in places)
                 self._lacks.setdefault(claim.id, (need, num_here))
         is_starting = not need.is_rest or claim.size == 0
@@ -201,11 +203,17 @@ class _Round:
         if draining and claim.request.is_yieldable:
             times = [self._nodes[node].leaves_s for node in draining]
             leaves_s = min((at_s for at_s in times if at_s is not None), default=None)
-            yield self._notice(claim, draining, words.leaving(draining), (), leaves_s)
+            names = [self._nodes[node].name or node for node in draining]
+            yield self._notice(claim, draining, words.leaving(names), (), leaves_s)
         elif not self._is_recent(claim.granted_s, self._settings.start_limit_s):
             stuck = {node: units for node, units in claim.starting.items() if self._is_overdrawn(claim, node)}
             if stuck:
                 yield self._notice(claim, stuck, "what runs without a claim has taken the place", ())
+
+    def _has_to_leave(self, claim: Claim, node: str) -> bool:
+        """Whether a notice that nobody else needs still holds there."""
+        is_starting = claim.starting.get(node, 0) > 0
+        return self._nodes[node].is_draining or is_starting or self._is_overdrawn(claim, node)
 
     def _is_overdrawn(self, claim: Claim, node: str) -> bool:
         if node not in self._usable:
@@ -235,7 +243,12 @@ class _Round:
         room = self._planner.room
         for claim in self._claims:
             notice, request = claim.notice, claim.request
-            if notice is None or not claim.giving or claim.evicted_s is not None:
+            if notice is None or not claim.giving:
+                continue
+            if not notice.wanted_by and not any(self._has_to_leave(claim, node) for node in claim.giving):
+                yield Withdraw(claim.id, "it runs by now")  # it was only late to say so
+                continue
+            if claim.evicted_s is not None:
                 continue
             is_shrinking_gang = request.is_gang and not claim.is_suspending
             if is_shrinking_gang and self._staying(claim) < request.minimum:

@@ -11,6 +11,7 @@ from eagleray.cli.output import next_steps, print_json, print_table
 from eagleray.cli.shared import DEFAULT_CLUSTER, attached_cluster, json_option
 
 if TYPE_CHECKING:
+    from eagleray.client import Claims
     from eagleray.workflows.serving_status import ServingStatus
 
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def status(place: Place, as_json: bool) -> None:
     """Show what runs: head, nodes, addresses, models.
 
-    Of an ingress that --url names, and of an attached cluster: what it says of itself and its models.
+    Beside these who holds which CPUs and GPUs under which claim, and what waits for what. Of an ingress that
+    --url names, and of an attached cluster: what it says of itself and its models.
     """
     if place.is_local and attached_cluster(place.name) is None:
         _of_cluster(place, as_json)
@@ -37,11 +39,14 @@ def status(place: Place, as_json: bool) -> None:
         f"ingress {found.url}: {'NOT READY' if found.trouble else 'ready'}, eagleray {about['version']}"
     )
     click.echo(f"  cluster {about.get('cluster')}, {about.get('nodes')} nodes")
+    _show_claims(found.claims)
     _show_serving(found, place)
 
 
 def _of_cluster(place: Place, as_json: bool) -> None:
     from eagleray.cluster.local import to_json
+    from eagleray.cluster.state import find
+    from eagleray.workflows.claims import of_cluster
     from eagleray.workflows.serving_status import to_json as serving_to_json
     from eagleray.workflows.serving_status import try_to_look
     from eagleray.workflows.status import as_text, status
@@ -50,13 +55,31 @@ def _of_cluster(place: Place, as_json: bool) -> None:
     if found.is_ingress_ready:
         with ingress_client(place, is_patient=False) as client:
             serving = try_to_look(client)
+    claims = None if serving is None else serving.claims
+    if found.ingress_url is None and found.is_ready:
+        claims = of_cluster(find(found.name))
     if as_json:
         nothing: dict[str, Any] = {"ingress": None, "services": []}
-        print_json({**to_json(found), **(nothing if serving is None else serving_to_json(serving))})
+        shown = nothing if serving is None else serving_to_json(serving)
+        print_json({**to_json(found), **shown, "claims": claims})
         return
     click.echo(as_text(found))
+    _show_claims(claims)
     if serving is not None:
         _show_serving(serving, place)
+
+
+def _show_claims(found: Claims | None) -> None:
+    if found is None:
+        return
+    from eagleray.workflows.claims import COLUMNS, rows, sentences
+
+    lines = rows(found)
+    click.echo(f"claims: {found.trouble or ('none' if not lines else '')}".rstrip())
+    if lines:
+        print_table(COLUMNS, lines, right=["wants"])
+    for sentence in sentences(found):
+        click.echo(sentence)
 
 
 def _show_serving(found: ServingStatus, place: Place) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eagleray.client.admin import Admin
     from eagleray.client.aio import AsyncAdmin, AsyncClient, AsyncTextStream
+    from eagleray.client.claims import Claim, ClaimedNode, ClaimNotice, Claims, ClaimWait
     from eagleray.client.errors import BusyError, NoAnswerError, TookTooLongError
     from eagleray.client.jobs import Job, JobClient, NoJobError
     from eagleray.client.outcome import JobResult
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _HOME = {
     "admin": ("Admin",),
     "aio": ("AsyncAdmin", "AsyncClient", "AsyncTextStream"),
+    "claims": ("Claim", "ClaimNotice", "ClaimWait", "ClaimedNode", "Claims"),
     "errors": ("BusyError", "NoAnswerError", "TookTooLongError"),
     "jobs": ("Job", "JobClient", "NoJobError"),
     "outcome": ("JobResult",),
@@ -76,6 +78,11 @@ __all__ = [
     "AsyncClient",
     "AsyncTextStream",
     "BusyError",
+    "Claim",
+    "ClaimNotice",
+    "ClaimWait",
+    "ClaimedNode",
+    "Claims",
     "Client",
     "DeployedVersion",
     "Generation",

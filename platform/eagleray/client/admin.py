@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from eagleray.client import results
 from eagleray.client.calls import Call, segment
+from eagleray.client.claims import Claims
+from eagleray.client.claims import claims as claims_of
 from eagleray.client.results import ApiKey, RegisteredModel, RegisteredVersion, Service
 from eagleray.errors import InputError, ServiceError
 from eagleray.protocol.infer import dumps
@@ -77,6 +79,10 @@ class Admin:
         """End one version, or all of a model; what is under way is answered. Raises: ModelNotFound."""
         return self._run(undeploy(name, version))
 
+    def claims(self) -> Claims:
+        """Who holds which CPUs and GPUs of the cluster under which claim, and what waits for what."""
+        return self._run(claims())
+
     def keys(self) -> list[ApiKey]:
         """Every API key, without its text."""
         return self._run(keys())
@@ -133,6 +139,11 @@ def undeploy(name: str, version: int | None) -> Call[list[int]]:
     return Call(
         "POST", "/admin/undeploy", lambda values: values["versions"], dumps(asked), is_idempotent=False
     )
+
+
+def claims() -> Call[Claims]:
+    """As `Admin.claims`."""
+    return Call("GET", "/admin/claims", claims_of)
 
 
 def keys() -> Call[list[ApiKey]]:

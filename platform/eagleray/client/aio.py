@@ -13,6 +13,7 @@ import httpx
 from eagleray.client import admin as admin_calls
 from eagleray.client import calls
 from eagleray.client.calls import Call, Settings
+from eagleray.client.claims import Claims
 from eagleray.client.errors import TookTooLongError
 from eagleray.client.results import (
     ApiKey,
@@ -261,6 +262,10 @@ class AsyncAdmin:
     async def undeploy(self, name: str, version: int | None = None) -> list[int]:
         """As `Admin.undeploy`."""
         return await self._run(admin_calls.undeploy(name, version))
+
+    async def claims(self) -> Claims:
+        """As `Admin.claims`."""
+        return await self._run(admin_calls.claims())
 
     async def keys(self) -> list[ApiKey]:
         """As `Admin.keys`."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eagleray.capacity.placement import NodeCapacity
-from eagleray.cluster import capacity_ray260, processes, state
+from eagleray.cluster import capacity_ray260, observation_ray260, processes, state
 from eagleray.cluster.files import read_json, write_json
 
 
@@ -36,6 +36,7 @@ def main(folder: Path) -> None:
     ]
     types = [NodeCapacity(**entry) for entry in plan["node_types"]]
     capacity_ray260.publish(node.get_gcs_client(), plan["max_nodes"], types)
+    observation_ray260.expect_ledger(node.get_gcs_client())  # jobs may come before it has started
     write_json(folder / "head.json", [vars(process) for process in found])
     print(json.dumps({process.role: process.pid for process in found}), flush=True)
     os._exit(0)

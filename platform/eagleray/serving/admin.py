@@ -45,6 +45,10 @@ class AdminBackend(Protocol):
         """End one version, or all of a model; {"name", "versions": [int]}."""
         ...
 
+    async def claims(self) -> dict[str, Any]:
+        """The ledger's report (`cluster/report.py`), or {"trouble": why there is none}."""
+        ...
+
     async def keys(self) -> list[dict[str, Any]]:
         """Every key without its secret: {"id", "name", "scopes", "created_at"}."""
         ...

@@ -128,6 +128,10 @@ class ControlPlane:
         self._controller.commit(record)
         return {"name": name, "versions": going}
 
+    async def claims(self) -> dict[str, Any]:
+        """Who holds which resources of the cluster, by the ledger."""
+        return await asyncio.to_thread(ledger_report)
+
     async def keys(self) -> list[dict[str, Any]]:
         """Every key, without its text."""
         return [key.to_public() for key in self._controller.record.keys.keys.values()]
@@ -149,6 +153,24 @@ class ControlPlane:
     def _deployed(self, name: str) -> list[int]:
         service = self._controller.record.services.get(name)
         return sorted(service.versions) if service else []
+
+
+def ledger_report() -> dict[str, Any]:
+    """As `AdminBackend.claims`; Ray is connected. Blocks for 10 s at most."""
+    from ray.exceptions import RayError
+
+    from eagleray.cluster.ledger_client import LedgerClient
+
+    try:
+        client = LedgerClient.find()
+        if client is None:
+            return {"trouble": "this cluster has no ledger: start it anew, or attach to it anew"}
+        found = client.report()
+    except RayError as error:
+        return {"trouble": f"the ledger cannot be asked: {type(error).__name__}"}
+    if found is None:
+        return {"trouble": "the ledger does not answer; it is started again by itself"}
+    return found
 
 
 def _version_to_json(version: ModelVersion) -> dict[str, Any]:

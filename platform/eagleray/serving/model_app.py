@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from eagleray.serving.scaling_policy import POLICY
 from eagleray.serving.serve_control_ray260 import App
 
 if TYPE_CHECKING:
@@ -54,8 +55,13 @@ def build(spec: ServiceSpec, arguments: Mapping[str, Any]) -> Any:
         arguments: Of ModelReplica.
     """
     from ray import serve
-    from ray.serve.config import AutoscalingConfig
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+    terms = {
+        "bundle": spec.resources,
+        "label_selector": dict(spec.label_selector),
+        "idle_s": spec.idle_s,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning
@@ -68,8 +74,10 @@ def build(spec: ServiceSpec, arguments: Mapping[str, Any]) -> Any:
             target_ongoing_requests=spec.target_ongoing_requests,
             metrics_interval_s=1.0,
             look_back_period_s=3.0,
+            # Both are the policy's own: what the ledger wants back goes at once.
             upscale_delay_s=0.0,
-            downscale_delay_s=spec.idle_s,
+            downscale_delay_s=0.0,
+            policy=AutoscalingPolicy(policy_function=POLICY, policy_kwargs=terms),
         )
         deployment = serve.deployment(
             name=DEPLOYMENT,

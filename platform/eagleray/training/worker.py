@@ -92,13 +92,16 @@ def train_in_formations(
         life.close()
 
 
-def run(attempt: Attempt, *, rank: int, sink: Sink) -> dict[str, Any]:
-    """Train to the end over the default process group, which the caller has made; see `train_worker`."""
+def run(attempt: Attempt, *, rank: int, sink: Sink, station: Station | None = None) -> dict[str, Any]:
+    """Train to the end over the default process group, which the caller has made; see `train_worker`.
+
+    Raises: Yielded: a notice at `station` asked for it.
+    """
     import torch.distributed as dist
 
     from eagleray.training.life import Life
 
-    life = Life(attempt.spec, attempt.run_url, sink, Station())
+    life = Life(attempt.spec, attempt.run_url, sink, station or Station())
     try:
         life.prepare()
         life.join(Formation(attempt.number, rank, dist.get_world_size(), "", 0))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from eagleray.specs import TuneSpec
 from eagleray.tuning.record import Trial
+from eagleray.tuning.room import Room
 from eagleray.tuning.running import RunningSearch, SearchObserver, StopRequest
 from eagleray.tuning.search import Suggester
 
@@ -33,6 +34,7 @@ def run_search(
     suggester: Suggester,
     observer: SearchObserver,
     num_concurrent: int,
+    room: Room,
     stop: StopRequest,
     scratch: Path,
 ) -> None:
@@ -43,7 +45,8 @@ def run_search(
         trials: those of earlier drivers; holds all of them afterwards, each in the state it ended in.
         suggester: knows nothing of `trials` yet.
         observer: hears what happens.
-        num_concurrent: trials at once.
+        num_concurrent: trials at once, at most.
+        room: where they may run; as many at once as find a seat in it.
         stop: looked at a few times a second; a reason of the search's own is put there (the time budget, or
             that all trials fail).
         scratch: folder for Ray Tune's own files.
@@ -52,6 +55,7 @@ def run_search(
         os.environ[name] = value
     from ray import tune
 
+    from eagleray.tuning import controller_ray260
     from eagleray.tuning.tune_parts_ray260 import (
         Judge,
         Stopper,
@@ -63,9 +67,17 @@ def run_search(
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     logging.getLogger("ray.air").setLevel(logging.CRITICAL)
-    search = RunningSearch(spec, trials, suggester, observer, stop)
+    search = RunningSearch(
+        spec,
+        trials,
+        suggester=suggester,
+        observer=observer,
+        stop=stop,
+        room=room,
+        num_concurrent=num_concurrent,
+    )
     tuner = tune.Tuner(
-        tune.with_resources(*resources(spec.scaling)),
+        tune.with_resources(*resources(spec.scaling, room.claim)),
         tune_config=tune.TuneConfig(
             search_alg=Suggesting(search),
             scheduler=Judge(search, make_scheduler(spec)),
@@ -84,7 +96,8 @@ def run_search(
         ),
     )
     try:
-        tuner.fit()
+        with controller_ray260.in_place():
+            tuner.fit()
     except KeyboardInterrupt:
         stop.reason = "signal"
     finally:

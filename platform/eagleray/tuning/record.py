@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from eagleray.packaging import Folder
 
-State = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
+State = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "interrupted"]
+"""paused: it gave its place back, and goes on from there when there is room again."""
 OVER: tuple[State, ...] = ("finished", "stopped", "failed")
 """Ended for good: trained to the end, ended early by the scheduler or the time budget, or failed."""
 

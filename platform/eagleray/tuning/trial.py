@@ -5,9 +5,10 @@ A report is a dictionary with `records` (`training.telemetry`, those since the l
     started      attempt number and workers, before anything else is imported
     evaluation   how many evaluations there were; beside it `step`, `is_last` and the metrics
     outcome      the trial trained to its end: what `training.worker.run` returned
+    paused       it was asked to, and goes on later: the last step, and the newest one that is saved
     failed       why it did not, in words
 
-or neither. A report waits for the driver, which may end the trial there: Ray Tune raises SystemExit.
+or none of them. A report waits for the driver, which may end the trial there: Ray Tune raises SystemExit.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Reporter:
         self._at: Record | None = None
         self._measured: Evaluation | None = None
         self._total_steps: int | None = None
+        self._step = self._saved_step = 0
         self._reported_at = time.monotonic()
 
     def put(self, kind: str, **values: Any) -> None:
@@ -50,10 +52,14 @@ class Reporter:
 
     def at(self, step: int) -> None:
         """This step has just been taken."""
+        self._step = step
         self._at = {"kind": "at", "time": time.time(), "step": step}
 
     def take(self, record: Record) -> None:
         """Take a record; reports an evaluation once its checkpoint is there, the rest every second.
+
+        And that steps begin, before the first one: until then the driver may end the process, and nothing is
+        lost.
 
         Raises: TrainingError: the metric is not finite.
         """
@@ -63,15 +69,22 @@ class Reporter:
             self._total_steps = record["total_steps"]
         elif kind == "phase" and record["name"] == "training":
             self._evaluations = [one for one in self._evaluations if one["step"] <= record["step"]]
+            self._step = self._saved_step = record["step"]
+            self._send({})
         elif kind == "evaluation":
             self._measure(record)
-        elif kind == "commit" and self._measured is not None and record["step"] == self._measured["step"]:
-            measured, self._measured = self._measured, None
-            is_last = measured["step"] == self._total_steps
-            self._send({"evaluation": len(self._evaluations), "is_last": is_last, **measured})
-            return
+        elif kind == "commit":
+            self._saved_step = record["step"]
+            if self._measured is not None and record["step"] == self._measured["step"]:
+                self._tell_of_evaluation(self._measured)
+                return
         if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
             self._send({})
+
+    def _tell_of_evaluation(self, measured: Evaluation) -> None:
+        self._measured = None
+        is_last = measured["step"] == self._total_steps
+        self._send({"evaluation": len(self._evaluations), "is_last": is_last, **measured})
 
     def _measure(self, record: Record) -> None:
         measured = {"step": record["step"]}
@@ -94,6 +107,10 @@ class Reporter:
     def finished(self, outcome: Mapping[str, Any]) -> None:
         """Tell that the trial trained to its end."""
         self._send({"outcome": {**outcome, "evaluations": self._evaluations}})
+
+    def paused(self) -> None:
+        """Tell that the trial has stopped between two steps, to go on later."""
+        self._send({"paused": {"step": self._step, "saved_step": self._saved_step}})
 
     def failed(self, error: Exception) -> None:
         """Tell why it did not."""
@@ -122,7 +139,9 @@ def many_workers(config: Mapping[str, Any]) -> None:
     _run(config, _train_together)
 
 
-def _run(config: Mapping[str, Any], train: Callable[[TrainSpec, Folder, Reporter], dict[str, Any]]) -> None:
+def _run(
+    config: Mapping[str, Any], train: Callable[[TrainSpec, Folder, Reporter], dict[str, Any] | None]
+) -> None:
     from ray import tune
 
     run = Folder(config["run_url"])
@@ -133,26 +152,34 @@ def _run(config: Mapping[str, Any], train: Callable[[TrainSpec, Folder, Reporter
         # Told in words, and not raised: Ray Tune would end the actor, and the next trial import torch anew.
         reporter.failed(error)
         return
-    reporter.finished(outcome)
+    if outcome is None:
+        reporter.paused()
+    else:
+        reporter.finished(outcome)
 
 
-def _train_alone(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, Any]:
-    """The loop page in this thread, in a world of one."""
+def _train_alone(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, Any] | None:
+    """The loop page in this thread, in a world of one; None where it was asked to pause."""
     from eagleray.training.attempts import next_attempt, note_attempt
+    from eagleray.training.station import STATION
 
+    STATION.begin()
     attempt = next_attempt(run)
     note_attempt(run, attempt, world_size=1)
     reporter.started(attempt, [_this_worker()])
 
     from eagleray import groups
     from eagleray.training import worker
+    from eagleray.training.life import Yielded
 
     with tempfile.TemporaryDirectory(prefix="eagleray-world-") as folder:
         groups.form(
             store_path=f"{folder}/store", rank=0, world_size=1, backend="gloo", timeout_s=GROUP_TIMEOUT_S
         )
         try:
-            return worker.run(worker.Attempt(attempt, spec, run.url), rank=0, sink=reporter)
+            return worker.run(worker.Attempt(attempt, spec, run.url), rank=0, sink=reporter, station=STATION)
+        except Yielded:
+            return None
         finally:
             groups.close_all()
 

@@ -6,17 +6,24 @@ Public and developers' interfaces of Ray 2.60; `tests/unit/tuning/test_tune_part
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import wrap_function
+from ray.util.placement_group import PlacementGroup, placement_group
 
+from eagleray.cluster.names import CLAIM_GROUP, ON_HEAD
 from eagleray.specs import TuneSpec
 from eagleray.specs.strategies import AshaScheduler, MedianScheduler
 from eagleray.specs.train import ScalingSpec
+from eagleray.training.station import STATION
 from eagleray.tuning.running import RunningSearch
 from eagleray.tuning.search import resources_of
 from eagleray.tuning.trial import many_workers, one_worker
@@ -24,11 +31,22 @@ from eagleray.tuning.trial import many_workers, one_worker
 TIME = "evaluation"
 """Schedulers count evaluations: trials with other batch sizes do as many of them."""
 MAX_EVALUATIONS = 1_000_000
-HEAD = {"node:__internal_head__": 0.001}
+ORDERS = "orders"
+"""Name of the thread in which a trial's actor hears the driver."""
+NODE_ID = "ray.io/node-id"
+"""The label that Ray gives to each node."""
 
 
 class _Quiet(tune.Trainable):
-    """Ends without a word when its node is given back: Ray's own way out of SIGTERM may print a traceback."""
+    """Pauses when it is asked to, and ends without a word when its node is given back.
+
+    (Ray's own way out of SIGTERM may print a traceback.)
+    """
+
+    @ray.method(concurrency_group=ORDERS)
+    def pause(self) -> None:
+        """Have the trial's function commit after its next step, and return."""
+        STATION.notice(1)
 
     def cleanup(self) -> None:
         """End the trial's function, and wait for the end of the process."""
@@ -44,15 +62,59 @@ class ManyWorkersTrial(_Quiet, wrap_function(many_workers)):  # type: ignore[mis
     """The actor that drives a trial of several workers."""
 
 
-def resources(scaling: ScalingSpec) -> tuple[type[tune.Trainable], tune.PlacementGroupFactory]:
-    """The actor of a trial, and what it holds."""
+class Seat(tune.PlacementGroupFactory):
+    """What a trial's actor holds, and the units of the search's claim that the trial has."""
+
+    def __init__(
+        self,
+        bundle: Mapping[str, float],
+        labels: Mapping[str, str],
+        *,
+        units: Mapping[str, int],
+        claim: str | None = None,
+    ):
+        """As Ray's, for one bundle.
+
+        Args:
+            bundle: of the actor.
+            labels: that its node must have.
+            units: of the trial, by node id.
+            claim: whose unit the actor has, if it has one: the ledger knows its group by the name.
+        """
+        more: Any = {"bundle_label_selector": [dict(labels)]} if labels else {}
+        super().__init__([dict(bundle)], **more)
+        self.units, self._claim = dict(units), claim
+
+    def to_placement_group(self) -> PlacementGroup:
+        """Ask Ray for it. Ray takes no two groups of one name."""
+        if self._claim is None:
+            return super().to_placement_group()
+        bound: Any = self._bound
+        name = f"{CLAIM_GROUP}{self._claim}:{secrets.token_hex(6)}"
+        return placement_group(*bound.args, **bound.kwargs, name=name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Seat) and super().__eq__(other) and self.units == other.units
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), tuple(sorted(self.units.items()))))
+
+
+def resources(
+    scaling: ScalingSpec, claim: str | None = None
+) -> tuple[type[tune.Trainable], Callable[[Mapping[str, Any]], Seat]]:
+    """The actor of a trial, and what it holds: a function of the trial's configuration."""
     if scaling.num_workers > 1:
         # Its workers hold what they need; where nodes come and go a driver belongs on the head.
-        return ManyWorkersTrial, tune.PlacementGroupFactory([HEAD])
-    labels: dict[str, Any] = {}
-    if scaling.label_selector:
-        labels["bundle_label_selector"] = [dict(scaling.label_selector)]
-    return OneWorkerTrial, tune.PlacementGroupFactory([resources_of(scaling)], **labels)
+        return ManyWorkersTrial, lambda config: Seat(ON_HEAD, {}, units=config["seat"])
+
+    def seat(config: Mapping[str, Any]) -> Seat:
+        units, labels = config["seat"], dict(scaling.label_selector)
+        if units:
+            (labels[NODE_ID],) = units
+        return Seat(resources_of(scaling), labels, units=units, claim=claim)
+
+    return OneWorkerTrial, seat
 
 
 def make_scheduler(spec: TuneSpec) -> TrialScheduler:
@@ -96,15 +158,17 @@ class Suggesting(Searcher):
         super().__init__(metric=None, mode=None)
         self._search = search
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
-        """The next trial's configuration."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next trial's configuration; None where there is none now, but may be later."""
         made: list[dict[str, Any] | None] = [None]
 
         def make() -> None:
             made[0] = self._search.next_config()
 
         self._search.attempt(make)
-        return made[0] or Searcher.FINISHED
+        if made[0] is None and self._search.is_exhausted:
+            return Searcher.FINISHED
+        return made[0]
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing: `Telling` hears of it too, and knows how the trial ended."""
@@ -117,54 +181,61 @@ class Suggesting(Searcher):
         """Nothing."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """A trial as its scheduler knows it: one and the same for all its starts, and under every driver."""
+
+    trial_id: str
+
+
 class Judge(FIFOScheduler):
-    """Lets a scheduler see evaluations only, those of earlier drivers first."""
+    """Lets a scheduler see evaluations only, those of earlier drivers first.
+
+    A trial that goes on after a pause is a new one to Ray Tune, and not to the scheduler: else it would be
+    compared with itself, at marks that it has passed.
+    """
 
     def __init__(self, search: RunningSearch, scheduler: TrialScheduler):
         super().__init__()
-        self._search, self._scheduler = search, scheduler
+        self.search, self._scheduler = search, scheduler
         self._seen: set[int] = set()
         for trial in search.trials:
             if trial.is_over and trial.state != "failed":
-                self._show(Earlier(trial.number), trial.number)
+                self._show(trial.number)
 
     def __reduce__(self) -> Any:
         return FIFOScheduler, ()
 
-    def _show(self, tune_trial: Any, number: int) -> None:
+    def _show(self, number: int) -> None:
         """Let the scheduler see what the trial measured under an earlier driver; its verdict is history."""
-        self._scheduler.on_trial_add(None, tune_trial)  # type: ignore[arg-type]
         if number in self._seen:
             return
         self._seen.add(number)
-        for count, evaluation in enumerate(self._search.trials[number - 1].evaluations, start=1):
-            self._scheduler.on_trial_result(None, tune_trial, {TIME: count, **evaluation})  # type: ignore[arg-type]
+        known: Any = Known(str(number))
+        self._scheduler.on_trial_add(None, known)  # type: ignore[arg-type]
+        for count, evaluation in enumerate(self.search.trials[number - 1].evaluations, start=1):
+            self._scheduler.on_trial_result(None, known, {TIME: count, **evaluation})  # type: ignore[arg-type]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A new trial, or one that starts again."""
-        self._show(trial, self._search.trial(trial.config).number)
+        self._show(self.search.trial(trial.config).number)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         """Whether the trial goes on. One that has just taken its last step is not ended, it finishes."""
         if TIME not in result:
             return TrialScheduler.CONTINUE
+        found = self.search.trial(trial.config)
         measured = {TIME: result[TIME], **{name: result[name] for name in result if _is_metric(name)}}
-        verdict = self._scheduler.on_trial_result(tune_controller, trial, measured)
+        known: Any = Known(str(found.number))
+        verdict = self._scheduler.on_trial_result(tune_controller, known, measured)
         if verdict != TrialScheduler.STOP or result["is_last"]:
             return TrialScheduler.CONTINUE
-        self._search.judged(self._search.trial(trial.config), result[TIME])
+        self.search.judged(found, result[TIME])
         return verdict
 
 
 def _is_metric(name: str) -> bool:
     return name.startswith("validation_")
-
-
-class Earlier:
-    """A trial of an earlier driver, as a scheduler knows it."""
-
-    def __init__(self, number: int):
-        self.trial_id = f"earlier-{number}"
 
 
 class Telling(tune.Callback):

@@ -16,6 +16,7 @@ from eagleray.training.telemetry import Record
 from eagleray.tuning import Trial
 from eagleray.tuning.search import describe
 from eagleray.workflows.monitor import Segments
+from eagleray.workflows.queueing import Queue
 from eagleray.workflows.report import Account
 from eagleray.workflows.run import Run, keep_earlier_report, runs
 from eagleray.workflows.search_table import live
@@ -53,7 +54,9 @@ class SearchMonitor:
         make_tracker: Callable[[Folder], Tracker],
         say: Callable[[str], None],
         node_name: Callable[[str], str],
+        queue: Queue | None = None,
     ):
+        self._queue = queue
         self._search_id, self._spec, self._folder, self._trials = search_id, spec, folder, trials
         self.parent, self._make_tracker = parent, make_tracker
         self._say, self._node_name = say, node_name
@@ -76,6 +79,8 @@ class SearchMonitor:
 
     def prepared(self, trial: Trial, spec: TrainSpec) -> str:
         """Make its run, or take up the one that an earlier driver has made."""
+        if trial.number in self._live:  # it has paused
+            return self._live[trial.number].run.folder.url
         folder = runs().child(trial.run_id)
         if folder.exists("spec.json"):
             run = Run(trial.run_id, spec, folder)
@@ -111,6 +116,14 @@ class SearchMonitor:
         self._say(f"trial {trial.number}: lost its process at step {trial.step}; it is started again")
         self._keep(trial)
 
+    def paused(self, trial: Trial, saved_step: int, reason: str) -> None:
+        """Say so, and what is to be done again, if anything is."""
+        again = "" if trial.step <= saved_step else f"; goes on from step {saved_step}, the newest saved"
+        why = f": {reason}" if reason else ""
+        self._say(f"trial {trial.number}: paused at step {trial.step}{why}{again}")
+        trial.nodes = []
+        self._keep(trial)
+
     def ended(self, trial: Trial, outcome: Mapping[str, Any], details: Sequence[str]) -> None:
         """Write the report of its run, and end its record in MLflow."""
         self._keep(trial)
@@ -143,8 +156,10 @@ class SearchMonitor:
         self._track(trial, found)
         self._end(trial, found)
 
-    def tick(self) -> None:
-        """Print the table when it is due and says something new; note MLflow's ids."""
+    def tick(self, *, is_waiting: bool) -> None:
+        """Print the table when it is due and says something new, and why nothing runs; note MLflow's ids."""
+        if self._queue is not None:
+            self._queue.look(is_waiting=is_waiting)
         self._note_parent()
         self._catch_up()
         if time.monotonic() - self._said_at < TABLE_EVERY_S or not self._trials:

@@ -11,7 +11,7 @@ from eagleray.workflows.words import clock
 
 MAX_ROWS = 16
 """Trials of one live table; those that run come first."""
-_ORDER = ("running", "waiting", "interrupted", "finished", "stopped", "failed")
+_ORDER = ("running", "paused", "waiting", "interrupted", "finished", "stopped", "failed")
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> list[str]:
@@ -51,7 +51,7 @@ def headline(spec: TuneSpec, trials: Sequence[Trial], seconds: float) -> str:
     """Time, how many trials are where, and the best so far."""
     counts = [
         f"{count} {state}"
-        for state in ("running", "waiting", "finished", "stopped", "failed", "interrupted")
+        for state in ("running", "paused", "waiting", "finished", "stopped", "failed", "interrupted")
         if (count := sum(trial.state == state for trial in trials))
     ]
     best = best_of(trials, spec.metric, spec.is_max_better)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from eagleray import __version__
 from eagleray.errors import EaglerayError
+from eagleray.workflows.claims import of_ingress
 
 if TYPE_CHECKING:
-    from eagleray.client import Client, Service
+    from eagleray.client import Claims, Client, Service
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class ServingStatus:
     about: Mapping[str, Any] = field(default_factory=dict)
     """Version, cluster, nodes, storage and so on, in its own words; empty where it does not answer."""
     services: tuple[Service, ...] = ()
+    claims: Claims | None = None
+    """None where nobody could be asked."""
 
     @property
     def other_version(self) -> str | None:
@@ -34,7 +37,8 @@ class ServingStatus:
 def look(client: Client) -> ServingStatus:
     """Ask it. Raises: EaglerayError where it does not answer, or not to this key."""
     about = client.admin.status()
-    return ServingStatus(client.url, str(about.get("trouble") or ""), about, tuple(client.admin.services()))
+    services, claims = tuple(client.admin.services()), of_ingress(client)
+    return ServingStatus(client.url, str(about.get("trouble") or ""), about, services, claims)
 
 
 def try_to_look(client: Client) -> ServingStatus:
@@ -50,4 +54,5 @@ def to_json(found: ServingStatus) -> dict[str, Any]:
     return {
         "ingress": {"url": found.url, "trouble": found.trouble, **found.about},
         "services": [asdict(service) for service in found.services],
+        "claims": None if found.claims is None else asdict(found.claims),
     }

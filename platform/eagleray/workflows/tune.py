@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from eagleray.capacity import Request
 from eagleray.cluster import job_ray260, settings
 from eagleray.errors import EaglerayError, TrainingError
 from eagleray.packaging import Folder
 from eagleray.specs import TuneSpec, load
 from eagleray.tuning import Trial, winner_of
+from eagleray.tuning.room import Allotted, Anywhere, Room
 from eagleray.tuning.running import StopRequest
 from eagleray.workflows.connecting import connect
 from eagleray.workflows.lock import RunLock
+from eagleray.workflows.queueing import Queue
 from eagleray.workflows.reporting import reporting
 from eagleray.workflows.run import EXPERIMENT, is_storage_trouble, process_started_at, runs
 from eagleray.workflows.search import Search
@@ -46,8 +51,9 @@ def execute(search: Search, *, started_at: float, say: Callable[[str], None]) ->
         with reporting(report, unexpected="STOPPED"):  # so that it can be resumed
             num_concurrent, submitted_at = _connect(search, stop, say)
             report["started_at"] = submitted_at or started_at
-            monitor = _monitor(search, trials, say)
-            _run(search, trials, monitor, stop, num_concurrent)
+            with claimed(search, num_concurrent, say) as (room, queue):
+                monitor = _monitor(search, trials, queue, say)
+                _run(search, trials, monitor, room=room, stop=stop, num_concurrent=num_concurrent)
             if stop.reason == "signal":
                 raise Stopped
             require_result(search, trials, stop)
@@ -75,7 +81,57 @@ def _connect(search: Search, stop: StopRequest, say: Callable[[str], None]) -> t
     return found, job_ray260.submitted_at()
 
 
-def _monitor(search: Search, trials: list[Trial], say: Callable[[str], None]) -> Any:
+@contextmanager
+def claimed(
+    search: Search, num_concurrent: int, say: Callable[[str], None]
+) -> Iterator[tuple[Room, Queue | None]]:
+    """The search's claim while it runs: where its trials may run, and who says why it waits.
+
+    Where the cluster has no ledger: anywhere.
+    """
+    from eagleray.cluster.holding import Holding
+    from eagleray.cluster.ledger_client import LedgerClient
+
+    ledger = LedgerClient.find()
+    if ledger is None:
+        yield Anywhere(), None
+        return
+    holding = Holding(ledger, request_of(search, num_concurrent))
+    try:
+        yield (
+            Allotted(
+                search.search_id,
+                holding,
+                lambda num_trials: request_of(search, num_trials),
+                search.spec.scaling.num_workers,
+            ),
+            Queue(search.search_id, ledger.report, say),
+        )
+    finally:
+        holding.close()
+
+
+def request_of(search: Search, num_trials: int) -> Request:
+    """What the search asks the ledger for, so that so many trials run at once.
+
+    A unit is a worker. Workers of one trial are of use together only: the first trial's are granted so.
+    """
+    from eagleray.tuning.search import resources_of
+
+    scaling, holder = search.spec.scaling, f"search {search.search_id}"
+    request = Request.search(
+        search.search_id,
+        holder,
+        resources_of(scaling),
+        wanted=num_trials * scaling.num_workers,
+        label_selector=scaling.label_selector,
+    )
+    if scaling.num_workers == 1:
+        return request
+    return replace(request, minimum=min(scaling.num_workers, request.wanted), is_gang=True)
+
+
+def _monitor(search: Search, trials: list[Trial], queue: Queue | None, say: Callable[[str], None]) -> Any:
     from eagleray.registry.tracking import Tracker
     from eagleray.workflows.search_monitor import SearchMonitor
 
@@ -104,10 +160,19 @@ def _monitor(search: Search, trials: list[Trial], say: Callable[[str], None]) ->
         make_tracker=make_tracker,
         say=say,
         node_name=job_ray260.node_name,
+        queue=queue,
     )
 
 
-def _run(search: Search, trials: list[Trial], monitor: Any, stop: StopRequest, num_concurrent: int) -> None:
+def _run(
+    search: Search,
+    trials: list[Trial],
+    monitor: Any,
+    *,
+    room: Room,
+    stop: StopRequest,
+    num_concurrent: int,
+) -> None:
     from eagleray.tuning import make_suggester
     from eagleray.tuning.driver import run_search
 
@@ -121,6 +186,7 @@ def _run(search: Search, trials: list[Trial], monitor: Any, stop: StopRequest, n
             suggester=make_suggester(search.spec),
             observer=monitor,
             num_concurrent=num_concurrent,
+            room=room,
             stop=stop,
             scratch=Path(scratch),
         )

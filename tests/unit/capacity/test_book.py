@@ -67,6 +67,15 @@ def test_a_new_ledger_takes_claims_over_with_what_they_hold():
     claim = Book().exchange(Statement(REQUEST, 7, {"a": 1, "b": 1}, {"a": 1}), 5.0).claims["r"]
     assert (claim.held, claim.used, claim.version) == ({"a": 1, "b": 1}, {"a": 1}, 7)
     assert allotment(claim, 5.0).size == 2
+    assert claim.granted_s == 5.0, "what does not run yet may just have been granted"
+    assert Book().exchange(Statement(REQUEST, 7), 5.0).claims["r"].granted_s is None
+
+
+def test_a_version_that_an_earlier_ledger_gave_is_followed_by_a_newer_one():
+    older = Book().exchange(statement({"a": 1}, seen=3), 5.0)
+    heard = older.exchange(statement({"a": 1, "b": 1}, seen=5), 6.0).claims["r"]
+    assert (heard.version, heard.held) == (6, {"a": 1, "b": 1})
+    assert Book({"r": heard}).exchange(statement({"a": 1}, seen=5), 7.0).claims["r"].version == 6
 
 
 def test_a_notice_is_told_obeyed_and_over():

@@ -92,6 +92,15 @@ def test_what_runs_without_a_claim(before, in_use, claims, other):
     assert seen(known, in_use, *claims) == other
 
 
+def test_what_was_given_back_a_moment_ago_is_nobody_elses():
+    free, used = node("a", 4), node("a", 4, other={"CPU": 2})
+    more = {"unsaid_since_s": 0.0, "leaving": {"CPU": 1}}
+    assert free.with_use({"CPU": 1}, [], free, **more).other == {}
+    assert free.with_use({"CPU": 3}, [], free, **more).other == {"CPU": 2}
+    assert used.with_use({"CPU": 2}, [], used, **more).other == {"CPU": 2}
+    assert used.with_use({}, [], used, **more).other == {}
+
+
 def test_what_should_run_for_long_and_does_not_say_so_is_somebody_else():
     known = node("a", 4)
     assert seen(known, 1, STARTING, unsaid_since_s=5.0) == 0

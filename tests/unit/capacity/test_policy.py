@@ -372,7 +372,7 @@ WAITED = {"waiting_s": NOW_S - 2}
     ("claims", "counts"),
     [
         ([service(wanted=2, **WAITED)], {"s": 2}),
-        ([service(wanted=2)], {}),  # it has not waited yet
+        ([service(wanted=2)], {"s": 2}),  # no node that is there could ever hold it: no use to wait
         ([service(bundle=GPU, wanted=5, **WAITED)], {"s": 2}),  # one for each GPU there could be
         ([service(wanted=20, **WAITED)], {"s": 6}),  # three nodes in all, by the cluster's limit
         ([service(bundle={"CPU": 3}, **WAITED)], {}),
@@ -388,6 +388,22 @@ def test_nodes_are_asked_for(claims, counts):
     asks = only(AskNodes, decided([], claims, Capacity(TYPES, 3)))
     assert {ask.claim: ask.count for found in asks for ask in found.asks} == counts
     assert only(AskNodes, decided([], claims)) == [], "nothing can be started"
+
+
+def test_an_ask_says_for_how_many_units_nodes_are_missing():
+    gpu = replace(node("a", 2, 1), node_type="gpu")
+    [asked] = only(AskNodes, decided([gpu], [run(minimum=2, wanted=2, bundle=GPU)], Capacity(TYPES, 9)))
+    assert [(ask.count, ask.num_new) for ask in asked.asks] == [(2, 1)]
+    [asked] = only(
+        AskNodes, decided([gpu], [run(minimum=2, wanted=2, bundle=GPU)], Capacity([], None, False))
+    )
+    assert [(ask.count, ask.num_new) for ask in asked.asks] == [(2, 1)], "what cannot be seen may offer it"
+
+
+def test_a_node_that_is_full_for_a_moment_is_no_reason_to_ask_at_once():
+    full = replace(node("a", 2), node_type="cpu", other={"CPU": 2})
+    assert only(AskNodes, decided([full], [service()], Capacity(TYPES, 3))) == []
+    assert len(only(AskNodes, decided([full], [service(**WAITED)], Capacity(TYPES, 3)))) == 1
 
 
 def test_nodes_that_are_there_count():

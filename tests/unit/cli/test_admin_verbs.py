@@ -203,6 +203,45 @@ def test_status_of_an_ingress(run: Run, ingress: Pretend) -> None:
     assert {(entry["name"], entry["version"]) for entry in found["services"]} >= {("digits", 2), ("gpt", 1)}
 
 
+def test_status_says_who_holds_what_and_what_waits_for_what(run: Run, ingress: Pretend) -> None:
+    lines = run("status").out.splitlines()
+    begin = lines.index("claims:")
+    table = [re.split(r"  +", line) for line in lines[begin + 1 : begin + 5]]
+    assert table == [
+        ["holder", "class", "has", "wants", "where"],
+        ["service digits version 2", "-", "nothing", "1", "-"],
+        [
+            *("run gpt-7f3a", "1 training minimum, 1 training share", "2 CPU", "2"),
+            "node-a: 1 CPU; node-b: 1 CPU",
+        ],
+        ["without a claim", "-", "0.5 CPU", "-", "node-a: 0.5 CPU"],
+    ]
+    assert lines[begin + 5 : begin + 7] == [
+        "service digits version 2 has waited 0:02 for 1 CPU: waits for run gpt-7f3a to give it back",
+        "run gpt-7f3a gives back node-b: 1 CPU within 7 s: needed by service digits version 2",
+    ]
+    found = run("status", "--json").json["claims"]
+    assert [claim["holder"] for claim in found["claims"]] == ["service digits version 2", "run gpt-7f3a"]
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ({"trouble": "this cluster has no ledger"}, "claims: this cluster has no ledger"),
+        ({"trouble": "", "time_s": 1.0, "nodes": [], "claims": []}, "claims: none"),
+    ],
+)
+def test_status_where_nobody_holds_anything(run: Run, ingress: Pretend, held: Any, said: str) -> None:
+    ingress.admin.held = held
+    assert said in run("status").out.splitlines()
+
+
+def test_status_of_a_run_that_is_suspended(run: Run, ingress: Pretend) -> None:
+    ingress.admin.held["claims"][1]["notice"]["is_suspension"] = True
+    said = "run gpt-7f3a is suspended: it gives back everything within 7 s: needed by service"
+    assert said in run("status").out
+
+
 def test_status_says_what_is_wrong(run: Run, ingress: Pretend) -> None:
     ingress.admin.error = ServiceError("the controller is starting")
     said = run("status")

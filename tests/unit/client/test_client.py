@@ -21,6 +21,7 @@ from eagleray.client import (
     AsyncClient,
     AsyncTextStream,
     BusyError,
+    Claims,
     Client,
     NoAnswerError,
     TextStream,
@@ -592,6 +593,16 @@ def test_the_control_plane(ingress: Pretend, client: Any) -> None:
     for ask in (lambda: admin.services("nothing"), lambda: admin.versions("nothing")):
         with pytest.raises(ModelNotFound, match="nothing"):
             ask()
+
+
+def test_claims(ingress: Pretend, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = client.admin.claims()
+    digits, run = found.claims
+    assert (digits.wanted, digits.held, digits.wait.units, digits.wait.waited_s) == (1, {}, 1, 2.0)
+    assert (run.held, run.notice.give, run.notice.left_s) == ({"aa": 1, "bb": 1}, {"bb": 1}, 7.4)
+    assert [(node.name, node.total["CPU"]) for node in found.nodes] == [("node-a", 2.0), ("node-b", 2.0)]
+    monkeypatch.setattr(ingress.admin, "held", {"trouble": "this cluster has no ledger"})
+    assert client.admin.claims() == Claims("this cluster has no ledger")
 
 
 def test_runs(ingress: Pretend, client: Any, connect: Any) -> None:

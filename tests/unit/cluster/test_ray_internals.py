@@ -117,6 +117,55 @@ def test_settings_are_still_read():
         assert [name for name in profile.of_jobs if f'"{name}"' not in train] == [], MOVED
 
 
+def test_what_the_ledger_reads_of_nodes_and_placement_groups():
+    from ray._private.state import GlobalState
+    from ray._raylet import InnerGcsClient
+    from ray.core.generated import autoscaler_pb2 as messages
+
+    node = {field.name for field in messages.NodeState.DESCRIPTOR.fields}
+    used = {
+        "node_id", "total_resources", "available_resources", "labels", "ray_node_type_name", "status",
+        "node_ip_address",
+    }  # fmt: skip
+    assert used <= node, f"{used - node}: {MOVED}"
+    cluster = {field.name for field in messages.ClusterResourceState.DESCRIPTOR.fields}
+    used = {"node_states", "pending_resource_requests", "pending_gang_resource_requests"}
+    assert used <= cluster, f"{used - cluster}: {MOVED}"
+    assert {"DEAD", "DRAINING"} <= set(messages.NodeStatus.keys()), MOVED
+    assert "timeout_s" in str(InnerGcsClient.get_cluster_resource_state.__doc__), MOVED
+    assert "-> Dict[str, int]" in str(InnerGcsClient.get_draining_nodes.__doc__), MOVED
+    table = inspect.getsource(GlobalState._gen_placement_group_info)
+    for key in ("name", "bundles", "bundles_to_node_id", "state"):
+        assert f'"{key}":' in table, f"{key}: {MOVED}"
+    assert '"CREATED"' in table, MOVED
+
+
+def test_nodes_can_be_asked_for_beside_those_that_are_there():
+    from ray._private.label_utils import validate_label_selector
+    from ray.util.placement_group import placement_group
+
+    assert validate_label_selector({"ray.io/node-id": "!in(0a1b,2c3d)"}) is None, MOVED
+    assert {"name", "bundle_label_selector"} <= set(inspect.signature(placement_group).parameters), MOVED
+    scheduler = (RAY / "autoscaler/v2/scheduler.py").read_text()
+    assert "LABEL_OPERATOR_NOT_IN" in scheduler, MOVED
+
+
+def test_the_coordinator_of_stock_runs():
+    from eagleray.cluster import ray_side_ray260
+
+    folder = RAY / "data/_internal/cluster_autoscaler"  # its import takes seconds
+    source = (folder / "default_autoscaling_coordinator.py").read_text()
+    name = ray_side_ray260.COORDINATOR
+    assert f'name="{name}",\n        namespace="{name}",' in source, MOVED
+    _, _, request = source.partition("class _AutoscalingCoordinatorActor")
+    for part in (
+        "def request_resources(", "def cancel_request(", "requester_id: RequesterId,",
+        "resources: List[ResourceDict],", "expire_after_s: float,", "priority=priority.value,",
+    ):  # fmt: skip
+        assert part in request, f"{part}: {MOVED}"
+    assert "HIGH = 10" in (folder / "base_autoscaling_coordinator.py").read_text(), MOVED
+
+
 def test_key_value_store_and_cluster_config():
     from ray._private.state import GlobalState
     from ray._raylet import InnerGcsClient
@@ -124,6 +173,8 @@ def test_key_value_store_and_cluster_config():
 
     assert hasattr(GlobalState, "get_cluster_config"), MOVED
     assert hasattr(InnerGcsClient, "internal_kv_put"), MOVED
+    assert "bool del_by_prefix, namespace" in str(InnerGcsClient.internal_kv_del.__doc__), MOVED
+    assert hasattr(internal_kv, "internal_kv_get_gcs_client"), MOVED
     assert "namespace" in inspect.signature(internal_kv._internal_kv_get).parameters, MOVED
 
 

@@ -62,6 +62,10 @@ def test_runs_are_for_admin_keys(ingress: Pretend) -> None:
     assert ingress.get("/admin/runs", headers=bearer(ingress.infer_key)).status_code == 403
 
 
+def test_claims(ingress: Pretend, ask: Any) -> None:
+    assert ask("GET", "/admin/claims") == (200, ingress.admin.held)
+
+
 def test_deploy_and_undeploy(ingress: Pretend, ask: Any) -> None:
     assert ask("POST", "/admin/undeploy", {"name": "iris"}) == (200, {"name": "iris", "versions": [1]})
     assert ingress.get("/v2/models/iris").status_code == 404

@@ -10,8 +10,11 @@ import pytest
 
 from eagleray.errors import TrainingError
 from eagleray.packaging import Folder
+from eagleray.specs import TrainSpec, validate
+from eagleray.training.observer import WorkerInfo
 from eagleray.tuning import trial
 from eagleray.tuning.trial import Reporter, details_of, in_words
+from eagleray.tuning.tune_parts_ray260 import OneWorkerTrial
 
 METRIC = "validation_loss"
 
@@ -97,3 +100,48 @@ def test_a_failure_in_words() -> None:
         raise KeyError("lr")
     assert in_words(caught.value) == "KeyError: 'lr'"
     assert 'raise KeyError("lr")' in "\n".join(details_of(caught.value))
+
+
+@pytest.mark.parametrize("compression", [{"kind": "none"}, {"kind": "topk", "ratio": 0.1}])
+def test_a_trial_that_pauses_goes_on_as_if_it_had_not(
+    compression: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "_this_worker", lambda: WorkerInfo(0, "node", 1, "127.0.0.1"))
+    table = {
+        "kind": "train",
+        "name": "t",
+        "data": {"kind": "digits"},
+        "model": {"kind": "mlp", "hidden": [8]},
+        "loss": {"kind": "cross_entropy"},
+        "optimizer": {"kind": "adamw", "lr": 0.01},
+        "training": {"steps": 30, "evaluate_every_steps": 10},
+        "compression": {**compression, "rehearse": True},
+        "checkpoint": {"at_evaluations": True},
+    }
+    spec = validate(TrainSpec, table, name="spec")
+
+    def run(name: str, pause_at: int | None) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        reports: list[dict[str, Any]] = []
+
+        def report(values: dict[str, Any]) -> None:
+            reports.append(values)
+            if pause_at is not None and values.get("step") == pause_at:
+                OneWorkerTrial.pause(None)  # type: ignore[arg-type]
+
+        reporter = Reporter(Folder(tmp_path / name), "validation_loss", report)
+        outcome = trial._train_alone(spec, Folder(tmp_path / name), reporter)
+        reporter.paused()
+        return outcome, reports
+
+    undisturbed, _ = run("undisturbed", None)
+    assert undisturbed is not None
+    nothing, first = run("paused", 10)
+    assert nothing is None
+    paused = first[-1]["paused"]
+    assert paused["step"] == paused["saved_step"]
+    assert 10 < paused["step"] < 20, "soon after it was asked to"
+    outcome, second = run("paused", None)
+    assert outcome is not None
+    assert outcome["weights_digest"] == undisturbed["weights_digest"]
+    steps = [one["step"] for one in [*first, *second] if "evaluation" in one]
+    assert steps == [10, 20, 30]

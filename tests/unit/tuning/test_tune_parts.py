@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from ray import cloudpickle
 
 from eagleray.specs import TuneSpec, validate
-from eagleray.tuning import Trial, make_suggester
+from eagleray.tuning import Trial, make_suggester, tune_parts_ray260
 from eagleray.tuning.driver import may_reuse_actors
 from eagleray.tuning.record import State
+from eagleray.tuning.room import Anywhere
 from eagleray.tuning.running import HOPELESS, RunningSearch, StopRequest
 from eagleray.tuning.tune_parts_ray260 import (
     Judge,
@@ -74,7 +76,10 @@ class Observer:
     def ended(self, trial: Trial, outcome: Any, details: Any) -> None:
         self.heard.append(("ended", trial.number, trial.state))
 
-    def tick(self) -> None:
+    def paused(self, trial: Trial, saved_step: int, reason: str) -> None:
+        self.heard.append(("paused", trial.number, trial.step, saved_step))
+
+    def tick(self, *, is_waiting: bool) -> None:
         raise OSError(28, "no space")
 
 
@@ -82,9 +87,11 @@ def search(search_spec: TuneSpec, trials: list[Trial] | None = None) -> RunningS
     return RunningSearch(
         search_spec,
         [] if trials is None else trials,
-        make_suggester(search_spec),
-        Observer(),
-        StopRequest(),
+        suggester=make_suggester(search_spec),
+        observer=Observer(),
+        stop=StopRequest(),
+        room=Anywhere(),
+        num_concurrent=4,
     )
 
 
@@ -93,14 +100,15 @@ class TuneTrial:
     """Ray Tune's trial, as its schedulers and our callback know it."""
 
     trial_id: str
+    number: int
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"number": int(self.trial_id)}
+        return {"number": self.number}
 
 
 def tune_trial(number: int) -> Any:
-    return TuneTrial(str(number))
+    return TuneTrial(str(number), number)
 
 
 def earlier(number: int, state: State, *values: float) -> Trial:
@@ -160,7 +168,10 @@ def test_a_resumed_search_takes_up_what_waits_then_tries_the_rest() -> None:
     while isinstance(config := suggesting.suggest("x"), dict):
         numbers.append(config["number"])
     assert numbers == [2, 4, 5, 6]
-    assert config == "FINISHED"
+    assert config is None, "those that run might pause, and come again"
+    for number in numbers:
+        running.lost(running.trials[number - 1])
+    assert suggesting.suggest("x") == "FINISHED"
 
 
 def test_values_that_exclude_each_other_are_a_failed_trial_and_the_next_one_is_tried() -> None:
@@ -237,10 +248,72 @@ def test_ray_tune_can_pickle_its_parts() -> None:
 
 
 def test_what_an_actor_holds() -> None:
-    actor, factory = resources(spec(scaling={"cpus_per_worker": 0.5, "gpus_per_worker": 1}).scaling)
-    assert (actor, factory.bundles) == (OneWorkerTrial, [{"CPU": 0.5, "GPU": 1.0}])
-    actor, factory = resources(spec(scaling={"num_workers": 2}).scaling)
-    assert (actor, factory.bundles) == (ManyWorkersTrial, [{"node:__internal_head__": 0.001}])
+    actor, seat = resources(spec(scaling={"cpus_per_worker": 0.5, "gpus_per_worker": 1}).scaling)
+    assert (actor, seat({"seat": {}}).bundles) == (OneWorkerTrial, [{"CPU": 0.5, "GPU": 1.0}])
+    actor, seat = resources(spec(scaling={"num_workers": 2}).scaling)
+    assert (actor, seat({"seat": {}}).bundles) == (ManyWorkersTrial, [{"node:__internal_head__": 0.001}])
+
+
+def test_a_seat_lies_on_its_node_and_its_group_has_the_claims_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def ask(bundles: Any, strategy: str, **more: Any) -> None:
+        asked.append({"bundles": bundles, **more})
+
+    monkeypatch.setattr(tune_parts_ray260, "placement_group", ask)
+    scaling = spec(scaling={"label_selector": {"zone": "a"}}).scaling
+    _, seat = resources(scaling, "search-1")
+    first, second = pickle.loads(cloudpickle.dumps(seat({"seat": {"n1": 1}}))), seat({"seat": {"n1": 1}})
+    assert first == second
+    assert hash(first) == hash(second), "a process on one can be used for the other"
+    assert first != seat({"seat": {"n2": 1}})
+    for one in (first, second):
+        one.to_placement_group()
+    assert asked[0]["bundles"] == [{"CPU": 1.0}]
+    assert asked[0]["bundle_label_selector"] == [{"zone": "a", "ray.io/node-id": "n1"}]
+    names = [one["name"] for one in asked]
+    assert all(name.startswith("eagleray-claim:search-1:") for name in names)
+    assert names[0] != names[1], "Ray takes no two of one name"
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"kind": "asha", "grace_evaluations": 1, "reduction_factor": 2},
+        {"kind": "median", "grace_evaluations": 1, "min_trials": 2},
+    ],
+)
+def test_pauses_change_no_verdict(scheduler: dict[str, Any]) -> None:
+    """A trial that comes again is another one to Ray Tune."""
+    source = random.Random(7)
+    values = {number: [source.random() for _ in range(9)] for number in range(1, 7)}
+    schedule = [number for number in values for _ in range(9)]
+    source.shuffle(schedule)
+
+    def verdicts(is_pausing: bool) -> list[tuple[int, int, str]]:
+        running = search(spec(scheduler=scheduler))
+        judge = Judge(running, make_scheduler(running.spec))
+        counts, found, ended = dict.fromkeys(values, 0), [], set()
+        for number in values:
+            assert running.next_config() is not None
+            judge.on_trial_add(None, TuneTrial(str(number), number))
+        for turn, number in enumerate(schedule):
+            if number in ended:
+                continue
+            name = f"{number}-{turn}" if is_pausing else str(number)
+            if is_pausing:
+                judge.on_trial_add(None, TuneTrial(name, number))
+            value = values[number][counts[number]]
+            counts[number] += 1
+            verdict = judge.on_trial_result(None, TuneTrial(name, number), report(counts[number], value))
+            found.append((number, counts[number], verdict))
+            if verdict == "STOP":
+                ended.add(number)
+        return found
+
+    undisturbed = verdicts(is_pausing=False)
+    assert {"STOP", "CONTINUE"} == {verdict for *_, verdict in undisturbed}
+    assert verdicts(is_pausing=True) == undisturbed
 
 
 @pytest.mark.parametrize(

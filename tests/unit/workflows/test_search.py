@@ -175,7 +175,7 @@ def test_a_trial_that_ends_before_mlflow_has_the_search_is_not_lost(search: Sear
     monitor.ended(trials[0], {}, ())
     if when == "while it runs":
         parent.known_run_id = "parent"
-        monitor.tick()
+        monitor.tick(is_waiting=False)
     elif when == "at its end":
         parent.run_id = "parent"
         parent.known_run_id = "parent"

@@ -84,6 +84,11 @@ async def undeploy(call: Call) -> Response:
     return json_response(await call.admin.undeploy(name, _version(values, is_needed=False)))
 
 
+async def claims(call: Call) -> Response:
+    """Who holds which resources of the cluster."""
+    return json_response(await call.admin.claims())
+
+
 async def keys(call: Call) -> Response:
     """Every key, without its secret."""
     return json_response({"keys": await call.admin.keys()})
@@ -136,6 +141,7 @@ def routes() -> list[Route]:
         get("/admin/services/{model}", service, "Deployed versions of one model"),
         post("/admin/deploy", deploy, "Deploy a model version", schemas.SERVICE_SPEC, 202),
         post("/admin/undeploy", undeploy, "End a model version, or all of a model", schemas.UNDEPLOY),
+        get("/admin/claims", claims, "Who holds which resources, and what waits for what"),
         get("/admin/keys", keys, "API keys"),
         post("/admin/keys", create_key, "Make an API key", schemas.CREATE_KEY, 201),
         Route("DELETE", "/admin/keys/{id}", revoke_key, "Revoke an API key", TAG, scope="admin",
