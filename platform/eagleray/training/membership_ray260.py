@@ -94,6 +94,8 @@ class Membership:
         self._lost: dict[int, tuple[WorkerInfo, str]] = {}
         """By rank, of the formation that is left: who was lost, and why."""
         self._num_before = 0
+        self._left_at: float | None = None
+        """When the formation was asked to stop, or given up, seconds since the epoch."""
         self._num_failures = 0
         """Losses without a step in between."""
         self._failed_step = -1
@@ -119,7 +121,7 @@ class Membership:
                 Member(worker, seat, rank=rank)
                 for rank, (worker, seat) in enumerate(zip(workers, seats, strict=True))
             ]
-            self.failure, self._launch, self._num_before = None, launch, 0
+            self.failure, self._launch, self._num_before, self._left_at = None, launch, 0, None
             self._lost.clear()
             self._enter("regrouping")
         self._thread = threading.Thread(target=self._run, name="eagleray-membership", daemon=True)
@@ -211,6 +213,7 @@ class Membership:
         """Wake everybody out of a formation that cannot go on."""
         if self._phase in ("regrouping", "over"):
             return
+        self._left_at = time.time()
         self._enter("regrouping")
         self._wake()
 
@@ -281,6 +284,7 @@ class Membership:
         )
         if can_grow or len(self.members) > self._wanted:
             self._notice += 1
+            self._left_at = time.time()
             self._enter("yielding")
             self.members[0].worker.actor.notice.remote(self._notice)
 
@@ -314,8 +318,9 @@ class Membership:
             )
             member.worker.actor.form.remote(formation)
         workers = [member.info(rank) for rank, member in enumerate(self.members)]
-        self._tell(Change(number, workers, num_before, dict(self._lost), time.time()))
+        self._tell(Change(number, workers, num_before, dict(self._lost), time.time(), self._left_at))
         self._lost.clear()
+        self._left_at = None
         self._enter("forming")
 
     def _fetch(self) -> None:

@@ -115,7 +115,7 @@ class Account:
         elif kind == "step":
             self._take_step(record)
         elif kind == "evaluation":
-            self._remember(record["step"], _numbers(record, without=("step", "time")))
+            self._remember(record["step"], _numbers(record, without=("step", "time", "seconds")))
         elif kind == "compression":
             self.choices.append({key: value for key, value in record.items() if key not in ("kind", "time")})
         elif kind == "buckets":

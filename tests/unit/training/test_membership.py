@@ -48,10 +48,11 @@ class Play:
     ):
         self.now, self.changes, self.ended, self.seats = 100.0, [], [], Seats()
         self.said: list[str] = []
+        self.clock = 0.0
         played = SimpleNamespace(get=self._get)
         monkeypatch.setattr(membership_ray260, "ray", played)
         monkeypatch.setattr(
-            membership_ray260, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: 0.0)
+            membership_ray260, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock)
         )
         monkeypatch.setattr(
             membership_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
@@ -133,15 +134,19 @@ def test_workers_that_are_ready_form_a_group_at_rank_0s_address(play):
 
 def test_survivors_of_a_death_are_woken_and_form_anew(play):
     played = play(3)
+    played.clock = 128.0
     played.die("b")
     assert played.workers["a"].actor.took("break_groups")
     assert played.seats.closed == ["b"]
+    played.clock = 130.0
     played.tell("a", "lost", "waiting", step=7)
     assert len(played.changes) == 1, "not before all are out"
     played.tell("c", "waiting", step=7)
     formation = played.workers["c"].actor.took("form")[-1][0]
     assert (formation.number, formation.rank, formation.num_before, formation.num_lost) == (2, 1, 3, 1)
     assert list(played.changes[-1].lost) == [1]
+    times = [(change.left_at, change.time) for change in played.changes]
+    assert times == [(None, 0.0), (128.0, 130.0)], "given up when the loss was found, formed when all were out"
 
 
 def test_a_worker_that_tells_of_a_loss_first_breaks_the_others_too(play):
@@ -175,14 +180,17 @@ def test_below_the_minimum_they_wait_for_another(play):
 def test_fewer_are_wanted_the_last_leave_when_all_have_yielded(play):
     played = play(3)
     played.membership.resize(1)
+    played.clock = 5.0
     played.tell("b", step=5)
     assert played.workers["a"].actor.took("notice") == [[1]]
+    played.clock = 6.0
     for name in "cab":
         assert played.seats.closed == []
         played.tell(name, "yielded", "waiting", step=6)
     assert sorted(played.seats.closed) == ["b", "c"]
     assert played.ranks == "a"
-    assert (played.changes[-1].num_before, played.changes[-1].lost) == (3, {})
+    change = played.changes[-1]
+    assert (change.num_before, change.lost, change.left_at, change.time) == (3, {}, 5.0, 6.0)
 
 
 def test_a_worker_that_is_ready_joins_at_a_step_all_agree_on(play):
