@@ -314,6 +314,7 @@ class Watch(WorkerGroupCallback):
             records = []  # it is gone; what it told nobody, the others tell, or is in the checkpoint
         self._pending = None
         records = [record for record in records if self._is_new(record)]
+        self._hand_over_news()  # first: a formation is ordered before it tells of itself
         if records:
             self.has_stepped |= any(record["kind"] == "at" for record in records)
             self._observer.records(records)
