@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from types import MappingProxyType
 
 from eagleray.capacity.claims import Facts, Request
 from eagleray.capacity.client import Allotment, ClaimClient, Statement
@@ -38,6 +39,7 @@ class Holding:
         client: ClaimClient,
         request: Request,
         *,
+        used: Units = MappingProxyType({}),
         heard: Callable[[Allotment], None] = lambda _: None,
         every_s: float = 1.0,
     ) -> None:
@@ -46,13 +48,15 @@ class Holding:
         Args:
             client: The ledger; asked from threads of the Holding alone.
             request: What is asked for, to begin with.
+            used: What runs already, where the holder was started again: what its first statement does not
+                name would be taken for work without a claim.
             heard: Called in a thread of the Holding for each new version, after `allotment` is set; one call
                 at a time. It may call any method but `wait`.
             every_s: Seconds between two statements where nothing changes.
         """
         self._client, self._heard, self._every_s = client, heard, every_s
         self._claim = request.claim
-        self._request, self._used, self._facts = request, dict[str, int](), Facts()
+        self._request, self._used, self._facts = request, dict(used), Facts()
         self._allotment = Allotment()
         self._has_heard = False
         self._answered_s = float("-inf")
