@@ -23,6 +23,7 @@ from eagleray.errors import EaglerayError, InputError, SpecError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.connecting import connect
+from eagleray.workflows.goodput import in_words
 from eagleray.workflows.lock import RunLock
 from eagleray.workflows.report import Account, sent
 from eagleray.workflows.reporting import reporting
@@ -116,6 +117,7 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
             monitor = _monitor(run, account, say)
             report |= _train(run, account, reservation, monitor, say)
     finally:
+        account.ended(report["started_at"] + report["seconds"])
         report |= account.to_json()
         _finish(run, report, monitor, say)
     return report
@@ -227,6 +229,7 @@ def _publish(run: Run, report: dict[str, Any], monitor: Any, say: Callable[[str]
 
 def _publish_files(run: Run, report: dict[str, Any], monitor: Any, scratch: Path) -> None:
     from eagleray.evaluation.curves import plot_curves
+    from eagleray.evaluation.run_size import plot_size
     from eagleray.workflows.monitor import read_history
 
     monitor.close()
@@ -234,8 +237,14 @@ def _publish_files(run: Run, report: dict[str, Any], monitor: Any, scratch: Path
     curves = scratch / "curves.png"
     losses = [(recovery["lost_step"], "worker lost") for recovery in report["recoveries"]]
     plot_curves(read_history(run.folder), curves, title=run.run_id, events=losses)
-    run.folder.upload(curves, "curves.png")
-    tracker.artifact(curves)
+    size = scratch / "size.png"
+    goodput = monitor.account.goodput()
+    plot_size(monitor.account.course(), size, title=f"{run.run_id}: goodput {goodput.ratio:.0%}")
+    for picture in (curves, size):
+        run.folder.upload(picture, picture.name)
+        tracker.artifact(picture)
+    parts = {"useful": goodput.useful_s, **goodput.lost_s, "rest": goodput.rest_s}
+    tracker.log({"goodput": goodput.ratio, **{f"{name}_s": parts[name] for name in parts}}, report["steps"])
     for name in ("spec.json", "report.json"):
         path = scratch / name
         path.write_bytes(run.folder.read_bytes(name))
@@ -264,6 +273,7 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
     lines = [
         f"run {run.run_id}: {report['status'].lower()} after {report['seconds']:.1f} s, "
         f"{report['steps']} steps",
+        f"  {in_words(report['goodput'])}",
         f"  first step {report['submit_to_first_step_s']:.1f} s after submission: {spans}",
         *_gradients(run, report),
     ]

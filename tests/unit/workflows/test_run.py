@@ -10,7 +10,7 @@ from eagleray.specs import TrainSpec, load
 from eagleray.workflows.report import Account
 from eagleray.workflows.run import Run, drive, summary
 from unit.processes import ROOT
-from unit.workflows.test_report import chosen, phase, step
+from unit.workflows.test_report import chosen, formed, phase, step
 
 
 def failing(error):
@@ -55,6 +55,17 @@ def test_a_run_that_is_lost_twice_in_a_row_tells_both(tmp_path):
     assert lost[1] == "  lost rank 0 after step 60; training again after 10.0 s, 10 steps redone"
 
 
+def test_the_summary_says_where_the_time_went(tmp_path):
+    account = Account(marks={"submitted_at": 0.0, "nodes": 2.0})
+    account.changed(formed(1, "a", time=3.0))
+    for record in (phase(0, 4.0), step(60, 12.0)):
+        account.take(record)
+    account.ended(12.5)
+    assert _summary(account, tmp_path)[1] == (
+        "  goodput 64.0%: 8.0 s of steps in 12.5 s; start 2.0 s, wait 2.0 s, rest 0.5 s"
+    )
+
+
 def test_bytes_are_told_where_some_were_sent(tmp_path):
     account = Account()
     account.take(step(10, 1.0, sent=0.0))
@@ -90,4 +101,4 @@ def test_the_summary_says_how_the_gradients_were_sent(tmp_path, kind, records, s
     for record in records:
         account.take(record)
     lines = _summary(account, tmp_path, [f"compression.kind={kind}"])
-    assert lines[2 : 2 + len(said)] == said
+    assert lines[3 : 3 + len(said)] == said
