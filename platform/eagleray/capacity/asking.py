@@ -34,7 +34,11 @@ def possible(lacks: Sequence[Lack], capacity: Capacity | None, nodes: Iterable[N
     if capacity is None:
         return ()
     if not capacity.is_complete:  # types that cannot be seen from here may offer anything
-        return tuple(lack.ask for lack in lacks if lack.ask.count > 0)
+        return tuple(
+            replace(lack.ask, num_new=lack.ask.count - lack.num_here)
+            for lack in lacks
+            if lack.ask.count > lack.num_here
+        )
     new, found = _NewNodes(capacity, nodes), []
     for lack in lacks:
         tried, count = new.copy(), lack.num_here
@@ -42,7 +46,7 @@ def possible(lacks: Sequence[Lack], capacity: Capacity | None, nodes: Iterable[N
             count += 1
         if count >= max(1, lack.at_least) and count > lack.num_here:
             new = tried
-            found.append(replace(lack.ask, count=count))
+            found.append(replace(lack.ask, count=count, num_new=count - lack.num_here))
     return tuple(found)
 
 

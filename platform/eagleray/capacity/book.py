@@ -46,7 +46,8 @@ class Book:
         claim = self.claims.get(request.claim)
         if claim is None:
             held = _most(statement.held, statement.used)
-            claim = Claim(request, now_s, now_s, held, version=statement.seen)
+            granted_s = now_s if held else None
+            claim = Claim(request, now_s, now_s, held, granted_s=granted_s, version=statement.seen)
         elif claim.request.bundle != request.bundle:
             raise InputError(
                 f"claim of {request.holder}: a unit is {amounts(request.bundle)}, and the claim {claim.id} "
@@ -57,6 +58,8 @@ class Book:
             stated = {node: min(units, held.get(node, 0)) for node, units in statement.held.items()}
             held = _some(stated)
         held = _most(held, statement.used)
+        # A version that was not given here is an earlier ledger's: the holder must hear of another one.
+        version = claim.version if statement.seen <= claim.version else statement.seen + 1
         claim = replace(
             claim,
             request=request,
@@ -64,6 +67,7 @@ class Book:
             held=held,
             used=_some(statement.used),
             facts=statement.facts,
+            version=version,
         )
         return self._with(_settled(claim, now_s))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from types import MappingProxyType
 from typing import TypedDict, Unpack
 
 from eagleray.capacity.decisions import Notice, Suspend, Units, Wait
@@ -234,9 +235,17 @@ class Node:
     is_draining: bool = False
     leaves_s: float | None = None
     """When a draining node goes, where that is known."""
+    name: str = ""
+    """By which people know it; empty: its id."""
 
     def with_use(
-        self, in_use: Resources, claims: Iterable[Claim], before: Node | None, *, unsaid_since_s: float
+        self,
+        in_use: Resources,
+        claims: Iterable[Claim],
+        before: Node | None,
+        *,
+        unsaid_since_s: float,
+        leaving: Resources = MappingProxyType({}),
     ) -> Node:
         """The node with `other` derived from all that Ray says is in use on it.
 
@@ -248,8 +257,9 @@ class Node:
             claims: All claims.
             before: The node as it was observed last; None at first: then the upper bound holds.
             unsaid_since_s: What was granted earlier would have been said to be in use, if it were.
+            leaving: What claims gave back a moment ago: `in_use` may still have it.
         """
-        least, most = dict(in_use), dict(in_use)
+        least, most = plus(in_use, leaving, -1), dict(in_use)
         for claim in claims:
             bundle, used = claim.request.bundle, claim.used.get(self.id, 0)
             is_new = claim.granted_s is not None and claim.granted_s >= unsaid_since_s

@@ -89,6 +89,8 @@ class Ask:
     bundle: Resources
     label_selector: Mapping[str, str]
     count: int
+    num_new: int = 0
+    """Of them: those for which the nodes that are there have no room."""
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,15 @@ def of_round(before: Book, decisions: Iterable[Decision], after: Book, now_s: fl
     return found
 
 
-def of_exchange(before: Book, after: Book, now_s: float) -> Iterator[Event]:
-    """The events of what holders did between two books: open, close, return."""
+def of_exchange(before: Book, after: Book, now_s: float, reason: str | None = None) -> Iterator[Event]:
+    """The events of what holders did between two books, or of what has ended: open, close, return.
+
+    Args:
+        before: The book before.
+        after: The book after.
+        now_s: Seconds since the epoch.
+        reason: Of what ended without its holder; None: holders gave it back.
+    """
     for claim_id in {**before.claims, **after.claims}:
         was, now = before.claims.get(claim_id), after.claims.get(claim_id)
         if was is None and now is not None:
@@ -141,8 +148,8 @@ def of_exchange(before: Book, after: Book, now_s: float) -> Iterator[Event]:
             less = {node: units - now.held.get(node, 0) for node, units in was.held.items()}
             gone = {node: units for node, units in less.items() if units > 0}
             if gone:
-                reason = "as it was asked to" if was.notice else "by itself"
-                yield _event("return", was, now, now_s, change=gone, reason=reason)
+                why = reason or ("as it was asked to" if was.notice else "by itself")
+                yield _event("return", was, now, now_s, change=gone, reason=why)
 
 
 def _of_decision(decision: _OfOneClaim, claim: Claim, after: Claim | None, now_s: float) -> Event:

@@ -152,7 +152,9 @@ class _Round:
                 need, self._usable.values(), planner.room, planner.holders(), is_over_budget=is_over_budget
             )
             self._miss(need, cause, waits_for, reason)
-            if self._has_waited(claim, self._settings.ask_after_s):
+            # What is in use may be told late; what nodes have is not.
+            is_sure = cause in ("size", "labels")
+            if is_sure or self._has_waited(claim, self._settings.ask_after_s):
                 num_here = sum(planner.room.num_later(need, node.id) for node in places)
                 self._lacks.setdefault(claim.id, (need, num_here))
         is_starting = not need.is_rest or claim.size == 0
@@ -201,7 +203,8 @@ class _Round:
         if draining and claim.request.is_yieldable:
             times = [self._nodes[node].leaves_s for node in draining]
             leaves_s = min((at_s for at_s in times if at_s is not None), default=None)
-            yield self._notice(claim, draining, words.leaving(draining), (), leaves_s)
+            names = [self._nodes[node].name or node for node in draining]
+            yield self._notice(claim, draining, words.leaving(names), (), leaves_s)
         elif not self._is_recent(claim.granted_s, self._settings.start_limit_s):
             stuck = {node: units for node, units in claim.starting.items() if self._is_overdrawn(claim, node)}
             if stuck:

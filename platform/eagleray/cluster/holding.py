@@ -30,8 +30,8 @@ _logger = logging.getLogger(__name__)
 class Holding:
     """A claim of this process: a thread states what it asks for and has, each second and when that changes.
 
-    Where the ledger is away, the last allotment goes on to hold, and a new ledger is told all of it. A process
-    that ends without `close` loses the claim after its lease.
+    Where the ledger is away, the last allotment goes on to hold, and a new ledger is told all of it. A
+    process that ends without `close` loses the claim after its lease.
     """
 
     def __init__(
@@ -142,7 +142,9 @@ class Holding:
     def wait(
         self, is_enough: Callable[[Allotment], bool], timeout_s: float | None = None
     ) -> Allotment | None:
-        """The allotment once the ledger has answered and `is_enough` says so; None after `timeout_s` or `close`.
+        """The allotment, once the ledger has answered and `is_enough` says so.
+
+        None after `timeout_s`, or when the claim is closed.
 
         Raises:
             InputError: the ledger refused the claim.
@@ -219,7 +221,7 @@ class Holding:
                 self._is_closing.wait(_AWAY_S)
 
     def _hear(self, answer: Allotment, counted: Counter[str] | None = None) -> None:
-        """Take an answer in. `counted`: what was given back in the statement that it answers, if that counted.
+        """Take an answer in; `counted`: given back in the statement that it answers, if that counted.
 
         Of one version only answers to statements are taken, which come in order: what differs between them is
         what was given back.

@@ -8,3 +8,7 @@ NAMESPACE = "eagleray"
 LEDGER = "eagleray-ledger"
 ON_HEAD: Mapping[str, float] = {"node:__internal_head__": 0.001}
 """A resource that Ray gives to the head alone; an actor that asks for it runs there or nowhere."""
+CLAIM_GROUP = "eagleray-claim:"
+"""A placement group that holds units of a claim is called so, with `<claim>:<number>` behind it."""
+ASK_GROUP = "eagleray-ask:"
+"""One that stands for a unit for which the ledger asks a node."""

@@ -9,11 +9,8 @@ from typing import Any
 
 from eagleray.serving.state import Limits
 
-NAMESPACE = "eagleray"
 CONTROLLER = "eagleray-controller"
 INGRESS_APP = "ingress"
-ON_HEAD: Mapping[str, float] = {"node:__internal_head__": 0.001}
-"""A resource that Ray gives to the head alone; an actor that asks for it runs there or nowhere."""
 
 
 def url_of(host: str, port: int) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from eagleray import errors
+from eagleray.cluster.names import NAMESPACE
 from eagleray.errors import EaglerayError, ServiceError
-from eagleray.serving.control_settings import CONTROLLER, NAMESPACE
+from eagleray.serving.control_settings import CONTROLLER
 
 Call = Callable[[str, Sequence[Any]], Awaitable[Mapping[str, Any]]]
 
@@ -141,6 +142,10 @@ class ControllerBackend:
     async def undeploy(self, name: str, version: int | None) -> dict[str, Any]:
         """As AdminBackend."""
         return await self._ask("undeploy", name, version)
+
+    async def claims(self) -> dict[str, Any]:
+        """As AdminBackend."""
+        return await self._ask("claims")
 
     async def keys(self) -> list[dict[str, Any]]:
         """As AdminBackend."""

@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from eagleray import __version__
+from eagleray.cluster.names import ON_HEAD
 from eagleray.errors import ServiceError
-from eagleray.serving.control_settings import ON_HEAD
 from eagleray.serving.controller_client import ControllerBackend, Reader
 from eagleray.serving.state import IngressState
 

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eagleray.cluster import settings, state
+from eagleray.cluster import ledger, settings, state
 from eagleray.cluster.files import read_json
+from eagleray.cluster.names import NAMESPACE, ON_HEAD
 from eagleray.cluster.probing import answers
 from eagleray.cluster.state import ClusterState
 from eagleray.errors import ClusterError, ServiceError
 from eagleray.serving import memory
-from eagleray.serving.control_settings import CONTROLLER, NAMESPACE, ON_HEAD, ControllerSettings
+from eagleray.serving.control_settings import CONTROLLER, ControllerSettings
 from eagleray.serving.state import Limits
 from eagleray.specs.local import LocalServing
 
@@ -124,6 +125,7 @@ def main(folder: Path) -> None:
     ray.init(cluster.gcs_address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     wanted = local_settings(cluster, LocalServing.model_validate(values))
     controller = start(wanted)
+    ledger.start(ledger.of_cluster(cluster))
     await_ingress(wanted.url, controller)
     print(f"the ingress answers at {wanted.url}", flush=True)
 

@@ -1,4 +1,4 @@
-"""`eagleray attach`: the ingress, and all that serves models, on a Ray cluster that somebody else started."""
+"""`eagleray attach`: the ledger, and all that serves models, on a Ray cluster that somebody else started."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from eagleray.cluster import attached, profiles, settings, state
+from eagleray.cluster import attached, ledger, profiles, settings, state
 from eagleray.cluster.attached import AttachedCluster
+from eagleray.cluster.names import ON_HEAD
 from eagleray.errors import ClusterError, InputError, ServiceError
 from eagleray.serving import preconditions, start
-from eagleray.serving.control_settings import INGRESS_APP, ON_HEAD, ControllerSettings, url_of
+from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings, url_of
 from eagleray.serving.preconditions import NodeFacts
 from eagleray.workflows.joining import joined
 
@@ -37,7 +38,9 @@ def attach(
     profile: str | None = None,
     say: Callable[[str], None] = print,
 ) -> AttachedCluster:
-    """Start the serving controller and the ingress on the cluster at `address`; run on a machine of it.
+    """Start the ledger, the serving controller and the ingress on the cluster at `address`.
+
+    Run on a machine of the cluster.
 
     Args:
         address: Of its GCS, as host:port.
@@ -82,6 +85,7 @@ def attach(
             say(warning)
         serve = _serve(wanted)
         preconditions.check_serve(serve, host=host, port=port, our_app=INGRESS_APP)
+        ledger.start(ledger.LedgerSettings(name, wanted.storage_url))
         controller = start.start(replace(wanted, directory=start.directory_on_head(name)))
         _await_start(controller)
         head = _head_address()

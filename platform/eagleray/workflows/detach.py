@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from eagleray.cluster import attached
+from eagleray.cluster import attached, ledger
 from eagleray.cluster.attached import AttachedCluster
 from eagleray.errors import ClusterError
 from eagleray.serving import start
@@ -37,6 +37,7 @@ def detach(cluster: AttachedCluster, say: Callable[[str], None] = print) -> None
             _check_nothing_is_left(cluster)
         else:
             _end(cluster, controller)
+        ledger.end()
         _withdraw_profile()
     attached.forget(cluster.name)
     say(f"cluster {cluster.name!r} is as it was before `eagleray attach`")

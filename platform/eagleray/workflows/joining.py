@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+from eagleray.cluster.names import NAMESPACE
 from eagleray.errors import ClusterError
-from eagleray.serving.control_settings import NAMESPACE
 
 _CONNECT_S = 5.0
 

@@ -11,7 +11,9 @@ from eagleray.errors import InputError
 from eagleray.specs import LocalSpec, load
 
 SERVING: Mapping[str, Sequence[str]] = {"serving": ["-m", "eagleray.serving.start"]}
-"""The cluster's helper that starts the serving controller."""
+"""The cluster's helper that starts the ledger and the serving controller."""
+LEDGER: Mapping[str, Sequence[str]] = {"ledger": ["-m", "eagleray.cluster.ledger"]}
+"""The one that starts the ledger alone, where the cluster does not serve."""
 
 
 def up(
@@ -34,7 +36,7 @@ def up(
             f"an attached cluster is called {name!r}; choose another --name, or `eagleray down --name {name}`"
         )
     spec = load(LocalSpec, local_file, overrides)
-    cluster = local.up(name, spec, helpers=SERVING if spec.serving.enabled else {}, say=say)
+    cluster = local.up(name, spec, helpers=SERVING if spec.serving.enabled else LEDGER, say=say)
     if cluster.ingress_url:
         say(f"models will be served at {cluster.ingress_url} in some seconds (`eagleray status` says when)")
     return cluster

@@ -372,7 +372,7 @@ WAITED = {"waiting_s": NOW_S - 2}
     ("claims", "counts"),
     [
         ([service(wanted=2, **WAITED)], {"s": 2}),
-        ([service(wanted=2)], {}),  # it has not waited yet
+        ([service(wanted=2)], {"s": 2}),  # no node that is there could ever hold it: no use to wait
         ([service(bundle=GPU, wanted=5, **WAITED)], {"s": 2}),  # one for each GPU there could be
         ([service(wanted=20, **WAITED)], {"s": 6}),  # three nodes in all, by the cluster's limit
         ([service(bundle={"CPU": 3}, **WAITED)], {}),

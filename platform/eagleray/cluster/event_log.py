@@ -1,0 +1,272 @@
+"""The ledger's event log: numbered immutable segments under EAGLERAY_STORAGE, which outlive the head.
+
+    <storage>/ledger/<cluster>/segment-0000000001.jsonl
+        first line     schema, epoch, cluster, session, segment, started_s, closed_s, dropped
+        other lines    one `capacity.Event` each, as its `to_json` gives it
+
+A ledger begins with a segment of its own that has no events, and with an epoch one higher than the last
+one's. Each name is written once: so a ledger that finds the next name taken by a higher epoch has been
+replaced, and must decide no more.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from eagleray.capacity.events import SCHEMA, Event
+from eagleray.errors import InputError
+from eagleray.packaging.storage import Folder
+
+MOST_EVENTS = 256
+"""In one segment."""
+_MOST_KEPT = 100_000
+"""In memory, while the storage refuses; the oldest go first."""
+_LOOK_EVERY_S = 10.0
+"""For a newer ledger, while there is nothing to write."""
+_NAME = re.compile(r"segment-(?P<number>\d{10})\.jsonl")
+_logger = logging.getLogger(__name__)
+
+
+def url_of(storage_url: str, cluster: str) -> str:
+    """Where the log of the cluster called `cluster` lies."""
+    return f"{storage_url.rstrip('/')}/ledger/{cluster}"
+
+
+def read(url: str, *, since_s: float = 0.0) -> Iterator[Event]:
+    """The events of a log, in their order, those of all ledgers that wrote it.
+
+    Args:
+        url: The log's folder, as `url_of` gives it; one that does not exist has no events.
+        since_s: Seconds since the epoch; events before it are left out.
+
+    Raises:
+        InputError: a segment is damaged, or of a schema that this version does not read.
+        OSError: the storage cannot be read.
+    """
+    folder = Folder(url)
+    names = [name for name in folder.list() if _NAME.fullmatch(name)]
+    first = bisect_left(names, since_s, key=lambda name: _header(folder, name)["closed_s"]) if since_s else 0
+    for name in names[first:]:
+        _, *lines = _lines(folder, name)
+        for line in lines:
+            event = Event.from_json(line)
+            if event.time_s >= since_s:
+                yield event
+
+
+class EventLog:
+    """Writes events in a thread of its own; nothing here blocks or raises, whatever the storage does."""
+
+    def __init__(
+        self,
+        storage_url: str,
+        cluster: str,
+        session: str,
+        *,
+        every_s: float = 1.0,
+        retry_s: float = 5.0,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Begin the log of a ledger.
+
+        Args:
+            storage_url: EAGLERAY_STORAGE.
+            cluster: The cluster's name.
+            session: Tells this cluster from others of its name; the same for each ledger of one cluster.
+            every_s: Seconds after its first event at which a segment is closed.
+            retry_s: Seconds between two attempts where the storage refuses.
+            now: Seconds since the epoch.
+        """
+        self._storage_url, self._cluster, self._session = storage_url, cluster, session
+        self._every_s, self._retry_s, self._now = every_s, retry_s, now
+        self._started_s = now()
+        self._events: deque[Event] = deque()
+        self._dropped = 0
+        self._first_s = 0.0
+        """Monotonic time of the oldest event that waits."""
+        self._changed = threading.Condition()
+        """Guards the events, `_dropped`, `_first_s` and `_is_closing`."""
+        self._is_closing = False
+        self._folder: Folder | None = None
+        self._number = 0
+        """Of the last segment written."""
+        self._epoch: int | None = None
+        self._fenced, self._trouble = "", ""
+        self._thread = threading.Thread(target=self._run, name="event log", daemon=True)
+        self._thread.start()
+
+    @property
+    def epoch(self) -> int | None:
+        """Of this ledger; None until the storage has been read."""
+        return self._epoch
+
+    @property
+    def fenced(self) -> str:
+        """Why this ledger must decide no more, in words; empty where it may."""
+        return self._fenced
+
+    @property
+    def trouble(self) -> str:
+        """Why events wait in memory, in words; empty where they do not."""
+        return self._trouble
+
+    def append(self, events: Iterable[Event]) -> None:
+        """Take events; they are written within a second or so."""
+        with self._changed:
+            if not self._events:
+                self._first_s = time.monotonic()
+            self._events.extend(events)
+            while len(self._events) > _MOST_KEPT:
+                self._events.popleft()
+                self._dropped += 1
+            if self._events:
+                self._changed.notify()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what waits, and end; returns after `timeout_s` at the latest."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    # The thread.
+
+    def _run(self) -> None:
+        is_last = False
+        while not (is_last or self._fenced):
+            is_last = self._is_closing
+            try:
+                if self._epoch is None:
+                    self._begin()
+                self._await_work()
+                while self._write():
+                    pass
+                self._trouble = ""
+            except Exception as error:  # the storage's own kinds, too: nothing of it may end the thread
+                self._fail(error)
+
+    def _await_work(self) -> None:
+        """Return when a segment is full or due, it is time to look around, or at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._is_closing, _LOOK_EVERY_S)
+            if self._events:
+                due_s = self._first_s + self._every_s - time.monotonic()
+                self._changed.wait_for(
+                    lambda: self._is_closing or len(self._events) >= MOST_EVENTS, max(0.0, due_s)
+                )
+
+    def _fail(self, error: Exception) -> None:
+        """Say once what is wrong, and wait until it is time to try again."""
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        trouble = (
+            f"the event log {url_of(self._storage_url, self._cluster)} cannot be written ({reason}); events "
+            "are kept in memory, and it is tried again"
+        )
+        if trouble != self._trouble:
+            _logger.warning("ledger: %s", trouble)
+        self._trouble = trouble
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing, self._retry_s)
+
+    def _begin(self, cluster: str | None = None) -> None:
+        """Take an epoch, by a segment without events. Raises: OSError."""
+        folder = Folder(url_of(self._storage_url, cluster or self._cluster))
+        while True:
+            names = [name for name in folder.list() if _NAME.fullmatch(name)]
+            last = _header(folder, names[-1]) if names else {"segment": 0, "epoch": 0}
+            number, epoch = last["segment"] + 1, last["epoch"] + 1
+            if folder.create(_name(number), self._segment(number, epoch, [])):
+                self._folder, self._number, self._epoch = folder, number, epoch
+                return
+
+    def _write(self) -> bool:
+        """Write a segment of what waits, or look for a newer ledger; whether more waits. Raises: OSError."""
+        assert self._folder is not None
+        assert self._epoch is not None
+        with self._changed:
+            events = [self._events[index] for index in range(min(MOST_EVENTS, len(self._events)))]
+        number, name = self._number + 1, _name(self._number + 1)
+        if not events:
+            if self._folder.exists(name):
+                self._find_taken(name)
+            return False
+        data = self._segment(number, self._epoch, events)
+        if not self._folder.create(name, data) and not self._is_mine(name):
+            self._find_taken(name)
+            return not self._fenced
+        with self._changed:
+            for _ in events:
+                self._events.popleft()
+            self._dropped, self._first_s = 0, time.monotonic()
+            self._number = number
+            return bool(self._events) and (self._is_closing or len(self._events) >= MOST_EVENTS)
+
+    def _is_mine(self, name: str) -> bool:
+        """Whether an earlier attempt has written it, of which the storage had said that it failed."""
+        assert self._folder is not None
+        header = _header(self._folder, name)
+        return (header["session"], header["epoch"]) == (self._session, self._epoch)
+
+    def _find_taken(self, name: str) -> None:
+        """Another ledger has written the next segment: end here, or, if it is another cluster's, move on."""
+        assert self._folder is not None
+        header = _header(self._folder, name)
+        if header["session"] == self._session:
+            self._fenced = (
+                f"a newer ledger of this cluster (epoch {header['epoch']}) writes {self._folder.url}; "
+                f"this one (epoch {self._epoch}) decides no more"
+            )
+            _logger.warning("ledger: %s", self._fenced)
+            return
+        own = f"{self._cluster}.{self._session[-8:]}"
+        _logger.warning(
+            "ledger: another cluster called %r writes its events to %s; those of this one go to %s. Give one "
+            "of them another name",
+            self._cluster, self._folder.url, url_of(self._storage_url, own),
+        )  # fmt: skip
+        self._begin(own)
+
+    def _segment(self, number: int, epoch: int, events: list[Event]) -> bytes:
+        header = {
+            "schema": SCHEMA,
+            "epoch": epoch,
+            "cluster": self._cluster,
+            "session": self._session,
+            "segment": number,
+            "started_s": self._started_s,
+            "closed_s": self._now(),
+            "dropped": self._dropped,
+        }
+        lines = [header, *(event.to_json() for event in events)]
+        return "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+
+
+def _name(number: int) -> str:
+    return f"segment-{number:010d}.jsonl"
+
+
+def _header(folder: Folder, name: str) -> dict[str, Any]:
+    return _lines(folder, name)[0]
+
+
+def _lines(folder: Folder, name: str) -> list[dict[str, Any]]:
+    """A segment's lines, the header first. Raises: InputError: it is damaged, or of another schema."""
+    try:
+        header, *events = [json.loads(line) for line in folder.read_bytes(name).splitlines()]
+        known = {"epoch": int, "session": str, "segment": int, "closed_s": int | float}
+        is_whole = all(isinstance(header[key], kind) for key, kind in known.items())
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder.url}/{name} is no segment of an event log: {error}") from None
+    if header.get("schema") != SCHEMA or not is_whole:
+        raise InputError(
+            f"{folder.url}/{name} is of schema {header.get('schema')!r}; this version reads schema {SCHEMA}"
+        )
+    return [header, *events]

@@ -1,0 +1,167 @@
+"""`RaySide`: how the ledger sees and changes a Ray cluster (Ray 2.60).
+
+**Nodes are asked for by placement groups**, one for each unit, which may lie only on nodes that were not
+there when it was made. The node autoscaler starts nodes for them as for any work that waits. When such a node
+has come, the ledger grants its room and removes the group. Ray's other way, `request_resources`, has one
+request for the whole cluster: each caller undoes what another asked for. It counts what nodes have and not
+what is free on them; and the actor that merges callers, Ray Data's coordinator, costs 130 MB.
+
+**Where that coordinator runs**, since a stock run of Ray Train or Ray Data has started it, it is told what is
+held under claims: stock runs count what nodes have, and not what is in use on them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from eagleray.capacity.decisions import Ask, Units
+from eagleray.capacity.placement import Capacity
+from eagleray.capacity.resources import Resources
+from eagleray.cluster import capacity_ray260, observation_ray260
+from eagleray.cluster.arbiter import Held
+from eagleray.cluster.names import ASK_GROUP, CLAIM_GROUP
+from eagleray.cluster.observation_ray260 import groups
+from eagleray.cluster.sight import Seen
+
+REQUESTER = "eagleray-ledger"
+COORDINATOR = "AutoscalingCoordinator"
+"""Name of the actor, and of its namespace."""
+_PRIORITY = 100
+"""Above that of Ray Train's own requests (10)."""
+_EXPIRES_S, _RENEW_S = 60.0, 20.0
+_GONE_S = 5.0
+_CALL_S = 5.0
+_PIN = 0.001
+
+
+class RaySide:
+    """A `Side` for one ledger. Ray is connected; what changes the cluster is called by one thread."""
+
+    def __init__(self) -> None:
+        self._asked: dict[tuple[Any, ...], list[Any]] = {}
+        """Placement groups by what they ask for."""
+        self._has_swept = False
+        self._told: list[dict[str, float]] = []
+        self._told_s = float("-inf")
+
+    def observe(self, capacity: Capacity, *, with_asks: bool) -> Seen:
+        """As Side."""
+        return observation_ray260.observe(capacity, with_asks=with_asks)
+
+    def capacity(self) -> Capacity:
+        """As Side."""
+        return capacity_ray260.observe()
+
+    def ask(self, asks: Sequence[Ask], present: Iterable[str]) -> None:
+        """As Side. None of the groups that stand for `asks` lies on a node in `present`.
+
+        Groups that are not needed any more are removed after the new ones are there: so none that waits slips
+        into the room that another one leaves.
+        """
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        old, nodes = self._asked, ",".join(sorted(present))
+        left_over = [] if self._has_swept else [group_id for group_id, _ in groups(ASK_GROUP)]
+        self._asked = {}
+        for one in asks:
+            bundle = {name: amount for name, amount in one.bundle.items() if amount > 0}
+            selector = {**one.label_selector, **({"ray.io/node-id": f"!in({nodes})"} if nodes else {})}
+            key = (one.claim, *sorted(bundle.items()), *sorted(selector.items()))
+            kept = old.pop(key, [])
+            for _ in range(one.num_new - len(kept)):
+                name = f"{ASK_GROUP}{one.claim}:{secrets.token_hex(4)}"
+                selectors: Any = [selector] if selector else None
+                kept.append(placement_group([bundle], name=name, bundle_label_selector=selectors))
+            self._asked[key], surplus = kept[: one.num_new], kept[one.num_new :]
+            old[key] = surplus
+        for group in [group for some in old.values() for group in some]:
+            remove_placement_group(group)
+        for group_id in left_over:
+            _remove(group_id)
+        self._has_swept = True
+
+    def evict(self, claim: str, units: Units) -> dict[str, int]:
+        """As Side: removes the claim's placement groups on these nodes, the newest first.
+
+        With a group end the workers in it. What lies in no group that is named after the claim goes on.
+        """
+        left, chosen = Counter(units), dict[str, Counter[str]]()
+        found = [
+            (group["name"], group_id, Counter(filter(None, group["bundles_to_node_id"].values())))
+            for group_id, group in groups(f"{CLAIM_GROUP}{claim}:")
+            if ":" not in group["name"].removeprefix(f"{CLAIM_GROUP}{claim}:")
+        ]
+        for _, group_id, there in sorted(found, key=lambda group: (len(group[0]), group[0]), reverse=True):
+            if there and there <= left:
+                left -= there
+                chosen[group_id] = there
+                _remove(group_id)
+        deadline_s = time.monotonic() + _GONE_S
+        while chosen and time.monotonic() < deadline_s:
+            there = {group_id for group_id, _ in groups(f"{CLAIM_GROUP}{claim}:")}
+            if not there & set(chosen):
+                break
+            time.sleep(0.02)
+        else:
+            chosen = {group_id: there for group_id, there in chosen.items() if group_id not in there}
+        return dict(sum(chosen.values(), Counter[str]()))
+
+    def tell(self, held: Sequence[Held], totals: Mapping[str, Resources]) -> None:
+        """As Side, where a stock run has started Ray's coordinator."""
+        import ray
+
+        try:
+            coordinator: Any = ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+        except ValueError:
+            self._told_s = float("-inf")
+            return
+        bundles = [_pinned(one, totals) for one in held for _ in range(one.units)]
+        if bundles == self._told and time.monotonic() - self._told_s < _RENEW_S:
+            return
+        if bundles:
+            told = coordinator.request_resources.remote(
+                requester_id=REQUESTER,
+                resources=bundles,
+                expire_after_s=_EXPIRES_S,
+                # An enumeration of ours would have to be importable where the actor runs; it reads the value.
+                priority=SimpleNamespace(value=_PRIORITY),
+            )
+        else:
+            told = coordinator.cancel_request.remote(REQUESTER)
+        ray.get(told, timeout=_CALL_S)
+        self._told, self._told_s = bundles, time.monotonic()
+
+    def end(self) -> None:
+        """As Side: ask for nothing, and hold nothing against stock runs."""
+        self.ask((), ())
+        self.tell((), {})
+
+
+def _pinned(held: Held, totals: Mapping[str, Resources]) -> dict[str, float]:
+    """The bundle with a resource that only its node has: the coordinator takes no notice of labels."""
+    bundle = {name: amount for name, amount in held.bundle.items() if amount > 0}
+    pin = pin_of(totals[held.node], [total for node, total in totals.items() if node != held.node])
+    return {**bundle, pin: _PIN} if pin else bundle
+
+
+def pin_of(total: Mapping[str, float], others: Iterable[Mapping[str, float]]) -> str:
+    """A resource of a node that none of `others` has; empty where there is none.
+
+    Ray gives each node one that is named after its address; on one host several may share it.
+    """
+    ours = [name for name in total if name.startswith("eagleray_node_")]
+    of_address = [name for name in total if name.startswith("node:") and name != "node:__internal_head__"]
+    taken = {name for other in others for name in other}
+    return next((name for name in (*ours, *of_address) if name not in taken), "")
+
+
+def _remove(group_id: str) -> None:
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))

@@ -1,0 +1,102 @@
+"""`Sight`: what is known of the nodes, from one look at the cluster to the next. Pure: no Ray, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from eagleray.capacity.claims import Claim, Node
+from eagleray.capacity.decisions import Units
+from eagleray.capacity.resources import Resources, plus
+
+_BLIND_S = 4.0
+"""What was seen longer ago is nothing to decide by."""
+_SETTLES_S = 10.0
+"""So long a GCS that has been restarted may not know all nodes again."""
+_LEAVING_S = 1.0
+"""How much later Ray may say that what was given back is free."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The cluster at one moment, as Ray says it."""
+
+    nodes: tuple[Node, ...]
+    """Those that live; what runs there without a claim is not known yet."""
+    in_use: Mapping[str, Resources]
+    """By node: all of it."""
+    asked: Mapping[str, Resources]
+    """By node: what the ledger's own asks have taken there."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no CPU and no GPU is in use."""
+        return not any(used.get("CPU") or used.get("GPU") for used in self.in_use.values())
+
+
+class Sight:
+    """Changed by each look, and by what claims give back."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        """By id, with what runs there without a claim."""
+        self.trouble = ""
+        """Why the cluster cannot be looked at, in words; empty where it can."""
+        self._seen_s: float | None = None
+        self._lost_s = float("-inf")
+        self._leaving: list[tuple[float, str, Resources]] = []
+        """Until when, where and what Ray may still show as in use though it was given back."""
+        self._asked: dict[str, tuple[float, Resources]] = {}
+        """By node: the same of the ledger's own asks."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether there was no look yet."""
+        return self._seen_s is None
+
+    def is_blind(self, now_s: float) -> bool:
+        """Whether the last look is too long ago to decide by."""
+        return self._seen_s is None or now_s - self._seen_s > _BLIND_S
+
+    def lose(self, error: Exception, now_s: float) -> bool:
+        """A look has failed; whether the one before had not."""
+        is_new, self._lost_s = not self.trouble, now_s
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        self.trouble = f"the cluster cannot be observed ({reason}); what is held goes on to hold"
+        return is_new
+
+    def given_back(self, claim: Claim, units: Units, now_s: float) -> None:
+        """`units` of `claim` were given back, or have ended."""
+        for node, count in units.items():
+            self._leaving.append((now_s + _LEAVING_S, node, plus({}, claim.request.bundle, count)))
+
+    def take_in(
+        self, seen: Seen, claims: Collection[Claim], began_s: float, now_s: float, *, unsaid_since_s: float
+    ) -> bool:
+        """A look that began at `began_s` has come in; whether it shows anything new.
+
+        `unsaid_since_s` as `Node.with_use` takes it.
+        """
+        self.trouble = ""
+        there = {node.id for node in seen.nodes}
+        if now_s - self._lost_s < _SETTLES_S and not self.nodes.keys() <= there:
+            return False  # a GCS that has been restarted learns of its nodes again
+        self._leaving = [entry for entry in self._leaving if entry[0] > began_s]
+        self._asked |= {node: (now_s + _LEAVING_S, asked) for node, asked in seen.asked.items()}
+        self._asked = {node: entry for node, entry in self._asked.items() if entry[0] > began_s}
+        leaving = {node: asked for node, (_, asked) in self._asked.items()}
+        for _, node, resources in self._leaving:
+            leaving[node] = plus(leaving.get(node, {}), resources)
+        found = {}
+        for node in seen.nodes:
+            # Of a node that has just come it is known that no claim had anything there: only asks have.
+            before = self.nodes.get(node.id, None if self.is_first else node)
+            found[node.id] = node.with_use(
+                seen.in_use[node.id],
+                claims,
+                before,
+                unsaid_since_s=unsaid_since_s,
+                leaving=leaving.get(node.id, {}),
+            )
+        has_changed, self.nodes, self._seen_s = found != self.nodes, found, now_s
+        return has_changed
