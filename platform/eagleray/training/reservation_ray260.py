@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from eagleray.cluster.names import CLAIM_GROUP
 from eagleray.errors import TrainingError
 from eagleray.training.seat_ray260 import Seat, create_actor
 from eagleray.training.stopping import Suspended
@@ -26,8 +27,6 @@ GRACE_S = 1.0
 """How long a run that could begin waits for more seats."""
 PLACED_EVERY_S = 0.1
 NODE_ID_LABEL = "ray.io/node-id"
-CLAIM_GROUP = "eagleray-claim:"
-"""The ledger finds a claim's placement groups by their names: this, the claim, and a number."""
 _NUMBERS = itertools.count()
 """Of this process's placement groups that have a name: Ray wants each of them once."""
 

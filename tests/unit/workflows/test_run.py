@@ -1,12 +1,16 @@
 """The driver's main: an error in words and an exit code."""
 
 import errno
+from types import SimpleNamespace
 
 import pytest
 
 from eagleray.errors import DataError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, load
+from eagleray.training.attempts import note_attempt
+from eagleray.training.stopping import Suspended
+from eagleray.workflows import run as run_module
 from eagleray.workflows.report import Account
 from eagleray.workflows.run import Run, drive, summary
 from unit.processes import ROOT
@@ -102,3 +106,63 @@ def test_the_summary_says_how_the_gradients_were_sent(tmp_path, kind, records, s
         account.take(record)
     lines = _summary(account, tmp_path, [f"compression.kind={kind}"])
     assert lines[3 : 3 + len(said)] == said
+
+
+def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monkeypatch):
+    said, account, released = [], Account(step=40, position=40), []
+    suspended = {"is_suspended": True, "reason": "needed by chat", "step": 40, "time": 100.0}
+    outcomes = [
+        {**suspended, "is_forced": False}, {**suspended, "is_forced": True}, {"progress": {"step": 60}},
+    ]  # fmt: skip
+    attempts, given = [], []
+
+    def fit(spec, run_url, *, first_attempt, reservation, observer):
+        attempts.append(first_attempt)
+        given.append(reservation.name)
+        note_attempt(folder, first_attempt, 1)
+        return outcomes.pop(0)
+
+    def reservation(name):
+        return SimpleNamespace(name=name, release=lambda: released.append(name))
+
+    folder = Folder(str(tmp_path))
+    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", []), folder)
+    turns = [(reservation("second"), 112.5), (reservation("third"), 130.0)]
+    monkeypatch.setattr("eagleray.training.trainer.fit", fit)
+    monkeypatch.setattr(run_module, "_reserve", lambda seats, say: turns.pop(0))
+    seats = SimpleNamespace(watching=lambda observer: observer)
+    monitor = SimpleNamespace(account=account)
+    found = run_module._train(run, seats, reservation("first"), monitor, said.append)
+    assert found == {"progress": {"step": 60}}
+    assert (attempts, given, released) == ([1, 2, 3], *[["first", "second", "third"]] * 2)
+    assert said == [
+        "suspended after step 40: needed by chat; all of it is saved",
+        "going on after 12.5 s: it has nodes again",
+        "suspended after step 40: needed by chat; it had not saved that in time, and goes on from the "
+        "checkpoint before",
+        "going on after 30.0 s: it has nodes again",
+    ]
+    assert [(one["began_at"], one["ended_at"]) for one in account.suspensions] == [
+        (100.0, 112.5),
+        (100.0, 130.0),
+    ]
+
+
+def test_seats_that_go_before_there_is_a_worker_are_waited_for_anew():
+    released, said = [], []
+
+    class Played:
+        def __init__(self, name, outcome):
+            self.name, self.outcome = name, outcome
+
+        def wait(self, say):
+            if isinstance(self.outcome, Exception):
+                raise self.outcome
+            return self.outcome
+
+        def release(self):
+            released.append(self.name)
+
+    waiting = [Played("first", Suspended("needed by chat")), Played("second", 5e9)]
+    found, there_at = run_module._reserve(SimpleNamespace(reserve=lambda: waiting.pop(0)), said.append)
+    assert (found.name, there_at, released) == ("second", 5e9, ["first"])
