@@ -37,6 +37,9 @@ REGROUP_LIMIT_S = 10.0
 """For a rank to give up a broken formation."""
 GROW_AFTER_S = 1.0
 """A formation lasts at least so long before others join it: they may come together."""
+FORCE_EARLY_S = 0.5
+"""So long before seats have to be given back, who still sits there is ended: the ledger would end the newest
+seats of the node, whoever has them."""
 LEAVE_MARGIN_S = 3.0
 """So long before seats have to be given back, nobody waits any more for those who are to take their place."""
 
@@ -351,7 +354,7 @@ class Membership:
     def _force_out(self) -> None:
         """End who has not left in time; what the others hold goes on."""
         leave_by = self._reservation.leave_by
-        if leave_by is None or time.monotonic() < leave_by:
+        if leave_by is None or time.monotonic() < leave_by - FORCE_EARLY_S:
             return
         if self._reservation.is_suspended:
             self._suspend(is_forced=True)
