@@ -108,7 +108,8 @@ class SeatedWorkerGroup(WorkerGroup):
             failure = self.membership.failure
         if not workers:
             failure = failure or PeerLost("all workers were lost")
-            return [WorkerStatus(running=False, error=failure)]
+            others = len(self.get_workers()) - 1  # Ray's report handler wants a status of each
+            return [WorkerStatus(running=False, error=failure), *[WorkerStatus(running=True)] * others]
         if workers != self.get_workers():
             self._world_rank_to_ongoing_poll.clear()
             self._assign_worker_ranks(workers)

@@ -5,6 +5,7 @@ import inspect
 import pytest
 import ray
 
+from eagleray.errors import PeerLost
 from eagleray.training import (
     reservation_ray260,
     retrying_ray260,
@@ -12,6 +13,7 @@ from eagleray.training import (
     watch_ray260,
     worker_actor_ray260,
 )
+from eagleray.training.stopping import Suspended
 
 
 def test_this_is_the_ray_that_the_room_was_written_for():
@@ -167,3 +169,17 @@ def test_workers_that_end_where_nothing_failed_charge_nobody():
     for suspended in (WorkerGroupError("", {0: Suspended("x")}), ControllerError(Suspended("x"))):
         assert policy.make_decision(suspended) == FailureDecision.RAISE
     assert heard == []
+
+
+@pytest.mark.parametrize("failure", [None, Suspended("others need its nodes", 7)], ids=["lost", "suspended"])
+def test_workers_that_are_all_gone_at_once_have_a_status_each(monkeypatch, failure):
+    import threading
+    from types import SimpleNamespace
+
+    group = trainer_ray260.SeatedWorkerGroup.__new__(trainer_ray260.SeatedWorkerGroup)
+    membership = SimpleNamespace(lock=threading.Lock(), members=[], failure=failure)
+    monkeypatch.setattr(trainer_ray260.SeatedWorkerGroup, "membership", membership, raising=False)
+    monkeypatch.setattr(trainer_ray260.SeatedWorkerGroup, "get_workers", lambda self: ["a", "b", "c"])
+    first, *others = group._poll_workers_and_collect_errors(None)
+    assert isinstance(first.error, PeerLost) if failure is None else first.error is failure
+    assert [(status.running, status.error) for status in others] == [(True, None)] * 2
