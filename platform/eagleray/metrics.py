@@ -54,6 +54,10 @@ TABLE: tuple[Metric, ...] = (
     Metric("eagleray_train_checkpoint_seconds", "gauge", "seconds", _RUN, "Time of the last checkpoint commit."),
     Metric("eagleray_train_recoveries_total", "counter", "", _RUN, "Times the run went on after losing a worker."),
     Metric("eagleray_train_redone_steps_total", "counter", "steps", _RUN, "Steps trained again after a loss."),
+    Metric("eagleray_goodput_ratio", "gauge", "ratio", _RUN,
+           "Time of steps that were trained for the first time over the time since the run's submission."),
+    Metric("eagleray_lost_seconds", "gauge", "seconds", (*_RUN, "cause"),
+           "Time lost since the run's submission, by cause: start, wait, detect, reschedule, restore, redo, checkpoint."),
 )  # fmt: skip
 
 """What goes through Ray's exporter, which puts `ray_` before the name."""

@@ -20,8 +20,8 @@ from eagleray.cluster.emitter import RayEmitter
 def emit_all(emitter: RayEmitter, run: str) -> None:
     for row in metrics.TABLE:
         use = emitter.set if row.kind == "gauge" else emitter.add
-        use(row.name, 2.0, {"run": run})
-        use(row.name, 3.0, {"run": run})
+        for value in (2.0, 3.0):
+            use(row.name, value, dict.fromkeys(row.labels, run))
 
 
 def scrape(address: str) -> list[list[object]]:

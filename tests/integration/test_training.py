@@ -111,11 +111,25 @@ def test_a_job_goes_on_after_kill_9_of_a_worker(eagleray_home: Path, cluster_env
     assert set(found["spans_s"]) == {"submitted", "driver", "nodes", "workers", "group", "first step"}
     folder = eagleray_home / "storage" / "runs" / log.run_id
     assert json.loads((folder / "spec.json").read_text())["training"]["epochs"] == 30
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("curves.png", "size.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    goodput = found["goodput"]
+    lost_s = sum(goodput["lost_s"].values())
+    assert goodput["useful_s"] + lost_s + goodput["rest_s"] == pytest.approx(goodput["wall_s"], rel=0.01)
+    assert goodput["wall_s"] >= found["seconds"], "from the submission on"
+    assert goodput["useful_s"] == pytest.approx(_useful_s(found), rel=0.15), "as the steps' own clock says"
+    way_back_s = [recovery[f"{part}_s"] for part in ("detect", "reschedule", "restore")]
+    assert all(seconds > 0 for seconds in way_back_s)
+    assert sum(way_back_s) <= recovery["pause_s"]
     assert sorted(path.name for path in (folder / "attempts").iterdir()) == ["000001.json", "000002.json"]
     assert "Traceback" not in log.text
     assert (meanwhile[0].exit_code, len(meanwhile[0].lines)) == (2, 2), meanwhile[0].text
     assert f"run {log.run_id} goes on already (job " in meanwhile[0].text
+
+
+def _useful_s(report: dict) -> float:
+    """Seconds in which steps were taken, but for those that a loss cut off: rank 0's clock, as it reports."""
+    return report["step_seconds"] - report["blocked_seconds"]
 
 
 def test_what_can_never_be_placed_is_refused_at_once(cluster_env: dict[str, str]) -> None:

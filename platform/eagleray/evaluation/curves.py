@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eagleray.evaluation.canvas import figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -34,20 +36,15 @@ def plot_curves(
         events: (step, what happened), recoveries for instance.
         size_inches: Width and height; an inch is 120 pixels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size_inches, dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13)
     panels = {"loss": _series(history, _LOSSES), "metrics": _series(history, _metric_names(history))}
     if not panels["metrics"]:  # a run on values has none
         del panels["metrics"]
-    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (name, series) in zip(rows, panels.items(), strict=True):
-        _panel(axes, series, name, events)
-    rows[-1].set_xlabel("step")
-    canvas.print_png(path)
+    with figure(path, size_inches) as drawn:
+        drawn.suptitle(title, fontsize=13)
+        rows = drawn.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, series) in zip(rows, panels.items(), strict=True):
+            _panel(axes, series, name, events)
+        rows[-1].set_xlabel("step")
 
 
 def _metric_names(history: Sequence[Mapping[str, float]]) -> dict[str, str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eagleray.evaluation.canvas import figure
 from eagleray.evaluation.classification import Classification
 from eagleray.evaluation.curves import plot_curves
 from eagleray.evaluation.language import Language
@@ -238,25 +238,10 @@ def plot_positions(metrics: Language, path: Path) -> None:
 @contextlib.contextmanager
 def _axes(path: Path, size_inches: tuple[float, float]) -> Iterator[Axes]:
     """Axes to draw on; the PNG file is written at the end."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.text import Text
-
-    figure = Figure(figsize=size_inches, dpi=130, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    yield axes
-    for text in figure.findobj(Text):
-        _as_it_is(text)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
-        canvas.print_png(path)
-
-
-def _as_it_is(text: Any) -> None:
-    """A label is no formula, whatever dollars are in it."""
-    text.set_parse_math(False)
+    with figure(path, size_inches, dpi=130) as drawn:
+        axes = drawn.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        yield axes
 
 
 def _short(labels: Sequence[str]) -> list[str]:

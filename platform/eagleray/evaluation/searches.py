@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eagleray.evaluation.canvas import figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -51,16 +53,11 @@ def plot_search(
         metric: What the values are.
         winner: Number of the best trial.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 9), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    history, curves = figure.subplots(2, 1)
-    figure.suptitle(title, fontsize=13)
-    _history(history, trials, best_so_far, metric, winner)
-    _curves(curves, trials, metric, winner)
-    canvas.print_png(path)
+    with figure(path, (10, 9)) as drawn:
+        history, curves = drawn.subplots(2, 1)
+        drawn.suptitle(title, fontsize=13)
+        _history(history, trials, best_so_far, metric, winner)
+        _curves(curves, trials, metric, winner)
 
 
 def _history(

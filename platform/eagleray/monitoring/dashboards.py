@@ -41,12 +41,12 @@ class Panel:
 
 
 def gauge(name: str, legend: str = "{{run}}") -> Query:
-    """The newest value of a gauge, one line per run.
+    """The newest value of a gauge, one line per run (and whatever else it has as labels).
 
     `max by (run)`: for up to two report intervals a worker that ended and its successor are both exported.
     """
-    _row(name, "gauge")
-    return Query(f"max by (run) ({_selector(name)})", legend, (name,))
+    labels = ", ".join(_row(name, "gauge").labels)
+    return Query(f"max by ({labels}) ({_selector(name)})", legend, (name,))
 
 
 def rate(name: str, legend: str = "{{run}}") -> Query:
@@ -78,6 +78,7 @@ def training_panels() -> tuple[Panel, ...]:
         _stat("Recoveries", total(f"{train}recoveries_total")),
         _stat("Redone steps", total(f"{train}redone_steps_total")),
         _stat("Skipped steps", total(f"{train}skipped_steps_total")),
+        _stat("Goodput", gauge("eagleray_goodput_ratio"), unit="percentunit"),
         _lines(
             "Loss",
             gauge(f"{train}loss", "{{run}} training"),
@@ -120,6 +121,12 @@ def training_panels() -> tuple[Panel, ...]:
             gauge(f"{train}workers", "{{run}} workers"),
             gauge(f"{train}nodes", "{{run}} nodes"),
         ),
+        _lines(
+            "Goodput over time",
+            gauge("eagleray_goodput_ratio"),
+            description="1 less what was lost, evaluations, and what comes after the last step.",
+        ),
+        _lines("Lost time", gauge("eagleray_lost_seconds", "{{run}} {{cause}}")),
         _lines("Checkpoint time", gauge(f"{train}checkpoint_seconds")),
         _lines("Steps per second", rate(f"{train}steps_total"), unit="suffix: steps/s"),
         _lines("Learning rate", gauge(f"{train}learning_rate")),
@@ -154,8 +161,8 @@ def _lines(title: str, *queries: Query, unit: str = "", description: str = "") -
     return Panel(title, "timeseries", queries, unit or _unit(queries[0]), description=description)
 
 
-def _stat(title: str, query: Query) -> Panel:
-    return Panel(title, "stat", (query,), "short", width=4, height=4)
+def _stat(title: str, query: Query, *, unit: str = "short") -> Panel:
+    return Panel(title, "stat", (query,), unit, width=4, height=4)
 
 
 def _unit(query: Query) -> str:

@@ -251,6 +251,16 @@ class ScalingSpec(Spec):
     min_workers: int | None = Field(default=None, ge=1)
     """After a loss the run goes on with so many, and grows again to `num_workers` as soon as it can. Where
     not given: as many as `num_workers`, always."""
+    spares: int = Field(default=0, ge=0)
+    """Warmed workers beside those that train: one takes the place of a worker that is lost at once."""
+    on_change: Literal["in_place", "restart"] = "in_place"
+    """What another number of workers, or a loss, costs: in_place: survivors go on in a second or two, with
+    what they hold in memory. restart: all workers are started again from a checkpoint, as Ray Train does."""
+    budget: int | None = Field(default=None, ge=0)
+    """So many workers at most on nodes that are started on demand; more only on machines that are there
+    anyway. Where not given: no limit."""
+    yield_s: float = Field(default=10.0, gt=0)
+    """How long the run may take to give workers back that others need; then they are ended by force."""
     cpus_per_worker: float = Field(default=1.0, ge=0)
     gpus_per_worker: int = Field(default=0, ge=0)
     label_selector: dict[str, str] = {}
@@ -271,6 +281,8 @@ class ScalingSpec(Spec):
                 f"min_workers ({self.minimum}) is more than num_workers ({self.num_workers}), the largest "
                 "size; lower one or raise the other"
             )
+        if self.spares and self.on_change == "restart":
+            raise ValueError('spares are of no use with on_change = "restart", which ends all workers')
         if self.cpus_per_worker == 0 and self.gpus_per_worker == 0:
             raise ValueError("cpus_per_worker and gpus_per_worker are both 0; a worker needs one of them")
         return self

@@ -201,10 +201,12 @@ def evaluate_and_judge(parts: Parts, progress: Progress, sink: Sink) -> Progress
     """Measure the validation part, if there is one, and let early stopping judge it."""
     if parts.dataset.validation is None:
         return progress
+    began = time.perf_counter()
     metrics = {
         f"validation_{name}": value for name, value in evaluate(parts, parts.dataset.validation).items()
     }
-    sink.put("evaluation", step=progress.step, part="validation", **metrics)
+    seconds = time.perf_counter() - began
+    sink.put("evaluation", step=progress.step, part="validation", seconds=seconds, **metrics)
     judged = progress.judged(parts.spec.training.early_stopping, metrics)
     if judged.is_stopped_early:
         sink.put("note", text=f"stopped early at step {progress.step}: {parts.spec.training.early_stopping}")

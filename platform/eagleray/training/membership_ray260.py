@@ -1,10 +1,10 @@
 """Who trains with whom: the driver's side of a run's formations.
 
 Ray Train starts the workers and watches whether their train functions run; which of them form a group, and
-what happens when one is lost or another size is wanted, is decided here, in a thread of its own. Survivors
-keep their process, their model and their seat. Where this cannot help (nobody is left, losses come time after
-time without a step in between, or the train function raised), Ray Train's controller hears of it and starts
-all workers again from the newest checkpoint.
+what happens when one is lost, another size is wanted or seats have to be given back, is decided here, in a
+thread of its own. Survivors keep their process, their model and their seat. Where this cannot help (nobody is
+left, losses come time after time without a step in between, or the train function raised), Ray Train's
+controller hears of it and starts all workers again from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
@@ -21,9 +20,14 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.errors import PeerLost
 from eagleray.training.ending_ray260 import end_process
+from eagleray.training.joiners_ray260 import Joiners
+from eagleray.training.member_ray260 import Member
 from eagleray.training.observer import Change, WorkerInfo
-from eagleray.training.reservation_ray260 import Reservation, Seat, last_line
-from eagleray.training.station import STEP, Formation, News
+from eagleray.training.reservation_ray260 import Reservation, last_line
+from eagleray.training.seat_ray260 import Seat
+from eagleray.training.station import Formation, News
+from eagleray.training.stopping import Restarting, Suspended
+from eagleray.training.telemetry import Record
 
 TICK_S = 0.05
 FORM_LIMIT_S = 20.0
@@ -33,34 +37,13 @@ REGROUP_LIMIT_S = 10.0
 """For a rank to give up a broken formation."""
 GROW_AFTER_S = 1.0
 """A formation lasts at least so long before others join it: they may come together."""
-SLOW_FACTOR = 5.0
-"""A rank hangs when it takes so many times its longest step."""
+FORCE_EARLY_S = 0.5
+"""So long before seats have to be given back, who still sits there is ended: the ledger would end the newest
+seats of the node, whoever has them."""
+LEAVE_MARGIN_S = 3.0
+"""So long before seats have to be given back, nobody waits any more for those who are to take their place."""
 
 Phase = Literal["forming", "training", "yielding", "regrouping", "over"]
-
-
-@dataclass(eq=False)
-class Member:
-    """A worker of the run, in the formation or on its way into it."""
-
-    worker: Worker
-    seat: Seat
-    rank: int | None = None
-    """In the formation; None: it has not been in one."""
-    is_ready: bool = False
-    """It waits for an order."""
-    address: str = ""
-    has_begun: bool = False
-    """It trains in the current formation."""
-    is_over: bool = False
-    news: News | None = None
-    pending: Any = None
-    asked_at: float = field(default_factory=time.monotonic)
-
-    def info(self, rank: int) -> WorkerInfo:
-        """For the observer."""
-        facts = self.worker.metadata
-        return WorkerInfo(rank=rank, node_id=facts.node_id, pid=facts.pid, node_ip=facts.node_ip)
 
 
 class Membership:
@@ -73,34 +56,51 @@ class Membership:
         first_attempt: int,
         minimum: int,
         wanted: int,
+        spares: int = 0,
+        restarts: bool = False,
         heartbeat_s: float,
         max_failures: int,
-        tell: Callable[[Change], None],
-        say: Callable[[str], None],
+        tell: Callable[[Change | Record], None],
+        part: Callable[[Worker], None] = lambda worker: None,
     ):
+        """Decide over the workers on the seats of `reservation`, once there are some (`begin`).
+
+        Args:
+            reservation: the run's seats.
+            first_attempt: number of the first formation.
+            minimum: workers that the run can train with.
+            wanted: workers that train.
+            spares: workers that are ready beside them.
+            restarts: each change of size, and each loss, has Ray Train start all workers anew.
+            heartbeat_s: how long a rank may be silent, seconds.
+            max_failures: losses without a step in between that are got over.
+            tell: hears of each change of the workers, and of what the run is to be told (records).
+            part: called before a worker is ended that has told what nobody else tells.
+        """
         self.lock = threading.RLock()
         self.members: list[Member] = []
         """Of the formation, by rank; what Ray Train polls."""
-        self.failure: PeerLost | None = None
-        """Why Ray Train has to start the workers again."""
-        self._reservation, self._tell, self._say = reservation, tell, say
-        self._next_attempt, self._minimum, self._wanted = first_attempt, minimum, wanted
+        self.failure: PeerLost | Suspended | Restarting | None = None
+        """Why Ray Train has to start the workers again, or the run has to stop for now."""
+        self.restarts = restarts
+        self._reservation, self._tell, self._part = reservation, tell, part
+        self._next_attempt, self._minimum = first_attempt, minimum
+        self._wanted, self._num_spares = wanted, spares
         self._heartbeat_s, self._max_failures = heartbeat_s, max_failures
-        self._joining: list[Member] = []
-        self._starting: set[Seat] = set()
-        """With workers that are not up yet."""
+        self._joiners = Joiners(reservation, self.lock)
         self._phase: Phase = "over"
         self._since = time.monotonic()
         self._lost: dict[int, tuple[WorkerInfo, str]] = {}
         """By rank, of the formation that is left: who was lost, and why."""
         self._num_before = 0
+        self._left_at: float | None = None
+        """When the formation was asked to stop, or given up, seconds since the epoch."""
         self._num_failures = 0
         """Losses without a step in between."""
         self._failed_step = -1
         self._notice = 0
         self._woken_at = 0.0
         self._thread: threading.Thread | None = None
-        self._launch: Callable[[Worker], None] = lambda worker: None
 
     # Called by Ray Train's controller
 
@@ -119,8 +119,9 @@ class Membership:
                 Member(worker, seat, rank=rank)
                 for rank, (worker, seat) in enumerate(zip(workers, seats, strict=True))
             ]
-            self.failure, self._launch, self._num_before = None, launch, 0
+            self.failure, self._num_before, self._left_at = None, 0, None
             self._lost.clear()
+            self._joiners.open(launch)
             self._enter("regrouping")
         self._thread = threading.Thread(target=self._run, name="eagleray-membership", daemon=True)
         self._thread.start()
@@ -131,10 +132,8 @@ class Membership:
         if thread is not None:
             thread.join()
         with self.lock:
-            for seat in [*(member.seat for member in self._joining), *self._starting]:
-                self._reservation.close(seat)
-            self._joining.clear()
-            self._starting.clear()
+            self._joiners.close()
+            self._reservation.disband()
             self._enter("over")
 
     def resize(self, wanted: int) -> None:
@@ -147,10 +146,9 @@ class Membership:
     def _run(self) -> None:
         while self._thread is threading.current_thread():
             with self.lock:
-                everyone = [*self.members, *self._joining]
+                everyone = [*self.members, *self._joiners.members]
                 for member in everyone:
-                    if member.pending is None:
-                        member.pending, member.asked_at = member.worker.actor.news.remote(), time.monotonic()
+                    member.ask()
             pending = {member.pending: member for member in everyone}
             if not pending:
                 time.sleep(TICK_S)
@@ -171,30 +169,22 @@ class Membership:
             news: News = ray.get(reference)
         except RayActorError as error:
             self._lose(member, "its process ended" if "died" in str(error) else last_line(error))
-            return
         except RayError as error:
             self._lose(member, last_line(error))
-            return
-        member.news, lost = news, None
-        for event in news.events:
-            if event.kind == "waiting":
-                member.is_ready, member.address, member.has_begun = True, event.text, False
-            elif event.kind == "training":
-                member.has_begun = True
-            elif event.kind == "over":
-                member.is_over = True
-            elif event.kind == "lost":
-                lost = event.text
-        if lost is not None:
-            self._break(lost)
+        else:
+            lost = member.take(news)
+            if lost is not None:
+                self._break(lost)
 
     def _lose(self, member: Member, reason: str) -> None:
         """A worker is gone, or is given up."""
-        if member in self._joining:
-            self._joining.remove(member)
-            self._reservation.close(member.seat)
-            return
+        if member in self._joiners.members:
+            self._joiners.lose(member)
         if member not in self.members:
+            return
+        if self.restarts:  # Ray Train sees it, too, and starts all of them
+            self._wake()
+            self._enter("over")
             return
         self.members.remove(member)
         if member.rank is not None:
@@ -211,6 +201,7 @@ class Membership:
         """Wake everybody out of a formation that cannot go on."""
         if self._phase in ("regrouping", "over"):
             return
+        self._left_at = time.time()
         self._enter("regrouping")
         self._wake()
 
@@ -223,36 +214,31 @@ class Membership:
 
     def _find_silent(self) -> None:
         """Give up workers that do not answer, or that hang while the others wait for them."""
-        now = time.monotonic()
+        if self._phase == "over":
+            return
+        lasted_s = time.monotonic() - self._since
         for member in list(self.members):
-            silent_s = now - member.asked_at if member.pending is not None else 0.0
+            silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s)
             if silent_s > self._heartbeat_s:
                 self._give_up(member, f"it has not answered for {silent_s:.1f} s")
-            elif self._phase == "regrouping" and not member.is_ready and now - self._since > REGROUP_LIMIT_S:
+            elif self._is_stuck(member) and lasted_s > REGROUP_LIMIT_S:
                 self._give_up(member, "it does not come out of the formation that was left")
-            elif self._phase in ("training", "yielding") and self._hangs(member):
-                assert member.news is not None
-                self._give_up(member, f"it has hung for {member.news.idle_s:.1f} s")
-        if self._phase == "forming" and now - self._since > FORM_LIMIT_S:
+            elif self._phase in ("training", "yielding") and hung_s is not None:
+                self._give_up(member, f"it has hung for {hung_s:.1f} s")
+        if self._phase == "forming" and lasted_s > FORM_LIMIT_S:
             self._break("the ranks did not meet")
 
-    def _hangs(self, member: Member) -> bool:
-        news = member.news
-        if news is None or news.is_waiting or member.is_ready or news.doing not in (STEP, "wait for data"):
-            return False
-        return news.step_s > 0 and news.idle_s > max(self._heartbeat_s, SLOW_FACTOR * news.step_s)
+    def _is_stuck(self, member: Member) -> bool:
+        return self._phase == "regrouping" and not member.is_ready and not self._is_nothing_held
 
     def _give_up(self, member: Member, reason: str) -> None:
-        doing = (
-            ""
-            if member.news is None
-            else f"; the last thing it did: step {member.news.step}, {member.news.doing}"
-        )
         facts = member.worker.metadata
-        self._lose(member, f"{reason}{doing}")
+        self._lose(member, f"{reason}{member.last_deed}")
         end_process(member.worker.actor, facts.node_id, facts.pid)
 
     def _advance(self) -> None:
+        if self._phase == "over":
+            return
         if self._phase == "forming" and all(member.has_begun for member in self.members):
             self._enter("training")
         elif self._phase in ("regrouping", "yielding"):
@@ -260,29 +246,45 @@ class Membership:
                 self._wake()
             if self.members and all(member.is_ready for member in self.members):
                 self._regroup()
+            elif self._reservation.is_suspended and self._is_nothing_held:
+                self._suspend()
             elif not self.members:
                 self.failure = PeerLost(
                     f"all workers were lost: {'; '.join(r for _, r in self._lost.values())}"
                 )
         elif self._phase == "training":
             self._consider_change()
-        self._fetch()
+        if self.failure is None:
+            self._force_out()
+            self._fetch()
+
+    @property
+    def _is_nothing_held(self) -> bool:
+        """The workers have not trained yet: what they know is in the checkpoint."""
+        return self._num_before == 0
 
     def _consider_change(self) -> None:
-        """Ask the formation to stop at a step, if others are ready to join it or fewer are wanted."""
-        step = max((member.news.step for member in self.members if member.news), default=0)
-        if step > self._failed_step:
+        """Ask the formation to stop at a step, if some have to leave, or others are ready to join it."""
+        if max((member.step for member in self.members), default=0) > self._failed_step:
             self._num_failures = 0
-        lasted_s = time.monotonic() - self._since
+        reservation, num = self._reservation, len(self.members)
+        num_leaving = sum(member.seat.is_leaving for member in self.members)
+        num_ready = len(self._joiners.ready)
+        num_left = num - num_leaving + num_ready
+        can_leave = num_left >= self._minimum or self._is_late() or self.restarts
         can_grow = (
-            lasted_s > GROW_AFTER_S
-            and len(self.members) < self._wanted
-            and any(member.is_ready for member in self._joining)
+            num < self._wanted
+            and time.monotonic() - self._since > GROW_AFTER_S
+            and (num_ready > 0 or (self.restarts and bool(reservation.vacant(self._wanted - num))))
         )
-        if can_grow or len(self.members) > self._wanted:
-            self._notice += 1
-            self._enter("yielding")
-            self.members[0].worker.actor.notice.remote(self._notice)
+        if num_leaving and (can_leave or reservation.is_suspended):
+            self._say(f"giving {num_leaving} of {num} workers back: {reservation.reason}")
+        elif not can_grow and num <= self._wanted:
+            return
+        self._notice += 1
+        self._left_at = time.time()
+        self._enter("yielding")
+        self.members[0].worker.actor.notice.remote(self._notice)
 
     def _regroup(self) -> None:
         """Everybody waits for an order: give it, if there are enough."""
@@ -292,61 +294,100 @@ class Membership:
                 + "; ".join(reason for _, reason in self._lost.values())
             )
             return
-        ready = [member for member in self._joining if member.is_ready]
-        stay = self.members[: self._wanted]
-        come = ready[: self._wanted - len(stay)]
-        if len(stay) + len(come) < self._minimum:
+        is_kept = self._phase == "yielding" or self._is_nothing_held
+        if is_kept and self._reservation.is_suspended:
+            self._suspend()
+            return
+        # What they hold after a loss is in no checkpoint: who has to leave stays until it is.
+        stay = [member for member in self.members if not (is_kept and member.seat.is_leaving)]
+        stay = stay[: self._wanted]
+        come = self._joiners.ready[: self._wanted - len(stay)]
+        leave = [member for member in self.members if member not in stay]
+        if self.restarts and not self._is_nothing_held:
+            self._let_go(leave)
+            self.failure = Restarting()
+            return
+        if len(stay) + len(come) < (1 if self._reservation.is_suspended else self._minimum):
+            if leave and self._is_late():
+                self._let_go(leave)
+            if not self.members:
+                self._suspend()  # until there are seats for enough of them
             return  # `_fetch` gets more
-        for member in self.members[self._wanted :]:
+        self._let_go(leave)
+        self._form([*stay, *come])
+
+    def _let_go(self, leave: Sequence[Member]) -> None:
+        """End those; what they hold is in the checkpoint, or held by others."""
+        if self.members and self.members[0] in leave:
+            self._part(self.members[0].worker)
+        for member in leave:
+            self.members.remove(member)
             self._reservation.close(member.seat)
-        num_before = self._num_before
+
+    def _form(self, members: list[Member]) -> None:
+        """Order these into a formation."""
         if self._lost:
             self._num_failures += 1
-            self._failed_step = max((member.news.step for member in stay if member.news), default=0)
-        self._joining = [member for member in self._joining if member not in come]
-        self.members = [*stay, *come]
+            self._failed_step = max(member.step for member in members)
+        self._joiners.leave(members)
+        self.members = members
         number, self._next_attempt = self._next_attempt, self._next_attempt + 1
-        num_lost, self._num_before = len(self._lost), len(self.members)
-        for rank, member in enumerate(self.members):
+        num_before, self._num_before, num_lost = self._num_before, len(members), len(self._lost)
+        for rank, member in enumerate(members):
             member.rank, member.is_ready, member.has_begun = rank, False, False
-            formation = Formation(
-                number, rank, len(self.members), self.members[0].address, num_before, num_lost
-            )
+            member.seat.rank = rank
+            formation = Formation(number, rank, len(members), members[0].address, num_before, num_lost)
             member.worker.actor.form.remote(formation)
-        workers = [member.info(rank) for rank, member in enumerate(self.members)]
-        self._tell(Change(number, workers, num_before, dict(self._lost), time.time()))
+        workers = [member.info(rank) for rank, member in enumerate(members)]
+        self._tell(Change(number, workers, num_before, dict(self._lost), time.time(), self._left_at))
         self._lost.clear()
+        self._left_at = None
         self._enter("forming")
 
+    # Seats that are to be given back
+
+    def _is_late(self) -> bool:
+        """Whether what has to be given back is due soon."""
+        leave_by = self._reservation.leave_by
+        return leave_by is not None and time.monotonic() > leave_by - LEAVE_MARGIN_S
+
+    def _force_out(self) -> None:
+        """End who has not left in time; what the others hold goes on."""
+        leave_by = self._reservation.leave_by
+        if leave_by is None or time.monotonic() < leave_by - FORCE_EARLY_S:
+            return
+        if self._reservation.is_suspended:
+            self._suspend(is_forced=True)
+            return
+        for member in [member for member in self.members if member.seat.is_leaving]:
+            self._give_up(member, f"it had not left its node in time ({self._reservation.reason})")
+
+    def _suspend(self, *, is_forced: bool = False) -> None:
+        """End all workers; the run goes on when it has seats again."""
+        step = max((member.step for member in self.members), default=0)
+        self.failure = Suspended(self._reservation.reason, step, is_forced=is_forced)
+        if self.members:
+            self._part(self.members[0].worker)
+        for member in self.members if is_forced else []:
+            facts = member.worker.metadata
+            end_process(member.worker.actor, facts.node_id, facts.pid)
+        self._joiners.close()
+        for member in self.members:
+            self._reservation.close(member.seat)
+        self.members = []
+
     def _fetch(self) -> None:
-        """Get as many workers as are wanted: their seats, then their processes, then their readiness."""
-        missing = self._wanted - len(self.members) - len(self._joining) - len(self._starting)
+        """Get as many workers as are wanted."""
+        num_here = sum(not member.seat.is_leaving for member in self.members)
+        missing = self._wanted + self._num_spares - num_here - len(self._joiners)
         is_busy = self._phase == "forming" or (
             self._phase == "regrouping" and len(self.members) >= self._minimum
         )
-        if missing <= 0 or is_busy:
-            return
-        for seat in self._reservation.vacant(missing):
-            actor = self._reservation.spawn(seat)
-            self._starting.add(seat)
-            threading.Thread(target=self._admit, args=(seat, actor), daemon=True).start()
+        if missing > 0 and not is_busy and not self.restarts:
+            self._joiners.fetch(missing)
 
-    def _admit(self, seat: Seat, actor: Any) -> None:
-        """Wait until a new worker is up, and start its train function."""
-        member = None
-        try:
-            metadata: Any = ray.get(actor.get_metadata.remote())
-            bundle = self._reservation.bundle
-            member = Member(Worker(actor, metadata, bundle, placement_group_bundle_index=seat.index), seat)
-            self._launch(member.worker)
-        except RayError:
-            member = None  # its process or its node ended: another is fetched
-        with self.lock:
-            self._starting.discard(seat)
-            if member is None or self._thread is None:
-                self._reservation.close(seat)
-            else:
-                self._joining.append(member)
+    def _say(self, text: str) -> None:
+        self._tell({"kind": "note", "time": time.time(), "text": text})
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._since = phase, time.monotonic()

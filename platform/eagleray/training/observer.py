@@ -32,6 +32,9 @@ class Change:
     lost: Mapping[int, tuple[WorkerInfo, str]]
     """By rank before: who was lost, and why."""
     time: float
+    """When it was ordered, seconds since the epoch, as all times here."""
+    left_at: float | None = None
+    """When the formation before was asked to stop, or given up; None: there was none."""
 
 
 START = -1

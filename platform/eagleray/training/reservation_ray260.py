@@ -1,163 +1,34 @@
 """Nodes and worker processes of a run, asked for before the driver has imported torch or ray.train.
 
-The autoscaler starts nodes, and the workers import what they need, while the driver does the same. A
-`WorkerActor` is Ray Train's own worker whose class is looked up inside its process: the driver needs no
-import of ray.train to create one.
+The autoscaler starts nodes, and the workers import what they need, while the driver does the same.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
+import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from eagleray.cluster.names import CLAIM_GROUP
 from eagleray.errors import TrainingError
+from eagleray.training.seat_ray260 import Seat, create_actor
+from eagleray.training.stopping import Suspended
 
-WORKER_SETTINGS = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # a user's print would come out twice
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # a lost rank 0 is said in a sentence, not in pages of C++ frames
-}
-
-ORDERS = "orders"
-"""Name of the threads in which an actor hears the driver while its main one does something else."""
-NUM_ORDER_THREADS = 4
 MAX_DEATHS_AT_START = 5
 """In a row, of workers whose node goes on living (killed for memory, say): then the run ends."""
 GRACE_S = 1.0
 """How long a run that could begin waits for more seats."""
 PLACED_EVERY_S = 0.1
-
-
-class WorkerActor:
-    """Ray Train's `RayTrainWorker`, with everything that a rank imports imported at construction."""
-
-    def __init__(self) -> None:
-        os.environ.update(WORKER_SETTINGS)  # read when ray.train is imported
-        importlib.import_module("eagleray.training.worker_imports")
-        from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
-
-        self._worker = RayTrainWorker()
-
-    def execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run `fn` in the worker's main thread."""
-        return self._worker.execute(fn, *args, **kwargs)
-
-    def run_train_fn(self, train_fn_ref: Any) -> None:
-        """Start the train function in a thread."""
-        return self._worker.run_train_fn(train_fn_ref)
-
-    def get_metadata(self) -> Any:
-        """Host, node and process id."""
-        return self._worker.get_metadata()
-
-    def mark_preempt(self, info: Any) -> None:
-        """Take a preemption notice."""
-        return self._worker.mark_preempt(info)
-
-    def poll_status(self) -> Any:
-        """Whether the train function runs, failed, or reported."""
-        return self._worker.poll_status()
-
-    def clear_result_queue(self) -> bool:
-        """Drop pending reports."""
-        return self._worker.clear_result_queue()
-
-    def shutdown(self) -> None:
-        """Run the shutdown hooks."""
-        return self._worker.shutdown()
-
-    @ray.method(concurrency_group=ORDERS)
-    def form(self, formation: Any) -> None:
-        """See `station.Station`."""
-        _station().form(formation)
-
-    @ray.method(concurrency_group=ORDERS)
-    def notice(self, number: int) -> None:
-        """See `station.Station`."""
-        _station().notice(number)
-
-    @ray.method(concurrency_group=ORDERS)
-    def news(self) -> Any:
-        """See `station.Station`."""
-        return _station().news()
-
-    @ray.method(concurrency_group=ORDERS)
-    def break_groups(self) -> int:
-        """Wake the train function wherever it waits for other ranks."""
-        from eagleray import groups
-
-        return groups.break_groups()
-
-    def init_train_context(self, **context: Any) -> None:
-        """Take rank, world size and storage of this attempt."""
-        self._worker.init_train_context(**context)
-        _quiet()
-
-
-def _station() -> Any:
-    from eagleray.training.station import STATION
-
-    return STATION
-
-
-def _quiet() -> None:
-    """Keep two of Ray Train's loggers out of the job's log; they are in no hierarchy that could be set.
-
-    One says a line per rank and checkpoint; the other a traceback for each error, which our driver says in
-    one line, or shows by itself where the error is not ours.
-    """
-    from ray.train.v2._internal import util
-    from ray.train.v2._internal.execution import context
-
-    context.logger.setLevel(logging.WARNING)
-    util.logger.setLevel(logging.CRITICAL)
-
-
-@dataclass(eq=False)
-class Seat:
-    """What one worker holds on one node."""
-
-    group: PlacementGroup
-    index: int
-    """Of its bundle in the group."""
-    is_own: bool
-    """The group has no other seat: it can be given back alone."""
-    actor: Any = None
-
-    @property
-    def is_placed(self) -> bool:
-        """Whether a node has it now; Ray moves it by itself when its node dies."""
-        return placement_group_table(self.group).get("state") == "CREATED"
-
-
-def create_actor(seat: Seat, bundle: Mapping[str, float]) -> Any:
-    """A worker actor on a seat."""
-    resources = dict(bundle)
-    options: dict[str, Any] = {
-        "num_cpus": resources.pop("CPU", 0),
-        "num_gpus": resources.pop("GPU", 0),
-        "resources": resources,
-        "concurrency_groups": {ORDERS: NUM_ORDER_THREADS},
-    }
-    actor_class: Any = ray.remote(**options)(WorkerActor)
-    strategy = PlacementGroupSchedulingStrategy(seat.group, placement_group_bundle_index=seat.index)
-    return actor_class.options(scheduling_strategy=strategy).remote()
+NODE_ID_LABEL = "ray.io/node-id"
+_NUMBERS = itertools.count()
+"""Of this process's placement groups that have a name: Ray wants each of them once."""
 
 
 class Reservation:
@@ -165,7 +36,8 @@ class Reservation:
 
     A run of a fixed size has one placement group, whose bundles Ray spreads over the nodes. One that may
     shrink and grow has a group for each seat, so that each can be given back alone. (Actors made before their
-    seats are placed would have Ray warn every second that no node type offers the group's resources.)
+    seats are placed would have Ray warn every second that no node type offers the group's resources.) The
+    seats of a claim lie on the nodes that it was allotted units on (`allot`).
 
     What waits for seats waits without a limit, and says so: Ray Train would give up after 60 s, each time as
     a failure of the run's controller. But a node that died may take longer to come back: a new machine of a
@@ -178,26 +50,46 @@ class Reservation:
         count: int,
         label_selector: Mapping[str, str],
         minimum: int | None = None,
+        *,
+        spares: int = 0,
+        claim: str | None = None,
     ):
         """Ask for the seats.
 
         Args:
             bundle: resources of one worker.
-            count: workers that are wanted at first.
+            count: workers that are wanted to train.
             label_selector: of their nodes.
             minimum: workers that the run can train with; None: all of them.
+            spares: seats beside them.
+            claim: id of the one that the seats are taken under, as they are allotted; None: they are asked
+                for here.
         """
-        self.bundle, self.count = dict(bundle), count
+        self.bundle, self.count, self.claim = dict(bundle), count, claim
         self.minimum = count if minimum is None else minimum
         self._selector = dict(label_selector)
-        if self.minimum == count:
+        self._is_fixed = claim is None and self.minimum == count and spares == 0
+        self.seats: list[Seat] = []
+        if self._is_fixed:
             group = self._group(count)
             self.seats = [Seat(group, index, is_own=False) for index in range(count)]
-        else:
-            self.seats = [self._own_seat() for _ in range(count)]
-        self._lock = threading.Lock()
-        self._has_made_ahead = False
+        elif claim is None:
+            self.seats = [self._own_seat() for _ in range(count + spares)]
+        self.leave_by: float | None = None
+        """By when seats that are leaving have to be given back, `time.monotonic()`."""
+        self.is_suspended = False
+        """All are leaving, and the run waits for others."""
+        self.reason = ""
+        """Why seats are leaving."""
+        self.gave_back: Callable[[Seat], None] = lambda seat: None
+        """Called when a seat that was leaving has been given back; from any thread."""
+        self.check: Callable[[], None] = lambda: None
+        """Called while seats are waited for; raises where there is no use in it."""
+        self.why: Callable[[], str] = lambda: "a node is starting, busy or missing"
+        """Why seats are waited for, in words."""
         self.placed_at: float | None = None
+        self._lock = threading.RLock()
+        self._has_made_ahead = False
         self._say: Callable[[str], None] = lambda _: None
         self._every_s, self._tell_after_s = 5.0, 5.0
         self._is_released = False
@@ -205,12 +97,59 @@ class Reservation:
         self._thread = threading.Thread(target=self._seat_first, daemon=True)
         self._thread.start()
 
-    def _group(self, count: int) -> PlacementGroup:
-        selectors: Any = [self._selector] * count if self._selector else None
-        return placement_group([self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors)
+    def _group(self, count: int, node: str | None = None) -> PlacementGroup:
+        selector = self._selector if node is None else {NODE_ID_LABEL: node}
+        selectors: Any = [selector] * count if selector else None
+        name = "" if self.claim is None else f"{CLAIM_GROUP}{self.claim}:{next(_NUMBERS)}"
+        return placement_group(
+            [self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors, name=name
+        )
 
-    def _own_seat(self) -> Seat:
-        return Seat(self._group(1), 0, is_own=True)
+    def _own_seat(self, node: str | None = None) -> Seat:
+        return Seat(self._group(1, node), 0, is_own=True, node=node)
+
+    # What the claim has been allotted
+
+    def allot(
+        self,
+        units: Mapping[str, int],
+        *,
+        leave_in_s: float | None = None,
+        is_suspension: bool = False,
+        reason: str = "",
+    ) -> None:
+        """Have so many seats by node, and no others; from any thread.
+
+        Seats beyond them are leaving. Those without a worker that trains are given back at once; the others
+        have to be closed by whoever has their workers stop.
+
+        Args:
+            units: seats by node id.
+            leave_in_s: seconds that are left for that.
+            is_suspension: the run goes on later, when it is allotted seats again.
+            reason: why seats have to go, in words.
+        """
+        with self._lock:
+            if self._is_released:
+                return
+            self.is_suspended, self.reason = is_suspension, reason
+            self.leave_by = None if leave_in_s is None else time.monotonic() + leave_in_s
+            for node in dict.fromkeys([*units, *(seat.node or "" for seat in self.seats)]):
+                self._allot_on(node, units.get(node, 0))
+
+    def _allot_on(self, node: str, count: int) -> None:
+        here = sorted((seat for seat in self.seats if seat.node == node), key=_standing)
+        for index, seat in enumerate(here):
+            seat.is_leaving = index >= count
+            if seat.is_leaving and seat.rank is None:
+                self.close(seat)
+        self.seats += [self._own_seat(node) for _ in range(count - len(here))]
+
+    def used(self) -> Counter[str]:
+        """Seats that a node has had, by its id: those of a claim."""
+        return Counter(seat.node for seat in list(self.seats) if seat.node and seat.is_used)
+
+    # The first start, before there is a worker group
 
     def _seat_first(self) -> None:
         try:
@@ -226,23 +165,29 @@ class Reservation:
         """Return when enough seats are placed: all, or the minimum and then GRACE_S for the others."""
         started, enough_at = time.monotonic(), None
         while not self._is_released:
-            num_placed, now = sum(seat.is_placed for seat in self.seats), time.monotonic()
+            self.check()
+            if self.is_suspended:
+                raise Suspended(self.reason)
+            num_placed, now = sum(seat.is_placed for seat in list(self.seats)), time.monotonic()
             if num_placed >= self.minimum and enough_at is None:
                 enough_at = now
-            if num_placed == len(self.seats) or (enough_at is not None and now - enough_at > GRACE_S):
+            if num_placed >= self.count or (enough_at is not None and now - enough_at > GRACE_S):
                 return
             tell(now - started)
             time.sleep(PLACED_EVERY_S)
 
     def _spawn_all(self) -> None:
-        for seat in self.seats:
-            if seat.is_placed:
+        """Make the workers that train at first; spares come when those do."""
+        for seat in _spread(seat for seat in list(self.seats) if seat.is_placed)[: self.count]:
+            if seat.actor is None:
                 self.spawn(seat)
 
     def wait(self, say: Callable[[str], None], *, every_s: float = 5.0) -> float:
         """Block until the workers are being made; returns the time at which their nodes were there.
 
         `say` hears of the waiting, here and after later losses, at intervals that double up to a minute.
+
+        Raises: Suspended: all that was allotted is to be given back.
         """
         self._say, self._every_s, self._tell_after_s = say, every_s, every_s
         started = time.monotonic()
@@ -259,13 +204,12 @@ class Reservation:
         if waited_s < self._tell_after_s:
             return
         self._tell_after_s = waited_s + min(max(waited_s, self._every_s), 60.0)
-        self._say(
-            f"waiting for {self.minimum} x ({describe(self.bundle)}): {waited_s:.0f} s; "
-            "a node is starting, busy or missing"
-        )
+        self._say(f"waiting for {self.minimum} x ({describe(self.bundle)}): {waited_s:.0f} s; {self.why()}")
+
+    # Workers of a worker group
 
     def take_actors(self) -> list[tuple[Seat, Any]]:
-        """A worker on each seat that is placed, with what it answers to `get_metadata`.
+        """A worker on each seat that is placed, with what it answers to `get_metadata`; by rank.
 
         At the first call they are those made ahead of time, else new ones.
 
@@ -275,60 +219,93 @@ class Reservation:
         Raises:
             TrainingError: workers ended while they started, several times, and no node was lost; or a worker
                 cannot be made: its constructor raised.
+            Suspended: all seats are to be given back.
         """
-        is_fresh, self._has_made_ahead = self._has_made_ahead, False
+        is_made, self._has_made_ahead = self._has_made_ahead, False
+        if not is_made:
+            self._end_workers()
         num_left = MAX_DEATHS_AT_START
         while True:
             present = _live_nodes()
-            if not is_fresh:
-                self._end_workers()
+            if not is_made:
                 self._spawn_all()
-            taken = [seat for seat in self.seats if seat.actor is not None]
+            made = [seat for seat in list(self.seats) if seat.actor is not None]
             try:
-                metadata = ray.get([seat.actor.get_metadata.remote() for seat in taken])
-                return list(zip(taken, metadata, strict=True))
+                metadata = ray.get([seat.actor.get_metadata.remote() for seat in made]) if made else []
+                if taken := self._take(made, metadata):
+                    return taken
             except RayActorError as error:
-                self._end_workers()
-                if error.actor_init_failed:
-                    raise TrainingError(f"a worker cannot start: {last_line(error)}") from error
-                is_node_lost = not present <= _live_nodes()
-                num_left -= not is_node_lost
-                if num_left == 0:
-                    raise TrainingError(
-                        f"workers ended while they started, {MAX_DEATHS_AT_START} times: {last_line(error)}"
-                    ) from error
-                what = "its node was lost" if is_node_lost else "its process ended"
-                self._say(f"a worker was lost while it started ({what}); starting the workers again")
-            is_fresh = False
-            self._tell_after_s = self._every_s
-            self.await_seats()
+                if all(seat.actor is not None for seat in made):  # else it was given back meanwhile
+                    self._end_workers()
+                    num_left -= self._judge(error, present, num_left)
+            is_made = sum(seat.actor is not None for seat in made) >= self.minimum
+            if not is_made:
+                self._tell_after_s = self._every_s
+                self.await_seats()
+
+    def _take(self, made: list[Seat], metadata: list[Any]) -> list[tuple[Seat, Any]]:
+        """From here on they count as training; none where too few are left."""
+        with self._lock:
+            taken = [(seat, facts) for seat, facts in zip(made, metadata, strict=True) if seat.actor]
+            if len(taken) < self.minimum:
+                return []
+            for rank, (seat, _) in enumerate(taken):
+                seat.rank = rank
+            return taken
+
+    def _judge(self, error: RayActorError, present: set[str], num_left: int) -> int:
+        """What the end of a worker that was starting costs of `num_left`. Raises: TrainingError."""
+        if error.actor_init_failed:
+            raise TrainingError(f"a worker cannot start: {last_line(error)}") from error
+        is_node_lost = not present <= _live_nodes()
+        if num_left == 1 and not is_node_lost:
+            raise TrainingError(
+                f"workers ended while they started, {MAX_DEATHS_AT_START} times: {last_line(error)}"
+            ) from error
+        what = "its node was lost" if is_node_lost else "its process ended"
+        self._say(f"a worker was lost while it started ({what}); starting the workers again")
+        return int(not is_node_lost)
 
     def await_seats(self) -> None:
-        """Block until enough seats are placed, and say so while it lasts."""
+        """Block until enough seats are placed, and say so while it lasts. Raises: Suspended."""
         self._await_seats(self._tell)
 
     def vacant(self, count: int) -> list[Seat]:
-        """Up to so many seats that are placed and have no worker; asks for more where they are too few."""
+        """Up to so many seats that are placed and have no worker; asks for more where they are too few.
+
+        Those of a claim are not asked for here.
+        """
         with self._lock:
             free = [seat for seat in self.seats if seat.actor is None]
-            if self.minimum < self.count:
+            if not self._is_fixed and self.claim is None:
                 self.seats += [self._own_seat() for _ in range(count - len(free))]
             return [seat for seat in free if seat.is_placed][:count]
 
     def spawn(self, seat: Seat) -> Any:
-        """Make a worker on the seat."""
-        seat.actor = create_actor(seat, self.bundle)
-        return seat.actor
+        """Make a worker on the seat; None where that has been given back meanwhile."""
+        with self._lock:
+            if seat in self.seats:
+                seat.actor = create_actor(seat, self.bundle)
+            return seat.actor
 
     def close(self, seat: Seat) -> None:
-        """End the seat's worker; the seat itself is given back, if that is possible alone."""
-        if seat.actor is not None:
-            ray.kill(seat.actor)
-            seat.actor = None
-        if seat.is_own:
-            with self._lock:
-                self.seats = [other for other in self.seats if other is not seat]
+        """End the seat's worker. The seat is given back, if that is possible alone, unless it is allotted."""
+        with self._lock:
+            self._end(seat)
+            if seat not in self.seats or not (seat.is_leaving or (seat.is_own and self.claim is None)):
+                return
+            self.seats = [other for other in self.seats if other is not seat]
             remove_placement_group(seat.group)
+        if seat.is_leaving:
+            self.gave_back(seat)
+
+    def disband(self) -> None:
+        """Nobody trains any more: what is leaving is given back."""
+        with self._lock:
+            for seat in list(self.seats):
+                seat.rank = None
+                if seat.is_leaving:
+                    self.close(seat)
 
     def release(self) -> None:
         """End the workers that are left, and give the resources back."""
@@ -340,10 +317,29 @@ class Reservation:
 
     def _end_workers(self) -> None:
         """End those that were made last: Ray forgets a worker group whose start failed, and ends nobody."""
-        for seat in self.seats:
-            if seat.actor is not None:
-                ray.kill(seat.actor)
-                seat.actor = None
+        for seat in list(self.seats):
+            self._end(seat)
+        self.disband()
+
+    def _end(self, seat: Seat) -> None:
+        actor, seat.actor, seat.rank = seat.actor, None, None
+        if actor is not None:
+            ray.kill(actor)
+
+
+def _standing(seat: Seat) -> tuple[bool, bool, int]:
+    """Who stays rather: those that train, by rank; those with a worker."""
+    return seat.rank is None, seat.actor is None, seat.rank or 0
+
+
+def _spread(seats: Iterable[Seat]) -> list[Seat]:
+    """One of each node first, then a second of each, …: so that the loss of a node leaves somebody."""
+    seats, before = list(seats), Counter[str | None]()
+    turns = {}
+    for seat in seats:
+        turns[seat] = before[seat.node] if seat.node else 0
+        before[seat.node] += 1
+    return sorted(seats, key=turns.__getitem__)
 
 
 def _live_nodes() -> set[str]:

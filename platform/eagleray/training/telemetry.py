@@ -10,11 +10,11 @@ drains falls off the far end. `kind` is one of:
                  `exchange_seconds` (waits for the network), `relative_error` of what was last sent
     compression  `auto` has chosen: `compressor`, `reason`, `predicted_s`, `measured_s`
     buckets      at each commit, of this rank: `buckets`, what was done with each of DDP's
-    evaluation   `part` and its metrics
+    evaluation   `part`, its metrics, and the `seconds` that it took
     commit       a checkpoint was committed: `seconds` until it was on the disk, `blocked_s` of them the run
                  stood still for it; over all ranks `state_bytes`, sent for it
     note         a sentence for people: `text`
-    at           where the rank is now: `step`; one for each drain, made from the newest `at` call
+    at           where the rank was then: `step`; of the newest `at` call before another record or a drain
 """
 
 from __future__ import annotations
@@ -46,20 +46,26 @@ class Buffer:
         self._at: Record | None = None
 
     def put(self, kind: str, **values: Any) -> None:
-        """Add a record of now."""
+        """Add a record of now, after that of the newest step: they are in the order of their times."""
+        self._keep_at()
         self._records.append({"kind": kind, "time": time.time(), **values})
 
     def at(self, step: int) -> None:
-        """This step has just been taken: kept alone, since a record for each would be too many."""
+        """This step has just been taken: only the newest is kept, since all of them would be too many."""
         self._at = {"kind": "at", "time": time.time(), "step": step}
 
     def drain(self) -> list[Record]:
         """The records since the last call, oldest first."""
         drained: list[Record] = []
+        self._keep_at()
         while self._records:
             drained.append(self._records.popleft())
+        return drained
+
+    def _keep_at(self) -> None:
         at, self._at = self._at, None
-        return drained if at is None else [*drained, at]
+        if at is not None:
+            self._records.append(at)
 
 
 TOLD_BY_ALL = ("step", "evaluation", "compression")

@@ -12,6 +12,7 @@ from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec
 from eagleray.training.observer import START, Observer
 from eagleray.training.reservation_ray260 import Reservation
+from eagleray.training.stopping import Suspended
 
 
 def bundle(spec: TrainSpec) -> dict[str, float]:
@@ -62,6 +63,10 @@ def fit(
         observer: hears what happens.
         size: how many workers are wanted, from now on.
 
+    Where others need what the run holds (`Reservation.allot`), it ends early: `is_suspended` is true in what
+    is returned, and `reason`, `step`, `is_forced` and `time` are those of `stopping.Suspended`. All that the
+    ranks had trained is in the newest checkpoint then, if it was not forced.
+
     Raises:
         EaglerayError: the run failed for good; the first cause, in words.
     """
@@ -73,6 +78,7 @@ def fit(
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from eagleray.training.backend_ray260 import GroupConfig
+    from eagleray.training.retrying_ray260 import failures
     from eagleray.training.worker import train_worker
 
     parent, _, run_id = run_url.rstrip("/").rpartition("/")
@@ -106,12 +112,15 @@ def fit(
         assert outcome is not None
         return outcome
     except TrainingFailedError as error:
+        for failure in failures(error).values():
+            if isinstance(failure, Suspended):
+                return {"is_suspended": True, **vars(failure)}
         raise in_words(error) from error
 
 
 def in_words(error: Exception) -> EaglerayError:
     """The first cause of a failed run: ours as it is, another's with its type and text."""
-    from eagleray.training.trainer_ray260 import failures, root_failure
+    from eagleray.training.retrying_ray260 import failures, root_failure
 
     rank, failure = root_failure(failures(error))  # type: ignore[arg-type]
     if isinstance(failure, EaglerayError):

@@ -8,36 +8,32 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import queue
-import time
-from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller import controller as controller_module
-from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
-from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import autoscaling_coordinator_client
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
 from ray.train.v2._internal.execution.worker_group.poll import WorkerStatus
 from ray.train.v2._internal.execution.worker_group.worker import Worker
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from eagleray.cluster import recovery_ray260
 from eagleray.errors import EaglerayError, PeerLost
 from eagleray.specs import TrainSpec
 from eagleray.training.membership_ray260 import Membership
-from eagleray.training.observer import START, Change, Observer
-from eagleray.training.reservation_ray260 import MAX_DEATHS_AT_START, Reservation, last_line
-from eagleray.training.telemetry import TOLD_BY_ALL, Record, drain
+from eagleray.training.observer import Change, Observer
+from eagleray.training.reservation_ray260 import Reservation
+from eagleray.training.retrying_ray260 import RetryPolicy
+from eagleray.training.stopping import Suspended
+from eagleray.training.telemetry import Record
+from eagleray.training.watch_ray260 import Watch
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s before a dead worker was noticed
@@ -65,8 +61,9 @@ class SeatsHandle(PlacementGroupHandle):
 
     @property
     def placement_group(self) -> Any:
-        """Of the first seat."""
-        return self._reservation.seats[0].group
+        """Of the first seat; ours needs none, and all may just have been given back."""
+        seats = self._reservation.seats
+        return seats[0].group if seats else None
 
     def ready(self) -> Any:
         """See Ray's."""
@@ -111,7 +108,8 @@ class SeatedWorkerGroup(WorkerGroup):
             failure = self.membership.failure
         if not workers:
             failure = failure or PeerLost("all workers were lost")
-            return [WorkerStatus(running=False, error=failure)]
+            others = len(self.get_workers()) - 1  # Ray's report handler wants a status of each
+            return [WorkerStatus(running=False, error=failure), *[WorkerStatus(running=True)] * others]
         if workers != self.get_workers():
             self._world_rank_to_ongoing_poll.clear()
             self._assign_worker_ranks(workers)
@@ -121,7 +119,8 @@ class SeatedWorkerGroup(WorkerGroup):
             return [dataclasses.replace(found[0], error=failure), *found[1:]]
         is_over = any(not one.running and one.error is None for one in found)
         for index, status in enumerate(found):
-            if isinstance(status.error, WorkerHealthCheckFailedError) and not is_over:
+            is_death = isinstance(status.error, WorkerHealthCheckFailedError)
+            if is_death and not is_over and not self.membership.restarts:
                 found[index] = WorkerStatus(running=True)
         return found
 
@@ -183,166 +182,9 @@ class Controller(TrainController):
     worker_group_cls = SeatedWorkerGroup
 
 
-class RetryPolicy(DefaultFailurePolicy):
-    """Ray's policy, but an error that would come again ends the run.
-
-    That is an error of ours (loss not finite, bad data), one of the user's code before the first step, and a
-    start that fails time after time: Ray 2.60 by itself tries those without end.
-    """
-
-    def __init__(self, failure_config: Any, observer: Observer, watch: Watch):
-        super().__init__(failure_config)
-        self._observer, self._watch = observer, watch
-        self._num_failed_starts = 0
-        """One after the other."""
-
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """RETRY or RAISE; the observer hears of it."""
-        failed = failures(training_failed_error)
-        is_lost = any(isinstance(failure, RayActorError | PeerLost) for failure in failed.values())
-        is_users = isinstance(training_failed_error, WorkerGroupError) and not is_lost
-        self._num_failed_starts = self._num_failed_starts + 1 if START in failed else 0
-        is_hopeless = self._num_failed_starts > MAX_DEATHS_AT_START or (
-            is_users and not self._watch.has_stepped
-        )
-        if is_hopeless or final_error(training_failed_error) is not None:
-            decision = FailureDecision.RAISE
-        else:
-            decision = super().make_decision(training_failed_error)
-        self._observer.failed(failed, decision == FailureDecision.RETRY)
-        return decision
-
-    def _log_decision(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the observer says it in one line, without tracebacks."""
-
-
-def failures(error: TrainingFailedError) -> dict[int, Exception]:
-    """Each failed rank's exception; START stands for a start that failed, or the controller."""
-    if isinstance(error, WorkerGroupError):
-        return {rank: _unwrapped(failure) for rank, failure in error.worker_failures.items()}
-    failure = getattr(error, "controller_failure", error)
-    if isinstance(failure, WorkerGroupStartupFailedError):
-        cause = last_line(failure.__cause__ if isinstance(failure.__cause__, RayError) else failure)
-        failure = PeerLost(f"a worker was lost while the workers started: {cause}")
-    return {START: failure}
-
-
-def final_error(error: TrainingFailedError) -> EaglerayError | None:
-    """The error of ours that would come again if the workers were started again, if there is one."""
-    found = failures(error).values()
-    if any(isinstance(failure, RayActorError) for failure in found):
-        return None
-    ours = [failure for failure in found if isinstance(failure, EaglerayError)]
-    return next((failure for failure in ours if not isinstance(failure, PeerLost)), None)
-
-
-def root_failure(failed: Mapping[int, Exception]) -> tuple[int, Exception]:
-    """The rank and failure that the others follow from: a death, else what is not just a lost peer."""
-
-    def order(item: tuple[int, Exception]) -> tuple[bool, bool, int]:
-        rank, failure = item
-        return not isinstance(failure, RayActorError), isinstance(failure, PeerLost), rank
-
-    return min(failed.items(), key=order)
-
-
-def _unwrapped(failure: Exception) -> Exception:
-    """What the train function raised (its traceback in a note), or what ended its process."""
-    raised = getattr(failure, "_base_exc", None)
-    if raised is not None:
-        if not getattr(raised, "__notes__", None):
-            raised.add_note(getattr(failure, "_traceback_str", ""))
-        return raised
-    return getattr(failure, "health_check_failure", None) or failure
-
-
-class Watch(WorkerGroupCallback):
-    """Carries what happens to the observer: changes of the workers, and records from rank 0.
-
-    In Ray Train's thread; the membership's own thread only leaves its changes here.
-    """
-
-    def __init__(self, observer: Observer, membership: Membership):
-        self._observer, self._membership = observer, membership
-        self._news: queue.SimpleQueue[Change | Record] = queue.SimpleQueue()
-        self._pending: tuple[Any, Any] | None = None
-        """Whom rank 0's records were asked of, and the answer on its way."""
-        self._seen: dict[str, int] = {}
-        """By kind of record, the last step of one: a new rank 0 tells again what the old one told."""
-        self.has_stepped = False
-        """Whether the workers have told of a step since Ray Train started them."""
-
-    def note(self, news: Change | Record) -> None:
-        """Take what the membership tells, from any thread."""
-        self._news.put(news)
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """All workers are new."""
-        self._pending, self.has_stepped = None, False
-        self._seen.clear()
-
-    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Hand over what rank 0 has recorded since the last poll, without waiting for it."""
-        if self._pending is not None:
-            done, _ = ray.wait([self._pending[1]], timeout=0)
-            if done:
-                self._collect()
-        self._hand_over_news()
-        if self._pending is None:
-            self._ask()
-
-    def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """Hand over the last records, if rank 0 still answers."""
-        self._collect()
-        self._hand_over_news()
-        self._ask()
-        self._collect()
-
-    def _ask(self) -> None:
-        with self._membership.lock:
-            members = self._membership.members
-            rank_0 = members[0].worker if members else None
-        if rank_0 is not None:
-            self._pending = rank_0, rank_0.execute_async(drain)
-
-    def _collect(self) -> None:
-        if self._pending is None:
-            return
-        try:
-            records = ray.get(self._pending[1], timeout=2)
-        except (RayError, TimeoutError):
-            records = []  # it is gone; what it told nobody, the others tell, or is in the checkpoint
-        self._pending = None
-        records = [record for record in records if self._is_new(record)]
-        if records:
-            self.has_stepped |= any(record["kind"] == "at" for record in records)
-            self._observer.records(records)
-
-    def _is_new(self, record: Record) -> bool:
-        kind = record["kind"]
-        if kind not in TOLD_BY_ALL:
-            return True
-        step = record["step"]
-        if step <= self._seen.get(kind, -1):
-            return False
-        self._seen[kind] = step
-        return True
-
-    def _hand_over_news(self) -> None:
-        while True:
-            try:
-                news = self._news.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(news, Change):
-                self._observer.changed(news)
-            else:
-                self._observer.records([news])
-
-
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Whether Ray's controller may log `record`: not where the run says it in a sentence."""
-    told = OSError | EaglerayError | WorkerGroupStartupFailedError
+    told = OSError | EaglerayError | WorkerGroupStartupFailedError | Suspended
     return not (record.exc_info and isinstance(record.exc_info[1], told))
 
 
@@ -367,16 +209,22 @@ class Trainer(TorchTrainer):
             first_attempt=first_attempt,
             minimum=scaling.minimum,
             wanted=scaling.num_workers,
+            spares=scaling.spares,
+            restarts=scaling.on_change == "restart",
             heartbeat_s=recovery_ray260.in_use().heartbeat_s,
             max_failures=scaling.max_failures,
             tell=self._tell,
-            say=lambda text: self._tell({"kind": "note", "time": time.time(), "text": text}),
+            part=self._part,
         )
         SeatedWorkerGroup.reservation, SeatedWorkerGroup.membership = reservation, self.membership
 
     def _tell(self, news: Change | Record) -> None:
         if self._watch is not None:
             self._watch.note(news)
+
+    def _part(self, worker: Worker) -> None:
+        if self._watch is not None:
+            self._watch.part(worker)
 
     def _initialize_and_run_controller(self, **controller: Any) -> Any:
         callbacks = [

@@ -193,7 +193,9 @@ def _train_together(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[st
     from eagleray.training.trainer import bundle, fit
 
     scaling = spec.scaling
-    reservation = Reservation(bundle(spec), scaling.num_workers, scaling.label_selector, scaling.minimum)
+    reservation = Reservation(
+        bundle(spec), scaling.num_workers, scaling.label_selector, scaling.minimum, spares=scaling.spares
+    )
     try:
         import eagleray.training.trainer_ray260  # noqa: F401  3 s, while the workers start
 

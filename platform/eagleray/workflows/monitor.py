@@ -68,7 +68,8 @@ class RunMonitor:
         """Ranks were lost, and the others go on."""
         who = ", ".join(self._describe(rank) for rank in sorted(change.lost))
         reason = "; ".join(dict.fromkeys(reason for _, reason in change.lost.values()))
-        self.account.lost(sorted(change.lost), reason)
+        num_left = change.num_before - len(change.lost)
+        self.account.lost(sorted(change.lost), reason, change.left_at, num_left=num_left)
         self._emitter.add("eagleray_train_recoveries_total", 1, self._labels)
         self._say(f"lost {who}: {reason}; the others go on with what they hold")
 
@@ -85,7 +86,7 @@ class RunMonitor:
         if dead == [START]:
             self._say(f"{reason}; starting the workers again")  # no rank trained: nothing of the run is lost
             return
-        self.account.lost(dead, reason)
+        self.account.lost(dead, reason, time.time())
         self._emitter.add("eagleray_train_recoveries_total", 1, self._labels)
         self._say(f"lost {who}: {reason}; starting the workers again")
 
@@ -93,14 +94,23 @@ class RunMonitor:
         """Count, print, track and export what rank 0 recorded."""
         for record in records:
             was_pending = self.account.pending
+            if record["kind"] == "phase" and record["step"] and not self.account.step:
+                self.account.time.reached = last_step(self._folder)
             self.account.take(record)
             self._track(record)
             if record["kind"] == "phase":
                 self._say_where_it_goes_on(record, was_pending)
             if was_pending is not None and was_pending.first_step_at is not None:
                 self._recovered(was_pending.pause_s or 0.0, was_pending.redone_steps or 0)
+        self._export_goodput()
         self._segments.add(self.account.history)
         self._remember_mlflow()
+
+    def _export_goodput(self) -> None:
+        found = self.account.goodput()
+        self._emitter.set("eagleray_goodput_ratio", found.ratio, self._labels)
+        for cause, seconds in found.lost_s.items():
+            self._emitter.set("eagleray_lost_seconds", seconds, {**self._labels, "cause": cause})
 
     def _say_where_it_goes_on(self, record: Record, lost: Recovery | None) -> None:
         """The step that an attempt goes on from, if it does."""
@@ -155,6 +165,7 @@ class RunMonitor:
             "codec_seconds": self.account.codec_seconds,
             "exchange_seconds": self.account.exchange_seconds,
             "skipped_steps": self.account.skipped_steps,
+            "goodput": self.account.goodput().ratio,
         }
         self.tracker.log({**values, **totals}, record["step"])
         for name, value in {**values, "step_seconds": step_s}.items():
@@ -249,16 +260,23 @@ def segment_names(run: Folder) -> list[str]:
     return [name for name in run.child("history").list() if not name.startswith(".")]
 
 
-def read_history(folder: Folder) -> list[dict[str, float]]:
-    """All rows of a run's history segments, in their order."""
+def read_history(folder: Folder, names: Sequence[str] | None = None) -> list[dict[str, float]]:
+    """All rows of a run's history segments, in their order; of those of that name, where given."""
     import pandas as pd
 
     segments = folder.child("history")
-    frames = [pd.read_parquet(io.BytesIO(segments.read_bytes(name))) for name in segment_names(folder)]
+    names = segment_names(folder) if names is None else names
+    frames = [pd.read_parquet(io.BytesIO(segments.read_bytes(name))) for name in names]
     if not frames:
         return []
     rows = pd.concat(frames).to_dict(orient="records")
     return [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]
+
+
+def last_step(run: Folder) -> int:
+    """The last step that the run's history tells of; 0 where it tells of none."""
+    names = segment_names(run)
+    return max((int(row["step"]) for row in read_history(run, names[-1:])), default=0)
 
 
 def root_ranks(failures: Mapping[int, Exception]) -> list[int]:

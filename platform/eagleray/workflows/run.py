@@ -12,20 +12,26 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eagleray.cluster import job_ray260, settings
 from eagleray.errors import EaglerayError, InputError, SpecError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.connecting import connect
+from eagleray.workflows.goodput import in_words
 from eagleray.workflows.lock import RunLock
 from eagleray.workflows.report import Account, sent
 from eagleray.workflows.reporting import reporting
+
+if TYPE_CHECKING:
+    from eagleray.training.reservation_ray260 import Reservation
+    from eagleray.workflows.claiming import Seats
 
 EXPERIMENT = "eagleray"
 _STORAGE_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -111,11 +117,12 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
     monitor = None
     keep_earlier_report(run)
     try:
-        with reporting(report, unexpected="FAILED"):
-            reservation = _connect_and_reserve(run, account, say)
+        with reporting(report, unexpected="FAILED"), _seats(run, account) as seats:
+            reservation, account.marks["nodes"] = _reserve(seats, say)
             monitor = _monitor(run, account, say)
-            report |= _train(run, account, reservation, monitor, say)
+            report |= _train(run, seats, reservation, monitor, say)
     finally:
+        account.ended(report["started_at"] + report["seconds"])
         report |= account.to_json()
         _finish(run, report, monitor, say)
     return report
@@ -129,23 +136,38 @@ def keep_earlier_report(run: Run) -> None:
         run.folder.remove("report.json")
 
 
-def _connect_and_reserve(run: Run, account: Account, say: Callable[[str], None]) -> Any:
-    """Connect, refuse what can never be placed, ask for the nodes; then import what training needs."""
+@contextmanager
+def _seats(run: Run, account: Account) -> Iterator[Seats]:
+    """Connect, refuse what can never be placed, and open the run's claim, where there is a ledger."""
     connect()
     from eagleray.cluster import capacity_ray260
-    from eagleray.training.reservation_ray260 import Reservation
     from eagleray.training.trainer import bundle
+    from eagleray.workflows import claiming
 
     account.marks["submitted_at"] = job_ray260.submitted_at() or account.marks["submitted_at"]
-    scaling = run.spec.scaling
-    resources = bundle(run.spec)
+    scaling, resources = run.spec.scaling, bundle(run.spec)
     capacity_ray260.require([resources] * scaling.minimum, scaling.label_selector)
-    reservation = Reservation(resources, scaling.num_workers, scaling.label_selector, scaling.minimum)
-    account.marks["driver"] = time.time()
-    import eagleray.training.trainer_ray260  # noqa: F401  3 s, while nodes and workers start
+    with claiming.seats(run.run_id, run.spec, resources) as seats:
+        account.marks["driver"] = time.time()
+        yield seats
 
-    account.marks["nodes"] = max(account.marks["driver"], reservation.wait(say))
-    return reservation
+
+def _reserve(seats: Seats, say: Callable[[str], None]) -> tuple[Reservation, float]:
+    """Ask for nodes, import what training needs meanwhile, and wait; returns when they were there, too."""
+    from eagleray.training.stopping import Suspended
+
+    asked_at = time.time()
+    while True:
+        reservation = seats.reserve()
+        import eagleray.training.trainer_ray260  # noqa: F401  3 s, while nodes and workers start
+
+        try:
+            return reservation, max(asked_at, reservation.wait(say))
+        except Suspended:  # others needed the seats before a worker was there: it is to wait for its turn
+            reservation.release()
+        except BaseException:
+            reservation.release()
+            raise
 
 
 def _monitor(run: Run, account: Account, say: Callable[[str], None]) -> Any:
@@ -174,25 +196,44 @@ def _monitor(run: Run, account: Account, say: Callable[[str], None]) -> Any:
 
 
 def _train(
-    run: Run, account: Account, reservation: Any, monitor: Any, say: Callable[[str], None]
+    run: Run, seats: Seats, reservation: Reservation, monitor: Any, say: Callable[[str], None]
 ) -> dict[str, Any]:
+    """Train to the end, with as many interruptions as others need."""
     from eagleray.training.trainer import fit
 
-    try:
-        outcome = fit(
-            run.spec,
-            run.folder.url,
-            first_attempt=run.next_attempt(),
-            reservation=reservation,
-            observer=monitor,
-        )
-    finally:
-        reservation.release()
+    account = monitor.account
+    while True:
+        try:
+            outcome = fit(
+                run.spec,
+                run.folder.url,
+                first_attempt=run.next_attempt(),
+                reservation=reservation,
+                observer=seats.watching(monitor),
+            )
+        finally:
+            reservation.release()
+        if not outcome.get("is_suspended"):
+            break
+        say(suspension(outcome))
+        account.suspended(outcome["reason"], outcome["time"])
+        reservation, there_at = _reserve(seats, say)
+        account.resumed(there_at)
+        say(f"going on after {there_at - outcome['time']:.1f} s: it has nodes again")
     account.latest |= {f"test_{name}": value for name, value in outcome.get("test", {}).items()}
     if "completion" in outcome:
         say("completion:")
         say(outcome["completion"])
     return outcome
+
+
+def suspension(outcome: Mapping[str, Any]) -> str:
+    """How a run was suspended, in a line; `outcome` is what `fit` returned."""
+    if outcome["is_forced"]:
+        saved = "it had not saved that in time, and goes on from the checkpoint before"
+    else:
+        saved = "all of it is saved"
+    return f"suspended after step {outcome['step']}: {outcome['reason']}; {saved}"
 
 
 def _finish(run: Run, report: dict[str, Any], monitor: Any, say: Callable[[str], None]) -> None:
@@ -227,6 +268,7 @@ def _publish(run: Run, report: dict[str, Any], monitor: Any, say: Callable[[str]
 
 def _publish_files(run: Run, report: dict[str, Any], monitor: Any, scratch: Path) -> None:
     from eagleray.evaluation.curves import plot_curves
+    from eagleray.evaluation.run_size import plot_size
     from eagleray.workflows.monitor import read_history
 
     monitor.close()
@@ -234,8 +276,14 @@ def _publish_files(run: Run, report: dict[str, Any], monitor: Any, scratch: Path
     curves = scratch / "curves.png"
     losses = [(recovery["lost_step"], "worker lost") for recovery in report["recoveries"]]
     plot_curves(read_history(run.folder), curves, title=run.run_id, events=losses)
-    run.folder.upload(curves, "curves.png")
-    tracker.artifact(curves)
+    size = scratch / "size.png"
+    goodput = monitor.account.goodput()
+    plot_size(monitor.account.course(), size, title=f"{run.run_id}: goodput {goodput.ratio:.0%}")
+    for picture in (curves, size):
+        run.folder.upload(picture, picture.name)
+        tracker.artifact(picture)
+    parts = {"useful": goodput.useful_s, **goodput.lost_s, "rest": goodput.rest_s}
+    tracker.log({"goodput": goodput.ratio, **{f"{name}_s": parts[name] for name in parts}}, report["steps"])
     for name in ("spec.json", "report.json"):
         path = scratch / name
         path.write_bytes(run.folder.read_bytes(name))
@@ -264,6 +312,7 @@ def summary(run: Run, report: dict[str, Any]) -> list[str]:
     lines = [
         f"run {run.run_id}: {report['status'].lower()} after {report['seconds']:.1f} s, "
         f"{report['steps']} steps",
+        f"  {in_words(report['goodput'])}",
         f"  first step {report['submit_to_first_step_s']:.1f} s after submission: {spans}",
         *_gradients(run, report),
     ]

@@ -112,7 +112,7 @@ class SearchMonitor:
 
     def recovered(self, trial: Trial) -> None:
         """Say so; it goes on from its newest checkpoint."""
-        self._live[trial.number].account.lost([0], "its process ended")
+        self._live[trial.number].account.lost([0], "its process ended", time.time())
         self._say(f"trial {trial.number}: lost its process at step {trial.step}; it is started again")
         self._keep(trial)
 

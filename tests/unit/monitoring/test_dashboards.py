@@ -51,7 +51,7 @@ def test_every_queried_metric_is_in_the_table_with_its_own_kind():
 
 def test_every_metric_of_training_has_a_panel_or_is_a_rate_of_one():
     queried = set(NAME.findall(json.dumps([p["targets"] for p in training_dashboard()["panels"]])))
-    training = {m.name for m in metrics.TABLE if m.name.startswith("eagleray_train_")}
+    training = {metric.name for metric in metrics.TABLE}
     # samples_per_second says what this counter's rate would.
     assert training - queried == {"eagleray_train_samples_total"}
 
@@ -100,6 +100,8 @@ def test_panels_are_of_today_described_and_do_not_overlap():
             "percentunit",
             [f"max by (run) (ray_eagleray_train_validation_accuracy{ONE_RUN})"],
         ),
+        ("Goodput", "percentunit", [f"max by (run) (ray_eagleray_goodput_ratio{ONE_RUN})"]),
+        ("Lost time", "s", [f"max by (run, cause) (ray_eagleray_lost_seconds{ONE_RUN})"]),
     ],
 )
 def test_panel(title, unit, expressions):

@@ -57,7 +57,7 @@ def test_the_good_one_loads(good: Path) -> None:
         ("data.split.tests=0.5", "data.split.tests: unknown key 'tests'; did you mean 'test'?"),
         (
             "scaling.xyz=1",
-            "scaling.xyz: unknown key 'xyz'; known keys here: cpus_per_worker, gpus_per_worker",
+            "scaling.xyz: unknown key 'xyz'; known keys here: budget, cpus_per_worker, gpus_per_worker",
         ),
         ("optimizer.lr=fast", "optimizer.lr: input should be a valid number"),
         ("optimizer=3", "optimizer: input should be a table (found 3)"),
@@ -98,6 +98,7 @@ def test_the_good_one_loads(good: Path) -> None:
         ("compression={kind='int8', block_size=48}", "compression.block_size: 48 is not a power of two"),
         ("compression.max_skipped_steps=0", "compression.max_skipped_steps: input should be greater than or"),
         ("training.epochs=3", "training: give either steps or epochs"),
+        ("scaling={spares=1, on_change='restart'}", "scaling: spares are of no use with on_change"),
         ("data.split.train=0.5", "data.split: train + validation + test is 0.7; make it 1"),
         ("loss.kind=next_token", "digits have class targets; loss.kind 'next_token' does not fit"),
         ("completion.prompt=def", "completion needs model.kind = \"gpt\", not 'cnn'"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
 
-from eagleray.training import membership_ray260
-from eagleray.training.membership_ray260 import Member, Membership
+from eagleray.training import member_ray260, membership_ray260
+from eagleray.training.member_ray260 import Member
+from eagleray.training.membership_ray260 import Membership
 from eagleray.training.station import STEP, Event, News
+from eagleray.training.stopping import Restarting, Suspended
 
 
 class Actor:
@@ -27,32 +30,48 @@ class Actor:
 
 
 class Seats:
-    """As many as are wanted, one after the other."""
+    """One for each worker; none beside, but those named in `free`."""
 
     def __init__(self) -> None:
         self.bundle = {"CPU": 1.0}
         self.closed: list[str] = []
+        self.free: list[str] = []
+        self.leave_by: float | None = None
+        self.is_suspended, self.reason = False, ""
 
     def vacant(self, count: int) -> list[Any]:
-        return []
+        return self.free[:count]
 
     def close(self, seat: Any) -> None:
+        seat.actor = None
         self.closed.append(seat.name)
+
+
+def seat_of(name: str) -> Any:
+    return SimpleNamespace(name=name, index=0, actor=name, rank=None, is_leaving=False)
 
 
 class Play:
     """A membership without its thread, its workers by name."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, count: int, *, minimum: int = 1, max_failures: int = 3
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        count: int,
+        *,
+        minimum: int = 1,
+        max_failures: int = 3,
+        is_begun: bool = True,
+        **settings: Any,
     ):
-        self.now, self.changes, self.ended, self.seats = 100.0, [], [], Seats()
-        self.said: list[str] = []
+        self.now, self.told, self.ended, self.seats = 100.0, [], [], Seats()
+        self.parted: list[str] = []
+        self.clock = 0.0
         played = SimpleNamespace(get=self._get)
         monkeypatch.setattr(membership_ray260, "ray", played)
-        monkeypatch.setattr(
-            membership_ray260, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: 0.0)
-        )
+        clocks = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock)
+        for module in (membership_ray260, member_ray260):
+            monkeypatch.setattr(module, "time", clocks)
         monkeypatch.setattr(
             membership_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
         )
@@ -64,15 +83,25 @@ class Play:
             wanted=count,
             heartbeat_s=8.0,
             max_failures=max_failures,
-            tell=self.changes.append,
-            say=self.said.append,
+            tell=self.told.append,
+            part=lambda worker: self.parted.append(worker.actor.name),
+            **settings,
         )
         self.workers = {name: self._worker(name) for name in "abcdefg"[:count]}
-        seats = [SimpleNamespace(name=name, index=0) for name in self.workers]
-        self.membership.begin(list(self.workers.values()), seats, lambda worker: None)  # type: ignore[arg-type]
-        for name in self.workers:
-            self.tell(name, "waiting")
-        self.train()
+        seats = [seat_of(name) for name in self.workers]
+        self.membership.begin(list(self.workers.values()), seats, lambda worker: None)
+        if is_begun:
+            for name in self.workers:
+                self.tell(name, "waiting")
+            self.train()
+
+    @property
+    def changes(self) -> list[Any]:
+        return [news for news in self.told if not isinstance(news, dict)]
+
+    @property
+    def said(self) -> list[str]:
+        return [news["text"] for news in self.told if isinstance(news, dict)]
 
     def _worker(self, name: str) -> Any:
         facts = SimpleNamespace(node_id=f"node-{name}", pid=ord(name), node_ip="127.0.0.1")
@@ -84,22 +113,39 @@ class Play:
         return reference
 
     def member(self, name: str) -> Member:
-        everyone = [*self.membership.members, *self.membership._joining]
+        everyone = [*self.membership.members, *self.membership._joiners.members]
         return next(member for member in everyone if member.worker is self.workers[name])
 
     def join(self, name: str) -> None:
         """A new worker is up and ready."""
         self.workers[name] = self._worker(name)
-        member = Member(self.workers[name], SimpleNamespace(name=name, index=0))  # type: ignore[arg-type]
-        self.membership._joining.append(member)
+        self.membership._joiners.members.append(Member(self.workers[name], seat_of(name)))
         self.tell(name, "waiting")
+
+    def allot(
+        self, leaving: Iterable[str], *, in_s: float | None = 10.0, is_suspension: bool = False
+    ) -> None:
+        """These are to leave, and no others."""
+        for member in [*self.membership.members, *self.membership._joiners.members]:
+            member.seat.is_leaving = member.worker.actor.name in leaving
+        self.seats.leave_by = None if in_s is None else self.now + in_s
+        self.seats.is_suspended, self.seats.reason = is_suspension, "a service needs it"
+
+    def tick(self) -> None:
+        self.membership._find_silent()
+        self.membership._advance()
+
+    def yield_(self, step: int = 0) -> None:
+        """All have stopped after the same step, and are committed."""
+        for member in list(self.membership.members):
+            if member in self.membership.members:
+                self.tell(member.worker.actor.name, "yielded", "waiting", step=step)
 
     def tell(self, name: str, *kinds: Any, step: int = 0, doing: str = STEP, idle_s: float = 0.0) -> None:
         events = tuple(Event(kind, 0, step, 0.0, f"{name}:1") for kind in kinds)
         news = News(events, step, doing, idle_s, doing != STEP, 0.1)
         self.membership._hear(self.member(name), news)
-        self.membership._find_silent()
-        self.membership._advance()
+        self.tick()
 
     def die(self, name: str) -> None:
         self.membership._hear(self.member(name), ActorDiedError())
@@ -133,15 +179,21 @@ def test_workers_that_are_ready_form_a_group_at_rank_0s_address(play):
 
 def test_survivors_of_a_death_are_woken_and_form_anew(play):
     played = play(3)
+    played.clock = 128.0
     played.die("b")
     assert played.workers["a"].actor.took("break_groups")
     assert played.seats.closed == ["b"]
+    played.clock = 130.0
     played.tell("a", "lost", "waiting", step=7)
     assert len(played.changes) == 1, "not before all are out"
     played.tell("c", "waiting", step=7)
     formation = played.workers["c"].actor.took("form")[-1][0]
     assert (formation.number, formation.rank, formation.num_before, formation.num_lost) == (2, 1, 3, 1)
     assert list(played.changes[-1].lost) == [1]
+    times = [(change.left_at, change.time) for change in played.changes]
+    assert times == [(None, 0.0), (128.0, 130.0)], (
+        "given up when the loss was found, formed when all were out"
+    )
 
 
 def test_a_worker_that_tells_of_a_loss_first_breaks_the_others_too(play):
@@ -175,14 +227,17 @@ def test_below_the_minimum_they_wait_for_another(play):
 def test_fewer_are_wanted_the_last_leave_when_all_have_yielded(play):
     played = play(3)
     played.membership.resize(1)
+    played.clock = 5.0
     played.tell("b", step=5)
     assert played.workers["a"].actor.took("notice") == [[1]]
+    played.clock = 6.0
     for name in "cab":
         assert played.seats.closed == []
         played.tell(name, "yielded", "waiting", step=6)
     assert sorted(played.seats.closed) == ["b", "c"]
     assert played.ranks == "a"
-    assert (played.changes[-1].num_before, played.changes[-1].lost) == (3, {})
+    change = played.changes[-1]
+    assert (change.num_before, change.lost, change.left_at, change.time) == (3, {}, 5.0, 6.0)
 
 
 def test_a_worker_that_is_ready_joins_at_a_step_all_agree_on(play):
@@ -247,3 +302,206 @@ def test_a_step_in_between_makes_a_loss_the_first_again(play):
             played.tell(name, "waiting", step=step)
         assert played.membership.failure is None
     assert played.ranks == "a"
+
+
+def test_who_has_to_leave_leaves_at_a_step_all_agree_on(play):
+    played = play(3)
+    played.allot("b")
+    played.tell("c", step=7)
+    assert played.workers["a"].actor.took("notice") == [[1]]
+    assert played.said == ["giving 1 of 3 workers back: a service needs it"]
+    assert played.seats.closed == []
+    played.yield_(8)
+    assert (played.ranks, played.seats.closed, played.parted) == ("ac", ["b"], [])
+    assert (played.changes[-1].num_before, played.changes[-1].lost) == (3, {})
+    played.train(9)
+    assert len(played.workers["a"].actor.took("notice")) == 1, "once"
+
+
+def test_records_of_a_rank_0_that_leaves_are_taken_first(play):
+    played = play(2)
+    played.allot("a")
+    played.tell("a")
+    played.yield_(8)
+    assert (played.ranks, played.parted) == ("b", ["a"])
+
+
+def test_who_leaves_and_who_comes_is_one_change(play):
+    played = play(2)
+    played.join("c")
+    played.allot("b")
+    played.tell("a")
+    played.yield_(5)
+    assert played.ranks == "ac"
+    assert len(played.changes) == 2
+
+
+def test_below_the_minimum_they_wait_for_who_takes_the_place_as_long_as_they_may(play):
+    played = play(2, minimum=2)
+    played.allot("b")
+    played.now += 5
+    played.tell("a")
+    assert played.workers["a"].actor.took("notice") == []
+    played.join("c")
+    assert played.workers["a"].actor.took("notice") == [[1]]
+    played.yield_(5)
+    assert played.ranks == "ac"
+
+
+def test_where_nobody_takes_the_place_in_time_the_others_wait_with_their_state(play):
+    played = play(2, minimum=2)
+    played.allot("b")
+    played.now += 7.5
+    played.tell("a")
+    played.yield_(5)
+    assert (played.seats.closed, played.membership.failure) == (["b"], None)
+    assert len(played.changes) == 1
+    played.join("c")
+    assert played.ranks == "ac"
+
+
+def test_a_notice_that_is_withdrawn_changes_nobody(play):
+    played = play(2)
+    played.allot("b")
+    played.tell("a")
+    played.allot("", in_s=None)
+    played.yield_(5)
+    assert (played.ranks, played.seats.closed) == ("ab", [])
+
+
+def test_who_has_not_left_in_time_is_ended_and_named(play):
+    played = play(2)
+    played.allot("b")
+    played.tell("a", step=7)
+    played.now += 9
+    played.tell("a", step=7, doing="wait for the step's vote")
+    assert played.ended == []
+    played.now += 0.6
+    played.tell("a", step=7, doing="wait for the step's vote")
+    assert played.ended == ["b"], "before the ledger does it, which takes any seat of the node"
+    played.tell("a", "lost", "waiting", step=7)
+    assert played.ranks == "a"
+    (lost,) = played.changes[-1].lost.values()
+    assert lost[1].startswith("it had not left its node in time (a service needs it)")
+
+
+def test_a_loss_meanwhile_does_not_take_along_what_only_the_leavers_hold(play):
+    played = play(3)
+    played.allot("b")
+    played.tell("a", step=7)
+    played.die("c")
+    played.tell("a", "lost", "waiting", step=7)
+    played.tell("b", "lost", "waiting", step=8)
+    assert played.ranks == "ab", "b has the newest state"
+    played.train(9)
+    played.tell("a", step=9)
+    played.yield_(10)
+    assert played.ranks == "a"
+
+
+def test_a_suspended_run_commits_and_then_all_workers_end(play):
+    played = play(2, minimum=2)
+    played.allot("ab", is_suspension=True)
+    played.tell("a", step=7)
+    assert played.workers["a"].actor.took("notice") == [[1]]
+    played.tell("a", "yielded", "waiting", step=8)
+    assert played.seats.closed == []
+    played.tell("b", "yielded", "waiting", step=8)
+    assert (played.seats.closed, played.parted) == (["a", "b"], ["a"])
+    failure = played.membership.failure
+    assert isinstance(failure, Suspended)
+    assert (failure.reason, failure.step, failure.is_forced) == ("a service needs it", 8, False)
+
+
+def test_a_suspended_run_that_lost_a_worker_commits_what_the_others_hold(play):
+    played = play(2, minimum=2)
+    played.allot("ab", is_suspension=True)
+    played.tell("a", step=7)
+    played.die("b")
+    played.tell("a", "lost", "waiting", step=7)
+    assert played.ranks == "a", "below the minimum, for as long as it takes to commit"
+    played.train(8)
+    played.tell("a", step=8)
+    played.yield_(9)
+    assert isinstance(played.membership.failure, Suspended)
+    assert not played.membership.failure.is_forced
+
+
+def test_a_suspended_run_that_does_not_stop_is_ended_and_what_it_loses_is_known(play):
+    played = play(2)
+    played.allot("ab", is_suspension=True)
+    played.tell("a", step=7)
+    played.now += 10
+    played.tell("b", step=7, doing="wait for the step's vote")
+    assert sorted(played.ended) == ["a", "b"]
+    assert isinstance(played.membership.failure, Suspended)
+    assert played.membership.failure.is_forced
+
+
+def test_workers_that_have_not_trained_yet_are_suspended_at_once(play):
+    played = play(2, is_begun=False)
+    played.allot("ab", is_suspension=True)
+    played.tick()
+    assert isinstance(played.membership.failure, Suspended)
+    assert played.seats.closed == ["a", "b"]
+
+
+def test_a_leaver_that_has_not_trained_yet_is_in_no_formation(play):
+    played = play(2, is_begun=False)
+    played.allot("b")
+    for name in "ab":
+        played.tell(name, "waiting")
+    assert (played.ranks, played.seats.closed) == ("a", ["b"])
+
+
+def test_reading_the_data_may_take_as_long_as_it_takes(play):
+    played = play(2, is_begun=False)
+    played.now += 60
+    played.tick()
+    assert played.ended == []
+
+
+def test_a_spare_takes_the_place_of_a_worker_that_is_lost(play):
+    played = play(2, spares=1)
+    played.join("c")
+    played.now += 5
+    played.tell("a", step=7)
+    assert played.workers["a"].actor.took("notice") == [], "it waits"
+    played.die("b")
+    played.tell("a", "lost", "waiting", step=7)
+    assert played.ranks == "ac"
+
+
+def test_as_many_spares_are_fetched_as_are_wanted(play):
+    played = play(2, spares=2)
+    asked = []
+    played.seats.vacant = lambda count: asked.append(count) or []
+    played.tell("a")
+    played.join("c")
+    assert asked[0] == 2
+    assert asked[-1] == 1
+
+
+def test_a_run_that_restarts_stops_at_a_step_commits_and_is_started_anew(play):
+    played = play(2, restarts=True)
+    played.allot("b")
+    played.tell("a", step=7)
+    played.yield_(8)
+    assert isinstance(played.membership.failure, Restarting)
+    assert (played.seats.closed, len(played.changes)) == (["b"], 1)
+
+
+def test_a_run_that_restarts_grows_when_there_are_seats(play):
+    played = play(1, restarts=True)
+    played.membership.resize(2)
+    played.seats.free = ["new"]
+    played.now += 2
+    played.tell("a", step=7)
+    assert played.workers["a"].actor.took("notice") == [[1]]
+
+
+def test_a_run_that_restarts_leaves_a_loss_to_ray_train(play):
+    played = play(2, restarts=True)
+    played.die("b")
+    assert played.workers["a"].actor.took("break_groups")
+    assert (played.ranks, played.membership.failure, played.seats.closed) == ("ab", None, [])

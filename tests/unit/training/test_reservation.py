@@ -9,8 +9,9 @@ import pytest
 from ray.exceptions import ActorDiedError, RayActorError
 
 from eagleray.errors import TrainingError
-from eagleray.training import reservation_ray260
+from eagleray.training import reservation_ray260, seat_ray260
 from eagleray.training.reservation_ray260 import MAX_DEATHS_AT_START, Reservation
+from eagleray.training.stopping import Suspended
 
 
 class PlayedRay:
@@ -18,7 +19,7 @@ class PlayedRay:
 
     def __init__(self, outcomes, nodes=("head", "other")):
         self.outcomes, self.alive, self.killed, self.removed = list(outcomes), list(nodes), [], []
-        self.groups, self.placed, self.num_made = [], None, 0
+        self.groups, self.placed, self.num_made, self.given = [], None, 0, []
         self.is_out = threading.Event()
 
     def nodes(self):
@@ -40,8 +41,10 @@ class PlayedRay:
         remote = SimpleNamespace(remote=lambda: "metadata")
         return SimpleNamespace(name=f"{self.num_made}@{seat.group.id}.{seat.index}", get_metadata=remote)
 
-    def placement_group(self, bundles, *, strategy, bundle_label_selector):
-        group = SimpleNamespace(id=f"g{len(self.groups)}", bundles=bundles, selector=bundle_label_selector)
+    def placement_group(self, bundles, *, strategy, bundle_label_selector, name):
+        group = SimpleNamespace(
+            id=f"g{len(self.groups)}", bundles=bundles, selector=bundle_label_selector, name=name
+        )
         self.groups.append(group)
         return group
 
@@ -50,21 +53,28 @@ class PlayedRay:
         return {"state": "CREATED" if is_placed else "PENDING"}
 
 
+def play_ray(monkeypatch, played):
+    """Have reservations ask `played` in place of Ray."""
+    monkeypatch.setattr(reservation_ray260, "ray", played)
+    monkeypatch.setattr(reservation_ray260, "create_actor", played.create)
+    monkeypatch.setattr(reservation_ray260, "placement_group", played.placement_group)
+    monkeypatch.setattr(seat_ray260, "placement_group_table", played.table)
+    monkeypatch.setattr(reservation_ray260, "remove_placement_group", lambda g: played.removed.append(g.id))
+    monkeypatch.setattr(reservation_ray260, "GRACE_S", 0.05)
+    monkeypatch.setattr(reservation_ray260, "PLACED_EVERY_S", 0.01)
+
+
 @pytest.fixture
 def play(monkeypatch):
-    def start(*outcomes, count=2, minimum=None, placed=None):
+    def start(*outcomes, count=2, minimum=None, placed=None, units=None, spares=0):
         played, said = PlayedRay(outcomes), []
         played.placed = placed
-        monkeypatch.setattr(reservation_ray260, "ray", played)
-        monkeypatch.setattr(reservation_ray260, "create_actor", played.create)
-        monkeypatch.setattr(reservation_ray260, "placement_group", played.placement_group)
-        monkeypatch.setattr(reservation_ray260, "placement_group_table", played.table)
-        monkeypatch.setattr(
-            reservation_ray260, "remove_placement_group", lambda g: played.removed.append(g.id)
-        )
-        monkeypatch.setattr(reservation_ray260, "GRACE_S", 0.05)
-        monkeypatch.setattr(reservation_ray260, "PLACED_EVERY_S", 0.01)
-        reservation = Reservation({"CPU": 1.0}, count, {}, minimum)
+        play_ray(monkeypatch, played)
+        claim = None if units is None else "run-7"
+        reservation = Reservation({"CPU": 1.0}, count, {}, minimum, spares=spares, claim=claim)
+        reservation.gave_back = lambda seat: played.given.append(seat.node)
+        if units is not None:
+            reservation.allot(units)
         reservation.wait(said.append)
         return reservation, played, said
 
@@ -159,3 +169,104 @@ def test_waiting_is_said_at_intervals_that_double_up_to_a_minute(play):
         "5", "10", "20", "40", "80", "140", "200", "260",
     ]  # fmt: skip
     assert said[0] == "waiting for 2 x (1 CPU): 5 s; a node is starting, busy or missing"
+
+
+def test_a_spare_has_a_seat_and_does_not_train_at_first(play):
+    reservation, played, _ = play("fine", count=2, spares=1)
+    assert [group.bundles for group in played.groups] == [[{"CPU": 1.0}]] * 3
+    assert names(reservation.take_actors()) == ["1@g0.0", "2@g1.0"]
+    assert [seat.group.id for seat in reservation.vacant(1)] == ["g2"]
+
+
+def test_a_run_that_waits_for_its_spare_begins_without_it(play):
+    reservation, _, _ = play("fine", count=2, spares=1, placed={"g0", "g1"})
+    assert names(reservation.take_actors()) == ["1@g0.0", "2@g1.0"]
+
+
+def test_seats_of_a_claim_lie_where_they_were_allotted_and_carry_its_name(play):
+    reservation, played, _ = play("fine", count=3, minimum=1, units={"a": 2, "b": 1})
+    assert [group.selector for group in played.groups] == [
+        [{"ray.io/node-id": node}] for node in ("a", "a", "b")
+    ]
+    assert all(group.name.startswith("eagleray-claim:run-7:") for group in played.groups)
+    assert len({group.name for group in played.groups}) == 3
+    assert names(reservation.take_actors()) == ["1@g0.0", "3@g1.0", "2@g2.0"], "one of each node first"
+    assert reservation.used() == {"a": 2, "b": 1}
+    reservation.vacant(2)
+    assert len(played.groups) == 3, "no more than it was allotted"
+
+
+def test_more_units_are_more_seats_and_what_is_not_there_yet_is_not_used(play):
+    reservation, played, _ = play("fine", count=3, minimum=1, units={"a": 1})
+    reservation.take_actors()
+    played.placed = {"g0"}
+    reservation.allot({"a": 1, "b": 1})
+    assert reservation.vacant(2) == []
+    assert reservation.used() == {"a": 1}
+    played.placed = None
+    assert [seat.node for seat in reservation.vacant(2)] == ["b"]
+    assert reservation.used() == {"a": 1, "b": 1}
+
+
+def test_fewer_units_take_what_does_not_train_at_once_and_leave_the_rest_to_its_ranks(play):
+    reservation, played, _ = play("fine", count=2, minimum=1, units={"a": 3})
+    (first, second), spare = (seat for seat, _ in reservation.take_actors()), reservation.seats[2]
+    reservation.spawn(spare)
+    reservation.allot({"a": 1}, leave_in_s=9.0, reason="a service needs it")
+    assert (played.killed, played.removed, played.given) == (["3@g2.0"], ["g2"], ["a"])
+    assert [seat.is_leaving for seat in (first, second)] == [False, True]
+    reservation.close(second)
+    assert (played.removed, played.given) == (["g2", "g1"], ["a", "a"])
+    assert reservation.seats == [first]
+
+
+def test_what_is_withdrawn_in_time_stays(play):
+    reservation, played, _ = play("fine", count=2, minimum=1, units={"a": 2})
+    seats = [seat for seat, _ in reservation.take_actors()]
+    reservation.allot({"a": 1}, leave_in_s=9.0)
+    reservation.allot({"a": 2})
+    assert [seat.is_leaving for seat in seats] == [False, False]
+    assert (reservation.leave_by, played.removed) == (None, [])
+
+
+def test_a_worker_that_ends_leaves_its_seat_to_another_on_the_same_node(play):
+    reservation, played, _ = play("fine", count=2, minimum=1, units={"a": 1, "b": 1})
+    _, second = (seat for seat, _ in reservation.take_actors())
+    reservation.close(second)
+    assert (played.killed, played.removed, played.given) == (["2@g1.0"], [], [])
+    assert reservation.vacant(1) == [second]
+
+
+def test_workers_whose_seats_go_while_they_start_do_not_start_the_others_anew(play):
+    reservation, played, said = play(ActorDiedError(), "fine", count=2, minimum=1, units={"a": 1, "b": 1})
+    get = played.get
+
+    def get_and_take_one(refs):
+        if len(refs) == 2:
+            reservation.allot({"a": 1}, leave_in_s=9.0)
+        return get(refs)
+
+    played.get = get_and_take_one
+    assert names(reservation.take_actors()) == ["1@g0.0"]
+    assert (played.killed, played.given, said) == (["2@g1.0"], ["b"], [])
+
+
+def test_a_suspension_before_the_workers_train_ends_the_waiting(play):
+    reservation, played, _ = play(count=2, minimum=1, units={"a": 1, "b": 1})
+    reservation.allot({}, leave_in_s=9.0, is_suspension=True, reason="floor of a service needs it")
+    assert sorted(played.given) == ["a", "b"]
+    with pytest.raises(Suspended, match="floor of a service"):
+        reservation.take_actors()
+
+
+def test_what_is_refused_is_not_waited_for(play):
+    reservation, _, _ = play("fine", count=1, units={"a": 1})
+    refused = TrainingError("refused")
+
+    def check():
+        raise refused
+
+    reservation.allot({})
+    reservation.check = check
+    with pytest.raises(TrainingError, match="refused"):
+        reservation.await_seats()

@@ -1,5 +1,6 @@
 """What a run's monitor says, exports and writes; the tracker is a list."""
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -8,7 +9,7 @@ import pytest
 from eagleray.errors import PeerLost, TrainingError
 from eagleray.metrics import NullEmitter
 from eagleray.packaging import Folder
-from eagleray.workflows.monitor import RunMonitor, read_history
+from eagleray.workflows.monitor import RunMonitor, Segments, read_history
 from eagleray.workflows.report import Account
 from unit.workflows.test_report import at, chosen, formed, phase, step, workers
 
@@ -32,7 +33,8 @@ class Emitted(NullEmitter):
     counters: Counter = field(default_factory=Counter)
 
     def set(self, name, value, labels):
-        self.gauges[name.removeprefix("eagleray_train_")] = value
+        cause = f" {labels['cause']}" if "cause" in labels else ""
+        self.gauges[name.removeprefix("eagleray_train_") + cause] = value
 
     def add(self, name, amount, labels):
         self.counters[name.removeprefix("eagleray_train_")] += amount
@@ -178,6 +180,36 @@ def test_how_the_gradients_went_is_exported(monitor, emitted):
         "relative_error": 0.3,
         "codec_seconds": 0.5, "exchange_seconds": 1.0, "skipped_steps": 4, "link_bytes_per_second": 25.0,
     }.items()  # fmt: skip
+
+
+def test_where_the_time_goes_is_exported(monitor, emitted):
+    monitor.account.marks = {"submitted_at": 0.0, "nodes": 1.0}
+    monitor.changed(formed(1, "a", "b", time=3.0))
+    monitor.records([phase(0, 4.0), step(10, 9.0), at(18, 14.0)])
+    lost = {1: (workers("a", "b")[1], "its process ended")}
+    change = dataclasses.replace(formed(2, "a", num_before=2, lost=lost, time=16.0), left_at=15.0)
+    monitor.changed(change)
+    monitor.records([phase(18, 16.5, attempt=2), at(20, 20.0)])
+    gauges = emitted.gauges
+    assert gauges["eagleray_goodput_ratio"] == 13.5 / 20
+    lost_s = {name: seconds for name, seconds in gauges.items() if name.startswith("eagleray_lost_seconds")}
+    assert lost_s == {
+        f"eagleray_lost_seconds {cause}": seconds
+        for cause, seconds in {
+            "start": 3.0, "wait": 1.0, "detect": 1.0, "reschedule": 1.0, "restore": 0.5, "redo": 0.0,
+            "checkpoint": 0.0,
+        }.items()
+    }  # fmt: skip
+    (recovery,) = monitor.account.to_json()["recoveries"]
+    assert (recovery["detect_s"], recovery["reschedule_s"], recovery["restore_s"]) == (1.0, 1.0, 0.5)
+
+
+def test_steps_that_an_earlier_driver_took_are_no_goodput(monitor, tmp_path):
+    earlier = Segments(Folder(str(tmp_path)))
+    earlier.add([{"step": 40.0, "loss": 1.0}, {"step": 60.0, "loss": 1.0}], is_last=True)
+    monitor.changed(formed(3, "a", time=0.0))
+    monitor.records([phase(50, 0.0, attempt=3), at(70, 10.0)])
+    assert monitor.account.goodput().lost_s["redo"] == 5.0
 
 
 def test_a_choice_is_said_and_in_mlflow(monitor, said):

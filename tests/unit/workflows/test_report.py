@@ -81,6 +81,74 @@ def test_what_rank_0_tells_of_the_time_before_a_loss_may_arrive_after_it():
     assert (recovery.redone_steps, recovery.pause_s) == (23, pytest.approx(10.0))
 
 
+def test_a_rank_0_that_was_another_tells_its_whole_story():
+    account = Account()
+    for record in (phase(0, 0.0), at(30, 3.0), at(73, 7.3)):
+        account.take(record)
+    account.lost([0], "its process ended", 7.5, num_left=1)
+    account.changed(formed(2, "b", num_before=2, lost={0: ()}, time=7.6))
+    for record in (at(20, 2.0), at(72, 7.2), phase(73, 7.9, attempt=2)):
+        account.take(record)
+    (recovery,) = account.recoveries
+    assert (recovery.lost_step, recovery.lost_at, recovery.redone_steps) == (73, 7.3, 0)
+
+
+def test_the_way_back_from_a_loss_has_its_parts():
+    account = Account()
+    account.changed(formed(1, "a", "b", time=0.0))
+    for record in (phase(0, 1.0), at(50, 6.0)):
+        account.take(record)
+    account.lost([1], "it has hung for 3.0 s", 9.0, num_left=1)
+    account.changed(formed(2, "a", num_before=2, time=9.25))
+    account.take(phase(50, 9.75, attempt=2))
+    account.take(step(51, 9.875))
+    found = account.to_json()["recoveries"][0]
+    parts = [found[name] for name in ("detect_s", "reschedule_s", "restore_s", "pause_s")]
+    assert parts == [3.0, 0.25, 0.5, 3.875]
+    assert [(size["time"], size["workers"], size["why"]) for size in account.to_json()["sizes"]] == [
+        (0.0, 2, "formed"), (9.0, 1, "lost"), (9.25, 1, "formed"),
+    ]  # fmt: skip
+
+
+def test_a_suspended_run_has_no_workers_and_waits():
+    account = Account()
+    account.changed(formed(1, "a", "b", time=0.0))
+    for record in (phase(0, 1.0), at(40, 5.0)):
+        account.take(record)
+    account.suspended("digits needs its nodes", 5.5)
+    assert account.to_json()["suspensions"][0]["ended_at"] is None
+    account.resumed(30.0)
+    account.changed(formed(2, "a", time=31.0))
+    account.take(phase(40, 32.0, attempt=2))
+    found = account.to_json()
+    assert found["suspensions"] == [
+        {"began_at": 5.5, "ended_at": 30.0, "step": 40, "reason": "digits needs its nodes"}
+    ]
+    assert found["goodput"]["lost_s"]["wait"] == 24.5
+    assert found["goodput"]["lost_s"]["reschedule"] == 1.5
+    course = account.course()
+    assert course.sizes == [(0.0, 2), (5.5, 0), (31.0, 1)]
+    assert course.suspensions == [(5.5, 30.0)]
+    assert (course.began_at, course.ended_at, course.losses, course.resizes) == (0.0, 32.0, [], [])
+
+
+def test_the_course_of_a_run_tells_losses_from_planned_changes():
+    account = Account(marks={"submitted_at": 0.0})
+    account.changed(formed(1, "a", "b", time=1.0))
+    account.take(phase(0, 2.0))
+    account.changed(formed(2, "a", num_before=2, time=5.0))
+    account.take(phase(10, 5.5, attempt=2))
+    account.lost([0], "gone", 8.0)
+    account.changed(formed(3, "a", time=9.0))
+    account.take(phase(10, 9.5, attempt=3))
+    account.take({"kind": "commit", "time": 11.0, "step": 20, "seconds": 0.5, "blocked_s": 0.1})
+    account.ended(12.0)
+    course = account.course()
+    assert (course.losses, course.resizes, course.commits) == ([8.0], [5.0], [11.0])
+    assert (course.began_at, course.ended_at) == (0.0, 12.0)
+    assert sum(course.seconds.values()) == pytest.approx(12.0)
+
+
 def test_sums_and_the_compression_ratio():
     account = Account()
     assert account.compression_ratio == 1.0

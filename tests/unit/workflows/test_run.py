@@ -1,16 +1,20 @@
 """The driver's main: an error in words and an exit code."""
 
 import errno
+from types import SimpleNamespace
 
 import pytest
 
 from eagleray.errors import DataError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, load
+from eagleray.training.attempts import note_attempt
+from eagleray.training.stopping import Suspended
+from eagleray.workflows import run as run_module
 from eagleray.workflows.report import Account
 from eagleray.workflows.run import Run, drive, summary
 from unit.processes import ROOT
-from unit.workflows.test_report import chosen, phase, step
+from unit.workflows.test_report import chosen, formed, phase, step
 
 
 def failing(error):
@@ -55,6 +59,17 @@ def test_a_run_that_is_lost_twice_in_a_row_tells_both(tmp_path):
     assert lost[1] == "  lost rank 0 after step 60; training again after 10.0 s, 10 steps redone"
 
 
+def test_the_summary_says_where_the_time_went(tmp_path):
+    account = Account(marks={"submitted_at": 0.0, "nodes": 2.0})
+    account.changed(formed(1, "a", time=3.0))
+    for record in (phase(0, 4.0), step(60, 12.0)):
+        account.take(record)
+    account.ended(12.5)
+    assert _summary(account, tmp_path)[1] == (
+        "  goodput 64.0%: 8.0 s of steps in 12.5 s; start 2.0 s, wait 2.0 s, rest 0.5 s"
+    )
+
+
 def test_bytes_are_told_where_some_were_sent(tmp_path):
     account = Account()
     account.take(step(10, 1.0, sent=0.0))
@@ -90,4 +105,64 @@ def test_the_summary_says_how_the_gradients_were_sent(tmp_path, kind, records, s
     for record in records:
         account.take(record)
     lines = _summary(account, tmp_path, [f"compression.kind={kind}"])
-    assert lines[2 : 2 + len(said)] == said
+    assert lines[3 : 3 + len(said)] == said
+
+
+def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monkeypatch):
+    said, account, released = [], Account(step=40, position=40), []
+    suspended = {"is_suspended": True, "reason": "needed by chat", "step": 40, "time": 100.0}
+    outcomes = [
+        {**suspended, "is_forced": False}, {**suspended, "is_forced": True}, {"progress": {"step": 60}},
+    ]  # fmt: skip
+    attempts, given = [], []
+
+    def fit(spec, run_url, *, first_attempt, reservation, observer):
+        attempts.append(first_attempt)
+        given.append(reservation.name)
+        note_attempt(folder, first_attempt, 1)
+        return outcomes.pop(0)
+
+    def reservation(name):
+        return SimpleNamespace(name=name, release=lambda: released.append(name))
+
+    folder = Folder(str(tmp_path))
+    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", []), folder)
+    turns = [(reservation("second"), 112.5), (reservation("third"), 130.0)]
+    monkeypatch.setattr("eagleray.training.trainer.fit", fit)
+    monkeypatch.setattr(run_module, "_reserve", lambda seats, say: turns.pop(0))
+    seats = SimpleNamespace(watching=lambda observer: observer)
+    monitor = SimpleNamespace(account=account)
+    found = run_module._train(run, seats, reservation("first"), monitor, said.append)
+    assert found == {"progress": {"step": 60}}
+    assert (attempts, given, released) == ([1, 2, 3], *[["first", "second", "third"]] * 2)
+    assert said == [
+        "suspended after step 40: needed by chat; all of it is saved",
+        "going on after 12.5 s: it has nodes again",
+        "suspended after step 40: needed by chat; it had not saved that in time, and goes on from the "
+        "checkpoint before",
+        "going on after 30.0 s: it has nodes again",
+    ]
+    assert [(one["began_at"], one["ended_at"]) for one in account.suspensions] == [
+        (100.0, 112.5),
+        (100.0, 130.0),
+    ]
+
+
+def test_seats_that_go_before_there_is_a_worker_are_waited_for_anew():
+    released, said = [], []
+
+    class Played:
+        def __init__(self, name, outcome):
+            self.name, self.outcome = name, outcome
+
+        def wait(self, say):
+            if isinstance(self.outcome, Exception):
+                raise self.outcome
+            return self.outcome
+
+        def release(self):
+            released.append(self.name)
+
+    waiting = [Played("first", Suspended("needed by chat")), Played("second", 5e9)]
+    found, there_at = run_module._reserve(SimpleNamespace(reserve=lambda: waiting.pop(0)), said.append)
+    assert (found.name, there_at, released) == ("second", 5e9, ["first"])

@@ -1,0 +1,84 @@
+"""A worker of a run, as the driver knows it: what it has told, and whether there is hope for it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.train.v2._internal.execution.worker_group.worker import Worker
+
+from eagleray.training.observer import WorkerInfo
+from eagleray.training.seat_ray260 import Seat
+from eagleray.training.station import STEP, News
+
+SLOW_FACTOR = 5.0
+"""A rank hangs when it takes so many times its longest step."""
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker of the run, in the formation or on its way into it."""
+
+    worker: Worker
+    seat: Seat
+    rank: int | None = None
+    """In the formation; None: it has not been in one."""
+    is_ready: bool = False
+    """It waits for an order."""
+    address: str = ""
+    has_begun: bool = False
+    """It trains in the current formation."""
+    is_over: bool = False
+    news: News | None = None
+    pending: Any = None
+    """Its answer on the way."""
+    asked_at: float = field(default_factory=time.monotonic)
+
+    def info(self, rank: int) -> WorkerInfo:
+        """For the observer."""
+        facts = self.worker.metadata
+        return WorkerInfo(rank=rank, node_id=facts.node_id, pid=facts.pid, node_ip=facts.node_ip)
+
+    @property
+    def step(self) -> int:
+        """The newest that it has told of."""
+        return 0 if self.news is None else self.news.step
+
+    def ask(self) -> None:
+        """Ask for news, if an answer is not on its way already."""
+        if self.pending is None:
+            self.pending, self.asked_at = self.worker.actor.news.remote(), time.monotonic()
+
+    def take(self, news: News) -> str | None:
+        """Take what it tells; why its formation cannot go on, if it says so."""
+        self.news, lost = news, None
+        for event in news.events:
+            if event.kind == "waiting":
+                self.is_ready, self.address, self.has_begun = True, event.text, False
+            elif event.kind == "training":
+                self.has_begun = True
+            elif event.kind == "over":
+                self.is_over = True
+            elif event.kind == "lost":
+                lost = event.text
+        return lost
+
+    def silent_s(self) -> float:
+        """For how long it has not answered, seconds."""
+        return time.monotonic() - self.asked_at if self.pending is not None else 0.0
+
+    def hung_s(self, heartbeat_s: float) -> float | None:
+        """For how long it has hung in a step while the others wait for it; None: it does not."""
+        news = self.news
+        if news is None or news.is_waiting or self.is_ready or news.doing not in (STEP, "wait for data"):
+            return None
+        is_hung = news.step_s > 0 and news.idle_s > max(heartbeat_s, SLOW_FACTOR * news.step_s)
+        return news.idle_s if is_hung else None
+
+    @property
+    def last_deed(self) -> str:
+        """What it did last, to go on a sentence with."""
+        return (
+            "" if self.news is None else f"; the last thing it did: step {self.news.step}, {self.news.doing}"
+        )

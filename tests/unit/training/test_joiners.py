@@ -1,0 +1,100 @@
+"""Workers on their way into a formation: their processes start in threads; seats and Ray are played."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from eagleray.training import joiners_ray260
+from eagleray.training.joiners_ray260 import Joiners
+from eagleray.training.seat_ray260 import Seat
+from support.pretend_ledger import until
+
+
+class Seats:
+    """Free seats by name; a worker is up when `up` is set, or ends before."""
+
+    def __init__(self, *names: str) -> None:
+        self.bundle = {"CPU": 1.0}
+        self.free = [Seat(name, 0, is_own=True) for name in names]  # type: ignore[arg-type]
+        self.up, self.dead = threading.Event(), set[str]()
+        self.closed: list[str] = []
+
+    def vacant(self, count: int) -> list[Any]:
+        return [seat for seat in self.free if seat.actor is None][:count]
+
+    def spawn(self, seat: Any) -> Any:
+        remote = SimpleNamespace(remote=lambda: seat.group)
+        seat.actor = SimpleNamespace(name=seat.group, get_metadata=remote)
+        return seat.actor
+
+    def close(self, seat: Any) -> None:
+        seat.actor = None
+        self.closed.append(seat.group)
+
+
+@pytest.fixture
+def play(monkeypatch):
+    def start(*names: str) -> tuple[Joiners, Seats, list[str]]:
+        seats, launched = Seats(*names), []
+
+        def get(name: str) -> Any:
+            seats.up.wait(10)
+            if name in seats.dead:
+                raise ActorDiedError()
+            return SimpleNamespace(node_id="n", node_ip="127.0.0.1", pid=1)
+
+        monkeypatch.setattr(joiners_ray260, "ray", SimpleNamespace(get=get))
+        joiners = Joiners(seats, threading.RLock())  # type: ignore[arg-type]
+        joiners.open(lambda worker: launched.append(worker.actor.name))
+        return joiners, seats, launched
+
+    return start
+
+
+def test_who_is_up_is_launched_and_ready_when_it_says_so(play):
+    joiners, seats, launched = play("a", "b", "c")
+    joiners.fetch(2)
+    assert (len(joiners), joiners.members) == (2, [])
+    seats.up.set()
+    until(lambda: len(joiners.members) == 2)
+    assert (len(joiners), sorted(launched), joiners.ready) == (2, ["a", "b"], [])
+    first = joiners.members[0]
+    first.is_ready = True
+    assert joiners.ready == [first]
+    joiners.leave([first])
+    assert len(joiners) == 1
+
+
+def test_a_seat_that_was_given_back_has_nobody_ready(play):
+    joiners, seats, _ = play("a")
+    seats.up.set()
+    joiners.fetch(1)
+    until(lambda: joiners.members)
+    joiners.members[0].is_ready = True
+    seats.close(seats.free[0])
+    assert joiners.ready == []
+
+
+def test_a_worker_that_ends_while_it_starts_leaves_its_seat_to_another(play):
+    joiners, seats, launched = play("a")
+    seats.dead.add("a")
+    joiners.fetch(1)
+    seats.up.set()
+    until(lambda: len(joiners) == 0)
+    assert (seats.closed, launched) == (["a"], [])
+    assert seats.vacant(1) == seats.free
+
+
+def test_at_the_end_those_on_their_way_are_ended_too(play):
+    joiners, seats, _ = play("a")
+    joiners.fetch(1)
+    joiners.close()
+    assert (len(joiners), seats.closed) == (0, ["a"])
+    seats.up.set()
+    until(lambda: seats.closed == ["a", "a"])
+    assert joiners.members == []
