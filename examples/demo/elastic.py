@@ -138,9 +138,9 @@ def play(tally: Tally) -> None:
     began, began_at = time.monotonic(), time.time()
     eagleray(*of_cluster("up", f"{FOLDER}/local.toml"))
     environment = cluster_environment()
+    step(2, "A small GPT, trained for a moment, behind the ingress: no replica while nobody asks")
+    publish(short_run(environment, tally), "gpt", environment, tally)
     with connect(began) as client:
-        step(2, "A small GPT, trained for a moment, behind the ingress: no replica while nobody asks")
-        publish(short_run(environment, tally), "gpt", environment, tally)
         deploy(f"{FOLDER}/service.toml", "gpt", tally)
         with Watch(client) as watch, ThreadPoolExecutor(1, "run") as thread:
             step(3, "Another one trains on every node that is free")
