@@ -261,12 +261,14 @@ def test_a_replica_of_another_size_takes_another_claim(ledger):
 
 def test_a_deleted_service_gives_all_back_when_its_last_replica_has_gone(ledger):
     serve = Serve(ledger)
-    serve.comes_to(1, 1)
-    [node] = ledger.held(f"serve:{APP}")
-    serve.has = Replicas(stopping={node: 1})
+    serve.floor = 1
+    serve.comes_to(2, 2)
+    serve.has = Replicas(stopping={"a": 1})
     serve.time_s += service_claims._SILENCE_S + 0.1
     serve.claims.round()
-    until(lambda: ledger.book.claims[f"serve:{APP}"].used == {node: 1})
+    until(lambda: ledger.book.claims[f"serve:{APP}"].used == {"a": 1})
+    assert ledger.book.claims[f"serve:{APP}"].request.wanted == 0
+    until(lambda: serve.claims.round() or ledger.held(f"serve:{APP}") == {"a": 1})
     serve.is_there = False
     serve.claims.round()
     assert f"serve:{APP}" not in ledger.book.claims
