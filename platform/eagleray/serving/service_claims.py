@@ -222,9 +222,7 @@ class ServiceClaims:
                         service.holding.close()
                     continue
                 service.replicas = found
-                if (
-                    not found.present
-                ):  # it is being deleted, and its last replicas finish what they have begun
+                if not found.present:  # it is being deleted; its last replicas still work
                     service.ask = replace(service.ask, floor=0, wanted=0)
             if self._client is not None:
                 self._tend(service, self._client, now_s)
