@@ -35,7 +35,7 @@ COORDINATOR = "AutoscalingCoordinator"
 _PRIORITY = 100
 """Above that of Ray Train's own requests (10)."""
 _EXPIRES_S, _RENEW_S = 60.0, 20.0
-_GONE_S = 5.0
+_GONE_S, _LOOK_EVERY_S = 5.0, 0.02
 _CALL_S = 5.0
 _PIN = 0.001
 
@@ -149,15 +149,12 @@ class RaySide:
                 left -= there
                 chosen[group_id] = there
                 _remove(group_id)
-        deadline_s = time.monotonic() + _GONE_S
-        while chosen and time.monotonic() < deadline_s:
-            there = {group_id for group_id, _ in groups(f"{CLAIM_GROUP}{claim}:")}
-            if not there & set(chosen):
-                break
-            time.sleep(0.02)
-        else:
-            chosen = {group_id: there for group_id, there in chosen.items() if group_id not in there}
-        return dict(sum(chosen.values(), Counter[str]()))
+        deadline_s, left_over = time.monotonic() + _GONE_S, set(chosen)
+        while left_over and time.monotonic() < deadline_s:
+            left_over &= {group_id for group_id, _ in groups(f"{CLAIM_GROUP}{claim}:")}
+            time.sleep(_LOOK_EVERY_S if left_over else 0)
+        ended = [units for group_id, units in chosen.items() if group_id not in left_over]
+        return dict(sum(ended, Counter[str]()))
 
     def tell(self, held: Sequence[Held], totals: Mapping[str, Resources]) -> None:
         """As Side, where a stock run has started Ray's coordinator."""
