@@ -14,6 +14,7 @@ import pytest
 
 from eagleray.cluster import settings
 from eagleray.registry.models import MlflowModels
+from eagleray.workflows.claims import of_cluster
 from support import cards
 from support.served import NAME, Load, deploy, infer, services, until
 
@@ -112,3 +113,9 @@ def test_traffic_takes_a_node_from_a_run_and_lends_it_again(served, holds):
     assert served.post("/admin/undeploy", json={"name": NAME}).status_code == 200
     until(lambda: app not in claims(served))
     until(lambda: holds() == 2)
+
+
+def test_a_cluster_is_asked_without_its_ingress_too(cluster):
+    found = of_cluster(cluster)
+    assert found.trouble == ""
+    assert "head" in [node.name for node in found.nodes]

@@ -59,7 +59,11 @@ def is_in_order(client: httpx.Client) -> bool:
 
 
 @pytest.mark.parametrize(
-    "command", ["ray::ControllerActor", "ray::ServeController", "gcs_server", "ray::ServeReplica:ingress"]
+    "command",
+    [
+        *("ray::ControllerActor", "ray::ServeController", "gcs_server", "ray::ServeReplica:ingress"),
+        "ray::LedgerActor",
+    ],
 )
 def test_a_kill_fails_no_request_and_everything_comes_back(cluster, served, command):
     [version] = services(served)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -63,8 +63,15 @@ class Side(Protocol):
         """What the cluster can ever have."""
         ...
 
-    def ask(self, asks: Sequence[Ask], present: Iterable[str]) -> None:
-        """Have nodes started for `asks` alone, beside those that are `present`."""
+    def ask(self, asks: Sequence[Ask], free: Mapping[str, Resources]) -> bool:
+        """Have nodes started for `asks` alone, beside those that are there; whether asks are left.
+
+        `free`: on each node that is there, with what claims were granted and have not taken yet.
+        """
+        ...
+
+    def settle(self, free: Mapping[str, Resources]) -> None:
+        """Free what asks have taken on nodes that have come; the other asks stay."""
         ...
 
     def evict(self, claim: str, units: Units) -> Mapping[str, int]:
@@ -115,8 +122,8 @@ class Arbiter:
         """When decisions may begin, or go on."""
         self._passed_s = self.started_s
         self._moved_s = self.started_s
-        self._asked: tuple[tuple[Ask, ...], frozenset[str]] | None = None
-        """What the cluster was last asked for, and beside which nodes; None: not known."""
+        self._asked: tuple[Ask, ...] | None = None
+        """What the cluster was last asked for; None: not known."""
         self._may_have_asks = True
         self._wake, self._hurry, self._changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._eyes, self._hands = ThreadPoolExecutor(1, "eyes"), ThreadPoolExecutor(1, "hands")
@@ -252,6 +259,8 @@ class Arbiter:
             for node in self._sight.nodes.values()
         }
         self._set(self._book.on(self._sight.nodes, now_s), now_s, reason="its node has gone")
+        if seen.asked:  # before it is granted: who gets it would find it taken
+            await self._by_hand(self._side.settle, self._sight.free)
         self._wake.set()
 
     # Deciding.
@@ -292,10 +301,9 @@ class Arbiter:
             self._moved_s = now_s
             self._notify()
             self._wake.set()
-        wanted = (self._book.asks, frozenset(self._sight.nodes if self._book.asks else ()))
-        if wanted != self._asked:
-            self._asked, self._may_have_asks = wanted, True
-            self._spawn(self._ask(wanted))
+        if self._book.asks != self._asked:
+            self._asked, self._may_have_asks = self._book.asks, True
+            self._spawn(self._ask(self._book.asks))
 
     def _set(self, book: Book, now_s: float, reason: str | None = None) -> None:
         """Take what holders did, or what has ended: log it, and tell those who wait."""
@@ -323,14 +331,14 @@ class Arbiter:
 
     # Acting.
 
-    async def _ask(self, wanted: tuple[tuple[Ask, ...], frozenset[str]]) -> None:
-        if wanted is not self._asked:
-            return  # another has been made since
-        asks, present = wanted
+    async def _ask(self, asks: tuple[Ask, ...]) -> None:
+        if asks is not self._asked:
+            return  # others have been made since
         try:
-            await self._by_hand(self._side.ask, asks, present)
-            if not asks and wanted is self._asked:
-                self._may_have_asks = False
+            are_left = await self._by_hand(self._side.ask, asks, self._sight.free)
+            if not asks and asks is self._asked:
+                self._may_have_asks = are_left
+                self._asked = None if are_left else asks
         except Exception as error:
             _log.warning("ledger: nodes could not be asked for (%s); trying again", error)
             self._asked = None

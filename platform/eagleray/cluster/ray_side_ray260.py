@@ -16,12 +16,13 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 from eagleray.capacity.decisions import Ask, Units
 from eagleray.capacity.placement import Capacity
-from eagleray.capacity.resources import Resources
+from eagleray.capacity.resources import Resources, num_fitting
 from eagleray.cluster import capacity_ray260, observation_ray260
 from eagleray.cluster.arbiter import Held
 from eagleray.cluster.names import ASK_GROUP, CLAIM_GROUP
@@ -34,17 +35,41 @@ COORDINATOR = "AutoscalingCoordinator"
 _PRIORITY = 100
 """Above that of Ray Train's own requests (10)."""
 _EXPIRES_S, _RENEW_S = 60.0, 20.0
-_GONE_S = 5.0
+_GONE_S, _LOOK_EVERY_S = 5.0, 0.02
 _CALL_S = 5.0
 _PIN = 0.001
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A placement group that stands for one unit of an ask."""
+
+    id: str
+    bundle: Resources
+    selector: Mapping[str, str]
+    claim: str
+    present: frozenset[str]
+    """Nodes on which it may not lie."""
+
+    @property
+    def what(self) -> tuple[Any, ...]:
+        return (self.claim, *sorted(self.bundle.items()), *sorted(self.selector.items()))
+
+    def may_end(self, state: str, free: Mapping[str, Resources]) -> bool:
+        """Whether Ray cannot be placing it now: what it takes then would stay taken for ever (2.60)."""
+        may_lie = [room for node, room in free.items() if node not in self.present]
+        return state == "CREATED" or (
+            state == "PENDING" and not any(num_fitting(self.bundle, room) for room in may_lie)
+        )
 
 
 class RaySide:
     """A `Side` for one ledger. Ray is connected; what changes the cluster is called by one thread."""
 
     def __init__(self) -> None:
-        self._asked: dict[tuple[Any, ...], list[Any]] = {}
-        """Placement groups by what they ask for."""
+        self._asked: list[_Asked] = []
+        self._surplus: list[_Asked] = []
+        """To be removed as soon as that may be."""
         self._has_swept = False
         self._told: list[dict[str, float]] = []
         self._told_s = float("-inf")
@@ -57,33 +82,56 @@ class RaySide:
         """As Side."""
         return capacity_ray260.observe()
 
-    def ask(self, asks: Sequence[Ask], present: Iterable[str]) -> None:
-        """As Side. None of the groups that stand for `asks` lies on a node in `present`.
-
-        Groups that are not needed any more are removed after the new ones are there: so none that waits slips
-        into the room that another one leaves.
-        """
-        from ray.util.placement_group import placement_group, remove_placement_group
-
-        old, nodes = self._asked, ",".join(sorted(present))
-        left_over = [] if self._has_swept else [group_id for group_id, _ in groups(ASK_GROUP)]
-        self._asked = {}
+    def ask(self, asks: Sequence[Ask], free: Mapping[str, Resources]) -> bool:
+        """As Side."""
+        found = groups(ASK_GROUP)
+        if not self._has_swept:  # those of a ledger before this one
+            self._surplus += [
+                _Asked(group_id, group["bundles"][0], {}, "", frozenset()) for group_id, group in found
+            ]
+            self._has_swept = True
+        wanted: dict[tuple[Any, ...], list[_Asked]] = {}
         for one in asks:
             bundle = {name: amount for name, amount in one.bundle.items() if amount > 0}
-            selector = {**one.label_selector, **({"ray.io/node-id": f"!in({nodes})"} if nodes else {})}
-            key = (one.claim, *sorted(bundle.items()), *sorted(selector.items()))
-            kept = old.pop(key, [])
-            for _ in range(one.num_new - len(kept)):
-                name = f"{ASK_GROUP}{one.claim}:{secrets.token_hex(4)}"
-                selectors: Any = [selector] if selector else None
-                kept.append(placement_group([bundle], name=name, bundle_label_selector=selectors))
-            self._asked[key], surplus = kept[: one.num_new], kept[one.num_new :]
-            old[key] = surplus
-        for group in [group for some in old.values() for group in some]:
-            remove_placement_group(group)
-        for group_id in left_over:
-            _remove(group_id)
-        self._has_swept = True
+            model = _Asked("", bundle, dict(one.label_selector), one.claim, frozenset(free))
+            wanted[model.what] = [model] * one.num_new
+        for have in self._asked:
+            if wanted.get(have.what):
+                wanted[have.what].pop()
+            else:
+                self._surplus.append(have)
+        self._asked = [have for have in self._asked if have not in self._surplus]
+        self._asked += [_made(model) for models in wanted.values() for model in models]
+        self._end_surplus({group_id: group["state"] for group_id, group in found}, free)
+        return bool(self._asked or self._surplus)
+
+    def settle(self, free: Mapping[str, Resources]) -> None:
+        """As Side.
+
+        Groups that wait are made anew first, so that none of them slips into the room that another leaves.
+        """
+        states = {group_id: group["state"] for group_id, group in groups(ASK_GROUP)}
+        kept, new = [], []
+        for one in self._asked:
+            state = states.get(one.id, "")
+            if state not in ("", "CREATED") and (one.present >= free.keys() or not one.may_end(state, free)):
+                kept.append(one)
+                continue
+            if state not in ("", "CREATED"):
+                new.append(_made(replace(one, present=frozenset(free))))
+            self._surplus.append(one)
+        self._asked = kept + new
+        self._end_surplus(states, free)
+
+    def _end_surplus(self, states: Mapping[str, str], free: Mapping[str, Resources]) -> None:
+        left = []
+        for one in self._surplus:
+            state = states.get(one.id)
+            if state is not None and not one.may_end(state, free):
+                left.append(one)
+            elif state is not None:
+                _remove(one.id)
+        self._surplus = left
 
     def evict(self, claim: str, units: Units) -> dict[str, int]:
         """As Side: removes the claim's placement groups on these nodes, the newest first.
@@ -92,24 +140,21 @@ class RaySide:
         """
         left, chosen = Counter(units), dict[str, Counter[str]]()
         found = [
-            (group["name"], group_id, Counter(filter(None, group["bundles_to_node_id"].values())))
+            (group["name"], group_id, Counter(group["bundles_to_node_id"].values()))
             for group_id, group in groups(f"{CLAIM_GROUP}{claim}:")
-            if ":" not in group["name"].removeprefix(f"{CLAIM_GROUP}{claim}:")
+            if group["state"] == "CREATED" and ":" not in group["name"].removeprefix(f"{CLAIM_GROUP}{claim}:")
         ]
         for _, group_id, there in sorted(found, key=lambda group: (len(group[0]), group[0]), reverse=True):
             if there and there <= left:
                 left -= there
                 chosen[group_id] = there
                 _remove(group_id)
-        deadline_s = time.monotonic() + _GONE_S
-        while chosen and time.monotonic() < deadline_s:
-            there = {group_id for group_id, _ in groups(f"{CLAIM_GROUP}{claim}:")}
-            if not there & set(chosen):
-                break
-            time.sleep(0.02)
-        else:
-            chosen = {group_id: there for group_id, there in chosen.items() if group_id not in there}
-        return dict(sum(chosen.values(), Counter[str]()))
+        deadline_s, left_over = time.monotonic() + _GONE_S, set(chosen)
+        while left_over and time.monotonic() < deadline_s:
+            left_over &= {group_id for group_id, _ in groups(f"{CLAIM_GROUP}{claim}:")}
+            time.sleep(_LOOK_EVERY_S if left_over else 0)
+        ended = [units for group_id, units in chosen.items() if group_id not in left_over]
+        return dict(sum(ended, Counter[str]()))
 
     def tell(self, held: Sequence[Held], totals: Mapping[str, Resources]) -> None:
         """As Side, where a stock run has started Ray's coordinator."""
@@ -138,7 +183,7 @@ class RaySide:
 
     def end(self) -> None:
         """As Side: ask for nothing, and hold nothing against stock runs."""
-        self.ask((), ())
+        self.ask((), {})
         self.tell((), {})
 
 
@@ -158,6 +203,21 @@ def pin_of(total: Mapping[str, float], others: Iterable[Mapping[str, float]]) ->
     of_address = [name for name in total if name.startswith("node:") and name != "node:__internal_head__"]
     taken = {name for other in others for name in other}
     return next((name for name in (*ours, *of_address) if name not in taken), "")
+
+
+def _made(model: _Asked) -> _Asked:
+    """A group like `model`, which has none yet."""
+    from ray.util.placement_group import placement_group
+
+    selector = dict(model.selector)
+    if model.present:
+        selector["ray.io/node-id"] = f"!in({','.join(sorted(model.present))})"
+    group = placement_group(
+        [dict(model.bundle)],
+        name=f"{ASK_GROUP}{model.claim}:{secrets.token_hex(4)}",
+        bundle_label_selector=[selector] if selector else None,  # type: ignore[arg-type]
+    )
+    return replace(model, id=group.id.hex())
 
 
 def _remove(group_id: str) -> None:

@@ -26,7 +26,7 @@ class Seen:
     in_use: Mapping[str, Resources]
     """By node: all of it."""
     asked: Mapping[str, Resources]
-    """By node: what the ledger's own asks have taken there."""
+    """By node: what the ledger's own asks have taken there; nothing of nodes where they have not."""
     do_others_wait: bool = False
     """Whether work of others waits for room: Ray puts it onto the next node that comes."""
 
@@ -42,6 +42,8 @@ class Sight:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
         """By id, with what runs there without a claim."""
+        self.free: dict[str, Resources] = {}
+        """By node: what Ray says is not in use."""
         self.trouble = ""
         """Why the cluster cannot be looked at, in words; empty where it can."""
         self._seen_s: float | None = None
@@ -106,4 +108,14 @@ class Sight:
                 leaving=leaving.get(node.id, {}),
             )
         has_changed, self.nodes, self._seen_s = found != self.nodes, found, now_s
+        self.free = {
+            node.id: _free(node, seen.in_use[node.id], seen.asked.get(node.id, {})) for node in seen.nodes
+        }
         return has_changed
+
+
+def _free(node: Node, in_use: Resources, asked: Resources) -> dict[str, float]:
+    """What is free; Ray may not say yet that `asked` is in use."""
+    return {
+        key: amount - max(in_use.get(key, 0.0), asked.get(key, 0.0)) for key, amount in node.total.items()
+    }

@@ -13,6 +13,8 @@ from typing import Any
 
 from eagleray.serving.service_claims import Ask, of_this_process
 
+_UNGRANTED_S = 5.0
+
 
 @dataclass(frozen=True)
 class Load:
@@ -34,23 +36,32 @@ class Load:
 class Memory:
     """What one call leaves to the next."""
 
+    wanted: int = 0
+    """Replicas, by the last call."""
     less_since_s: float | None = None
-    """Since when fewer replicas would do than Serve sees to."""
+    """Since when fewer would do."""
     has_run: bool = False
     """A replica of this deployment has answered."""
 
 
 def desired(load: Load, memory: Memory, idle_s: float) -> tuple[int, Memory]:
-    """How many replicas its requests need; fewer than now only after `idle_s`, as by Serve's own delay."""
-    wanted = math.ceil(load.needed) if load.running else max(load.target, 1 if load.has_requests else 0)
-    wanted = max(load.minimum, min(load.maximum, wanted))
+    """How many replicas its requests need; fewer than before only after `idle_s`, as by Serve's own delay.
+
+    Those that were not granted it goes on wanting for a moment: else each request would be asked for anew.
+    """
+    needed = math.ceil(load.needed) if load.running else max(load.target, 1 if load.has_requests else 0)
+    needed = max(load.minimum, min(load.maximum, needed))
+    before = max(memory.wanted, load.target)
     has_run = memory.has_run or load.running > 0
-    if wanted >= load.target:
-        return wanted, Memory(None, has_run)
+    if needed >= before:
+        return needed, Memory(needed, None, has_run)
     since_s = load.time_s if memory.less_since_s is None else memory.less_since_s
-    if load.time_s - since_s < idle_s:
-        return load.target, Memory(since_s, has_run)
-    return (wanted if load.target == 1 else max(1, wanted)), Memory(None, has_run)
+    if load.time_s - since_s >= idle_s:
+        wanted = needed if before == 1 else max(1, needed)
+        return wanted, Memory(wanted, None, has_run)
+    is_over = before > load.target and load.time_s - since_s >= _UNGRANTED_S
+    wanted = max(needed, load.target) if is_over else before
+    return wanted, Memory(wanted, since_s, has_run)
 
 
 def allowed(wanted: int, granted: int | None, load: Load, memory: Memory) -> int:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from eagleray.capacity import ClaimClient, Request, Units
@@ -222,6 +222,8 @@ class ServiceClaims:
                         service.holding.close()
                     continue
                 service.replicas = found
+                if not found.present:  # it is being deleted; its last replicas still work
+                    service.ask = replace(service.ask, floor=0, wanted=0)
             if self._client is not None:
                 self._tend(service, self._client, now_s)
 

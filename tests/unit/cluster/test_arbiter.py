@@ -39,6 +39,7 @@ class Cluster:
         self.asks: list[tuple[tuple[Ask, ...], frozenset[str]]] = []
         self.evicted: list[tuple[str, dict[str, int]]] = []
         self.can_evict = True
+        self.settled: list[str] = []
         self.told: list[Held] = []
         self.is_ended = False
 
@@ -52,8 +53,12 @@ class Cluster:
     def capacity(self) -> Capacity:
         return self.types
 
-    def ask(self, asks: Sequence[Ask], present: Iterable[str]) -> None:
-        self.asks.append((tuple(asks), frozenset(present)))
+    def ask(self, asks: Sequence[Ask], free: Mapping[str, Resources]) -> bool:
+        self.asks.append((tuple(asks), frozenset(free)))
+        return bool(asks)
+
+    def settle(self, free: Mapping[str, Resources]) -> None:
+        self.settled += free
 
     def evict(self, claim: str, units: Units) -> Mapping[str, int]:
         self.evicted.append((claim, dict(units)))
@@ -291,6 +296,7 @@ def test_nodes_are_asked_for_until_they_have_come(quick):
         cluster.nodes = {"x": node("x", 2)}
         answer = await granted(ledger, request, 2)
         assert answer.units == {"x": 2}
+        assert "x" in cluster.settled
         await until(lambda: cluster.asks[-1] == ((Ask("r", CPU, {}, 1, 1),), frozenset("x")))
         cluster.asked, cluster.in_use = {}, {"x": {"CPU": 2.0}}
         ledger.exchange(Statement(replace(request, wanted=2), answer.version, {"x": 2}, {"x": 2}))

@@ -53,15 +53,25 @@ def test_fewer_are_wanted_after_the_idle_time_only():
     assert busy.less_since_s is None, "a moment of load begins the time anew"
 
 
-def test_what_was_never_granted_is_given_up_at_once():
+def test_what_was_never_granted_is_given_up_after_a_moment():
+    """Else what takes it from a run goes on long after the requests, or asks anew with each of them."""
+
+    def later(seconds: float, running: int = 1):
+        return desired(load(running, running, 0.5, time_s=100.0 + seconds), memory, IDLE_S)
+
     wanted, memory = desired(load(1, 1, 3.0), Memory(), IDLE_S)
-    assert (wanted, desired(load(1, 1, 0.5), memory, IDLE_S)[0]) == (3, 1)
+    assert wanted == 3
+    wanted, memory = later(0)
+    assert (wanted, later(4.9)[0], later(5)[0]) == (3, 3, 1)
+    assert later(5, running=2)[0] == 2, "what was granted meanwhile stays for longer"
+    memory = later(5, running=2)[1]
+    assert (later(IDLE_S - 0.1, running=2)[0], later(IDLE_S, running=2)[0]) == (2, 1)
 
 
 @pytest.mark.parametrize(("target", "left"), [(3, 1), (1, 0)])
 def test_none_is_wanted_only_after_one(target, left):
     idle = load(target, target, 0.0, has_requests=False)
-    assert desired(idle, Memory(idle.time_s - IDLE_S), IDLE_S)[0] == left
+    assert desired(idle, Memory(target, idle.time_s - IDLE_S), IDLE_S)[0] == left
 
 
 @pytest.mark.parametrize(
@@ -77,7 +87,7 @@ def test_none_is_wanted_only_after_one(target, left):
     ],
 )
 def test_what_runs_is_wanted_and_granted(wanted, granted, target, has_run, runs):
-    assert allowed(wanted, granted, load(0, target, 0.0), Memory(None, has_run)) == runs
+    assert allowed(wanted, granted, load(0, target, 0.0), Memory(has_run=has_run)) == runs
 
 
 @pytest.mark.parametrize(
@@ -261,12 +271,14 @@ def test_a_replica_of_another_size_takes_another_claim(ledger):
 
 def test_a_deleted_service_gives_all_back_when_its_last_replica_has_gone(ledger):
     serve = Serve(ledger)
-    serve.comes_to(1, 1)
-    [node] = ledger.held(f"serve:{APP}")
-    serve.has = Replicas(stopping={node: 1})
+    serve.floor = 1
+    serve.comes_to(2, 2)
+    serve.has = Replicas(stopping={"a": 1})
     serve.time_s += service_claims._SILENCE_S + 0.1
     serve.claims.round()
-    until(lambda: ledger.book.claims[f"serve:{APP}"].used == {node: 1})
+    until(lambda: ledger.book.claims[f"serve:{APP}"].used == {"a": 1})
+    assert ledger.book.claims[f"serve:{APP}"].request.wanted == 0
+    until(lambda: serve.claims.round() or ledger.held(f"serve:{APP}") == {"a": 1})
     serve.is_there = False
     serve.claims.round()
     assert f"serve:{APP}" not in ledger.book.claims

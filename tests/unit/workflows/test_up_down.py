@@ -256,6 +256,8 @@ class FarController:
         monkeypatch.setattr(detach, "joined", lambda _address: contextlib.nullcontext())
         self.withdrawn = []
         monkeypatch.setattr(recovery_ray260, "withdraw", lambda: self.withdrawn.append(True))
+        self.ended_ledgers = []
+        monkeypatch.setattr(detach.ledger, "end", lambda: self.ended_ledgers.append(True))
         monkeypatch.setattr(detach.start, "find", lambda: self)
         monkeypatch.setattr("ray.get", lambda _answer, timeout: self._next())
         monkeypatch.setattr("ray.kill", self.killed.append)
@@ -272,7 +274,7 @@ def test_down_of_an_attached_cluster_takes_back_what_was_started_there(monkeypat
     controller = FarController(monkeypatch, None)
     down.down("far", say=lambda _: None)
     assert controller.killed == [controller]
-    assert controller.withdrawn == [True]
+    assert controller.withdrawn == controller.ended_ledgers == [True]
     assert attached.read("far") is None
 
 
@@ -301,7 +303,7 @@ def test_a_down_that_has_not_ended_is_told_and_the_next_one_goes_on(monkeypatch,
         down.down("far", say=lambda _: None)
     assert attached.read("far") is not None
     assert controller.killed == []
-    assert controller.withdrawn == []
+    assert controller.withdrawn == controller.ended_ledgers == []
     down.down("far", say=lambda _: None)
     assert controller.killed == [controller]
     assert attached.read("far") is None
