@@ -278,7 +278,8 @@ class Membership:
             and (num_ready > 0 or (self.restarts and bool(reservation.vacant(self._wanted - num))))
         )
         if num_leaving and (can_leave or reservation.is_suspended):
-            self._say(f"giving {num_leaving} of {num} workers back: {reservation.reason}")
+            why = reservation.reason or "their seats are gone"
+            self._say(f"giving {num_leaving} of {num} workers back: {why}")
         elif not can_grow and num <= self._wanted:
             return
         self._notice += 1
