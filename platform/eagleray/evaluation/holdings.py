@@ -7,6 +7,7 @@ plain job.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ def plot_holdings(
         path: The file; its folder exists.
         title: Stands above.
         resource: "CPU", "GPU" or one of your own.
-        totals: How much each node has, where that is known; its nodes are shown in this order.
+        totals: How much each node has, where that is known; its nodes are shown first, in this order. The
+            others come in the order in which they were first held.
         names: What to call a node; where none is given, by the first letters of its id.
         since_s: Seconds since the epoch; None: from the first event on.
         until_s: The same; None: until the last event.
@@ -111,13 +113,14 @@ def plot_holdings(
     moments = [event.time_s for event in events] or [0.0]
     begin = max(since_s or 0.0, min(moments))
     end = max(begin + 1e-3, max(moments) if until_s is None else until_s)
-    held_on = sorted({node for one in found for node in one.nodes})
+    held_on = sorted({node for one in found for node in one.nodes}, key=lambda node: _first(found, node))
     nodes = list(dict.fromkeys([*totals, *held_on]))[:_MAX_NODES][::-1]  # the first one on top
     rows = [_Lane(node, names.get(node, node[:6]), totals.get(node, 0.0)) for node in nodes]
     with figure(path, (10, 4.6 + 0.42 * len(nodes))) as drawn:
         drawn.suptitle(title, fontsize=13)
         total, lanes = drawn.subplots(2, 1, sharex=True, height_ratios=(3.2, 0.3 + 0.5 * max(1, len(nodes))))
         unit_s = time_axis(lanes, end - begin)
+        lanes.set_xlabel(f"{lanes.get_xlabel()} since then")
         lanes.set_xlim(0, (end - begin) / unit_s)
         times = sorted({begin, end, *(time for one in found for time in one.times if begin < time < end)})
         scale = _Scale(times, begin, unit_s)
@@ -162,6 +165,8 @@ class _Scale:
 def _total(
     axes: Axes, found: Sequence[Holding], scale: _Scale, resource: str, totals: Mapping[str, float]
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     below = [0.0] * len(scale.times)
     for holding, colour in _coloured(found):
         above = [low + holding.at(time) for low, time in zip(below, scale.times, strict=True)]
@@ -182,6 +187,8 @@ def _total(
     if not found:
         axes.text(0.5, 0.5, f"nobody held a {resource}", transform=axes.transAxes, ha="center", color="grey")
     axes.set_ylim(0, 1.06 * max([*below, sum(totals.values()), 1e-3]))
+    all_amounts = [amount for one in found for amounts in one.amounts for amount in amounts.values()]
+    axes.yaxis.set_major_locator(MaxNLocator(integer=all(float(one).is_integer() for one in all_amounts)))
     axes.set_ylabel(f"{resource}s held")
     axes.grid(visible=True, axis="y", alpha=0.3)
     axes.set_axisbelow(True)
@@ -193,7 +200,8 @@ def _lanes(axes: Axes, found: Sequence[Holding], scale: _Scale, lanes: Sequence[
         held = [sum(one.at(time, lane.node) for one in found) for time in scale.times]
         full = max([lane.total, *held]) or 1.0
         below = [float(row)] * len(scale.times)
-        axes.axhspan(row, row + _LANE, color=_FREE, linewidth=0)
+        if lane.total:
+            axes.axhspan(row, row + _LANE, color=_FREE, linewidth=0)
         for holding, colour in _coloured(found):
             above = [
                 low + _LANE * holding.at(time, lane.node) / full
@@ -223,6 +231,17 @@ def _notices(axes: Axes, events: Sequence[Event], scale: _Scale, nodes: Sequence
         axes.scatter(
             x, y, marker="v", s=52, color="black", edgecolor="white", zorder=4, label="asked to give it back"
         )
+
+
+def _first(found: Sequence[Holding], node: str) -> float:
+    """When somebody held something on the node for the first time."""
+    moments = (
+        time
+        for one in found
+        for time, amounts in zip(one.times, one.amounts, strict=True)
+        if amounts.get(node)
+    )
+    return min(moments, default=math.inf)
 
 
 def _coloured(found: Sequence[Holding]) -> list[tuple[Holding, str]]:

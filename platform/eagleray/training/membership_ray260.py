@@ -278,7 +278,8 @@ class Membership:
             and (num_ready > 0 or (self.restarts and bool(reservation.vacant(self._wanted - num))))
         )
         if num_leaving and (can_leave or reservation.is_suspended):
-            self._say(f"giving {num_leaving} of {num} workers back: {reservation.reason}")
+            why = reservation.reason or "their seats are gone"
+            self._say(f"giving {num_leaving} of {num} workers back: {why}")
         elif not can_grow and num <= self._wanted:
             return
         self._notice += 1
@@ -363,9 +364,13 @@ class Membership:
             self._give_up(member, f"it had not left its node in time ({self._reservation.reason})")
 
     def _suspend(self, *, is_forced: bool = False) -> None:
-        """End all workers; the run goes on when it has seats again."""
+        """End all workers; the run goes on when it has seats again.
+
+        They do not return from their train functions: until Ray Train had seen that, the seats would be held.
+        """
         step = max((member.step for member in self.members), default=0)
-        self.failure = Suspended(self._reservation.reason, step, is_forced=is_forced)
+        reason, num = self._reservation.reason, len(self.members)
+        self.failure = Suspended(reason, step, num_workers=num, is_forced=is_forced)
         if self.members:
             self._part(self.members[0].worker)
         for member in self.members if is_forced else []:

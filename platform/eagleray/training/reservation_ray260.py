@@ -312,7 +312,10 @@ class Reservation:
         self._is_released = True
         # A worker that still imports when its group is removed ends in a page of C++ frames (Ray 2.60).
         self._end_workers()
-        for group in {seat.group.id: seat.group for seat in self.seats}.values():
+        with self._lock:
+            groups = {seat.group.id: seat.group for seat in self.seats}
+            self.seats = []
+        for group in groups.values():
             remove_placement_group(group)
 
     def _end_workers(self) -> None:

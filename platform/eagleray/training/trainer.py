@@ -64,8 +64,8 @@ def fit(
         size: how many workers are wanted, from now on.
 
     Where others need what the run holds (`Reservation.allot`), it ends early: `is_suspended` is true in what
-    is returned, and `reason`, `step`, `is_forced` and `time` are those of `stopping.Suspended`. All that the
-    ranks had trained is in the newest checkpoint then, if it was not forced.
+    is returned, beside the values of `stopping.Suspended`. All that the ranks had trained is in the newest
+    checkpoint then, if it was not forced.
 
     Raises:
         EaglerayError: the run failed for good; the first cause, in words.

@@ -144,13 +144,15 @@ class ClaimedSeats(Seats):
 
     def _why(self) -> str:
         """Why the run waits, as the ledger has it."""
+        if self._holding.allotment.size >= self._scaling.minimum:
+            return "it was granted them, and Ray has not placed them yet"
         report = self._ledger.report()
         if report is None:
             return "the ledger does not answer"
         for claim in report["claims"]:
             if claim["id"] == self._claim and claim["wait"] is not None:
                 return claim["wait"]["reason"]
-        return "the nodes that it was given are not ready"
+        return "the ledger has not decided yet"
 
 
 class RunFacts:

@@ -167,20 +167,17 @@ class TimeAccount:
         if step >= self._step:
             self._owed[kind] = self._owed.get(kind, 0.0) + seconds
             return
-        # That time has been taken for the steps'. What was committed in an earlier formation may be told in
-        # this one.
+        # That time has been taken for the steps'.
         steps: dict[Kind, float] = self._of_formation
-        if step < self._first_step:
-            steps = {"useful": self._seconds["useful"]}
+        if step < self._first_step:  # committed in an earlier formation, and told in this one
+            steps = {"useful": self._seconds["useful"] - self._of_formation.get("useful", 0.0)}
         total = sum(steps.values())
-        moved = min(seconds, total)
-        if moved <= 0:
-            return
         for taken_from, amount in list(steps.items()):
-            share = moved * amount / total
-            self._seconds[taken_from] = max(0.0, self._seconds[taken_from] - share)
-            steps[taken_from] = max(0.0, amount - share)
-        self._seconds[kind] += moved
+            if total > 0:
+                moved = min(amount, seconds * amount / total, self._seconds[taken_from])
+                steps[taken_from] -= moved
+                self._seconds[taken_from] -= moved
+                self._seconds[kind] += moved
 
     def goodput(self, end: float | None = None) -> Goodput:
         """All parts, up to the last thing that was told; with `end`, up to there."""

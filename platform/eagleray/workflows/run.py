@@ -216,6 +216,8 @@ def _train(
         if not outcome.get("is_suspended"):
             break
         say(suspension(outcome))
+        if outcome["is_forced"]:
+            account.lost(list(range(outcome["num_workers"])), f"not given back in time ({outcome['reason']})")
         account.suspended(outcome["reason"], outcome["time"])
         reservation, there_at = _reserve(seats, say)
         account.resumed(there_at)

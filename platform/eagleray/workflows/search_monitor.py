@@ -138,6 +138,7 @@ class SearchMonitor:
             return
         tests = {f"test_{name}": value for name, value in outcome.get("test", {}).items()}
         found.account.latest |= tests
+        found.account.ended(time.time())
         report = {
             "run_id": trial.run_id,
             "status": _REPORT_STATUS[trial.state],

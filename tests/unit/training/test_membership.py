@@ -435,7 +435,7 @@ def test_a_suspended_run_that_does_not_stop_is_ended_and_what_it_loses_is_known(
     played.tell("b", step=7, doing="wait for the step's vote")
     assert sorted(played.ended) == ["a", "b"]
     assert isinstance(played.membership.failure, Suspended)
-    assert played.membership.failure.is_forced
+    assert (played.membership.failure.is_forced, played.membership.failure.num_workers) == (True, 2)
 
 
 def test_workers_that_have_not_trained_yet_are_suspended_at_once(play):

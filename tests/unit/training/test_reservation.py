@@ -100,6 +100,7 @@ def test_releasing_ends_the_workers_that_are_left(play):
     reservation, played, _ = play()
     reservation.release()
     assert (played.killed, played.removed) == (["1@g0.0", "2@g0.1"], ["g0"])
+    assert reservation.seats == []
 
 
 def test_a_run_of_a_fixed_size_has_one_group_that_ray_spreads(play):

@@ -158,6 +158,7 @@ def test_a_suspension_before_the_workers_train_gives_all_back_at_once(open_, pla
     reservation = open_(ledger, *sized(2, 2)).reserve()
     until(lambda: nodes(reservation) == ["a", "a"])
     played.placed = set()
+    assert reservation.why() == "it was granted them, and Ray has not placed them yet"
     ledger.serve(1)
     until(lambda: ledger.held("run-7") == {})
     with pytest.raises(Suspended, match="service chat"):

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eagleray.workflows.goodput import CAUSES, MEANINGS, TimeAccount, in_words
@@ -190,7 +190,12 @@ CALLS = st.lists(
 )
 
 
+TWICE = [("trains", 0.0, 1, 0), ("at", 1.0, 2, 0), ("held_up", 1.0, 0, 0), ("held_up", 1.0, 1, 0)]
+"""A second that is there once, in this formation and in all."""
+
+
 @given(calls=CALLS, end=st.floats(0, 200))
+@example(calls=TWICE, end=0.0)
 @settings(max_examples=200, deadline=None)
 def test_whatever_is_told_no_part_is_negative_and_they_add_up(calls, end):
     account = TimeAccount()

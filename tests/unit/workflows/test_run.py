@@ -110,7 +110,13 @@ def test_the_summary_says_how_the_gradients_were_sent(tmp_path, kind, records, s
 
 def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monkeypatch):
     said, account, released = [], Account(step=40, position=40), []
-    suspended = {"is_suspended": True, "reason": "needed by chat", "step": 40, "time": 100.0}
+    suspended = {
+        "is_suspended": True,
+        "reason": "needed by chat",
+        "step": 40,
+        "time": 100.0,
+        "num_workers": 2,
+    }
     outcomes = [
         {**suspended, "is_forced": False}, {**suspended, "is_forced": True}, {"progress": {"step": 60}},
     ]  # fmt: skip
@@ -142,6 +148,8 @@ def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monke
         "checkpoint before",
         "going on after 30.0 s: it has nodes again",
     ]
+    (lost,) = account.recoveries
+    assert (lost.ranks, lost.reason) == ([0, 1], "not given back in time (needed by chat)")
     assert [(one["began_at"], one["ended_at"]) for one in account.suspensions] == [
         (100.0, 112.5),
         (100.0, 130.0),

@@ -1,0 +1,108 @@
+"""Training under claims, on a real cluster with its ledger: who gives way to whom, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from eagleray.workflows.verify import verify
+from support.drivers import ROOT, Driver
+
+LABELS = {"eagleray.io/pool": "cpu"}
+"""Two nodes with one CPU each."""
+SLOW_NET = """
+import time, torch
+
+class Slow(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+    def forward(self, inputs):
+        time.sleep(0.02)
+        return self.net(inputs)
+
+def build(signature):
+    return Slow()
+"""
+
+
+@pytest.fixture
+def start(cluster_env: dict[str, str]) -> Iterator[Callable[..., Driver]]:
+    drivers: list[Driver] = []
+
+    def make(*arguments: str) -> Driver:
+        drivers.append(Driver(arguments, cluster_env))
+        return drivers[-1]
+
+    yield make
+    for driver in drivers:
+        if driver.process.poll() is None:
+            driver.process.kill()
+        driver.end()
+
+
+@pytest.fixture
+def train(start: Callable[..., Driver], tmp_path: Path) -> Callable[..., Driver]:
+    """Starts a run of so many workers; its steps cost time, and no CPU."""
+    (tmp_path / "slow_net.py").write_text(SLOW_NET)
+
+    def make(name: str, *, steps: int, most: int, least: int) -> Driver:
+        spec = tmp_path / f"{name}.json"
+        table = {
+            "kind": "train",
+            "name": name,
+            "code": [str(tmp_path / "slow_net.py")],
+            "data": {"kind": "digits", "normalize": "standard"},
+            "model": {"kind": "module", "function": "slow_net:build"},
+            "loss": {"kind": "cross_entropy"},
+            "optimizer": {"kind": "adamw", "lr": 0.001},
+            "training": {"steps": steps, "global_batch_size": 64},
+            "checkpoint": {"every_steps": 50},
+            "scaling": {"num_workers": most, "min_workers": least, "label_selector": LABELS},
+        }
+        spec.write_text(json.dumps(table))
+        return start("-m", "eagleray.workflows.train", str(spec))
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ingress")  # the ledger is up once the ingress is
+def test_runs_give_way_to_each_other_and_to_a_service_and_lose_nothing(
+    train: Callable[..., Driver], start: Callable[..., Driver], eagleray_home: Path
+) -> None:
+    first = train("first", steps=3000, most=2, least=1)
+    first.wait_for(r"step \d+/3000 .* 2 workers on 2 nodes")
+    second = train("second", steps=1000, most=1, least=1)
+    first.wait_for(r"giving 1 of 2 workers back: needed by run second-.*\(training minimum\)")
+    first.wait_for(r"attempt \d+: 2 -> 1 worker on 1 node")
+    second.wait_for(r"step \d+/1000 .* 1 worker on 1 node")
+    claimer = str(ROOT / "tests/integration/claimer.py")
+    service = start(claimer, "service", "chat", json.dumps({"CPU": 1.0}), json.dumps(LABELS))
+    service.wait_for("ready")
+    service.say("now")
+    freed = service.wait_for(r"free ([\d.]+)")
+    suspended, other = (
+        (first, second) if any("suspended after" in line for line in first.lines) else (second, first)
+    )
+    suspended.wait_for(r"suspended after step \d+: needed by service chat .*; all of it is saved")
+    assert not any("suspended after" in line for line in other.lines), other.text
+    service.end()
+    suspended.wait_for(r"going on after [\d.]+ s")
+    for run, size in ((first, {1, 2}), (second, {1})):
+        assert run.end(300) == 0, run.text
+        assert "Traceback" not in run.text
+        run_id = run.lines[0].split()[1]
+        verified = verify(run_id, print)
+        assert verified.is_proven, verified.findings
+        assert size <= set(verified.world_sizes)
+        report = json.loads((eagleray_home / "storage/runs" / run_id / "report.json").read_text())
+        assert report["recoveries"] == [], "nothing was lost"
+        assert len(report["suspensions"]) == (1 if run is suspended else 0)
+    print(f"the service had the node after {float(freed[1]):.1f} s", file=sys.stderr)
