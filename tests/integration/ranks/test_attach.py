@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from eagleray import compression, groups
 from eagleray.compression.topk import TopK
 from eagleray.errors import InputError, SpecError
+from eagleray.groups import making
 from eagleray.specs.train import CompressionSpec
 from integration.ranks.checks import Net, batch
 from support.worlds import run_world
@@ -22,7 +23,7 @@ class Complex(nn.Module):
 
 def refused(rank, world_size):
     """All of it on one rank: nothing waits for a peer."""
-    model, open_before = DistributedDataParallel(Net()), len(groups._open_groups)
+    model, open_before = DistributedDataParallel(Net()), len(making._open_groups)
     momentum = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     adam = torch.optim.Adam(model.parameters())
     corrected = {"kind": "topk", "momentum_correction": True}
@@ -46,13 +47,13 @@ def refused(rank, world_size):
     for wrapped, wanted, optimizer, kind, message in cases:
         with pytest.raises(kind, match=message):
             compression.attach(wrapped, wanted, optimizer=optimizer)
-        assert len(groups._open_groups) == open_before, message
+        assert len(making._open_groups) == open_before, message
     hook = compression.attach(model, corrected, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     assert hook.compressor.momentum == 0.9
     with pytest.raises(InputError, match="has a communication hook already"):
         compression.attach(model, "none")
     hook.close()
-    assert len(groups._open_groups) == open_before
+    assert len(making._open_groups) == open_before
     given = DistributedDataParallel(nn.Embedding(50, 40))
     hook = compression.attach(given, {"kind": "int4", "dense_below": 7})
     assert hook._engine.layout.places["weight"].is_dense is False
