@@ -111,9 +111,7 @@ def tries(rank, world_size):
     model = DistributedDataParallel(Net())
     group = groups.new_group("gradients", backend="gloo", timeout_s=30)
     for wrong, message in WRONG:
-        with pytest.raises(
-            InputError, match=r"compressor .* \(\S*test_attach:Own\): " + message
-        ):
+        with pytest.raises(InputError, match=r"compressor .* \(\S*test_attach:Own\): " + message):
             compression.attach(model, Own(**wrong), group)
     right = Own()
     hook = compression.attach(model, right, group)
