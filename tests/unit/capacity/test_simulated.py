@@ -7,12 +7,11 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagleray.capacity import Node, Request
 from eagleray.capacity.placement import Capacity, NodeCapacity
-from support.examples import examples
 from unit.capacity.simulator import YIELD_S, World
 
 CPU_NODE, GPU_NODE = {"CPU": 2}, {"CPU": 2, "GPU": 1}
@@ -137,7 +136,7 @@ def test_a_new_ledger_takes_over_what_the_old_one_granted():
 
 
 @given(clusters, schedules, st.sampled_from([None, STARTABLE]))
-@examples(100)
+@settings(max_examples=100)
 def test_random_schedules(totals, schedule, capacity):
     play(totals, schedule, capacity).settle()
 
