@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import time
@@ -11,13 +12,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # Hypothesis' own limits on time (200 ms an example) would fail tests on a busy machine.
-settings.register_profile("eagleray", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("eagleray")
+settings.register_profile("long", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("short", settings.get_profile("long"), max_examples=25)
 
 BUDGET_S = {"unit": 30.0, "all": 345.0}
 """Design goals on 2 cores, printed at the end of a run."""
 _TOOLS = {"ip": "iproute2"}
 _spent_s: dict[str, float] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("short" if "not slow" in config.option.markexpr else "long")
 
 
 def _missing() -> list[str]:
@@ -33,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("root"):
                 item.add_marker(pytest.mark.skip(reason=f"needs network namespaces: {', '.join(missing)}"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported now stays: the collector need not look at it, nor after each 700 objects more."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(hookwrapper=True)

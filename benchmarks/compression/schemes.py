@@ -28,7 +28,7 @@ NUM_PARAMETERS = sum(a * b + b for a, b in itertools.pairwise(WIDTHS))
 SHAPES = [shape for a, b in itertools.pairwise(WIDTHS) for shape in ((b, a), (b,))]
 HIGH = ("none", "bf16", "fp16", "int8", "int8_ring")
 """What `auto` may choose from with fidelity high, which is the default."""
-WARMING = ("topk", "randomk", "powersgd", "onebit_adam", "fourbit_adam")
+WARMING = ("topk", "powersgd", "onebit_adam", "fourbit_adam")
 WARMUP_STEPS = 2
 ADAM_LR = 1e-6
 """Of the Adam pairs, whose variance stands still after so few steps of one batch."""

@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 2 examples/compression/compressed_ddp.py
     COMPRESSION=ternary:Ternary torchrun --nproc-per-node 2 examples/compression/compressed_ddp.py
 
-COMPRESSION is any kind of docs/compression.md, or `module:name` of a compressor of your own.
+COMPRESSION is a kind of docs/compression.md (int8 where it is not set; auto measures the network and
+chooses), or `module:name` of a compressor of your own.
 """
 
 import os
@@ -51,8 +52,9 @@ def main() -> None:
     if rank == 0:
         print(f"test accuracy {accuracy:.1%}")
         stats = hook.stats()
-        print(f"sent {stats.sent_bytes / 1e6:.1f} MB as {hook.compressor.name}, {stats.ratio:.1f} times less")
-        if choice := hook.choice():  # COMPRESSION=auto
+        sent, plain = stats.sent_bytes / 1e6, stats.uncompressed_bytes / 1e6
+        print(f"compression {hook.compressor.name}: sent {sent:.1f} MB in place of {plain:.1f} MB")
+        if choice := hook.choice():  # of auto
             print(choice.reason)
     hook.close()
     dist.destroy_process_group()

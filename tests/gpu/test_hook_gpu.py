@@ -6,7 +6,8 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
-from eagleray.compression.engine import Engine, Job
+from eagleray.compression.engine import Engine
+from eagleray.compression.jobs import Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.quantised import Quantised

@@ -84,6 +84,14 @@ def test_check_summarises(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  optimizer    adamw lr=0.5 weight_decay=0.0001" in lines
 
 
+def test_check_remarks_on_what_is_allowed_and_costs_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["check", DIGITS, "--set", "compression.kind=topk"]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith(f"{DIGITS}: compression.kind: topk is made for SGD: adamw divides")
+    assert cli.run(["check", DIGITS]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_check_as_json_is_the_resolved_spec(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["check", DIGITS, "--json", "--set", "seed=9"]) == 0
     resolved = json.loads(capsys.readouterr().out)

@@ -29,7 +29,7 @@ _JUDGED = re.compile(r"^evaluation \S+: (run )?([a-z0-9]\S*)$", re.MULTILINE)
 @json_option
 def check(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
     """Validate a spec without a cluster."""
-    from eagleray.specs import LocalSpec, load_any
+    from eagleray.specs import LocalSpec, TrainSpec, load_any
 
     found = load_any(spec, overrides)
     if isinstance(found, LocalSpec):
@@ -40,6 +40,8 @@ def check(spec: str, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(f"{spec}: a valid {getattr(found, 'kind', '')} spec")
     for line in _summary(found):
         click.echo(f"  {line}")
+    for remark in found.remarks() if isinstance(found, TrainSpec) else ():
+        click.echo(f"{spec}: {remark}", err=True)
 
 
 def _check_node_types(path: str, spec: LocalSpec) -> None:

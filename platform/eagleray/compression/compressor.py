@@ -99,9 +99,13 @@ def _own(spec: CompressionSpec) -> Compressor:
         made = factory(spec)
     except TypeError as error:
         raise SpecError(f"{what} is called with the spec, and: {error}; give it one argument") from error
-    lacking = [name for name in _MEMBERS if not hasattr(made, name)]
-    if lacking:
+    if missing := lacking(made):
         raise SpecError(
-            f"{what} has no {', '.join(lacking)}; eagleray.compression.Compressor says what a compressor has"
+            f"{what} has no {', '.join(missing)}; eagleray.compression.Compressor says what a compressor has"
         )
     return made
+
+
+def lacking(made: object) -> list[str]:
+    """What an object has not of a `Compressor`'s members."""
+    return [name for name in _MEMBERS if not hasattr(made, name)]

@@ -10,56 +10,36 @@ from __future__ import annotations
 import atexit
 import concurrent.futures
 import logging
-import math
 import queue
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.futures import Future
 
 from eagleray import groups
 from eagleray.compression.compressor import Compressor, Plan
-from eagleray.compression.layout import Bucket, Layout
-from eagleray.compression.memory import RESIDUAL, Memory
-from eagleray.compression.stats import NonFinite, Stats
-from eagleray.compression.wire import Step, Wire, ring_bytes
-from eagleray.errors import EaglerayError, PeerLost, TrainingError
+from eagleray.compression.guard import Guard
+from eagleray.compression.jobs import Job, Running
+from eagleray.compression.layout import Layout
+from eagleray.compression.memory import Memory
+from eagleray.compression.meter import Meter
+from eagleray.compression.wire import Wire
+from eagleray.errors import EaglerayError, InputError, PeerLost, TrainingError
 
 Result = TypeVar("Result")
-SAMPLED_EVERY = 50
-"""Steps from one measurement of the relative error to the next; the first is the second step's."""
+PATIENCE_S = 5.0
+"""So long a rank may keep the others waiting in what all must call, before they say so."""
 _JOIN_S = 2.0
 _SETTLE_S = 10.0
 """At the end: how long the peers may take nothing of what the last step has sent."""
 _POLL_S = 0.01
-GUARDED_STEPS = 1000
-"""For so many steps after one that was not finite, residuals are copied before each is exchanged, so that the
-next such step takes nothing of them along; with a loss scale always, where such steps are everyday. Else only
-from the bucket on of which it is known."""
 _log = logging.getLogger("eagleray.compression")
-
-
-@dataclass
-class Job:
-    """One bucket of one step."""
-
-    bucket: Bucket
-    gradient: Tensor
-    """[N]; holds the mean over the ranks when the future is done."""
-    step: Step
-    future: Future[Tensor]
-    ready: torch.Event | None = None
-    """On CUDA: when the gradient is there."""
-    is_last: bool = True
-    """Of its step."""
-    failure: EaglerayError | None = field(default=None)
 
 
 @dataclass
@@ -68,21 +48,6 @@ class _Call:
 
     function: Callable[[Wire], Any]
     result: concurrent.futures.Future[Any] = field(default_factory=concurrent.futures.Future)
-
-
-@dataclass
-class _Running:
-    """A bucket whose exchange has begun."""
-
-    job: Job
-    work: Tensor
-    """The gradient, or a float32 copy of it."""
-    generator: Generator[None, None, int]
-    signal: Tensor | None = None
-    """Where this step is sampled: the squared norm of what is to be sent."""
-    error: float | None = None
-    """The relative error, where it is sampled and over."""
-    has_begun: bool = False
 
 
 class Engine:
@@ -94,19 +59,12 @@ class Engine:
 
     def __init__(self, compressor: Compressor, group: groups.Group, layout: Layout, memory: Memory):
         self.layout, self.memory = layout, memory
-        self.stats, self.non_finite = Stats(), NonFinite()
-        self.buckets: dict[tuple[str, ...], Stats] = {}
-        """The same by bucket, of those that DDP has at the moment; a key is the parameters' names."""
         self._group, self._wire = group, Wire(group, layout.digest)
+        self.meter, self.guard = Meter(self._wire, memory), Guard(memory, group.rank)
         self._jobs: queue.SimpleQueue[Job | _Call | None] = queue.SimpleQueue()
-        self._running: deque[_Running] = deque()
+        self._running: deque[Running] = deque()
         self._plans: dict[tuple[str, ...], Plan] = {}
         self._copies: dict[tuple[str, ...], Tensor] = {}
-        self._bad: str | None = None
-        self._guarded_until, self._is_whole = 0, True
-        """Up to which step all can be taken back; and whether all of this one can."""
-        self._lost = self._wanted = 0.0
-        self._error: float | None = None
         self._stream: torch.cuda.Stream | None = None
         self._failure: EaglerayError | None = None
         self._is_ending = False
@@ -123,7 +81,7 @@ class Engine:
     @property
     def is_waiting(self) -> bool:
         """Whether it waits for another rank at the moment; from any thread."""
-        return self._wire.is_waiting
+        return self._wire.waiting is not None
 
     def submit(self, job: Job) -> None:
         """Take a bucket; when its future is done, its gradient is the mean, or `job.failure` says why not."""
@@ -138,11 +96,11 @@ class Engine:
             if self._failure is not None:  # the thread ended in between
                 self._fail_queued()
 
-    def call(self, function: Callable[[Wire], Result]) -> Result:
+    def call(self, what: str, function: Callable[[Wire], Result]) -> Result:
         """The result of `function`, run in the engine's thread after all buckets given before.
 
         For what the ranks do together between two steps: what it raises ends the engine. All ranks must call
-        it with the like.
+        it with the like; those that others wait for are named in the log, as what does not come to `what`.
         """
         if self._failure is not None:
             raise self._failure
@@ -153,7 +111,22 @@ class Engine:
             self._jobs.put(call)
             if self._failure is not None:  # the thread ended in between
                 self._fail_queued()
-        return call.result.result()
+        return self._await(call.result, what)
+
+    def _await(self, result: concurrent.futures.Future[Result], what: str) -> Result:
+        """The result; a line says whom it waits for, if one message takes long to begin."""
+        while not concurrent.futures.wait([result], PATIENCE_S).done:
+            waiting = self._wire.waiting
+            missing = [] if waiting is None else waiting.missing()
+            if waiting is None or not missing or time.perf_counter() - waiting.since_s < PATIENCE_S:
+                continue
+            _log.warning(
+                "compression: rank %d has called %s and waits for rank %s: every rank must call it, at the "
+                "same place between two steps (never under `if rank == 0`)",
+                self._group.rank, what, " and rank ".join(map(str, missing)),
+            )  # fmt: skip
+            break
+        return result.result()
 
     def close(self) -> None:
         """End the thread; what is pending fails. Twice is fine.
@@ -255,11 +228,11 @@ class Engine:
             if job.bucket.key not in self._copies:
                 self._copies[job.bucket.key] = torch.empty_like(work, dtype=torch.float32)
             work = self._copies[job.bucket.key]
-        running = _Running(job, work, plan.run(work, job.step))
+        running = Running(job, work, plan.run(work, job.step))
         self._running.append(running)
         self._advance(running)
 
-    def _advance(self, running: _Running) -> None:
+    def _advance(self, running: Running) -> None:
         """One move of a bucket; where it was the last, the future is done."""
         job = running.job
         if job.ready is None:
@@ -272,19 +245,17 @@ class Engine:
                 self._stream.wait_event(job.ready)
             self._move(running)  # the future records an event on this stream, for which DDP waits
 
-    def _move(self, running: _Running) -> None:
-        started, before = time.perf_counter(), self._reading()
+    def _move(self, running: Running) -> None:
+        before = self.meter.read()
         job, was_begun = running.job, running.has_begun
         if not was_begun:
             running.has_begun = True
-            if self._bad is not None or self._is_guarded(job.step):
-                self.memory.keep(job.bucket.places)
+            self.guard.begin(job)
             if running.work is not job.gradient:
                 running.work.copy_(job.gradient)
             if self.memory.owed:
                 self.memory.repay(job.bucket.parts, running.work, job.step.loss_scale)
-            if job.step.number % SAMPLED_EVERY == 2:
-                running.signal = self._signal(running)
+            self.meter.begin(running)
         try:
             next(running.generator)
             bad, is_done = -1, False
@@ -293,65 +264,12 @@ class Engine:
         if is_done:
             if running.work is not job.gradient:
                 job.gradient.copy_(running.work)
-            self._conclude(running, bad)
-        self._count(running, time.perf_counter() - started, before, was_begun=was_begun, is_done=is_done)
+            self.meter.conclude(running)
+            self.guard.conclude(job, bad)
+        self.meter.add(running, before, was_begun=was_begun, is_done=is_done)
         if is_done:
             self._running.remove(running)
             job.future.set_result(job.gradient)
-
-    def _conclude(self, running: _Running, bad: int) -> None:
-        """Note the relative error, and what was not finite."""
-        job = running.job
-        if running.signal is not None:
-            lost, signal = float(self._over_residual(job, lambda start, kept: kept)), float(running.signal)
-            running.error = math.sqrt(lost / max(signal, 1e-38))
-            self._lost, self._wanted = self._lost + lost, self._wanted + signal
-        if job.is_last and self._wanted:
-            self._error = math.sqrt(self._lost / self._wanted)
-            self._lost = self._wanted = 0.0
-        if bad >= 0:
-            self._bad = self._bad or job.bucket.key[bad]
-        self._is_whole &= self.memory.has_kept(job.bucket.places)
-        if job.is_last:
-            self._judge(job.step)
-
-    def _judge(self, step: Step) -> None:
-        """The step is over: what it has made of the memory stays, or is taken back."""
-        self.non_finite = self.non_finite.then(self._bad, is_whole=self._is_whole)
-        if self._bad is None:
-            self.memory.let_go(free=not self._is_guarded(step))
-        else:
-            self.memory.take_back()
-            self._guarded_until = step.number + GUARDED_STEPS
-            if not self._is_whole and self._group.rank == 0:
-                _log.warning(
-                    "compression: %s was not finite in step %d: what was sent of residuals until that was "
-                    "known is lost; the next %d can be taken back", self._bad, step.number, GUARDED_STEPS,
-                )  # fmt: skip
-        self._bad, self._is_whole = None, True
-
-    def _is_guarded(self, step: Step) -> bool:
-        """Whether it is likely enough that the step is not finite."""
-        return step.loss_scale != 1.0 or step.number <= self._guarded_until
-
-    def _signal(self, running: _Running) -> Tensor | None:
-        """Squared norm of g + e over the bucket, without the loss scale; None where nothing is kept."""
-        if RESIDUAL not in self.memory.flats:
-            return None
-        scale = 1 / running.job.step.loss_scale
-        return self._over_residual(
-            running.job,
-            lambda start, kept: torch.add(kept, running.work[start : start + kept.numel()], alpha=scale),
-        )
-
-    def _over_residual(self, job: Job, value: Callable[[int, Tensor], Tensor]) -> Tensor:
-        """Squared norm of `value(first element in the gradient, residual)` over the bucket's parameters."""
-        flat = self.memory.flat(RESIDUAL, "mean")
-        norms = [
-            torch.linalg.vector_norm(value(start, flat[place.start : place.start + place.numel]))
-            for place, start in job.bucket.parts
-        ]
-        return torch.stack(norms).square().sum()
 
     def _plan_of(self, job: Job) -> Plan:
         """The bucket's plan with its buffers, kept for as long as DDP keeps the bucket."""
@@ -361,41 +279,17 @@ class Engine:
             for stale in [other for other in self._plans if not set(key).isdisjoint(other)]:
                 del self._plans[stale]  # DDP has cut its buckets otherwise since
                 self._copies.pop(stale, None)
-                self.buckets.pop(stale, None)
+                self.meter.buckets.pop(stale, None)
             self._wire.make_room(job.bucket.numel)
             plan = self._plans[key] = self.compressor.plan(job.bucket, job.gradient.device)
         return plan
 
-    def _reading(self) -> tuple[int, int, int, float, float]:
-        """The wire's counters."""
-        wire = self._wire
-        return wire.sent_bytes, wire.payload_bytes, wire.probe_bytes, wire.waited_s, wire.probe_s
-
-    def _count(
-        self, running: _Running, taken_s: float, before: tuple[float, ...], *, was_begun: bool, is_done: bool
-    ) -> None:
-        """Add one move of a bucket to the sums, the model's and the bucket's."""
-        sent, payload, probed, waited_s, probe_s = (
-            now - then for now, then in zip(self._reading(), before, strict=True)
+    def _closed(self) -> InputError:
+        return InputError(
+            f"rank {self._group.rank} of {self._group.world_size}: its compression hook has been closed "
+            "(hook.close()), so no more gradients are exchanged; close it after the last backward pass, or "
+            "wrap the module in a new DistributedDataParallel and attach to that"
         )
-        gradient, key = running.job.gradient, running.job.bucket.key
-        busy_s = taken_s - waited_s - probe_s
-        more = Stats(
-            sent_bytes=int(sent),
-            payload_bytes=int(payload),
-            uncompressed_bytes=ring_bytes(gradient.nbytes, self._group.world_size) if is_done else 0,
-            num_buckets=int(is_done),
-            encode_s=0.0 if was_begun else busy_s,
-            exchange_s=waited_s,
-            decode_s=busy_s if was_begun else 0.0,
-            relative_error=running.error,
-            probe_bytes=int(probed),
-        )
-        self.stats = self.stats.plus(replace(more, relative_error=self._error))
-        self.buckets[key] = self.buckets.get(key, Stats()).plus(more)
-
-    def _closed(self) -> PeerLost:
-        return PeerLost(f"rank {self._group.rank}: the gradient engine was closed")
 
     def _explain(self, job: Job | None, error: Exception) -> EaglerayError:
         kind = PeerLost if isinstance(error, PeerLost) else TrainingError
@@ -406,8 +300,8 @@ class Engine:
         more = f" and {len(others)} more" if others else ""
         return kind(
             f"rank {self._group.rank} of {self._group.world_size}: exchanging gradients failed in "
-            f"step {job.step.number} since the hook was attached, bucket {job.step.bucket} ({first}{more}): "
-            f"{said}"
+            f"step {job.step.number} since the hook was attached, bucket {job.step.bucket} ({first}{more}; "
+            f"compression {self.compressor.name}): {said}"
         )
 
     def _fail(self, job: Job) -> None:

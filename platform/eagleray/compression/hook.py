@@ -8,27 +8,26 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Variable
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import groups
-from eagleray.compression import state
+from eagleray.compression import fitting, state
 from eagleray.compression.automatic import Auto, Choice
-from eagleray.compression.compressor import Compressor, make_compressor
-from eagleray.compression.engine import Engine, Job
+from eagleray.compression.compressor import Compressor
+from eagleray.compression.engine import Engine
+from eagleray.compression.jobs import Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.optimizer import Paired, pair, thaw
+from eagleray.compression.own import try_out
 from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
 from eagleray.groups import Group
-from eagleray.specs import validate
 from eagleray.specs.train import CompressionSpec
-
-_TIMEOUT_S = 600.0
 
 
 class Hook:
@@ -49,7 +48,7 @@ class Hook:
         self._model = model
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         self._buckets: dict[tuple[int, ...], Bucket] = {}
-        parameter = next((p for p in model.module.parameters() if p.requires_grad), None)
+        parameter = fitting.first_parameter(model)
         self.memory = Memory(layout, torch.device("cpu") if parameter is None else parameter.device)
         self._engine = Engine(compressor, group, layout, self.memory)
         self._is_rehearsed = is_rehearsed
@@ -67,15 +66,15 @@ class Hook:
 
     def stats(self) -> Stats:
         """Sums over all buckets and steps of this rank."""
-        return self._engine.stats
+        return self._engine.meter.stats
 
     def bucket_stats(self) -> dict[tuple[str, ...], Stats]:
         """The same by bucket, of those that DDP has at the moment; a key is the parameters' names."""
-        return dict(self._engine.buckets)
+        return dict(self._engine.meter.buckets)
 
     def non_finite(self) -> NonFinite:
         """How many steps had a gradient that was not finite on some rank; the same on all ranks."""
-        return self._engine.non_finite
+        return self._engine.guard.non_finite
 
     def set_loss_scale(self, scale: float) -> None:
         """Say by how much the next gradients are multiplied, as by a gradient scaler: residuals are not."""
@@ -85,22 +84,24 @@ class Hook:
         """What a later run needs to go on, on rank 0 and on the CPU; None on the others.
 
         All ranks must call it, between two backward passes: they send each other what they still owe, each
-        4 bytes a parameter (`Stats.state_bytes`).
+        4 bytes a parameter (`Stats.state_bytes`). Where a rank does not come, the log names it.
 
-        Raises: PeerLost: another rank stopped answering.
+        Raises:
+            PeerLost: another rank stopped answering.
+            InputError: the hook is closed.
         """
         number, compressor = self._step, self.compressor
 
         def collect(wire: Wire) -> dict[str, Any] | None:
-            per_rank, before = self._keeps_each_rank, wire.probe_bytes
+            per_rank, before = self._keeps_each_rank, self._engine.meter.read()
             with wire.aside():
                 found = state.finish(
                     state.collect(self.memory, wire, number, compressor.name, per_rank=per_rank)
                 )
-            self._engine.stats = self._engine.stats.plus(Stats(state_bytes=wire.probe_bytes - before))
+            self._engine.meter.add_state(before)
             return found
 
-        collected = self._engine.call(collect)
+        collected = self._engine.call("collect_state", collect)
         if collected is not None and isinstance(compressor, Auto):
             collected["automatic"] = compressor.state_dict()
         return collected
@@ -116,7 +117,7 @@ class Hook:
         All ranks must call it, between two backward passes. Raises: PeerLost
         """
         number = self._step
-        self._engine.call(lambda wire: state.finish(state.even_out(self.memory, wire, number)))
+        self._engine.call("even_out", lambda wire: state.finish(state.even_out(self.memory, wire, number)))
 
     def own_state(self) -> dict[str, Any]:
         """What this rank keeps, as a state that others can load; of all ranks, after `even_out`."""
@@ -261,29 +262,26 @@ def attach(
         InputError: this is no DDP model, or no compression; the model has mixed_precision, a hook already,
             complex parameters or an embedding with sparse gradients, or shares `group` for its own messages;
             `group` has other ranks, or is gloo's and the model on GPUs; `keep_dense` names no parameter;
-            compression and optimizer do not fit; or another rank has another model, other compression or
-            other settings of it.
+            compression and optimizer do not fit; a compressor of one's own does not do what it must
+            (`own.try_out`); or another rank has another model, other compression or other settings of it.
         PeerLost: another rank did not come.
     """
-    if not isinstance(model, DistributedDataParallel):
-        raise InputError(
-            f"compression.attach takes a DistributedDataParallel model, not {type(model).__name__}; wrap it "
-            "first"
-        )
-    settings, compressor = _settings(compression)
+    fitting.require_ddp(model)
+    _require_free(model)
+    settings, compressor = fitting.settings_of(compression)
     if optimizer is not None:
         thaw(optimizer)
     meet = compressor.pair if isinstance(compressor, Auto) else partial(pair, compressor)
     meet(optimizer, dict(model.module.named_parameters()))
-    if model.mixed_precision is not None:
-        raise InputError(
-            "DDP(mixed_precision=...) has a communication hook of its own, so no compressor can be attached; "
-            "leave it out and use torch.autocast"
-        )
     owns_group = group is None
-    group = _group(model) if group is None else _checked(group, model)
+    if group is None:
+        group = fitting.new_group(model)
+    else:
+        fitting.require_group(group, model)
     try:
-        layout = _layout(model, settings, group.world_size)
+        layout = fitting.layout_of(model, settings, group.world_size)
+        if (first := fitting.first_parameter(model)) is not None:
+            try_out(compressor, layout, first.device, first.dtype)
         if group.world_size > 1:
             groups.quicken(group)
             said = settings.model_dump_json()
@@ -311,83 +309,14 @@ def attach(
     return hook
 
 
-def _require_reach(device: torch.device, group: Group) -> None:
-    """Raises: InputError: the group's backend does not send what lies on the device."""
-    if device.type == "cuda" and group.backend == "gloo" and group.world_size > 1:
-        raise InputError(
-            f"the model is on {device}, and gloo, the backend of group {group.name!r}, sends from the CPU "
-            "only; give attach a group over nccl (which wants a GPU for each rank), or none, and it makes one"
+def _require_free(model: DistributedDataParallel) -> None:
+    """Raises: InputError: the model has its one communication hook already."""
+    for _, earlier in model._comm_hooks:
+        said = (
+            f"compression.attach was called for it before ({earlier.compressor.name}), and DDP takes one "
+            "hook only, even if that is closed; use what the first call returned, or wrap the module anew: "
+            "DistributedDataParallel(model.module)"
+            if isinstance(earlier, Hook)
+            else "DDP takes one only; leave register_comm_hook out"
         )
-
-
-def _settings(compression: Any) -> tuple[CompressionSpec, Compressor]:
-    """The spec, or the defaults beside a compressor, and what exchanges. Raises: InputError: see `attach`."""
-    if isinstance(compression, str):
-        compression = {"kind": compression}
-    if isinstance(compression, Mapping):
-        compression = validate(CompressionSpec, compression, name="compression")
-    if isinstance(compression, CompressionSpec):
-        return compression, make_compressor(compression)
-    wanted = ("name", "keeps_dtype", "is_lossy", "bind", "plan")
-    if isinstance(compression, type) or not all(hasattr(compression, name) for name in wanted):
-        raise InputError(
-            f"compression is {compression!r}; give the name of a kind (docs/compression.md), a "
-            "CompressionSpec or its fields, or a compressor"
-        )
-    return CompressionSpec(), compression
-
-
-def _group(model: DistributedDataParallel) -> Group:
-    """A new one of the model's ranks."""
-    backend = "nccl" if next(model.module.parameters()).is_cuda else "gloo"
-    ranks = dist.get_process_group_ranks(model.process_group)
-    is_part = len(ranks) < dist.get_world_size()
-    return groups.new_group(
-        "gradients", backend=backend, timeout_s=_TIMEOUT_S, ranks=ranks if is_part else None
-    )
-
-
-def _checked(group: Group, model: DistributedDataParallel) -> Group:
-    """The caller's group. Raises: InputError: it is not the model's, does not reach it, or is shared."""
-    _require_reach(next(model.module.parameters()).device, group)
-    num_ranks = dist.get_world_size(model.process_group)
-    if group.world_size != num_ranks:
-        raise InputError(
-            f"the group {group.name!r} has {group.world_size} ranks, but DDP's process_group has "
-            f"{num_ranks}; give compression.attach a group of the model's ranks, or none"
-        )
-    if model.find_unused_parameters and model.process_group is group.process_group and num_ranks > 1:
-        raise InputError(
-            "DDP(find_unused_parameters=True) sends messages of its own in the middle of backward; "
-            f"give DDP another process_group than the engine's ({group.name!r})"
-        )
-    return group
-
-
-def _layout(model: DistributedDataParallel, spec: CompressionSpec, world_size: int) -> Layout:
-    named = [(name, p) for name, p in model.module.named_parameters() if p.requires_grad]
-    for name, parameter in named:
-        if parameter.is_complex():
-            raise InputError(
-                f"{name} is {parameter.dtype}, and compression takes real numbers only; keep it as a real "
-                "parameter of one dimension more (torch.view_as_real)"
-            )
-    for name, module in model.module.named_modules():
-        is_sparse = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
-        if is_sparse and module.weight.requires_grad:
-            raise InputError(
-                f"the embedding {name or '(the model)'!r} has sparse gradients, which no compressor takes; "
-                "make it with sparse=False"
-            )
-    unknown = set(spec.keep_dense).difference(name for name, _ in named)
-    if unknown:
-        raise InputError(
-            f"compression.keep_dense: the model trains no {', '.join(sorted(unknown))}; it has "
-            f"{', '.join(name for name, _ in named[:20])}{', ...' if len(named) > 20 else ''}"
-        )
-    return Layout(
-        ((name, parameter.shape) for name, parameter in named),
-        world_size=world_size,
-        dense_below=spec.dense_below,
-        keep_dense=spec.keep_dense,
-    )
+        raise InputError(f"this model has a communication hook already: {said}")

@@ -10,16 +10,20 @@ the momentum's goes on, and the variance keeps that of its last change.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from eagleray.compression.compressor import Compressor
 from eagleray.compression.topk import TopK
 from eagleray.errors import InputError
+from eagleray.specs.train import sparse_under
 
 BLOCK = 256
 """Elements with a common floor of their variance."""
@@ -29,6 +33,7 @@ TENSOR_FLOOR = 1e-3
 of few bits gives an element that had hardly any gradient its block's scale: divided by the root of nearly
 nothing that would be a step without bound. An element that had none at all, as in an embedding's rows that
 come late, gets the mean of those that had."""
+_log = logging.getLogger("eagleray.compression")
 _plain_step = inspect.unwrap(Adam.step)
 """Without the hooks and the profiler's mark, which `MomentumAdam.step` has already."""
 
@@ -219,6 +224,8 @@ class Paired(Protocol):
 def pair(compressor: Compressor, optimizer: Optimizer | None, parameters: Mapping[str, Tensor]) -> None:
     """Bring a compressor and an optimizer together, before the first step.
 
+    Two that go together at a cost in accuracy are warned of, once in a process of the first rank.
+
     Args:
         compressor: is given the optimizer, if it needs it.
         optimizer: of the model; None: not known.
@@ -243,6 +250,15 @@ def pair(compressor: Compressor, optimizer: Optimizer | None, parameters: Mappin
         )
     elif isinstance(compressor, TopK) and compressor.momentum:
         _refuse_momentum(optimizer)
+    elif optimizer is not None:
+        costly = sparse_under(type(optimizer).__name__, compressor.name, has_momentum=False)
+        if costly is not None and not (dist.is_initialized() and dist.get_rank()):
+            _warn_once(costly)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    _log.warning("compression: %s", text)
 
 
 def _refuse_momentum(optimizer: Optimizer | None) -> None:

@@ -62,7 +62,7 @@ class NonFinite:
     parameter: str | None = None
     """Of the last such step."""
     incomplete: int = 0
-    """Of the total: steps of which not everything was taken back (`engine.GUARDED_STEPS`). What this rank had
+    """Of the total: steps of which not everything was taken back (`guard.GUARDED_STEPS`). What this rank had
     taken out of its residual for them is lost: at most what it sends in one step."""
 
     def then(self, parameter: str | None, *, is_whole: bool) -> NonFinite:

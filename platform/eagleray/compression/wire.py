@@ -66,6 +66,8 @@ class Pending:
         self._incoming: list[tuple[int, Message]] = []
         self.bad_parameter = bad_parameter
         """The largest of this rank's and, after `wait`, of the messages received; -1: all finite."""
+        self.since_s = 0.0
+        """When `wait` began, by `time.perf_counter`."""
 
     def wait(self) -> None:
         """Return when everything has been received.
@@ -75,17 +77,28 @@ class Pending:
             TrainingError: another rank sent what belongs to another step, bucket, model or compressor, to
                 this one or to a third.
         """
-        started = time.perf_counter()
-        self._wire.is_waiting = True
+        self._wire.waiting, self.since_s = self, time.perf_counter()
         self._wait(self._works)
-        self._wire.is_waiting = False
         for peer, message in self._incoming:
             bad = self._wire.read(self._step, self._stage, peer, message)
             self.bad_parameter = max(self.bad_parameter, bad)
+        self._wire.waiting = None
         self._wait(self._sums)  # in which a rank that sends otherwise, as its header has said, takes no part
         for held in (self._works, self._incoming, self._sums):
             held.clear()
-        self._wire.waited_s += time.perf_counter() - started
+        self._wire.waited_s += time.perf_counter() - self.since_s
+
+    def missing(self) -> list[int]:
+        """Peers of whose message nothing has come yet (over NCCL, where that does not show, all).
+
+        From any thread.
+        """
+        wanted = (self._step.number, self._step.bucket, self._stage)
+        return [
+            peer
+            for peer, message in self._incoming
+            if self._wire.is_nccl or message.header()[1:4] != wanted  # a message begins with its header
+        ]
 
     def _wait(self, works: Sequence[tuple[int | None, Any]]) -> None:
         for peer, work in works:
@@ -114,8 +127,8 @@ class Wire:
         """The same without headers."""
         self.waited_s = 0.0
         """Time in `Pending.wait`."""
-        self.is_waiting = False
-        """In it now."""
+        self.waiting: Pending | None = None
+        """In whose `wait` this rank is now."""
         self.probe_bytes, self.probe_s = 0, 0.0
         """Sent, headers included, and spent within `aside` (probes, states); not in the sums above."""
         self.is_nccl = group.backend == "nccl"

@@ -50,6 +50,12 @@ class Spec(BaseModel):
                 raise located(found, "wrong_type")
         return table
 
+    @classmethod
+    def fields_by_kind(cls) -> dict[str, frozenset[str]]:
+        """What a table of each `kind` may have; empty where this table has no kinds."""
+        kind = cls.model_fields.get("kind")
+        return {} if kind is None else dict.fromkeys(get_args(kind.annotation), frozenset(cls.model_fields))
+
 
 def located(found: Sequence[Problem], kind: LiteralString = "value_error") -> ValidationError:
     """An error with one line per problem, for validators of several fields, or of entries of one."""
@@ -163,15 +169,12 @@ def _drop_fields_of_other_kind(
     table: dict[str, Any], spec_type: type[Spec], tags: Sequence[str], kind: Any
 ) -> None:
     """Take out of `table`, reached along `tags`, what its kind so far has and `kind` has not."""
-    variants = {
-        name: variant.model_fields.keys()
-        for variant in _tables(spec_type, tags)
-        if "kind" in variant.model_fields
-        for name in get_args(variant.model_fields["kind"].annotation)
-    }
+    fields: dict[str, frozenset[str]] = {}
+    for variant in _tables(spec_type, tags):
+        fields |= variant.fields_by_kind()
     old = table.get("kind")
-    if isinstance(kind, str) and isinstance(old, str) and {kind, old} <= variants.keys():
-        for name in variants[old] - variants[kind]:
+    if isinstance(kind, str) and isinstance(old, str) and {kind, old} <= fields.keys():
+        for name in fields[old] - fields[kind]:
             table.pop(name, None)
 
 
@@ -182,7 +185,14 @@ def validate(
     try:
         return spec_type.model_validate(table, context={"base_dir": base_dir})
     except ValidationError as error:
-        raise SpecError("\n".join(_lines(spec_type, table, error, name))) from None
+        raise in_words(spec_type, table, error, name=name) from None
+
+
+def in_words(
+    spec_type: type[Spec], table: Mapping[str, Any], error: ValidationError, *, name: str
+) -> SpecError:
+    """What pydantic found wrong with `table`: one line per problem, prefixed by `name`."""
+    return SpecError("\n".join(_lines(spec_type, table, error, name)))
 
 
 def _lines(

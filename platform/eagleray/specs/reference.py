@@ -8,6 +8,7 @@ import json
 import sys
 import types
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -75,6 +76,7 @@ def tables(spec_type: type[Spec]) -> list[type[Spec]]:
     return found
 
 
+@cache
 def descriptions(spec_type: type[Spec]) -> dict[str, str]:
     """The string below each field, in the class and its bases.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from eagleray.specs.base import ExistingPath, FileSpec, Name, Spec, located
+from eagleray.specs.base import ExistingPath, FileSpec, Name, Spec, in_words, located
 from eagleray.specs.data import DataSpec, TableData
 from eagleray.specs.model import ModelSpec
 
@@ -133,6 +134,15 @@ Kind = Literal[
 Fidelity = Literal["exact", "high", "medium", "low"]
 _OWN_KIND = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 OwnKind = Annotated[str, Field(pattern=_OWN_KIND)]
+_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    "fidelity": ("auto",),
+    "block_size": ("int8", "int4", "int8_ring", "randomk", *ADAM_PAIRS, "auto"),
+    "ratio": ("topk", "randomk", "auto"),
+    "rank": ("powersgd", "auto"),
+    "warmup_steps": ("topk", "powersgd", *ADAM_PAIRS, "auto"),
+    "momentum_correction": ("topk",),
+}
+"""By field of a compression: the kinds that use it. One of the user's own may use any, the others all."""
 
 
 class CompressionSpec(Spec):
@@ -183,22 +193,77 @@ class CompressionSpec(Spec):
             raise ValueError(f"input should be {known}, or 'module:name' of your own (found {value!r})")
         return value
 
-    @field_validator("momentum_correction")
-    @classmethod
-    def _of_topk(cls, value: bool, info: ValidationInfo) -> bool:
-        kind = info.data.get("kind", "topk")
-        if value and kind != "topk":
-            raise ValueError(
-                f"only topk has a momentum of its own, and compression.kind is {kind!r}; leave it out"
-            )
-        return value
-
     @field_validator("block_size")
     @classmethod
     def _power_of_two(cls, value: int | None) -> int | None:
         if value is not None and value & (value - 1):
             raise ValueError(f"{value} is not a power of two; blocks have to fill tiles of 4096 elements")
         return value
+
+    @model_validator(mode="after")
+    def _fields_of_the_kind(self) -> CompressionSpec:
+        fields = type(self).fields_by_kind().get(self.kind, frozenset())
+        found = [
+            ((name,), f"{_users(name)}, and compression.kind is {self.kind!r}; leave it out", value)
+            for name, value in self
+            if fields and name not in fields and value != type(self).model_fields[name].default
+        ]
+        if found:
+            raise located(found)
+        return self
+
+    @classmethod
+    def fields_by_kind(cls) -> dict[str, frozenset[str]]:
+        """See `Spec`. A field of another kind may be there, but only with its default."""
+        return {
+            kind: frozenset(name for name in cls.model_fields if kind in _ONLY_FOR.get(name, (kind,)))
+            for kind in get_args(Kind)
+        }
+
+    @classmethod
+    def without_others(cls, table: Mapping[str, Any]) -> dict[str, Any]:
+        """The table without the fields that only other kinds than its own use."""
+        others = frozenset(cls.model_fields) - cls.fields_by_kind().get(
+            str(table["kind"]), frozenset(cls.model_fields)
+        )
+        return {name: value for name, value in table.items() if name not in others}
+
+    if not TYPE_CHECKING:  # which knows the fields
+
+        def __init__(self, /, **values: Any):
+            """As pydantic's, for scripts. Raises: SpecError: one line per problem, in words."""
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise in_words(type(self), values, error, name=type(self).__name__) from None
+
+        # Else it would be called for a table inside a file, too, whose problems need their place there.
+        __init__.__pydantic_base_init__ = True
+
+
+def sparse_under(optimizer: str, kind: str, *, has_momentum: bool) -> str | None:
+    """What few numbers of a gradient at a time cost an optimizer; None where nothing is to be said.
+
+    Args:
+        optimizer: its kind, or its class.
+        kind: of compression.
+        has_momentum: the compression has the momentum (`momentum_correction`).
+    """
+    if kind not in ("topk", "randomk") or has_momentum or optimizer.lower() == "sgd":
+        return None
+    hint = (
+        "momentum_correction, with betas[0] = 0, costs less; or take int4" if kind == "topk" else "take int4"
+    )
+    return (
+        f"{kind} is made for SGD: {optimizer} divides by the root of a variance that few numbers reach, "
+        f"which costs accuracy (docs/compression.md); {hint}"
+    )
+
+
+def _users(field: str) -> str:
+    """Which kinds use a field of the compression's, as a beginning of a sentence."""
+    *others, last = _ONLY_FOR[field]
+    return f"only {', '.join(others)} and {last} use it" if others else f"only {last} uses it"
 
 
 class EarlyStopping(Spec):
@@ -394,3 +459,11 @@ class TrainSpec(FileSpec):
             f"{self.loss.kind!r} does not fit, because {found}; use {' or '.join(_LOSSES[kind])}{way_out}"
         )
         raise located([(("loss", "kind"), sentence, self.loss.kind)])
+
+    def remarks(self) -> list[str]:
+        """What is allowed, and seldom meant: a sentence each."""
+        compression = self.compression
+        costly = sparse_under(
+            self.optimizer.kind, compression.kind, has_momentum=compression.momentum_correction
+        )
+        return [] if costly is None else [f"compression.kind: {costly}"]

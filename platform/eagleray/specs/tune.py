@@ -22,7 +22,7 @@ from eagleray.errors import SpecError
 from eagleray.specs.axes import Axis, Choice, axes_of, draw, enumerated, nested, typical
 from eagleray.specs.base import FileSpec, Name, Problem, Spec, load, located, problems
 from eagleray.specs.strategies import AshaScheduler, SchedulerSpec, SearcherSpec, TpeSearcher
-from eagleray.specs.train import ScalingSpec, TrainSpec
+from eagleray.specs.train import CompressionSpec, ScalingSpec, TrainSpec
 
 NUM_DRAWS = 24
 """So many combinations are tried before a value counts as one that fits no trial."""
@@ -135,7 +135,10 @@ class TuneSpec(FileSpec):
         table = _laid_over(_as_written(self.base), own)
         table = _laid_over(table, nested(self.overrides), is_kind_new=True)
         table["scaling"] = self.scaling.model_dump(mode="json")
-        return _laid_over(table, nested(values))
+        table = _laid_over(table, nested(values))
+        if "compression.kind" in values:  # a trial of int8 has no use for the ratio that is there for topk
+            table["compression"] = CompressionSpec.without_others(table["compression"])
+        return table
 
     @model_validator(mode="after")
     def _fits(self, info: ValidationInfo) -> TuneSpec:

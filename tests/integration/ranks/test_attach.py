@@ -1,17 +1,147 @@
 """What `attach` takes and refuses."""
 
+import logging
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.compression.topk import TopK
 from eagleray.errors import InputError, SpecError
+from eagleray.groups import making
 from eagleray.specs.train import CompressionSpec
 from integration.ranks.checks import Net, batch
 from support.worlds import run_world
+
+
+class Own:
+    """A compressor of one's own, with some of it wrong."""
+
+    name, keeps_dtype, is_lossy = "own", False, True
+
+    def __init__(self, **wrong):
+        self.__dict__ |= {name: value for name, value in wrong.items() if value is not None}
+        self.lacking = {name for name, value in wrong.items() if value is None}
+
+    def __getattribute__(self, name):
+        if name in object.__getattribute__(self, "__dict__").get("lacking", ()):
+            raise AttributeError(name)
+        return object.__getattribute__(self, name)
+
+    def bind(self, layout, wire, memory):
+        self.wire = wire
+
+    def sends_residual(self, place):
+        return True
+
+    def plan(self, bucket, device):
+        self.messages = [self.wire.message(8, device) for _ in range(self.wire.world_size)]
+        return self
+
+    def run(self, gradient, step):
+        own = self.wire.rank
+        others = [None if rank == own else message for rank, message in enumerate(self.messages)]
+        pending = self.wire.gather(step, 0, self.messages[own], others)
+        yield
+        pending.wait()
+        return pending.bad_parameter
+
+
+def fails(error):
+    """A method that raises it."""
+
+    def method(*arguments):
+        raise error
+
+    return method
+
+
+def returns(value, *, yields=True):
+    """A `run` that does nothing, and returns this."""
+
+    def run(gradient, step):
+        yield
+        return value
+
+    return run if yields else lambda gradient, step: value
+
+
+def keeps_a_wrong_shape(gradient, step):
+    yield
+    gradient.copy_(torch.zeros(3))
+    return -1
+
+
+WRONG = [
+    (
+        {"bind": fails(KeyError("first"))},
+        r"bind raised KeyError: 'first' .*test_attach.*; bind\(layout, wire, memory\) t",
+    ),
+    ({"sends_residual": lambda place: None}, r"sends_residual returned None, .* returns True or False"),
+    (
+        {"plan": fails(ZeroDivisionError("no"))},
+        r"plan raised ZeroDivisionError: no .*; plan\(bucket, device\) returns an",
+    ),
+    (
+        {"plan": lambda bucket, device: [3]},
+        r"plan returned \[3\], which has no run, .*a method run\(gradient, step\)",
+    ),
+    ({"run": fails(ValueError("shape"))}, r"run raised ValueError: shape"),
+    (
+        {"run": keeps_a_wrong_shape},
+        r"run raised RuntimeError: .*size of tensor.*; run\(gradient, step\) is a generator",
+    ),
+    ({"run": returns(-1, yields=False)}, "run returned -1 at once: it has no yield"),
+    (
+        {"run": returns(None)},
+        "run returned None, when it was tried on a bucket like the model's; run.gradient, step. is",
+    ),
+    ({"run": returns(torch.zeros(4, 5))}, r"run returned a tensor \[4, 5\] of torch.float32"),
+    ({"run": returns(0)}, "run returned 0, and the gradient was finite on all ranks"),
+    ({"name": 3}, "its name is 3"),
+]
+
+
+def tries(rank, world_size):
+    """Each wrong one is refused on all ranks, and the next can be tried; a right one trains."""
+    model = DistributedDataParallel(Net())
+    group = groups.new_group("gradients", backend="gloo", timeout_s=30)
+    for wrong, message in WRONG:
+        with pytest.raises(InputError, match=r"compressor .* \(\S*test_attach:Own\): " + message):
+            compression.attach(model, Own(**wrong), group)
+    right = Own()
+    hook = compression.attach(model, right, group)
+    assert right.wire.world_size == world_size
+    assert not hook.memory.flats
+    model(batch(0, rank)).square().mean().backward()
+    hook.close()
+
+
+def test_a_compressor_of_ones_own_is_tried_before_the_first_step():
+    run_world(2, tries, timeout_s=60)
+
+
+def warns(rank, world_size):
+    """The lines of each pair that goes together at a cost."""
+    said = []
+    logging.getLogger("eagleray.compression").warning = lambda text, *more: said.append(text % more)
+    for kind, make in (("topk", torch.optim.AdamW), ("randomk", torch.optim.Adam), ("topk", torch.optim.SGD)):
+        for _ in range(2):
+            model = DistributedDataParallel(Net())
+            compression.attach(model, kind, optimizer=make(model.parameters(), lr=0.1)).close()
+    return said
+
+
+def test_what_costs_accuracy_is_said_once():
+    (said,) = run_world(1, warns)
+    assert [text.partition(" divides")[0] for text in said] == [
+        "compression: topk is made for SGD: AdamW",
+        "compression: randomk is made for SGD: Adam",
+    ]
 
 
 class Complex(nn.Module):
@@ -22,7 +152,7 @@ class Complex(nn.Module):
 
 def refused(rank, world_size):
     """All of it on one rank: nothing waits for a peer."""
-    model, open_before = DistributedDataParallel(Net()), len(groups._open_groups)
+    model, open_before = DistributedDataParallel(Net()), len(making._open_groups)
     momentum = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     adam = torch.optim.Adam(model.parameters())
     corrected = {"kind": "topk", "momentum_correction": True}
@@ -32,7 +162,8 @@ def refused(rank, world_size):
         (model, 5, None, InputError, "compression is 5"),
         (model, TopK, None, InputError, "compression is <class"),
         (model, {"kind": "powersgd", "rank": 0}, None, SpecError, "compression: rank"),
-        (model, {"kind": "int8", "momentum_correction": True}, None, SpecError, "only topk has a momentum"),
+        (model, {"kind": "int8", "momentum_correction": True}, None, SpecError, "only topk uses it"),
+        (model, Own(sends_residual=None), None, InputError, r"the compressor <.*Own.* has no sends_residual"),
         (model, {"kind": "int8", "blocks": 3}, None, SpecError, "compression: blocks"),
         (model, corrected, momentum, InputError, "SGD has one of 0.9"),
         (model, TopK(momentum=0.9), adam, InputError, "Adam has one of 0.9"),
@@ -46,13 +177,21 @@ def refused(rank, world_size):
     for wrapped, wanted, optimizer, kind, message in cases:
         with pytest.raises(kind, match=message):
             compression.attach(wrapped, wanted, optimizer=optimizer)
-        assert len(groups._open_groups) == open_before, message
+        assert len(making._open_groups) == open_before, message
     hook = compression.attach(model, corrected, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     assert hook.compressor.momentum == 0.9
-    with pytest.raises(InputError, match="has a communication hook already"):
+    with pytest.raises(
+        InputError, match=r"hook already: compression.attach was called for it before \(topk\)"
+    ):
         compression.attach(model, "none")
     hook.close()
-    assert len(groups._open_groups) == open_before
+    with pytest.raises(InputError, match=r"wrap the module anew: DistributedDataParallel\(model.module\)"):
+        compression.attach(model, "none")
+    other = DistributedDataParallel(Net())
+    other.register_comm_hook(None, default_hooks.allreduce_hook)
+    with pytest.raises(InputError, match="hook already: DDP takes one only; leave register_comm_hook out"):
+        compression.attach(other, "none")
+    assert len(making._open_groups) == open_before
     given = DistributedDataParallel(nn.Embedding(50, 40))
     hook = compression.attach(given, {"kind": "int4", "dense_below": 7})
     assert hook._engine.layout.places["weight"].is_dense is False

@@ -123,7 +123,7 @@ def test_all_ranks_choose_the_same_and_a_resumed_run_starts_from_it(world_size):
 def decides_again(rank, world_size):
     """The link is said to be slow at first, and its steps' times are said to drift."""
     links = iter([Link(0.001, 1e6), Link(0.001, 1e12), Link(0.001, 1e12)])
-    probe.measure_links = lambda wire, kinds, device: dict.fromkeys(kinds, next(links))
+    probe.measure_links = lambda wire, kinds, device, whole: dict.fromkeys(kinds, next(links))
     auto.WINDOW_S, auto._MIN_WINDOW = 0.01, 5
     choice.has_drifted = lambda now, base: True
     choice.rounds_of = lambda tried, step_s: (0, 0)

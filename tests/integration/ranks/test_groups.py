@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from eagleray import groups
 from eagleray.errors import PeerLost
+from eagleray.groups import connections, making
 from support.worlds import run_world
 
 
@@ -21,13 +22,13 @@ def reduce(group):
 
 def forms_over_tcp(rank, world_size, address):
     dist.destroy_process_group()  # the one that run_world made
-    groups._open_groups.clear()
+    making._open_groups.clear()
     group = groups.form(address=address, rank=rank, world_size=world_size, backend="gloo", timeout_s=120)
     assert (group.name, group.rank, group.world_size, group.backend) == ("default", rank, world_size, "gloo")
     more = groups.new_group("more", backend="gloo", timeout_s=120)
     assert len(group.endpoints | more.endpoints) == 2 * world_size
     assert reduce(group) == reduce(more) == world_size
-    listening = {ip for _, (ip, _) in groups._listening_endpoints()}
+    listening = {ip for _, (ip, _) in connections.listening_endpoints()}
     groups.close(more)
     groups.close(more)
     groups.close(group)
@@ -79,7 +80,7 @@ def is_broken_from_another_thread(rank, world_size):
             reduce(group)
         timer.join()
     else:
-        socket_ends = [connection for _, connection in groups._sockets()]
+        socket_ends = [connection for _, connection in connections.sockets()]
         assert socket_ends
         buffer = torch.ones(1)
         with pytest.raises(RuntimeError):
@@ -155,7 +156,7 @@ def test_waiting_for_rank_0_to_listen_can_be_broken(monkeypatch):
 
 def waits_for_a_missing_rank(rank, world_size, store_path):
     dist.destroy_process_group()
-    groups._open_groups.clear()
+    making._open_groups.clear()
     with pytest.raises(PeerLost, match=r"rank 0 of 2 could not meet the others at .*store in 1 s"):
         groups.form(store_path=store_path, rank=0, world_size=2, backend="gloo", timeout_s=1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
+from eagleray.compression import engine
 from eagleray.compression.wire import HEADER
 from eagleray.errors import InputError, PeerLost
 from eagleray.packaging import flatten, unflatten
@@ -27,7 +29,8 @@ def hooked(spec: CompressionSpec, bucket_cap_mb: float = 25) -> tuple[Distribute
 
 
 def spec_of(kind: str, **more: Any) -> CompressionSpec:
-    return CompressionSpec.model_validate({"kind": kind, "dense_below": 0, "ratio": 0.1, **more})
+    fields = {"kind": kind, "dense_below": 0, "ratio": 0.1, **more}
+    return CompressionSpec.model_validate(CompressionSpec.without_others(fields))
 
 
 def same_everywhere(value: Any) -> Any:
@@ -149,13 +152,15 @@ SLOW = pytest.mark.slow
 )
 def test_a_killed_run_that_keeps_each_ranks_own_resumes_to_the_last_bit(tmp_path, kind, world_size):
     through = digits_spec(
-        compression={
-            "kind": kind,
-            "residuals": "per_rank",
-            "dense_below": 0,
-            "ratio": 0.05,
-            "warmup_steps": 4,  # over before the cut
-        },
+        compression=CompressionSpec.without_others(
+            {
+                "kind": kind,
+                "residuals": "per_rank",
+                "dense_below": 0,
+                "ratio": 0.05,
+                "warmup_steps": 4,  # over before the cut
+            }
+        ),
         model={"kind": "mlp", "hidden": [64, 64], "dropout": 0.2, "norm": "batch"},
     )
     # Cut at a commit. In the first step of the resumed process DDP has not cut its buckets anew yet.
@@ -230,6 +235,35 @@ def test_a_run_tells_what_auto_chose_and_its_measuring_is_not_taken_for_gradient
     assert sum(bucket["num_parameters"] for bucket in buckets) == 4
     resumed = run_world(2, trains_automatically, str(tmp_path), 310, 2)[0]
     assert resumed["outcome"]["progress"]["step"] == 310
+
+
+def comes_late(rank: int, world_size: int) -> list[str]:
+    """Rank 0 collects the state, rank 1 with it, rank 2 only when rank 0 has said that it waits."""
+    model, hook = hooked(spec_of("int8"))
+    step(model, rank, 0)
+    engine.PATIENCE_S = 0.1 if rank == 0 else 100.0
+    store = torch.distributed.distributed_c10d._get_default_store()
+    said: list[str] = []
+
+    def told(text: str, *more: Any) -> None:
+        said.append(text % more)
+        store.set("told", "yes")
+
+    logging.getLogger("eagleray.compression").warning = told  # pyright: ignore[reportAttributeAccessIssue]
+    if rank == 2:
+        store.wait(["told"])
+    assert (hook.collect_state() is None) == (rank != 0)
+    step(model, rank, 1)
+    hook.close()
+    return said
+
+
+def test_a_rank_that_does_not_come_for_the_state_is_named():
+    (said,), *others = run_world(3, comes_late, timeout_s=60)
+    assert said.startswith(
+        "compression: rank 0 has called collect_state and waits for rank 2: every rank must"
+    )
+    assert others == [[], []]
 
 
 def loses_a_peer(rank: int, world_size: int) -> None:

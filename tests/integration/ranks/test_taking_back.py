@@ -126,9 +126,9 @@ def test_with_a_loss_scale_from_the_first_step_on():
 
 
 def give_the_copies_back(rank, world_size, guarded_steps):
-    from eagleray.compression import engine
+    from eagleray.compression import guard
 
-    engine.GUARDED_STEPS = guarded_steps
+    guard.GUARDED_STEPS = guarded_steps
     group = groups.new_group("gradients", backend="gloo", timeout_s=30)
     run = Run("int8", group, rank)
     run.step()

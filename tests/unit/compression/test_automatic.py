@@ -13,6 +13,7 @@ from eagleray.compression.automatic import Auto, choice, probe
 from eagleray.compression.automatic.timeline import Backward, Leg, Link, Task, replay
 from eagleray.compression.automatic.volume import legs_of
 from eagleray.compression.compressor import kinds
+from eagleray.compression.dry import DryWire, sample_of
 from eagleray.compression.layout import Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.momentum import Momentum
@@ -243,13 +244,13 @@ assert len(FORMULAS) == len(choice.LEAST_LOSSY)
     [*((kind, torch.float32) for kind in FORMULAS), ("none", torch.bfloat16), ("none", torch.float64)],
 )
 def test_bytes_by_formula_are_what_is_handed_to_the_wire(kind, dtype, n):
-    spec = CompressionSpec.model_validate({"kind": kind, "warmup_steps": 0})
+    spec = CompressionSpec.model_validate(CompressionSpec.without_others({"kind": kind, "warmup_steps": 0}))
     model = Layout([("a", (512, 1024)), ("b", (256,)), ("c", (512, 512))], world_size=n)
-    sample, bucket = probe.sample_of(model)
+    sample, bucket = sample_of(model, probe.SAMPLE)
     gradient = torch.randn(bucket.numel, generator=torch.Generator().manual_seed(0)).to(dtype)
     found = []
     for rank in range(n):
-        wire = probe.DryWire(n, torch.device("cpu"), rank)
+        wire = DryWire(n, torch.device("cpu"), rank)
         compressor, before = make_compressor(spec), 0
         if isinstance(compressor, Momentum):
             compressor = compressor.quantised  # all that it sends when the variance has settled
@@ -265,12 +266,12 @@ def test_bytes_by_formula_are_what_is_handed_to_the_wire(kind, dtype, n):
 
 def test_codecs_are_measured_on_parameters_like_the_models():
     model = Layout([("a", (64, 64)), ("huge", (1 << 20, 64)), ("b", (64,))], world_size=3)
-    sample, bucket = probe.sample_of(model)
+    sample, bucket = sample_of(model, probe.SAMPLE)
     assert [place.name for place in bucket.places] == ["b", "huge"]
     assert [place.is_dense for place in bucket.places] == [True, False]
     assert probe.SAMPLE / 2 < bucket.numel <= probe.SAMPLE + 64
     small = Layout([("a", (64, 64)), ("s", ())], world_size=3)
-    assert probe.sample_of(small)[1].numel == 64 * 64 + 1
+    assert sample_of(small, probe.SAMPLE)[1].numel == 64 * 64 + 1
     assert sample.world_size == 3
 
 
@@ -287,17 +288,10 @@ def test_efforts_have_a_phase_for_each_leg(n):
         assert effort.num_slices >= 1
 
 
-class AllAlike(probe.DryWire):
-    """Peers that say what this rank says."""
-
-    def share(self, own: bytes) -> list[bytes]:
-        return [own] * self.world_size
-
-
 def bound(n: int, spec: CompressionSpec = SPEC) -> Auto:
     made = Auto(spec)
     model, cpu = Layout([("a", (256, 256)), ("b", (256,))], world_size=n), torch.device("cpu")
-    made.bind(model, AllAlike(n, cpu), Memory(model, cpu))
+    made.bind(model, DryWire(n, cpu), Memory(model, cpu))
     return made
 
 
@@ -328,18 +322,37 @@ def test_codecs_are_measured_anew_where_another_number_of_ranks_has_other_legs(b
         assert len(effort.cpu_s) == len(legs_of(SPEC, kind, places, after)) + 1, kind
 
 
+class Narrow:
+    """In place of exchanges: each takes its bytes' time, and 28 ms more while its connections speed up."""
+
+    def __init__(self, rate_bit, whole):
+        self.rate, self.spent, self.sent = rate_bit / 8, 0.0, 0
+        with mock.patch.object(probe, "_exchange", self):
+            cpu = torch.device("cpu")
+            self.links = probe.measure_links(DryWire(4, cpu), ["swap", "sum"], cpu, whole)
+
+    def __call__(self, wire, kind, size, device, counter):
+        taken = 1e-3 + size / self.rate + (0.028 if size > 1000 else 0.0)
+        self.spent, self.sent = self.spent + taken, self.sent + size
+        return taken
+
+
 @pytest.mark.parametrize("rate_bit", [1e6, 5e6, 12e6, 29e6, 35e6, 100e6, 300e6, 1e9, 1e11])
 def test_a_link_is_measured_in_less_than_two_seconds_and_not_taken_for_slower(rate_bit):
-    """Each exchange takes its bytes' time, and 28 ms more while its connections speed up."""
-    spent = []
-
-    def exchange(wire, kind, size, device, counter):
-        spent.append(1e-3 + size / (rate_bit / 8) + (0.028 if size > 1000 else 0.0))
-        return spent[-1]
-
-    with mock.patch.object(probe, "_exchange", exchange):
-        found = probe.measure_links(AllAlike(4, torch.device("cpu")), ["swap", "sum"], torch.device("cpu"))
-    assert sum(spent) < 2.0
-    assert found["swap"] == found["sum"]
+    found = Narrow(rate_bit, whole=60_000_000)
+    assert found.spent < 2.0
+    assert found.links["swap"] == found.links["sum"]
     if rate_bit <= 100e6:
-        assert 0.9 < found["swap"].bytes_per_s * 8 / rate_bit <= 1.0
+        assert 0.9 < found.links["swap"].bytes_per_s * 8 / rate_bit <= 1.0
+
+
+@pytest.mark.parametrize("rate_bit", [1e6, 35e6, 100e6, 1e9, 1e11])
+@pytest.mark.parametrize("whole", [4_000, 100_000, 400_000, 3_000_000])
+def test_a_small_models_link_is_measured_with_little_and_as_well(rate_bit, whole):
+    """What its own uncompressed step is predicted to take is nearer to the truth than by larger messages."""
+    small, large = Narrow(rate_bit, whole), Narrow(rate_bit, whole=60_000_000)
+    assert small.sent <= large.sent
+    assert small.sent <= 2 * 2 * (probe.SIZES[0] + 2 * probe.WHOLES * whole)
+    truth = whole / (rate_bit / 8) + 0.028
+    off = [abs(whole / one.links["swap"].bytes_per_s / truth - 1) for one in (small, large)]
+    assert off[0] <= max(off[1], 0.1)

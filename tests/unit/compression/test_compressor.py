@@ -1,6 +1,7 @@
 """The register of compressors, the spec's own checks, and the byte formula."""
 
 import os
+import pickle
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from eagleray.compression import compressor, hook, make_compressor
+from eagleray.compression import compressor, fitting, make_compressor
 from eagleray.compression.stats import Stats
 from eagleray.compression.wire import ring_bytes
 from eagleray.errors import InputError, SpecError
@@ -70,6 +71,25 @@ def test_values_that_make_no_sense_are_refused(key, value):
         CompressionSpec.model_validate({"kind": "int8", key: value})
 
 
+def test_a_spec_made_in_a_script_is_refused_in_words():
+    made: Any = CompressionSpec  # as from a script that no type checker has seen
+    with pytest.raises(SpecError) as caught:
+        made(kind="int8", block_size=100, blocks=3, ratio="much")
+    assert str(caught.value).splitlines() == [
+        "CompressionSpec: ratio: input should be a valid number (found 'much')",
+    ]
+    with pytest.raises(SpecError) as caught:
+        made(kind="int8", block_size=100, blocks=3)
+    assert [line.partition(";")[0] for line in str(caught.value).splitlines()] == [
+        "CompressionSpec: block_size: 100 is not a power of two",
+        "CompressionSpec: blocks: unknown key 'blocks'",
+    ]
+    with pytest.raises(SpecError, match="CompressionSpec: rank: only powersgd and auto use it"):
+        made(kind="int8", rank=3)
+    copied = pickle.loads(pickle.dumps(CompressionSpec(kind="int4", block_size=64)))
+    assert copied == CompressionSpec(kind="int4", block_size=64)
+
+
 @pytest.mark.parametrize(
     ("payload_bytes", "world_size", "expected"), [(100, 1, 0), (100, 2, 100), (100, 3, 134), (300, 4, 450)]
 )
@@ -92,7 +112,7 @@ def test_gloo_does_not_send_from_a_gpu(device, backend, world_size, is_refused):
         pytest.raises(InputError, match=r"on cuda:1, and gloo.*over nccl") if is_refused else nullcontext()
     )
     with refusal:
-        hook._require_reach(torch.device(device), group)
+        fitting.require_reach(torch.device(device), group)
 
 
 def test_the_relative_error_is_that_of_the_last_sample():

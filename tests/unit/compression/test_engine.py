@@ -8,7 +8,8 @@ from torch.futures import Future
 
 from eagleray import groups
 from eagleray.compression import engine
-from eagleray.compression.engine import Engine, Job
+from eagleray.compression.engine import Engine
+from eagleray.compression.jobs import Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.wire import Step

@@ -2,12 +2,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eagleray.compression.codec import pack
 from eagleray.compression.kernels import BLOCKS, CODECS, codec, eager, native
 from eagleray.compression.layout import NUMEL, PARAMETER, PAYLOAD, Bucket, Layout, cut
+from support.examples import examples
 
 SPECIALS = [0.0, -0.0, 1e-45, -1e-45, 1e-39, 2.0**-126, 65504.0, 65520.0, 1e-7, 2.0**126, -1.7e38]
 WILD = [math.nan, math.inf, -math.inf, 2.0**127, -3.4e38]
@@ -82,7 +83,7 @@ def same_payload(name, a, b):
     return same(a.view(torch.float32), b.view(torch.float32)) if name == "raw" else same(a, b)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     cases, codecs, st.booleans(), st.sampled_from([(1.0, 0.0, 1.0), (1024.0, 0.0, 2.0**-10), (0.0, 1.0, 3.7)])
 )
@@ -121,7 +122,7 @@ def test_encode_and_decode_give_the_reference_s_bits(case, kind, with_residual, 
             assert same(*outs)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(cases, codecs, st.booleans(), st.integers(1, 4), st.booleans())
 def test_reduce_gives_the_reference_s_bits(case, kind, with_residual, num_ranks, in_place):
     compiled, reference = pair(*kind)
@@ -141,7 +142,7 @@ def test_reduce_gives_the_reference_s_bits(case, kind, with_residual, num_ranks,
     assert first is None or same(told[0][2], told[1][2])
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(cases, codecs)
 def test_nothing_is_lost_between_payload_and_residual(case, kind):
     """Telescoping: decoded + residual' == source + residual, to the rounding of float32."""

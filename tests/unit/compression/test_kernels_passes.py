@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eagleray.compression.kernels import native, passes_for
 from eagleray.compression.kernels.passes import EagerPasses
+from support.examples import examples
 
 SPECIALS = [0.0, -0.0, 1e-45, math.nan, math.inf, -math.inf]
 
@@ -25,7 +26,7 @@ def numbers(numel, seed):
     return x
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.lists(st.integers(0, 9000), max_size=6), st.integers(0, 2**31), st.booleans())
 def test_spans_are_the_reference_s(sizes, seed, with_specials):
     source = numbers(sum(sizes) + 1, seed)

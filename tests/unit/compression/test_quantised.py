@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eagleray.compression.automatic.probe import DryWire
+from eagleray.compression.dry import DryWire
 from eagleray.compression.int8_ring import MAX_RANKS, Int8Ring
 from eagleray.compression.layout import TILE, Layout
 from eagleray.compression.memory import Memory

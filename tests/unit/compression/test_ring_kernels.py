@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eagleray.compression.kernels import native, native_ring, ring, ring_for
+from support.examples import examples
 
 SPECIALS = [0.0, -0.0, 1e-45, -1e-45, 1e-39, 2.0**-126, 1e30, -3.4e38, math.inf, -math.inf, math.nan]
 """The last three are no finite numbers."""
@@ -36,7 +37,7 @@ def same(a, b):
     return bool(((a.view(torch.int32) == b.view(torch.int32)) | (a.isnan() & b.isnan())).all())
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.one_of(st.integers(0, 40), st.integers(41, 1500), st.sampled_from([65_536, 65_537, 131_328])),
     st.sampled_from([8, 64, 256, 4096]),

@@ -1,10 +1,11 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eagleray.compression.kernels import native, native_sparse, sparse
 from eagleray.compression.layout import TILE
+from support.examples import examples
 
 NAN = float("nan")
 
@@ -42,7 +43,7 @@ def bits(*tensors):
     return [t.view(torch.uint8 if t.dtype == torch.uint8 else torch.int32).clone() for t in tensors]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     st.one_of(st.integers(1, 300), st.integers(1, 20_000)),
     st.sampled_from([1, 2, 3]),

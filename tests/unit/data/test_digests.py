@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eagleray.data import Arrays, Loader
 from eagleray.data.digests import LANES, Entry, Total, digest, lane_hashes
+from support.examples import examples
 
 PINNED = [
     [2641649195, 1077539499],
@@ -14,7 +15,7 @@ PINNED = [
     [2573094013, 1112024410],
     [2027177790, 2491407854],
 ]
-SOME = settings(max_examples=40, deadline=None)
+SOME = examples(40)
 samples = st.lists(st.integers(0, 2**40), max_size=40)
 
 

@@ -5,14 +5,15 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eagleray.data import Arrays, Blocks, Loader
 from eagleray.data.prefetch import prefetched
 from eagleray.errors import DataError
+from support.examples import examples
 
-SOME = settings(max_examples=40, deadline=None)
+SOME = examples(40)
 
 
 class Numbers:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eagleray.data import Blocks, SampleOrder
 from eagleray.data.hashing import hashed, key, permutation, uniform
+from support.examples import examples
 
-SOME = settings(max_examples=40, deadline=None)
+SOME = examples(40)
 sizes_of_blocks = st.lists(st.integers(0, 9), min_size=1, max_size=25).filter(sum)
 
 

@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from eagleray.data import Arrays, Blocks, Loader, SampleOrder, suspects
 from eagleray.data.digests import Entry, digest
 from eagleray.data.replay import SEARCHED_STEPS, replay
+from support.examples import examples
 
-SOME = settings(max_examples=40, deadline=None)
+SOME = examples(40)
 NUM, BATCH, SEED = 50, 8, 3
 BLOCKS = Blocks(np.array([10, 0, 25, 15]), 30)
 

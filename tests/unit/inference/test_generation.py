@@ -1,11 +1,12 @@
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from eagleray.data import ByteTokenizer
 from eagleray.inference.generation import StopFilter, generate
 from eagleray.protocol.generation import GenerationRequest
+from support.examples import examples
 
 TOKENIZER = ByteTokenizer()
 CONTEXT = 10_000
@@ -145,7 +146,7 @@ FEW = st.text("ab\n€", min_size=1, max_size=4)
 
 
 @given(st.text("ab\n€", min_size=1, max_size=40), st.lists(FEW, max_size=4))
-@settings(max_examples=200)
+@examples(200)
 def test_a_stop_string_never_appears(text, stop):
     chunks = answer(text.encode(), stop=stop)
     expected, is_stopped = naive(text, stop)
@@ -155,7 +156,7 @@ def test_a_stop_string_never_appears(text, stop):
 
 
 @given(st.lists(st.text("ab", max_size=5)), st.lists(st.text("ab", min_size=1, max_size=4), max_size=4))
-@settings(max_examples=300)
+@examples(300)
 def test_where_the_text_is_cut_makes_no_difference(pieces, stop):
     stops = StopFilter(stop)
     passed = [stops.feed(piece) for piece in pieces] + [stops.flush()]

@@ -141,7 +141,8 @@ def outcome_of(url, written):
     return 0
 
 
-def test_two_processes_that_write_to_one_folder_break_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_two_processes_that_write_to_one_folder_break_nothing(rounds, tmp_path, monkeypatch):
     write = Folder.write_new
 
     def slowly(*arguments):
@@ -150,7 +151,7 @@ def test_two_processes_that_write_to_one_folder_break_nothing(tmp_path, monkeypa
 
     monkeypatch.setattr(Folder, "write_new", slowly)
     other = card(metrics={})
-    for number in range(20):
+    for number in range(rounds):
         assert written_by_two(tmp_path / str(number) / "p", [CARD, CARD]) == [0, 0]
         assert written_by_two(tmp_path / str(number) / "q", [CARD, other]) == [0, 2]
         assert sorted(os.listdir(tmp_path / str(number))) == ["p", "q"]  # nothing temporary

@@ -4,12 +4,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
 from eagleray.packaging import flatten, unflatten
 from eagleray.packaging.tensors import pack
+from support.examples import examples
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
 
@@ -51,7 +52,7 @@ def same(left, right):
 
 
 @given(trees)
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_tree_survives_the_files(tree):
     found, document = flatten(tree)
     text = json.dumps(document, allow_nan=False)  # strict JSON

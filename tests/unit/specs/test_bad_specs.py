@@ -84,7 +84,16 @@ def test_the_good_one_loads(good: Path) -> None:
         ),
         (
             "compression={kind='int8', momentum_correction=true}",
-            "compression.momentum_correction: only topk has a momentum of its own, and compression.kind",
+            "compression.momentum_correction: only topk uses it, and compression.kind is 'int8'; leave it",
+        ),
+        (
+            "compression={kind='int8', rank=8}",
+            "compression.rank: only powersgd and auto use it, and compression.kind is 'int8'; leave it out",
+        ),
+        ("compression={kind='bf16', fidelity='low'}", "compression.fidelity: only auto uses it, and"),
+        (
+            "compression={kind='powersgd', block_size=8}",
+            "compression.block_size: only int8, int4, int8_ring, ",
         ),
         ("compression={kind='topk', ratio=0}", "compression.ratio: input should be greater than 0 (found 0)"),
         (
@@ -316,3 +325,45 @@ def test_a_compression_that_the_optimizer_cannot_take(good: Path, compression: s
 )
 def test_a_compression_that_it_can(good: Path, overrides: list[str]) -> None:
     assert specs.load(specs.TrainSpec, good, overrides).compression.kind in ("onebit_adam", "topk")
+
+
+@pytest.mark.parametrize("kind", ["topk", "powersgd", "int8", "none", "auto", "mine:Own"])
+@pytest.mark.parametrize(
+    ("field", "kinds"),
+    [
+        ("ratio=0.5", "topk auto mine:Own"),
+        ("rank=2", "powersgd auto mine:Own"),
+        ("block_size=64", "int8 auto mine:Own"),
+        ("warmup_steps=3", "topk powersgd auto mine:Own"),
+        ("fidelity='low'", "auto mine:Own"),
+        ("ratio=0.01", "topk powersgd int8 none auto mine:Own"),  # its default says nothing
+        ("dense_below=5", "topk powersgd int8 none auto mine:Own"),
+    ],
+)
+def test_a_field_of_the_compression_is_for_the_kinds_that_use_it(
+    good: Path, kind: str, field: str, kinds: str
+) -> None:
+    override = f"compression={{kind='{kind}', {field}}}"
+    if kind in kinds.split():
+        assert specs.load(specs.TrainSpec, good, [override]).compression.kind == kind
+    else:
+        name = field.partition("=")[0]
+        assert message(good, override).startswith(f"compression.{name}: only ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remarks"),
+    [
+        ([SGD, "compression.kind=topk"], []),
+        (["compression.kind=int4"], []),
+        (["compression={kind='topk', momentum_correction=true}", "optimizer.betas=[0.0, 0.9]"], []),
+        (["compression.kind=topk"], ["compression.kind: topk is made for SGD: adamw divides by"]),
+        (["compression.kind=randomk"], ["compression.kind: randomk is made for SGD: adamw divides by"]),
+    ],
+)
+def test_what_costs_accuracy_is_remarked_and_not_refused(
+    good: Path, overrides: list[str], remarks: list[str]
+) -> None:
+    found = specs.load(specs.TrainSpec, good, overrides).remarks()
+    assert len(found) == len(remarks)
+    assert all(text.startswith(beginning) for text, beginning in zip(found, remarks, strict=True))

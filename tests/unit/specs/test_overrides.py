@@ -61,6 +61,16 @@ def test_another_model_optimizer_and_schedule() -> None:
     assert second.schedule.warmup_steps == first.schedule.warmup_steps
 
 
+def test_another_compression_has_none_of_the_first_ones_fields(tmp_path: Path) -> None:
+    path = tmp_path / "train.toml"
+    kept = 'kind = "topk"\nratio = 0.2\nwarmup_steps = 7'
+    path.write_text(TRAIN.read_text().replace('kind = "bf16"', kept))
+    found = load(TrainSpec, path, ["compression.kind=powersgd"]).compression
+    assert (found.kind, found.ratio, found.warmup_steps) == ("powersgd", 0.01, 7)
+    with pytest.raises(SpecError, match=r"compression\.ratio: only topk, randomk and auto use it"):
+        load(TrainSpec, path, ["compression.kind=powersgd", "compression.ratio=0.1"])
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

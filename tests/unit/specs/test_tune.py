@@ -104,6 +104,16 @@ def test_the_train_spec_of_a_trial() -> None:
     assert trial.compression.rehearse
 
 
+def test_a_trial_has_no_fields_of_another_compression() -> None:
+    kinds = {"kind": "choice", "values": ["topk", "int8"]}
+    ratios = {"kind": "loguniform", "min": 0.001, "max": 0.1}
+    search = spec(space={"compression": {"kind": kinds, "ratio": ratios}})
+    for kind, ratio in (("topk", 0.05), ("int8", 0.01)):
+        table = search.trial_table({"compression.kind": kind, "compression.ratio": 0.05})
+        trial = validate(TrainSpec, table, name="t")
+        assert (trial.compression.kind, trial.compression.ratio) == (kind, ratio)
+
+
 def test_an_override_of_another_kind_takes_the_place_of_the_table() -> None:
     search = spec(overrides={"model": {"kind": "cnn", "channels": [4]}})
     assert search.trial_table({})["model"] == {"kind": "cnn", "channels": [4]}

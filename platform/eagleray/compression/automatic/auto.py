@@ -30,7 +30,7 @@ from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.compression.momentum import WARMUP_STEPS, Momentum
 from eagleray.compression.optimizer import MomentumAdam
-from eagleray.compression.wire import Step, Wire
+from eagleray.compression.wire import Step, Wire, ring_bytes
 from eagleray.specs.train import ADAM_PAIRS, CompressionSpec
 
 WINDOW_S = 30.0
@@ -171,7 +171,7 @@ class Auto:
             yield from self._try(picked, predicted)
         while True:
             yield from self._watch()
-            self._links = probe.measure_links(self.wire, self._exchanges(), device)
+            self._links = self._measure_links(device)
             predicted = self._predict()
             picked = choice.choose(predicted, self.kind)
             if picked == self.kind:
@@ -184,7 +184,7 @@ class Auto:
         while any(probe.share(self.wire, device.type == "cpu" and kernels.is_building())):
             yield  # what is measured would be the torch operations that stand in for the compiled kernels
         self._patience = 1
-        self._links = probe.measure_links(self.wire, self._exchanges(), device)
+        self._links = self._measure_links(device)
         self._shared = 1.0 if device.type == "cpu" and probe.cores_per_rank(self.wire) < 2 else 0.0
         self._measure_codecs(device)
         self._kept = probe.share(self.wire, self._kept)[0]
@@ -279,6 +279,13 @@ class Auto:
         num_slices = max(1, round(effort.num_slices * numel / probe.SAMPLE))
         return Task(legs, tuple(one * numel for one in effort.cpu_s), num_slices)
 
+    def _measure_links(self, device: torch.device) -> dict[Exchange, Link]:
+        """What each exchange costs that any candidate uses."""
+        exchanges: list[Exchange] = ["swap", "sum"] if "int8_ring" in self._possible() else ["swap"]
+        return probe.measure_links(
+            self.wire, exchanges, device, ring_bytes(4 * self.layout.numel, self._world_size)
+        )
+
     def _measure_codecs(self, device: torch.device) -> None:
         """Time the candidates, unless rank 0 knows them all from before; all ranks take the mean.
 
@@ -315,10 +322,6 @@ class Auto:
         if isinstance(made, Momentum) and self._optimizer is not None:
             made.pair(self._optimizer, self._parameters)
         return made
-
-    def _exchanges(self) -> list[Exchange]:
-        """Those that any candidate uses."""
-        return ["swap", "sum"] if "int8_ring" in self._possible() else ["swap"]
 
     def _link_text(self) -> str:
         link: Link = self._links["swap"]

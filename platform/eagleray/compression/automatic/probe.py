@@ -20,14 +20,17 @@ from torch import Tensor
 from eagleray.compression.automatic.timeline import Exchange, Link
 from eagleray.compression.automatic.volume import legs_of
 from eagleray.compression.compressor import Compressor, Plan
-from eagleray.compression.layout import Bucket, Layout, Place
+from eagleray.compression.dry import DryWire, sample_of
+from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
-from eagleray.compression.wire import Message, Pending, Step, Wire, ring_bytes
-from eagleray.groups import Group
+from eagleray.compression.wire import Pending, Step, Wire
 from eagleray.specs.train import CompressionSpec
 
 SIZES = (64 << 10, 1 << 20, 8 << 20)
-"""Bytes that each rank sends."""
+"""Bytes that each rank sends, at most."""
+WHOLES = 2
+"""None but the first is larger than so many times what this rank sends of the whole model uncompressed: no
+exchange of a step comes near that."""
 QUICK_S = 0.1
 """An exchange that took longer is not repeated."""
 LONGEST_S = 0.6
@@ -73,18 +76,23 @@ def _cpus() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
-def measure_links(wire: Wire, exchanges: Sequence[Exchange], device: torch.device) -> dict[Exchange, Link]:
-    """Latency and rate of each exchange; all ranks get the same. `Step` numbers are not used up."""
-    return {kind: _measure_link(wire, kind, device, index) for index, kind in enumerate(exchanges)}
+def measure_links(
+    wire: Wire, exchanges: Sequence[Exchange], device: torch.device, whole: int
+) -> dict[Exchange, Link]:
+    """Latency and rate of each exchange; all ranks get the same. `Step` numbers are not used up.
+
+    `whole` is what each rank sends of the model uncompressed, bytes: its steps have no larger exchanges.
+    """
+    return {kind: _measure_link(wire, kind, device, index, whole) for index, kind in enumerate(exchanges)}
 
 
-def _measure_link(wire: Wire, kind: Exchange, device: torch.device, index: int) -> Link:
+def _measure_link(wire: Wire, kind: Exchange, device: torch.device, index: int, whole: int) -> Link:
     counter = iter(range(index * 1000, (index + 1) * 1000))
     _exchange(wire, kind, 0, device, counter)
     latency = min(max(share(wire, _exchange(wire, kind, 0, device, counter))) for _ in range(3))
     rate, before = 0.0, 0
     for most in SIZES:
-        size = min(most, int(rate * LONGEST_S)) if rate else most
+        size = min(most, int(rate * LONGEST_S), WHOLES * whole) if rate else most
         if size < 2 * before:
             break  # it would tell nothing new
         # The second of two in a row: a shaped link lets the first one's beginning pass at full speed. Of one
@@ -136,34 +144,13 @@ def measure_codecs(
 ) -> dict[str, Effort]:
     """What each candidate costs this rank, on one bucket like the model's, over a wire without peers."""
     started, found = time.perf_counter(), {}
-    sample = sample_of(layout)
+    sample = sample_of(layout, SAMPLE)
     for kind, compressor in candidates.items():
         times = 1 if time.perf_counter() - started > CODECS_S else 3
         num_legs = len(legs_of(spec, kind, sample[1].places, layout.world_size))
         wire = DryWire(layout.world_size, device)
         found[kind] = _measure_codec(compressor, sample, wire, times, num_legs)
     return found
-
-
-def sample_of(layout: Layout) -> tuple[Layout, Bucket]:
-    """A layout of one bucket of SAMPLE elements or so: the model's last parameters, as in backward."""
-    chosen: list[tuple[Place, tuple[int, ...]]] = []
-    numel = 0
-    for place in reversed(layout.places.values()):
-        if numel >= SAMPLE:
-            break
-        row = max(1, place.numel // place.shape[0]) if place.shape else 1
-        rows = min(place.shape[0], max(1, (SAMPLE - numel) // row)) if place.shape else 1
-        shape = (rows, *place.shape[1:]) if place.shape else ()
-        chosen.append((place, shape))
-        numel += rows * row
-    sample = Layout(
-        ((place.name, shape) for place, shape in chosen),
-        world_size=layout.world_size,
-        dense_below=0,
-        keep_dense=[place.name for place, _ in chosen if place.is_dense],
-    )
-    return sample, Bucket.packed(sample.places.values())
 
 
 def _measure_codec(
@@ -199,44 +186,6 @@ def _segments(plan: Plan, gradient: Tensor, step: Step) -> list[float]:
         segments.append(now - started)
         started = now
     return segments
-
-
-class DryWire(Wire):
-    """A wire whose peers send at once what this rank sends: what is left is the codec and the bytes."""
-
-    def __init__(self, world_size: int, device: torch.device, rank: int = 0):
-        self.device = device
-        super().__init__(Group("dry", None, rank, world_size, "gloo"))  # pyright: ignore[reportArgumentType]
-        self.is_first = True
-        """Whether messages are filled; they keep what they hold."""
-
-    def expect(self, step: Step, stage: int, incoming: Sequence[Message | None]) -> None:
-        """Nothing comes."""
-
-    def swap(
-        self,
-        step: Step,
-        stage: int,
-        outgoing: Sequence[Message | None],
-        incoming: Sequence[Message | None],
-        bad_parameter: int = -1,
-    ) -> Pending:
-        """Count; the first time, let peers answer with the like."""
-        for out, into in zip(outgoing, incoming, strict=True):
-            if out is not None:
-                self._count(out.data.numel(), out.body.numel())
-            if self.is_first and out is not None and into is not None and out.data.shape == into.data.shape:
-                into.body.copy_(out.body)
-        return Pending(self, step, stage, bad_parameter)
-
-    def sum(self, step: Step, stage: int, tensor: Tensor, bad_parameter: int = -1) -> Pending:
-        """Count."""
-        sent = ring_bytes(tensor.nbytes, self.world_size)
-        self._count(sent, sent)
-        return Pending(self, step, stage, bad_parameter)
-
-    def settle(self, step_number: int) -> None:
-        """Nothing is on its way."""
 
 
 def _synchronize(device: torch.device) -> None:
