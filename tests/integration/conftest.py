@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from eagleray.cluster import local, processes, state
 from eagleray.specs import LocalSpec, load
 from eagleray.workflows.up import SERVING
+from support.drivers import environment
 from support.object_store import free_port, serving
 
 ROOT = Path(__file__).parents[2]
@@ -82,9 +82,7 @@ def ingress(cluster: state.ClusterState) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def cluster_env(cluster: state.ClusterState) -> dict[str, str]:
     """An environment for subprocesses in which Ray's own commands and `ray.init()` reach `cluster`."""
-    mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    mine["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{mine['PATH']}"
-    return {**mine, **state.environment(cluster)}
+    return environment(cluster)
 
 
 def _end_leftovers() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eagleray.workflows.verify import verify
-from support.drivers import ROOT, Driver
+from support.conversing import ROOT, Driver
 
 LABELS = {"eagleray.io/pool": "cpu"}
 """Two nodes with one CPU each."""

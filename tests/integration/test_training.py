@@ -7,79 +7,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from eagleray.workflows.verify import verify
-
-ROOT = Path(__file__).parents[2]
-DIGITS = "examples/train/digits.toml"
-DRIVER = (sys.executable, "-m", "eagleray.workflows.train")
-RESUME = (sys.executable, "-m", "eagleray.workflows.resume")
-
-
-@dataclass
-class Log:
-    """What a job printed, and what can be read from it."""
-
-    exit_code: int = -1
-    lines: list[str] = field(default_factory=list)
-    pids: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.lines)
-
-    @property
-    def run_id(self) -> str:
-        return next(line.split()[1] for line in self.lines if re.match(r"run \S+-\d{8}-\d{6}-\w+$", line))
-
-    def take(self, line: str) -> None:
-        self.lines.append(line)
-        if match := re.search(r"rank (\d+): node \S+, pid (\d+)", line):
-            self.pids[int(match[1])] = int(match[2])
-
-
-def follow(
-    command: tuple[str, ...], env: Mapping[str, str], watch: Callable[[str, Log], None] = lambda *_: None
-) -> Log:
-    """Run a command in the checkout to its end; `watch` sees each line of its output as it comes."""
-    log = Log()
-    with _process(command, env) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            log.take(line.rstrip())
-            watch(line, log)
-        log.exit_code = process.wait(60)
-    return log
-
-
-@contextmanager
-def _process(command: tuple[str, ...], env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**env, "PYTHONPATH": str(ROOT / "platform")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(60)
-
-
-def report(home: Path, run_id: str) -> dict:
-    return json.loads((home / "storage" / "runs" / run_id / "report.json").read_text())
+from support.drivers import DIGITS, DRIVER, RESUME, SUBMIT, Log, follow, report
 
 
 def test_a_job_goes_on_after_kill_9_of_a_worker(eagleray_home: Path, cluster_env: dict[str, str]) -> None:
@@ -93,8 +26,7 @@ def test_a_job_goes_on_after_kill_9_of_a_worker(eagleray_home: Path, cluster_env
             os.kill(log.pids[1], signal.SIGKILL)
             meanwhile.append(follow((*RESUME, log.run_id), cluster_env))
 
-    submit = ("ray", "job", "submit", "--runtime-env", "runtime_env.yaml", "--", "python", "jobs/train.py")
-    log = follow((*submit, DIGITS, "--set", "training.epochs=30"), cluster_env, kill_one)
+    log = follow((*SUBMIT, DIGITS, "--set", "training.epochs=30"), cluster_env, kill_one)
     assert log.exit_code == 0, log.text
     found = report(eagleray_home, log.run_id)
     assert found["status"] == "FINISHED"

@@ -15,6 +15,7 @@ from typing import Any
 
 from eagleray.specs import TrainSpec
 from eagleray.training.station import STATION, Event, Formation, News
+from eagleray.training.telemetry import Record
 
 _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["eagleray.training.worker_imports", "eagleray.training.life"])
@@ -31,6 +32,8 @@ class Worker:
     news: News | None = None
     outcome: Any = None
     error: str | None = None
+    records: list[Record] = field(default_factory=list)
+    """What it has told, all of it."""
 
     def order(self, name: str, *arguments: Any) -> Any:
         """Call the worker's station, or break its groups; None where the process has ended."""
@@ -45,7 +48,8 @@ class Worker:
         found = self.order("news")
         if found is None:
             return None
-        self.news, self.outcome, self.error = found
+        self.news, self.outcome, self.error, records = found
+        self.records += records
         assert self.news is not None
         self.events += self.news.events
         return self.news
@@ -59,11 +63,11 @@ class Worker:
 class Crew:
     """The workers of one run. The test is the driver."""
 
-    def __init__(self, spec: TrainSpec, run_url: str):
+    def __init__(self, spec: TrainSpec, run_url: str, first_attempt: int):
         self._spec, self._run_url = spec, run_url
         self.workers: list[Worker] = []
         """Of the formation, by rank."""
-        self._number = 0
+        self._number = first_attempt - 1
 
     def start(self, count: int) -> list[Worker]:
         """New processes, ready for an order."""
@@ -99,14 +103,23 @@ class Crew:
             end(leaver)
         self.form([*self.workers[:count], *joiners])
 
-    def lose(self, rank: int, *, replace: bool = False) -> None:
-        """Kill a rank's process, now; the others form anew, with a new worker in its place if asked."""
-        spares = self.start(1) if replace else []
-        end(self.workers[rank])
-        left = [worker for worker in self.workers if worker is not self.workers[rank]]
+    def lose(self, *ranks: int, replace: bool = False) -> None:
+        """Kill some ranks' processes, now; the others form anew, with new workers in their place if asked."""
+        spares = self.start(len(ranks)) if replace else []
+        lost = [self.workers[rank] for rank in ranks]
+        for worker in lost:
+            end(worker)
+        left = [worker for worker in self.workers if worker not in lost]
         for worker in left:
             self.await_(worker, lambda worker=worker: self._is_out(worker))
-        self.form([*left, *spares], num_lost=1)
+        self.form([*left, *spares], num_lost=len(ranks))
+
+    def lose_all(self) -> None:
+        """Kill every process at once, as a loss of power would."""
+        for worker in self.workers:
+            worker.process.kill()
+        for worker in self.workers:
+            worker.process.join()
 
     def _is_out(self, worker: Worker) -> bool:
         """Whether it has left its formation; if not, break that: it may still wait for the others to come."""
@@ -127,6 +140,14 @@ class Crew:
             assert worker.error is None, worker.error
             assert time.monotonic() < deadline, f"not within {LIMIT_S} s; {worker.news}"
 
+    def failure(self, worker: Worker) -> str:
+        """The traceback with which a worker's train function ends."""
+        deadline = time.monotonic() + LIMIT_S
+        while worker.error is None:
+            assert worker.look() is not None, "the process has ended"
+            assert time.monotonic() < deadline, f"no failure within {LIMIT_S} s; {worker.news}"
+        return worker.error
+
     def outcome(self) -> dict[str, Any]:
         """Rank 0's, when all have trained to the end."""
         for worker in self.workers:
@@ -135,11 +156,11 @@ class Crew:
 
 
 @contextmanager
-def crew(spec: TrainSpec, run_url: str) -> Iterator[Crew]:
+def crew(spec: TrainSpec, run_url: str, first_attempt: int = 1) -> Iterator[Crew]:
     """A crew without workers; all of its processes are ended at the end."""
     before = set(mp.active_children())
     try:
-        yield Crew(spec, run_url)
+        yield Crew(spec, run_url, first_attempt)
     finally:
         for process in set(mp.active_children()) - before:
             process.kill()
@@ -159,11 +180,12 @@ def _work(pipe: Any, spec: TrainSpec, run_url: str) -> None:
     from eagleray.training.worker import train_in_formations
 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    sink = Buffer()
     done: dict[str, Any] = {"outcome": None, "error": None}
 
     def train() -> None:
         try:
-            done["outcome"] = train_in_formations(spec, run_url, STATION, Buffer(), _address)
+            done["outcome"] = train_in_formations(spec, run_url, STATION, sink, _address)
         except BaseException:
             done["error"] = traceback.format_exc()
 
@@ -177,7 +199,7 @@ def _work(pipe: Any, spec: TrainSpec, run_url: str) -> None:
             pipe.send(groups.break_groups())
         elif name == "news":
             news = STATION.news(0.02)
-            pipe.send((news, done["outcome"], done["error"]))
+            pipe.send((news, done["outcome"], done["error"], sink.drain()))
         else:
             pipe.send((getattr(STATION, name)(*arguments),))
 

@@ -1,70 +1,100 @@
-"""Drivers of jobs as processes of this machine, whose lines a test waits for."""
+"""Drivers of runs as processes of their own, and what they print."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from eagleray.cluster import state
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 200.0
+DIGITS = "examples/train/digits.toml"
+DRIVER = (sys.executable, "-m", "eagleray.workflows.train")
+RESUME = (sys.executable, "-m", "eagleray.workflows.resume")
+SUBMIT = ("ray", "job", "submit", "--runtime-env", "runtime_env.yaml", "--", "python", "jobs/train.py")
 
 
-class Driver:
-    """A process whose lines are read as they come."""
+@dataclass
+class Log:
+    """What a driver printed, and what can be read from it."""
 
-    def __init__(self, arguments: Sequence[str], env: dict[str, str]):
-        self.process = subprocess.Popen(
-            (sys.executable, *arguments),
-            cwd=ROOT,
-            env={**env, "PYTHONPATH": str(ROOT / "platform"), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-        self._came = threading.Condition()
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._came:
-                self.lines.append(line.rstrip())
-                self._came.notify_all()
-
-    def wait_for(self, pattern: str, limit_s: float = LIMIT_S) -> re.Match[str]:
-        """The first line that matches."""
-        deadline, seen = time.monotonic() + limit_s, 0
-        with self._came:
-            while True:
-                for line in self.lines[seen:]:
-                    if found := re.search(pattern, line):
-                        return found
-                seen = len(self.lines)
-                assert self._came.wait(deadline - time.monotonic()), f"no {pattern!r} in:\n{self.text}"
-
-    def say(self, line: str) -> None:
-        """Write it to its input."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
-
-    def end(self, limit_s: float = LIMIT_S) -> int:
-        """Let it come to its end; its exit code."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        code = self.process.wait(limit_s)
-        self._thread.join()
-        return code
+    process: subprocess.Popen[str]
+    exit_code: int = -1
+    lines: list[str] = field(default_factory=list)
+    pids: dict[int, int] = field(default_factory=dict)
+    """By rank, of the latest formation."""
+    nodes: dict[int, str] = field(default_factory=dict)
+    """The same."""
+    step: int = 0
 
     @property
     def text(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def run_id(self) -> str:
+        return next(line.split()[1] for line in self.lines if re.match(r"run \S+-\d{8}-\d{6}-\w+$", line))
+
+    def take(self, line: str) -> None:
+        self.lines.append(line)
+        if re.match(r"attempt \d+: ", line):
+            self.pids.clear()
+            self.nodes.clear()
+        elif match := re.search(r"rank (\d+): node (\S+), pid (\d+)", line):
+            self.pids[int(match[1])] = int(match[3])
+            self.nodes[int(match[1])] = match[2]
+        elif match := re.match(r"step (\d+)/", line):
+            self.step = int(match[1])
+
+
+def follow(
+    command: tuple[str, ...], env: Mapping[str, str], watch: Callable[[str, Log], None] = lambda *_: None
+) -> Log:
+    """Run a command in the checkout to its end; `watch` sees each line of its output as it comes."""
+    with _process(command, env) as process:
+        log = Log(process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.take(line.rstrip())
+            watch(line, log)
+        log.exit_code = process.wait(60)
+    return log
+
+
+@contextmanager
+def _process(command: tuple[str, ...], env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**env, "PYTHONPATH": str(ROOT / "platform"), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(60)
+
+
+def report(home: Path, run_id: str) -> dict[str, Any]:
+    """What the run's driver wrote at its end."""
+    return json.loads((home / "storage" / "runs" / run_id / "report.json").read_text())
+
+
+def environment(cluster: state.ClusterState) -> dict[str, str]:
+    """For a process in which Ray's own commands and `ray.init()` reach the cluster."""
+    mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    mine["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{mine['PATH']}"
+    return {**mine, **state.environment(cluster)}

@@ -127,23 +127,26 @@ class Hook:
             found["automatic"] = compressor.state_dict()
         return found
 
-    def follow(self, earlier: "Hook", *, num_before: int, num_lost: int) -> None:
+    def follow(self, earlier: "Hook", *, num_lost: int, is_even: bool) -> None:
         """Take over, before the first step, what an earlier hook of the same model on this rank has kept.
 
         Args:
             earlier: is closed, and of no use afterwards.
-            num_before: ranks that it had.
-            num_lost: of them, how many were lost: what they owed goes with them.
+            num_lost: how many ranks were lost since: what they owed goes with them.
+            is_even: every rank keeps the mean of what all owe (`even_out`), so its weight is right with any
+                number of them.
         """
         earlier.memory.take_back()  # of a step that a loss cut off, as far as it was copied
         self.memory.flats, self.memory.tensors = earlier.memory.flats, earlier.memory.tensors
         self.memory.owe(self.compressor.sends_residual)
-        if num_lost:
-            state.reweigh(self.memory, num_before, num_before - num_lost)
-            state.reweigh(self.memory, num_before - num_lost, self._group.world_size)
-        compressor, before = self.compressor, earlier.compressor
-        if isinstance(compressor, Auto) and isinstance(before, Auto):
-            compressor.load_state_dict(before.state_dict())
+        if not is_even:
+            before = earlier._group.world_size  # and not of a formation that broke before it came about
+            left = max(1, before - num_lost)
+            state.reweigh(self.memory, before, left)
+            state.reweigh(self.memory, left, self._group.world_size)
+        compressor, other = self.compressor, earlier.compressor
+        if isinstance(compressor, Auto) and isinstance(other, Auto):
+            compressor.load_state_dict(other.state_dict())
 
     def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> list[str]:
         """Take a state before the first step, of any number of ranks and any compressor; all must load it.

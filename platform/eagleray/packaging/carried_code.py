@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib
-import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+
+from eagleray.packaging.code_folder import code_folder
 
 
 def import_carried(files: Mapping[str, bytes]) -> None:
@@ -21,12 +19,7 @@ def import_carried(files: Mapping[str, bytes]) -> None:
     """
     if not files:
         return
-    root = Path(tempfile.mkdtemp(prefix="eagleray-code-"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    root = code_folder(files)
     carried = {name.partition("/")[0].removesuffix(".py") for name in files}
     forgotten = {top for top in carried if not _is_installed(top)}
     for name in list(sys.modules):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from eagleray.client.package import files_of
 from eagleray.packaging import Folder
+from eagleray.packaging.code_folder import code_folder
 
 
 def store_code(paths: Iterable[str], run: Folder) -> None:
@@ -32,9 +30,5 @@ def import_code(run: Folder) -> None:
         return
     root = source.local_path
     if root is None:
-        root = Path(tempfile.mkdtemp(prefix="eagleray-code-"))
-        atexit.register(shutil.rmtree, root, ignore_errors=True)
-        for name in names:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes(source.read_bytes(name))
+        root = code_folder({name: source.read_bytes(name) for name in names})
     sys.path.insert(0, str(root))

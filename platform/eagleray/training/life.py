@@ -43,6 +43,8 @@ class Held(NamedTuple):
     step: int
     settled: int
     committed: int
+    is_even: int
+    """Nothing was added to what compression owes since all ranks had the mean of it."""
 
 
 class Life:
@@ -64,6 +66,7 @@ class Life:
         self.parts: Parts | None = None
         self._materials: Materials | None = None
         self._earlier: compression.Hook | None = None
+        self._is_even = False
 
     def prepare(self) -> None:
         """Do what needs no other rank, so that nobody waits for it later: the user's code, data, model."""
@@ -89,12 +92,13 @@ class Life:
         gradients = groups.new_group("gradients", backend=materials.place.backend, timeout_s=GROUP_TIMEOUT_S)
         held = [Held(*one) for one in agreement.gather(self._held())]
         is_new = not any(one.has_state for one in held)
+        is_even = all(one.is_even for one in held if one.has_state)
         with groups.telling_losses():
             parts = connect(materials, gradients=gradients, agreement=agreement, sends_weights=is_new)
         self.parts = parts
         self.station.is_exchanging = lambda: parts.hook.is_exchanging
         if self._earlier is not None:
-            parts.hook.follow(self._earlier, num_before=formation.num_before, num_lost=formation.num_lost)
+            parts.hook.follow(self._earlier, num_lost=formation.num_lost, is_even=is_even)
             self._earlier = None
         parts.agreement.same("the dataset's digest", parts.dataset.digest)
         if is_new:
@@ -102,8 +106,8 @@ class Life:
             self.settled_step = self.committed_step = self.progress.step
             parts.agreement.same("the step to go on from", self.progress.step)
         else:
-            self._take_the_newest(parts, held, formation)
-        self.holds_state = True
+            self._take_the_newest(parts, held, is_even=is_even)
+        self.holds_state, self._is_even = True, is_even and not is_new
         self._tell_of_it(parts, formation)
 
     def train(self) -> dict[str, Any]:
@@ -127,7 +131,7 @@ class Life:
             consumed: the digest of the samples that the ranks' losses took, summed over them.
         """
         assert self.formation is not None
-        before = self.progress.consumed
+        before, self._is_even = self.progress.consumed, False
         self.progress = self.progress.advanced(shard.consumed, shard.epoch)
         entry = Entry.of(
             consumed,
@@ -156,6 +160,7 @@ class Life:
         """
         assert self.parts is not None
         self.parts.hook.even_out()
+        self._is_even = True
         self.commit()
         self.committer.wait()  # rank 0 may be one of those that leave
         raise Yielded
@@ -183,9 +188,10 @@ class Life:
         return self._materials
 
     def _held(self) -> tuple[int, ...]:
-        return (int(self.holds_state), self.progress.step, self.settled_step, self.committed_step)
+        position = (self.progress.step, self.settled_step, self.committed_step)
+        return (int(self.holds_state), *position, int(self._is_even))
 
-    def _take_the_newest(self, parts: Parts, held: Sequence[Held], formation: Formation) -> None:
+    def _take_the_newest(self, parts: Parts, held: Sequence[Held], *, is_even: bool) -> None:
         """Have one state on all ranks: of the newest step, whoever has done least of what follows sends his.
 
         What follows a step is done by all together: if the loss came in the middle of it, some are further.
@@ -193,7 +199,7 @@ class Life:
         chosen = max(
             (one for one in held if one.has_state), key=lambda one: (one.step, -one.settled, -one.committed)
         )
-        has_chosen = [one == chosen for one in held]
+        has_chosen = [one[:4] == chosen[:4] for one in held]
         if all(has_chosen):
             return
         source = has_chosen.index(True)
@@ -201,7 +207,6 @@ class Life:
         tensors, document = parts.agreement.broadcast(source, tensors, document)
         if not has_chosen[parts.rank]:
             # A rank that was a step behind keeps what it owes itself; after a loss nobody has a mean of it.
-            is_even = formation.num_lost == 0
             sharing.unpack(parts, self, tensors, document, with_memory=not self.holds_state, is_even=is_even)
 
     def _tell_of_it(self, parts: Parts, formation: Formation) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
+from torch import Tensor
 
 from eagleray.errors import CheckpointError
 from eagleray.packaging import Checkpoint, CheckpointStore, flatten, unflatten
@@ -18,6 +19,8 @@ from eagleray.training.parts import Parts, has_local_buffers
 from eagleray.training.progress import Progress
 from eagleray.training.samples import Samples
 from eagleray.training.snapshot import Committer
+
+_NAMED = 3
 
 
 def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samples) -> None:
@@ -85,7 +88,7 @@ def restore(parts: Parts, store: CheckpointStore, samples: Samples, say: Callabl
         say: takes one sentence for each damaged checkpoint, and for what of the compression does not fit.
 
     Raises:
-        CheckpointError: it was made from other data.
+        CheckpointError: it was made from other data, or is of another model.
         InputError: its compression is of another model.
     """
     checkpoint = store.newest(say)
@@ -93,8 +96,9 @@ def restore(parts: Parts, store: CheckpointStore, samples: Samples, say: Callabl
         samples.restart(None)
         return Progress()
     _require_same_data(parts, checkpoint)
-    state = checkpoint.state
-    parts.module.load_state_dict(checkpoint.tensors("weights"))
+    state, weights = checkpoint.state, checkpoint.tensors("weights")
+    _require_same_model(parts, checkpoint, weights)
+    parts.module.load_state_dict(weights)
     parts.optimizer.load_state_dict(unflatten(checkpoint.tensors("optimizer"), state["optimizer"]))
     for note in parts.hook.load_state_dict(
         unflatten(checkpoint.tensors("compression"), state["compression"])
@@ -114,6 +118,23 @@ def _require_same_data(parts: Parts, checkpoint: Checkpoint) -> None:
             f"{found[:12]}, but the spec's dataset now has {parts.dataset.digest[:12]}; "
             "put the data back, or start a new run with training.init_from"
         )
+
+
+def _require_same_model(parts: Parts, checkpoint: Checkpoint, weights: Mapping[str, Tensor]) -> None:
+    saved = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    model = {name: tuple(tensor.shape) for name, tensor in parts.module.state_dict().items()}
+    differing = [name for name in (saved | model) if saved.get(name) != model.get(name)]
+    if not differing:
+        return
+    listed = "; ".join(
+        f"{name} has {saved.get(name, 'no place')} in it and {model.get(name, 'no place')} in the model"
+        for name in differing[:_NAMED]
+    )
+    more = f"; {len(differing) - _NAMED} more differ" if len(differing) > _NAMED else ""
+    raise CheckpointError(
+        f"checkpoint of step {checkpoint.step} in {checkpoint.url} is of another model: {listed}{more}; put "
+        "the model's code back as it was, or start a new run with training.init_from"
+    )
 
 
 def weights_digest(module: torch.nn.Module) -> str:
