@@ -1,7 +1,7 @@
 """Elasticity: how soon runs resize, recover and give way, against stock Ray: `make bench-elastic`.
 
     python benchmarks/elastic                       all rows but the long ones, in at most 25 minutes
-    python benchmarks/elastic --full                those too: random schedules, a fault storm (45 minutes more)
+    python benchmarks/elastic --full                those too: random schedules, a fault storm (45 min more)
     python benchmarks/elastic --rows worker,node    only these; the others' last results stay
     python benchmarks/elastic --reps 2              fewer repetitions: a look
 
@@ -16,10 +16,16 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import place  # first: it says where eagleray is
-from rows import ROWS
+from rows import ROWS, Row
+
+if TYPE_CHECKING:
+    import report
 
 
 def main() -> int:
@@ -49,21 +55,19 @@ def _measure(options: argparse.Namespace) -> int:
     with place.home() as home:
         cluster = place.Cluster()
         try:
-            for row in chosen:
-                progress.note(f"{row.name}: starting")
-                if not row.has_cluster:
+            for together in stages(chosen):
+                if not any(row.has_cluster for row in together):
                     cluster.down()  # what idles there takes a part of two cores
-                env = cluster.environment() if row.has_cluster else dict(os.environ)
-                load = os.getloadavg()
-                result = children.run(
-                    row,
-                    options.reps or row.reps,
-                    env,
-                    home / f"{row.name}.log",
-                    lambda text, name=row.name: progress.note(f"{name}: {text}"),
-                )
-                rows[row.name] = {**result, "started": time.time() - result["seconds"], "load_before": load}
-                progress.line(f"{report.row_line(row.name, result)} (load before: {load[0]:.1f})")
+                env = cluster.environment() if any(row.has_cluster for row in together) else dict(os.environ)
+                with ThreadPoolExecutor(len(together)) as pool:
+                    runs = {
+                        row.name: pool.submit(_run, row, options, env, home, progress) for row in together
+                    }
+                    try:
+                        rows |= {name: run.result() for name, run in runs.items()}
+                    except BaseException:  # Ctrl-C, too: rows are in sessions of their own
+                        children.stop_all()
+                        raise
                 report.save(rows, about, options.results)
         except KeyboardInterrupt:
             progress.line("interrupted; what was measured is kept")
@@ -79,11 +83,41 @@ def _measure(options: argparse.Namespace) -> int:
     return code
 
 
-def _is_chosen(row: object, options: argparse.Namespace) -> bool:
-    name, is_full = row.name, row.is_full  # type: ignore[attr-defined]
+def stages(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows in their order: one after the other, but those that are not timed beside each other."""
+    found: list[list[Row]] = []
+    for row in rows:
+        if found and not row.is_timed and not found[-1][-1].is_timed:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+def _run(
+    row: Row, options: argparse.Namespace, env: dict[str, str], home: Path, progress: report.Progress
+) -> dict[str, Any]:
+    """One row's result, said in a line."""
+    import children
+    import report
+
+    progress.note(f"{row.name}: starting")
+    load, began = os.getloadavg(), time.time()
+    result = children.run(
+        row,
+        options.reps or row.reps,
+        env,
+        home / f"{row.name}.log",
+        lambda text: progress.note(f"{row.name}: {text}"),
+    )
+    progress.line(f"{report.row_line(row.name, result)} (load before: {load[0]:.1f})")
+    return {**result, "started": began, "load_before": load}
+
+
+def _is_chosen(row: Row, options: argparse.Namespace) -> bool:
     if options.rows:
-        return name in options.rows
-    return name not in options.skip and (options.full or not is_full)
+        return row.name in options.rows
+    return row.name not in options.skip and (options.full or not row.is_full)
 
 
 def _options() -> argparse.Namespace:

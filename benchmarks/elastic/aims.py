@@ -1,4 +1,4 @@
-"""The table "How good" of elasticity: what each row has to reach, and whether what was measured does. Pure."""
+"""The table "How good" of elasticity: what each row has to reach, and whether it does. Pure."""
 
 from __future__ import annotations
 
@@ -71,12 +71,15 @@ AIMS: tuple[Aim, ...] = (
     Aim("partition", "the cut heals -> the host is back by itself", "back_s", None, stock="never"),
     Aim("gcs", "GCS killed: training steps lost", "lost", **NOTHING_LOST, stock="cluster lost"),
     Aim("gcs", "GCS killed: failed requests", "failed", **NOTHING_LOST, stock="cluster lost"),
-    Aim("growth", "growth by one worker: slow-down meanwhile", "slower", 0.15, unit="%", stock="stops"),
+    Aim(
+        "resize_2_1", "growth by one worker: slow-down meanwhile", "slower", 0.15, unit="%",
+        stock="stops",
+    ),
     Aim(
         "weights", "weights after 20 planned resizes (float64), relative", "difference", 1e-9,
         unit="", binds="worst", stock="-",
     ),
-    Aim("bits", "kill and resume at one size, float32: bits that differ", "different", **NOTHING_LOST, stock="-"),
+    Aim("bits", "kill and resume at one size, float32: bytes that differ", "different", **NOTHING_LOST),
     Aim("policy", "random claim schedules: deadlock, over-grant, starved floor", "broken", **NOTHING_LOST),
     Aim(
         "claim", "yield notice -> the node's resources free", "free_s", "two steps + a commit + 0.3 s",

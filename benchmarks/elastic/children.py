@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import select
@@ -21,6 +22,7 @@ from rows import ROWS, Row
 _MAIN = Path(__file__).with_name("__main__.py")
 _GRACE_S = 15.0
 _TAIL_LINES = 12
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 def run(
@@ -48,11 +50,13 @@ def run(
             start_new_session=True,
         )
     os.close(theirs)
+    _running.add(process)
     try:
         is_late = _listen(ours, began + row.limit_s, result, note)
     finally:
         os.close(ours)
         code = _end(process)
+        _running.discard(process)
     if is_late:
         result["failure"] = f"given up after {row.limit_s:.0f} s"
     elif code != 0 and result["failure"] is None and result["not_available"] is None:
@@ -60,6 +64,12 @@ def run(
         result["failure"] = "\n".join([f"it ended with exit code {code}; its log ends with:", *tail])
     result["seconds"] = time.monotonic() - began
     return result
+
+
+def stop_all() -> None:
+    """Have those `run` that go on in other threads return soon: their rows are asked to end."""
+    for process in list(_running):
+        process.send_signal(signal.SIGTERM)
 
 
 def _listen(pipe: int, deadline: float, result: dict[str, Any], note: Callable[[str], None]) -> bool:
@@ -89,10 +99,8 @@ def _end(process: subprocess.Popen[bytes]) -> int:
             code = process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
-    try:
+    with contextlib.suppress(ProcessLookupError):  # nobody is left
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nobody is left
     process.wait()
     return code
 

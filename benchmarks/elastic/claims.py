@@ -44,10 +44,10 @@ def claim(tell: Teller, reps: int) -> None:
 
     from eagleray.cluster import settings, state
 
-    url = f"{settings.storage_url()}/ledger/{CLUSTER}"
+    url = event_log.url_of(settings.storage_url(), CLUSTER)
 
     def events_since(at: float) -> list[Any]:
-        return [event for event in event_log.read(url) if event.time_s >= at]
+        return list(event_log.read(url, since_s=at))
 
     tell.note("starting the service and the run")
     asked = Asked(state.find(CLUSTER), min_replicas=0, idle_s=2, cpus_per_replica=1)
@@ -58,7 +58,8 @@ def claim(tell: Teller, reps: int) -> None:
             values = cycle(asked, run, free, events_since)
             tell.repetition(**values)
             tell.note(
-                f"{number + 1}/{reps}: free after {values['free_s']:.2f} s, answer after {values['answer_s']:.1f} s"
+                f"{number + 1}/{reps}: free after {values['free_s']:.2f} s, "
+                f"answered after {values['answer_s']:.1f} s"
             )
         run.await_size(NODES)
         report = run.stop()

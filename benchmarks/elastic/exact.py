@@ -64,7 +64,7 @@ def relative(found: Any, expected: Any) -> float:
 
 
 def bits(tell: Teller, reps: int) -> None:
-    """Both ranks of a run killed; started again from the last commit, it must end in the very same weights."""
+    """Both ranks killed; started again from the last commit, the run must end in the very same weights."""
     connect()
     for number in range(reps):
         kind = KINDS[number % len(KINDS)]
@@ -75,7 +75,7 @@ def bits(tell: Teller, reps: int) -> None:
         tell.note(f"{number + 1}/{reps}: {kind}, killed")
         killed = run_to_end(spec, kill_at=BIT_STEPS // 2)
         tell.repetition(
-            kind=kind, different=sum(bits_that_differ(killed[name], plain[name]) for name in plain)
+            kind=kind, different=sum(bytes_that_differ(killed[name], plain[name]) for name in plain)
         )
 
 
@@ -98,15 +98,15 @@ def run_to_end(spec: Any, kill_at: int | None) -> dict[str, Any]:
     return found.tensors("weights")
 
 
-def bits_that_differ(found: Any, expected: Any) -> int:
-    """Elements of two tensors that are not the same bit for bit."""
+def bytes_that_differ(found: Any, expected: Any) -> int:
+    """Bytes of two tensors that are not the same."""
     import torch
 
     return int((found.contiguous().view(torch.uint8) != expected.contiguous().view(torch.uint8)).sum())
 
 
 def policy(tell: Teller, reps: int) -> None:
-    """Random schedules of claims, nodes and holders, by the simulator of the tests; `reps` hundred of them."""
+    """Random schedules of claims, nodes and holders in the simulator of the tests; `reps` hundred of them."""
     from unit.capacity.test_simulated import STARTABLE, TOTALS, play, random_step
 
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Rows of many faults in a row (`--full`): seeded resizes and kills, and a storm of all kinds by the clock."""
+"""Rows of many faults (`--full`): seeded resizes and kills, and a storm of all kinds by the clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import workloads
-from losses import is_there, named
+from losses import named
 from messages import RowFailed, Teller
 from passages import blocked_seconds, paused_seconds
 from trial import CHANGE_LIMIT_S, Trial, connect
@@ -75,13 +75,13 @@ def storm(tell: Teller, reps: int) -> None:
                     case "hang":
                         trial.stop(rng.randrange(trial.recorder.size))
                     case "gcs":
-                        processes.send(named(cluster, "gcs_server"), signal.SIGKILL)
+                        processes.send(named(cluster, "gcs_server")[0], signal.SIGKILL)
                     case "resize":
                         trial.size.want(2 if trial.recorder.size > 2 else 3)
                 time.sleep(max(0.0, began + EVERY_S * len(faults) - time.time()))
                 if fault == "resize":
                     trial.size.want(3)
-            if not is_there(cluster, "gcs_server"):
+            if not named(cluster, "gcs_server"):
                 raise RowFailed("the GCS did not come back")
             tell.repetition(
                 faults=len(faults),

@@ -11,10 +11,13 @@ from asked import Asked
 from messages import NotAvailable, RowFailed, Teller
 from passages import Passage, passage
 from resizes import tell_of_samples, told
-from trial import Trial, connect, victims
+from trial import GROW_LIMIT_S, Trial, connect, victims
 
 WORLD = 3
 """Two are left after a loss, so that they have to form a group."""
+WORKER = "ray::WorkerActor"
+WARM_CPU_S, IDLE_CPU_S = 1.5, 0.1
+"""Of a spare: it has imported torch, and in 1.5 s it did hardly anything."""
 
 
 def worker(tell: Teller, reps: int) -> None:
@@ -95,17 +98,17 @@ def gcs(tell: Teller, reps: int) -> None:
     with Asked(cluster) as load:
         load.ask_always()
         for number in range(reps):
-            load.await_answers(10)
+            load.await_answers(5)
             before, failed, step = trial.number, len(load.failed), trial.recorder.step
-            killed = named(cluster, "gcs_server")
+            [killed] = named(cluster, "gcs_server")
             at = time.time()
             processes.send(killed, signal.SIGKILL)
             trial.recorder.until(
-                lambda killed=killed: not killed.is_alive and is_there(cluster, "gcs_server"), "GCS", 60
+                lambda killed=killed: not killed.is_alive and named(cluster, "gcs_server") != [], "GCS", 60
             )
             back_s = time.time() - at
-            load.await_answers(20)
-            trial.recorder.until(lambda step=step: trial.recorder.step > step + 40, "40 steps more", 60)
+            load.await_answers(10)
+            trial.recorder.until(lambda step=step: trial.recorder.step > step + 20, "20 steps more", 60)
             records = trial.recorder.all_records
             passages = [passage(one, records) for one in trial.recorder.changes if one.number > before]
             # Where no other formation followed, every step that was taken stands.
@@ -126,30 +129,44 @@ def tell_loss(tell: Teller, at: float, gone: Passage, note: str, **more: Any) ->
 
 
 def await_spare(trial: Trial) -> None:
-    """Wait until the run has a spare that is ready."""
-    membership = getattr(trial, "membership", None)
-    if membership is None:
-        raise NotAvailable("nothing tells yet whether a spare is warm")
+    """Wait until a worker beside the formation has nothing more to do: it is warm."""
+    import psutil
+    from place import CLUSTER
+
+    from eagleray.cluster import processes, state
+
+    cluster = state.find(CLUSTER)
+
+    def busy_s() -> float | None:
+        """CPU seconds of the spare so far; None while there is none."""
+        formed = {one.pid for one in trial.workers}
+        spares = [one.pid for one in named(cluster, WORKER) if one.pid not in formed]
+        try:
+            return sum(psutil.Process(pid).cpu_times()[0] for pid in spares) if spares else None
+        except psutil.NoSuchProcess:
+            return None
+
+    seen: list[float | None] = [None]
+
+    def is_warm() -> bool:
+        seen.append(busy_s())
+        before, now = seen[-2:]
+        return before is not None and now is not None and now > WARM_CPU_S and now - before < IDLE_CPU_S
+
+    if not processes.wait_until(is_warm, timeout_s=GROW_LIMIT_S, interval_s=1.5):
+        raise RowFailed(f"no spare is warm: {seen[-3:]} CPU seconds; {trial.recorder.describe()}")
 
 
-def named(cluster: Any, command: str) -> Any:
-    """The cluster's process with that in its command line."""
+def named(cluster: Any, command: str) -> list[Any]:
+    """The cluster's processes with that in their command lines."""
     from eagleray.cluster import processes
 
-    for process in processes.belonging(cluster.marker):
-        try:
-            line = Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace")
-        except OSError:
-            continue
-        if command in line.replace("\0", " "):
-            return process
-    raise RowFailed(f"no process {command} in the cluster")
+    return [one for one in processes.belonging(cluster.marker) if command in command_line(one.pid)]
 
 
-def is_there(cluster: Any, command: str) -> bool:
-    """Whether the cluster has such a process."""
+def command_line(pid: int) -> str:
+    """Of a process; empty where it has ended."""
     try:
-        named(cluster, command)
-    except RowFailed:
-        return False
-    return True
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""

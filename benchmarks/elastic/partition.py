@@ -60,7 +60,7 @@ def partition(tell: Teller, reps: int) -> None:
 
 
 def cut(tell: Teller, cluster: Cluster, run: Driven, rank: int) -> threading.Thread:
-    """One cut; returns once the rest trains. The host is mended and watched in a thread, which tells of it all."""
+    """One cut; returns once the rest trains. A thread mends and watches the host, and tells of it all."""
     change = run.recorder.changes[-1]
     address = change.workers[rank].node_ip
     host = next(one for one in cluster.others if one.address == address)

@@ -1,4 +1,4 @@
-"""From one formation of a run's ranks to the next: what it took and what it cost, by the run's own records. Pure."""
+"""From one formation of a run's ranks to the next: what it took and cost, by the run's own records. Pure."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def passage(change: Change, records: Sequence[Record]) -> Passage | None:
 
 
 def _late_s(record: Record) -> float:
-    """How long before a report the first of its steps was over: where a first step was not told of by itself."""
+    """How long before a report the first of its steps was over: a first step may not be told of by itself."""
     if record["kind"] == "at":
         return 0.0
     return record["seconds"] * (1 - 1 / max(1, record["num_steps"]))

@@ -1,7 +1,7 @@
 """Where the benchmark runs: this checkout, a home of its own, a local cluster as `eagleray up` starts it.
 
-Import this first: it says where eagleray is. Everything that is started carries the cluster's mark and is ended
-at the end, and what a killed benchmark left behind is ended by the next one.
+Import this first: it says where eagleray is. Everything that is started carries the cluster's mark and is
+ended at the end, and what a killed benchmark left behind is ended by the next one.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def row_line(name: str, result: Mapping[str, Any]) -> str:
 def table(rows: Rows, aims: Sequence[Aim] = AIMS) -> str:
     """The issue's table with what was measured, markdown; rows that were not run are left out."""
     lines = [
-        "| | goal | median | p95 | worst | n | met | stock Ray 2.60 or a restart, in this run | stock, before |",
+        "| | goal | median | p95 | worst | n | met | stock Ray 2.60, a restart: this run | stock, before |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for aim in aims:

@@ -1,10 +1,10 @@
-"""Rows of planned changes: how long a run stands still, and how much slower it is while another worker starts."""
+"""Rows of planned changes: how long a run stands still, how much slower it is while a worker starts."""
 
 from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,14 @@ def told(passage: Passage) -> dict[str, Any]:
     }
 
 
-def resize(tell: Teller, reps: int, *, large: int, small: int, on_change: str = "") -> None:
-    """From `large` to `small` workers and back; a repetition is one change, so that both ways weigh the same."""
+def resize(
+    tell: Teller, reps: int, *, large: int, small: int, on_change: str = "", own_core: bool = False
+) -> None:
+    """From `large` to `small` workers and back; a repetition is both, and tells of each.
+
+    With `own_core` rank 0's node has a core for itself, and how much slower its steps are while another
+    worker starts is told, too.
+    """
     more = []
     if on_change:
         if not workloads.has_setting("on_change"):
@@ -38,48 +44,37 @@ def resize(tell: Teller, reps: int, *, large: int, small: int, on_change: str = 
     tell.note("starting the run")
     trial = Trial(workloads.gpt(large, more=more))
     began = time.time()
-    for number in range(reps):
-        size = small if number % 2 == 0 else large
-        passage = trial.resize(size)
-        tell.repetition(**told(passage))
-        tell.note(f"{number + 1}/{reps}: to {size} workers, {passage.pause_s:.2f} s")
-        trial.settle(size)
+    with pinned(trial) if own_core else nullcontext():
+        for number in range(reps):
+            down = trial.resize(small)
+            tell.repetition(**told(down))
+            trial.settle(small)
+            if own_core:
+                time.sleep(STEADY_S)
+            asked = time.time()
+            up = trial.resize(large)
+            tell.repetition(**told(up), **(slower(trial, asked, up) if own_core else {}))
+            tell.note(f"{number + 1}/{reps}: {down.pause_s:.2f} s down, {up.pause_s:.2f} s up")
+            trial.settle(large)
     tell.facts(step_s=step_seconds(trial.recorder.all_records, began, time.time()))
     tell_of_samples(tell, trial)
     trial.close()
 
 
-def growth(tell: Teller, reps: int) -> None:
-    """One worker trains on the first core, all else runs on the second: a worker more is fetched there."""
-    if (os.cpu_count() or 1) < 2:
-        raise NotAvailable("one core only: the newcomer cannot have its own")
-    connect()
-    tell.note("starting the run")
-    trial = Trial(workloads.gpt(2, batch=workloads.BATCH[1]))
-    with pinned(trial):
-        for number in range(reps):
-            trial.resize(1)
-            trial.settle(1)
-            time.sleep(STEADY_S)
-            asked = time.time()
-            passage = trial.resize(2)
-            until = getattr(passage.change, "left_at", None) or passage.last_at
-            records = trial.recorder.all_records
-            steady = step_seconds(records, asked - STEADY_S - 1, asked)
-            warming = step_seconds(records, asked, until)
-            if steady is None or warming is None:
-                raise RowFailed(f"no report of steps between {asked:.1f} and {until:.1f}")
-            tell.repetition(
-                slower=warming / steady - 1,
-                steady_s=steady,
-                warming_s=warming,
-                started_s=until - asked,
-                **told(passage),
-            )
-            tell.note(f"{number + 1}/{reps}: {warming / steady - 1:+.1%} for {until - asked:.1f} s")
-            trial.settle(2)
-    tell_of_samples(tell, trial)
-    trial.close()
+def slower(trial: Trial, asked: float, up: Passage) -> dict[str, Any]:
+    """By how much a step took longer from the wish for another worker until the run stopped for it."""
+    until = getattr(up.change, "left_at", None) or up.last_at
+    records = trial.recorder.all_records
+    steady = step_seconds(records, asked - STEADY_S - 1, asked)
+    warming = step_seconds(records, asked, until)
+    if steady is None or warming is None:
+        raise RowFailed(f"no report of steps between {asked:.1f} and {until:.1f}")
+    return {
+        "slower": warming / steady - 1,
+        "steady_s": steady,
+        "warming_s": warming,
+        "started_s": until - asked,
+    }
 
 
 def tell_of_samples(tell: Teller, trial: Trial) -> None:
@@ -99,6 +94,8 @@ def pinned(trial: Trial) -> Any:
     from eagleray.cluster import processes, state
 
     cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise NotAvailable("one core only: the newcomer cannot have its own")
     marker = state.find(CLUSTER).marker
     mine = [processes.this_process()]
     try:

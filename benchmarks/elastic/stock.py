@@ -27,7 +27,7 @@ SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-LIMIT_S = 150.0
+LIMIT_S = 240.0
 SETTLED_STEPS = 25
 CLAIM_S = 120.0
 
@@ -38,14 +38,12 @@ def resize(tell: Teller, reps: int, *, large: int, small: int) -> None:
     tell.note("starting the run")
     run.settle(large)
     for number in range(reps):
-        size = small if number % 2 == 0 else large
-        at = run.leave(size)
-        values = run.passage(at, size)
-        tell.repetition(to=size, **values)
-        tell.note(
-            f"{number + 1}/{reps}: to {size} workers, {values['pause_s']:.1f} s, {values['lost']} steps"
-        )
-        run.settle(size)
+        for size in (small, large):
+            values = run.passage(run.leave(size), size)
+            tell.repetition(to=size, **values)
+            said = f"to {size} workers, {values['pause_s']:.1f} s, {values['lost']} steps redone"
+            tell.note(f"{number + 1}/{reps}: {said}")
+            run.settle(size)
 
 
 def worker(tell: Teller, reps: int) -> None:

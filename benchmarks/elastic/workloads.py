@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ENDLESS = 10_000_000
 EVERY_STEPS = 10
 """Steps from one commit to the next."""
-BATCH = {1: 24, 2: 48, 3: 48, 4: 48}
+BATCH = {1: 16, 2: 24, 3: 24, 4: 24}
 """Global batch by world size: of about 50 ms a step on two cores."""
 
 
@@ -53,7 +53,7 @@ def mlp(workers: int, *, steps: int = ENDLESS, minimum: int = 1) -> TrainSpec:
         "name": "mlp",
         "seed": 3,
         "data": {"kind": "digits", "normalize": "standard"},
-        "model": {"kind": "mlp", "hidden": [512, 512]},
+        "model": {"kind": "mlp", "hidden": [128, 128]},
         "loss": {"kind": "cross_entropy"},
         "optimizer": {"kind": "adamw", "lr": 1e-3},
         "compression": {"kind": "none"},
