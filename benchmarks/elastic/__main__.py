@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ def main() -> int:
     if unknown:
         print(f"--rows: no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return _measure(options)
 
 
@@ -64,13 +64,15 @@ def _measure(options: argparse.Namespace) -> int:
                         row.name: pool.submit(_run, row, options, env, home, progress) for row in together
                     }
                     try:
-                        rows |= {name: run.result() for name, run in runs.items()}
-                    except BaseException:  # Ctrl-C, too: rows are in sessions of their own
+                        wait(runs.values())
+                    except KeyboardInterrupt:  # rows are in sessions of their own, and hear nothing of it
                         children.stop_all()
-                        raise
+                        code = 130
+                    rows |= {name: run.result() for name, run in runs.items()}
                 report.save(rows, about, options.results)
+                if code:
+                    break
         except KeyboardInterrupt:
-            progress.line("interrupted; what was measured is kept")
             code = 130
         finally:
             progress.close()
@@ -78,6 +80,8 @@ def _measure(options: argparse.Namespace) -> int:
     about["seconds"] = time.time() - began
     report.save(rows, about, options.results)
     progress.line(f"\n{report.table(rows)}")
+    if code:
+        progress.line("\ninterrupted; what was measured is kept")
     where = f"{options.results}/elastic.json, elastic.png"
     progress.line(f"\n{about['seconds'] / 60:.1f} minutes; {where}")
     return code

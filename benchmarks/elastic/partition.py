@@ -32,7 +32,7 @@ from support.ray_hosts import GCS, RayHosts
 NUM_HOSTS = 3
 """That train."""
 GUARD = (sys.executable, "-m", "eagleray.cluster.guard", "start", "--")
-CUT_LIMIT_S, BACK_LIMIT_S = 60.0, 120.0
+CUT_LIMIT_S, BACK_LIMIT_S = 60.0, 180.0
 _SEGMENT = re.compile(r"segment-(\d+)\.attempt-(\d+)\.json")
 
 
@@ -86,6 +86,8 @@ def heal(tell: Teller, run: Driven, host: hosts.Host, at: float, gone: Passage) 
     mended = time.time()
     if processes.wait_until(lambda: host.address in run.alive(), timeout_s=BACK_LIMIT_S):
         values["back_s"] = time.time() - mended
+    else:
+        tell.failure(f"{host.hostname} was not back {BACK_LIMIT_S:.0f} s after its cable was mended")
     values["stale_commits"] = run.stale_commits(gone)
     tell.repetition(**values)
 

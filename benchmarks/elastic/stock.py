@@ -74,6 +74,7 @@ class Stock:
 
         self._coordinator: Any = get_or_create_autoscaling_coordinator()
         self._workers = workers
+        self._claimed, self._renewed_at = 0, 0.0
         self._requester = f"bench-{uuid.uuid4().hex[:6]}"
         folder = Path(os.environ["EAGLERAY_HOME"]) / f"stock-{uuid.uuid4().hex[:6]}"
         folder.mkdir()
@@ -113,23 +114,30 @@ class Stock:
         """Claim what leaves the run so many workers, or nothing where that is all; when that was."""
         import ray
 
-        class Priority(enum.Enum):  # here, so that it travels by value
-            ABOVE_ALL = 100
-
-        count = int(ray.cluster_resources().get("GPU", 0)) - size if size < self._workers else 0
+        self._claimed = int(ray.cluster_resources().get("GPU", 0)) - size if size < self._workers else 0
         at = time.time()
-        if count:
-            ray.get(
-                self._coordinator.request_resources.remote(
-                    requester_id=self._requester,
-                    resources=[{"CPU": 1.0, "GPU": 1.0}] * count,
-                    expire_after_s=CLAIM_S,
-                    priority=Priority.ABOVE_ALL,
-                )
-            )
+        if self._claimed:
+            self._renew()
         else:
             ray.get(self._coordinator.cancel_request.remote(self._requester))
         return at
+
+    def _renew(self) -> None:
+        """State the claim: the coordinator forgets one that is older than CLAIM_S."""
+        import ray
+
+        class Priority(enum.Enum):  # here, so that it travels by value
+            ABOVE_ALL = 100
+
+        ray.get(
+            self._coordinator.request_resources.remote(
+                requester_id=self._requester,
+                resources=[{"CPU": 1.0, "GPU": 1.0}] * self._claimed,
+                expire_after_s=CLAIM_S,
+                priority=Priority.ABOVE_ALL,
+            )
+        )
+        self._renewed_at = time.monotonic()
 
     def kill(self) -> float:
         """SIGKILL for a worker that is not rank 0; when that was."""
@@ -176,6 +184,8 @@ class Stock:
             if self._ended is not None or time.monotonic() > deadline:
                 steps = self.steps()
                 raise RowFailed(f"no {what}; last step {steps[-1:]}; {self._ended or 'the run goes on'}")
+            if self._claimed and time.monotonic() - self._renewed_at > CLAIM_S / 4:
+                self._renew()
             time.sleep(0.05)
         return value
 
