@@ -51,7 +51,7 @@ def _measure(options: argparse.Namespace) -> int:
     rows = report.read(options.results) if options.rows else {}
     began = time.time()
     about = {"started": began, "options": {name: str(value) for name, value in vars(options).items()}}
-    progress, code = report.Progress(), 0
+    progress, code = report.Progress(is_verbose=options.verbose), 0
     with place.home() as home:
         cluster = place.Cluster()
         try:
@@ -136,6 +136,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--skip", type=listed, default=[], help="not these")
     parser.add_argument("--reps", type=int, help="repetitions of each row, in place of its own number")
     parser.add_argument("--results", type=Path, default=place.RESULTS, help="folder to write into")
+    parser.add_argument("--verbose", action="store_true", help="each repetition as a line")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     return parser.parse_args()
 
