@@ -16,13 +16,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import place  # first: it says where eagleray is
-from rows import ROWS, Row
+from rows import ROWS, Row, stages
 
 if TYPE_CHECKING:
     import report
@@ -85,17 +84,6 @@ def _measure(options: argparse.Namespace) -> int:
     where = f"{options.results}/elastic.json, elastic.png"
     progress.line(f"\n{about['seconds'] / 60:.1f} minutes; {where}")
     return code
-
-
-def stages(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows in their order: one after the other, but those that are not timed beside each other."""
-    found: list[list[Row]] = []
-    for row in rows:
-        if found and not row.is_timed and not found[-1][-1].is_timed:
-            found[-1].append(row)
-        else:
-            found.append([row])
-    return found
 
 
 def _run(

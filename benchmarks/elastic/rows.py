@@ -5,7 +5,7 @@ A row's module is imported in the row's own process only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,3 +55,14 @@ _ALL = (
 )
 """A resize's repetition is two changes, one down and one up."""
 ROWS: Mapping[str, Row] = {row.name: row for row in _ALL}
+
+
+def stages(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows in their order: one after the other, but those that are not timed beside each other."""
+    found: list[list[Row]] = []
+    for row in rows:
+        if found and not row.is_timed and not found[-1][-1].is_timed:
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found

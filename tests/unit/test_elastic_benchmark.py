@@ -176,3 +176,11 @@ def test_every_aim_has_a_row_and_every_row_a_function():
         names = [argument.arg for argument in found.args.args + found.args.kwonlyargs]
         assert names[:2] == ["tell", "reps"]
         assert set(one.arguments) <= set(names[2:])
+
+
+def test_only_rows_that_are_not_timed_run_beside_each_other():
+    def of(name: str, is_timed: bool):
+        return rows.Row(name, "", 1, 1, is_timed=is_timed)
+
+    listed = [of("a", True), of("b", False), of("c", False), of("d", True), of("e", True)]
+    assert [[row.name for row in stage] for stage in rows.stages(listed)] == [["a"], ["b", "c"], ["d"], ["e"]]
