@@ -17,7 +17,8 @@ NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
 LINTED := platform/eagleray jobs tests examples benchmarks $(wildcard serve_apps/*.py)
 
 .PHONY: help install venv demo demo-elastic test test-unit test-all bench-loop bench-generation bench-codecs \
-  bench-sdk bench-compression bench-compression-full lint format docs constraints clean
+  bench-sdk bench-compression bench-compression-full bench-elastic bench-elastic-full lint format docs \
+  constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +78,12 @@ bench-compression: install  ## gradient compression against DDP and torch's hook
 
 bench-compression-full: bench-compression  ## that, and trainings to their end with every scheme (an hour more)
 	@$(BIN)/python benchmarks/compression --convergence $(ARGS)
+
+bench-elastic: install  ## resizes, losses and the ledger on a local cluster, against stock Ray (25 min)
+	@$(BIN)/python benchmarks/elastic $(ARGS)
+
+bench-elastic-full: install  ## that, and random schedules and a fault storm (45 min more)
+	@$(BIN)/python benchmarks/elastic --full $(ARGS)
 
 lint: install  ## ruff, basedpyright, and the contract of the rooms
 	@$(BIN)/ruff check $(LINTED)
