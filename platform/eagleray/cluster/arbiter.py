@@ -376,7 +376,9 @@ class Arbiter:
             ]
             totals = {node.id: node.total for node in self._sight.nodes.values()}
             try:
-                await self._by_hand(self._side.tell, held, totals)
+                await asyncio.to_thread(
+                    self._side.tell, held, totals
+                )  # it may hang, and nothing waits for it
             except Exception as error:
                 _log.warning("ledger: Ray's coordinator was not told what is held (%s)", error)
             await asyncio.sleep(_TELL_EVERY_S)

@@ -26,8 +26,9 @@ _PATIENCE_S = 5.0
 """A service does not grow for so long at most because the ledger has not answered yet."""
 _SILENCE_S = 1.5
 """A service of which Serve has not asked for so long may have been deleted."""
-_HELD_UP_S = 20.0
-"""A replica that Serve has to start waits for its grant for so long, and for any room in Ray from then on."""
+_HELD_UP_S = 180.0
+"""A replica that Serve has to start waits for its grant for so long: a node may have to come up in a cloud.
+From then on it waits for any room, in Ray."""
 _UNKNOWN_S = 1.0
 """Serve may have to start a replica before it has asked how many there may be."""
 _YIELD_S = 60.0
