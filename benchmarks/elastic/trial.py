@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any
 
+import workloads
 from passages import Passage
 from recorder import Recorder
 
@@ -36,8 +37,9 @@ class Trial:
         self.recorder.folder = self.run.folder
         self.size = Size()
         scaling = spec.scaling
+        more = {"spares": scaling.spares} if workloads.has_setting("spares") else {}
         self._reservation = Reservation(
-            bundle(spec), scaling.num_workers, scaling.label_selector, scaling.minimum
+            bundle(spec), scaling.num_workers, scaling.label_selector, scaling.minimum, **more
         )
         self._reservation.wait(lambda _: None)
         self._stopped: list[Process] = []
