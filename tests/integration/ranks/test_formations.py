@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eagleray.specs import TrainSpec, validate
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from eagleray.workflows.verify import Verification, verify
 from integration.ranks.runs import DIGITS, weights
 from support.crew import Crew, crew, end
