@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray.compression import MomentumAdam
-from eagleray.specs.train import ADAM_PAIRS
+from eagleray.specs.compression import ADAM_PAIRS
 
 NUM_WORKERS, RESTART_EVERY = 4, 25
 WITHIN = {"int8": 0.005, "int4": 0.005, "onebit_adam": 0.01}
@@ -125,7 +125,7 @@ class _Connection:
         bucket_cap_mb: float | None = None,
     ):
         from eagleray import compression
-        from eagleray.specs.train import CompressionSpec
+        from eagleray.specs.compression import CompressionSpec
 
         self.model = DistributedDataParallel(module, init_sync=False, bucket_cap_mb=bucket_cap_mb)
         self._hook = None

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.compression import compressor
-from eagleray.specs.train import ADAM_PAIRS, CompressionSpec, Kind
+from eagleray.specs.compression import ADAM_PAIRS, CompressionSpec, Kind
 
 WIDTHS = (784, 2048, 2048, 2048, 100)
 BATCH_SIZE = 16

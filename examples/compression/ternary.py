@@ -22,7 +22,7 @@ from torch import Tensor
 from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.compression.wire import Step, Wire
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 
 THRESHOLD = 0.7
 """Of the mean magnitude; what is smaller is sent as 0."""

@@ -16,8 +16,8 @@ from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError, SpecError
+from eagleray.specs.compression import CompressionSpec
 from eagleray.specs.functions import import_function
-from eagleray.specs.train import CompressionSpec
 
 
 class Plan(Protocol):

@@ -16,7 +16,7 @@ from eagleray.compression.layout import Layout
 from eagleray.errors import InputError
 from eagleray.groups import Group
 from eagleray.specs import validate
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 
 _TIMEOUT_S = 600.0
 

@@ -27,7 +27,7 @@ from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
 from eagleray.groups import Group
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 
 
 class Hook:

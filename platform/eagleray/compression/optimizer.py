@@ -23,7 +23,7 @@ from torch.optim import Adam, Optimizer
 from eagleray.compression.compressor import Compressor
 from eagleray.compression.topk import TopK
 from eagleray.errors import InputError
-from eagleray.specs.train import sparse_under
+from eagleray.specs.compression import sparse_under
 
 BLOCK = 256
 """Elements with a common floor of their variance."""

@@ -21,8 +21,9 @@ from pydantic import (
 from eagleray.errors import SpecError
 from eagleray.specs.axes import Axis, Choice, axes_of, draw, enumerated, nested, typical
 from eagleray.specs.base import FileSpec, Name, Problem, Spec, load, located, problems
+from eagleray.specs.compression import CompressionSpec
 from eagleray.specs.strategies import AshaScheduler, SchedulerSpec, SearcherSpec, TpeSearcher
-from eagleray.specs.train import CompressionSpec, ScalingSpec, TrainSpec
+from eagleray.specs.train import ScalingSpec, TrainSpec
 
 NUM_DRAWS = 24
 """So many combinations are tried before a value counts as one that fits no trial."""

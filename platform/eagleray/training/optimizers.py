@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from eagleray.compression.optimizer import MomentumAdam
-from eagleray.specs.train import ADAM_PAIRS, CompressionSpec, OptimizerSpec, ScheduleSpec
+from eagleray.specs.compression import ADAM_PAIRS, CompressionSpec
+from eagleray.specs.train import OptimizerSpec, ScheduleSpec
 
 
 def build_optimizer(

@@ -13,7 +13,7 @@ from eagleray import compression, data, device, groups, models
 from eagleray.errors import SpecError
 from eagleray.packaging import load_weights
 from eagleray.specs import Signature, TrainSpec
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from eagleray.training.agreement import Agreement
 from eagleray.training.optimizers import build_optimizer
 

@@ -17,7 +17,7 @@ from eagleray.compression.kernels import codec
 from eagleray.compression.layout import TILE
 from eagleray.compression.wire import HEADER, ring_bytes
 from eagleray.errors import InputError
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 
 KINDS = ("none", "fp16", "bf16", "int8", "int4", "int8_ring")
 TOLERANCE = {"none": 1e-6, "fp16": 2e-3, "bf16": 2e-2, "int8": 4e-2, "int4": 0.7, "int8_ring": 1.5}

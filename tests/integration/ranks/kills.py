@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.errors import EaglerayError
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from eagleray.training.agreement import Agreement
 
 _CONTEXT = mp.get_context("forkserver")

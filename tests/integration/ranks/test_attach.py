@@ -13,7 +13,7 @@ from eagleray import compression, groups
 from eagleray.compression.topk import TopK
 from eagleray.errors import InputError, SpecError
 from eagleray.groups import making
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from integration.ranks.checks import Net, batch
 from support.worlds import run_world
 

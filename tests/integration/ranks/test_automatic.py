@@ -14,7 +14,7 @@ from eagleray.compression import kernels
 from eagleray.compression.automatic import auto, choice, probe
 from eagleray.compression.automatic.timeline import Link
 from eagleray.compression.stats import NonFinite
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from integration.ranks.checks import assert_equal_on_all_ranks, gradients
 from support.worlds import run_world
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from eagleray import groups
 from eagleray.packaging import CheckpointStore, Folder
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from eagleray.training.code import store_code
 from integration.ranks.runs import digits_spec, train_rank
 from support import blocks

@@ -14,7 +14,7 @@ from eagleray import compression, groups
 from eagleray.compression import engine
 from eagleray.compression.dry import DryWire
 from eagleray.errors import InputError, PeerLost, TrainingError
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from integration.ranks.checks import Net, batch, spec_of
 from integration.ranks.kills import training_world
 from support.worlds import run_world

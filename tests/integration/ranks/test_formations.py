@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from integration.ranks.crews import assert_same, exact, finish
 from integration.ranks.runs import weights
 from support.crew import crew, end

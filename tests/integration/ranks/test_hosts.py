@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from eagleray import compression, groups
 from eagleray.cluster import processes
 from eagleray.errors import EaglerayError, PeerLost
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from support import hosts
 
 pytestmark = pytest.mark.root

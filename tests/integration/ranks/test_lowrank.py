@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.errors import InputError
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from support.worlds import run_world
 
 SPECS = {

@@ -11,7 +11,7 @@ import pytest
 
 from eagleray.packaging import CheckpointStore
 from eagleray.specs import TrainSpec, validate
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from integration.ranks.crews import assert_same, exact, finish, verified
 from integration.ranks.runs import DIGITS, weights
 from support.crew import crew

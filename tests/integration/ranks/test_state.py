@@ -15,7 +15,7 @@ from eagleray.compression import engine
 from eagleray.compression.wire import HEADER
 from eagleray.errors import InputError, PeerLost
 from eagleray.packaging import flatten, unflatten
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from integration.ranks.checks import MANY_BUCKETS, Net, step
 from integration.ranks.runs import digits_spec, train_rank
 from support.worlds import run_world

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from support.worlds import run_world
 
 KINDS = ("int8", "int4", "int8_ring", "topk", "randomk", "powersgd", "onebit_adam")

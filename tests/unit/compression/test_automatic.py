@@ -19,7 +19,7 @@ from eagleray.compression.memory import Memory
 from eagleray.compression.momentum import Momentum
 from eagleray.compression.optimizer import MomentumAdam
 from eagleray.compression.wire import Step
-from eagleray.specs.train import ADAM_PAIRS, CompressionSpec
+from eagleray.specs.compression import ADAM_PAIRS, CompressionSpec
 
 SPEC = CompressionSpec(kind="auto")
 CPU_S = {

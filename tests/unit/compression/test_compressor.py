@@ -16,7 +16,7 @@ from eagleray.compression.stats import Stats
 from eagleray.compression.wire import ring_bytes
 from eagleray.errors import InputError, SpecError
 from eagleray.groups import Group
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 
 
 @pytest.mark.parametrize("kind", ["none", "fp16", "bf16", "int8", "int4"])

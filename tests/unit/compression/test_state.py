@@ -14,7 +14,7 @@ from eagleray.compression.layout import Bucket, Layout, Place
 from eagleray.compression.memory import Memory
 from eagleray.errors import InputError
 from eagleray.packaging import flatten, unflatten
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 from support.ranks import in_lockstep, same_bits, wires
 
 SHAPES = {"body.weight": (70, 33), "body.bias": (33,), "head.weight": (5, 41, 2)}

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from eagleray.compression.optimizer import MomentumAdam
+from eagleray.specs.compression import CompressionSpec
 from eagleray.specs.train import (
     AdamOptimizer,
-    CompressionSpec,
     ConstantSchedule,
     CosineSchedule,
     EarlyStopping,

@@ -31,7 +31,7 @@ from eagleray.compression.memory import Memory
 from eagleray.compression.momentum import WARMUP_STEPS, Momentum
 from eagleray.compression.optimizer import MomentumAdam
 from eagleray.compression.wire import Step, Wire, ring_bytes
-from eagleray.specs.train import ADAM_PAIRS, CompressionSpec
+from eagleray.specs.compression import ADAM_PAIRS, CompressionSpec
 
 WINDOW_S = 30.0
 """The ranks compare their steps' times once in so long."""

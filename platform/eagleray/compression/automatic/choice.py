@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from eagleray.specs.train import ADAM_PAIRS, Fidelity
+from eagleray.specs.compression import ADAM_PAIRS, Fidelity
 
 LEAST_LOSSY = (
     "none",

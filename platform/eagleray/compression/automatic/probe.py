@@ -24,7 +24,7 @@ from eagleray.compression.dry import DryWire, sample_of
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.wire import Pending, Step, Wire
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 
 SIZES = (64 << 10, 1 << 20, 8 << 20)
 """Bytes that each rank sends, at most."""

@@ -15,7 +15,7 @@ from eagleray.compression.kernels import codec, sparse
 from eagleray.compression.layout import TILE, Place
 from eagleray.compression.powersgd import matrix_shape
 from eagleray.compression.topk import GATHERED, count
-from eagleray.specs.train import CompressionSpec
+from eagleray.specs.compression import CompressionSpec
 
 _CODECS = {
     "bf16": "bf16",
