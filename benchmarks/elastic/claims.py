@@ -32,9 +32,8 @@ LIMIT_S = 120.0
 def claim(tell: Teller, reps: int) -> None:
     """See the module."""
     try:
-        from eagleray.cluster.ledger_client import LedgerClient
-
         from eagleray.cluster import event_log
+        from eagleray.cluster.ledger_client import LedgerClient
     except ImportError as error:
         raise NotAvailable(f"the ledger is not in this checkout: {error}") from None
     connect()
