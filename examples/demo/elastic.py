@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import threading
@@ -60,11 +61,11 @@ GOAL_S = 240.0
 
 
 class Watch:
-    """Who holds what, looked up four times a second in a thread while its `with` block lasts."""
+    """Who trains, by the run's own log, and who serves, by the ledger; while its `with` block lasts."""
 
     def __init__(self, client: Client):
         self.workers = self.replicas = 0
-        """That run now."""
+        """That train and that serve now."""
         self._client = client
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -83,9 +84,14 @@ class Watch:
                 claims = self._client.admin.claims().claims
             except EaglerayError:
                 continue  # the next look will do
-            used = {claim.holder: sum(claim.used.values()) for claim in claims}
-            self.workers = sum(units for holder, units in used.items() if holder.startswith("run "))
-            self.replicas = sum(units for holder, units in used.items() if "gpt" in holder) - self.workers
+            self.replicas = sum(
+                sum(claim.used.values()) for claim in claims if claim.holder.startswith("service ")
+            )
+
+    def line(self, line: str) -> None:
+        """Take a line of the run's log."""
+        if match := re.match(r"attempt \d+: (?:\d+ -> )?(\d+) workers?", line):
+            self.workers = int(match[1])
 
     def until(self, condition: Callable[[], bool], what: str, run: Future[Any] | None = None) -> float:
         """Wait; returns the seconds. Raises: DemoError after LIMIT_S, or where the run ended before."""
@@ -144,7 +150,8 @@ def play(tally: Tally) -> None:
         deploy(f"{FOLDER}/service.toml", "gpt", tally)
         with Watch(client) as watch, ThreadPoolExecutor(1, "run") as thread:
             step(3, "Another one trains on every node that is free")
-            run = thread.submit(submit, "jobs/train.py", (f"{FOLDER}/train.toml",), environment, tally)
+            spec = f"{FOLDER}/train.toml"
+            run = thread.submit(submit, "jobs/train.py", (spec,), environment, tally, watch.line)
             watch.until(lambda: watch.workers == NUM_NODES and not watch.replicas, "it has all nodes", run)
             traffic(client, watch, run, tally)
             step(5, "The traffic is over: the run takes the nodes again, and goes on to its end")

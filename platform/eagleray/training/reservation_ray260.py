@@ -6,6 +6,7 @@ The autoscaler starts nodes, and the workers import what they need, while the dr
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 import time
 from collections import Counter
@@ -27,8 +28,8 @@ GRACE_S = 1.0
 """How long a run that could begin waits for more seats."""
 PLACED_EVERY_S = 0.1
 NODE_ID_LABEL = "ray.io/node-id"
-_NUMBERS = itertools.count()
-"""Of this process's placement groups that have a name: Ray wants each of them once."""
+_PROCESS, _NUMBERS = secrets.token_hex(3), itertools.count()
+"""In names of placement groups: Ray wants each once, and those of a driver that died may still be there."""
 
 
 class Reservation:
@@ -100,7 +101,7 @@ class Reservation:
     def _group(self, count: int, node: str | None = None) -> PlacementGroup:
         selector = self._selector if node is None else {NODE_ID_LABEL: node}
         selectors: Any = [selector] * count if selector else None
-        name = "" if self.claim is None else f"{CLAIM_GROUP}{self.claim}:{next(_NUMBERS)}"
+        name = "" if self.claim is None else f"{CLAIM_GROUP}{self.claim}:{_PROCESS}-{next(_NUMBERS)}"
         return placement_group(
             [self.bundle] * count, strategy="SPREAD", bundle_label_selector=selectors, name=name
         )

@@ -19,6 +19,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 
 from eagleray.tuning.record import Trial
+from eagleray.tuning.room import Order
 from eagleray.tuning.running import RunningSearch
 from eagleray.tuning.tune_parts_ray260 import ORDERS, Seat
 
@@ -59,8 +60,8 @@ class Controller(TuneController):
         self._search.attempt(self._follow)
 
     def _follow(self) -> None:
-        for trial, what in self._search.orders():
-            self._make_leave(trial, is_asked=what == "ask")
+        for trial, order in self._search.orders():
+            self._make_leave(trial, order)
         manager: Any = self._actor_manager
         live = manager._live_actors_to_ray_actors_resources.values()
         in_use = _units_of(acquired.resource_request for _, acquired in live)
@@ -69,7 +70,7 @@ class Controller(TuneController):
         cache: Any = self._actor_cache._cached_objects
         self._search.room.prefer(_units_of(seat for seat, idle in cache.items() for _ in idle))
 
-    def _make_leave(self, trial: Trial, *, is_asked: bool) -> None:
+    def _make_leave(self, trial: Trial, order: Order) -> None:
         found = next(
             (
                 one
@@ -86,10 +87,10 @@ class Controller(TuneController):
             self.stop_trial(found)
             return
         actor: Any = found.temporary_state.ray_actor
-        if is_asked:
-            actor.pause.remote()
-        else:
+        if self._search.may_be_ended(trial, order):
             ray.kill(actor)
+        elif self._search.is_to_be_asked(trial):
+            actor.pause.remote(order.left_s)
 
     def _update_trial_queue(self, blocking: bool = False, timeout: int = 600) -> bool:
         return super()._update_trial_queue(blocking=False)

@@ -49,8 +49,13 @@ class Order:
     """A trial has to leave its seat."""
 
     number: int
-    is_late: bool
-    """Its time to do so by itself is over."""
+    left_s: float | None
+    """Seconds in which it may do so by itself; None: there is no limit."""
+
+    @property
+    def is_late(self) -> bool:
+        """Whether that time is over."""
+        return self.left_s is not None and self.left_s <= 0
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,8 @@ class Allotted:
             )
             self._leaving.add(number)
             over -= self._of(number)
-        is_late = self._deadline_s is not None and self.clock() >= self._deadline_s
-        return [Order(number, is_late) for number in sorted(self._leaving)]
+        left_s = None if self._deadline_s is None else self._deadline_s - self.clock()
+        return [Order(number, left_s) for number in sorted(self._leaving)]
 
     def prefer(self, nodes: Units) -> None:
         """Until the next call."""

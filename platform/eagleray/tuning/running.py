@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from eagleray.capacity import Facts, Units
 from eagleray.errors import SpecError
@@ -14,7 +14,7 @@ from eagleray.specs import TrainSpec, TuneSpec
 from eagleray.training.observer import WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.tuning.record import Trial
-from eagleray.tuning.room import Room, Use
+from eagleray.tuning.room import Order, Room, Use
 from eagleray.tuning.search import Suggester, trial_spec
 
 HOPELESS = 5
@@ -147,6 +147,7 @@ class RunningSearch:
                 "run_url": url,
                 "metric": self.spec.metric,
                 "seat": dict(seat),
+                "claim": self.room.claim,
             }
         return None
 
@@ -250,21 +251,26 @@ class RunningSearch:
         trial.state = "waiting"
         self._observer.recovered(trial)
 
-    def orders(self) -> list[tuple[Trial, Literal["ask", "end"]]]:
-        """What to do with trials that have to leave their seats.
-
-        ask: to pause; once. end: by force, since it has not begun, and nothing is lost, or since it is late.
-        """
-        found: list[tuple[Trial, Literal["ask", "end"]]] = []
-        for order in self.room.orders(self._progress):
-            start, trial = self._live[order.number], self.trials[order.number - 1]
-            start.has_to_leave = True
-            if order.is_late or start.saved_s is None:
-                found.append((trial, "end"))
-            elif not start.is_asked:
-                start.is_asked = True
-                found.append((trial, "ask"))
+    def orders(self) -> list[tuple[Trial, Order]]:
+        """The trials that have to leave their seats, each until it has left."""
+        found = [(self.trials[order.number - 1], order) for order in self.room.orders(self._progress)]
+        for trial, _ in found:
+            self._live[trial.number].has_to_leave = True
         return found
+
+    def may_be_ended(self, trial: Trial, order: Order) -> bool:
+        """Whether its process is to be ended: it has not begun, and nothing is lost, or it is late.
+
+        A trial of several workers sees to that by itself.
+        """
+        is_alone = self.spec.scaling.num_workers == 1
+        return is_alone and (order.is_late or self._live[trial.number].saved_s is None)
+
+    def is_to_be_asked(self, trial: Trial) -> bool:
+        """Whether it does not know yet that it has to leave; from now on it does."""
+        start = self._live[trial.number]
+        was_asked, start.is_asked = start.is_asked, True
+        return not was_asked
 
     def tell(self, *, in_use: Units, asked_for: Units) -> None:
         """Tell the room what the search has, by node: what Ray has given to it, and what it was asked for."""

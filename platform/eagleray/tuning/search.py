@@ -167,7 +167,7 @@ def max_concurrent(spec: TuneSpec, capacity: Capacity) -> int:
     wait for each other. More of them than fit would only ask the autoscaler for nodes that it cannot start.
     """
     scaling = spec.scaling
-    room = capacity.num_placeable(resources_of(scaling), scaling.label_selector) // scaling.num_workers
+    room = capacity.num_placeable(resources_of(scaling), scaling.label_selector) // units_of(scaling)
     if not capacity.is_complete:
         room = max(room, UNSEEN_CAPACITY)
     wanted = spec.budget.max_concurrent_trials or spec.num_trials
@@ -178,6 +178,11 @@ def resources_of(scaling: ScalingSpec) -> dict[str, float]:
     """What one worker of a trial holds."""
     found = {"CPU": scaling.cpus_per_worker, "GPU": float(scaling.gpus_per_worker)}
     return {name: amount for name, amount in found.items() if amount > 0}
+
+
+def units_of(scaling: ScalingSpec) -> int:
+    """Workers of a trial, and those that wait beside them: the units of its claim."""
+    return 1 if scaling.num_workers == 1 else scaling.num_workers + scaling.spares
 
 
 def describe_resources(scaling: ScalingSpec) -> str:

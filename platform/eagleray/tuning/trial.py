@@ -108,8 +108,10 @@ class Reporter:
         """Tell that the trial trained to its end."""
         self._send({"outcome": {**outcome, "evaluations": self._evaluations}})
 
-    def paused(self) -> None:
-        """Tell that the trial has stopped between two steps, to go on later."""
+    def paused(self, step: int | None = None) -> None:
+        """Tell that the trial has stopped between two steps, to go on later; `step`, if given, is saved."""
+        if step is not None:
+            self._step = self._saved_step = max(step, self._step)
         self._send({"paused": {"step": self._step, "saved_step": self._saved_step}})
 
     def failed(self, error: Exception) -> None:
@@ -125,11 +127,38 @@ class Reporter:
         self._report({**values, "records": records})
 
 
+class Pausing:
+    """Whether the trial of this process has to pause; asked by the driver, from any thread."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[float | None] | None = None
+        self._obey: Callable[[float | None], None] = lambda _: None
+
+    def ask(self, left_s: float | None) -> None:
+        """Have it pause, also where it has not begun; `left_s`: seconds until it has to be gone, or None."""
+        self._asked = (left_s,)
+        self._obey(left_s)
+
+    def obey(self, how: Callable[[float | None], None]) -> None:
+        """From now on this is how."""
+        self._obey = how
+        if self._asked is not None:
+            how(*self._asked)
+
+    def forget(self) -> None:
+        """Another trial comes into this process."""
+        self._asked, self._obey = None, lambda _: None
+
+
+PAUSING = Pausing()
+
+
 def one_worker(config: Mapping[str, Any]) -> None:
     """Train a trial of one worker in this process; what Ray Tune runs in the trial's actor.
 
     Args:
-        config: `spec` (the train spec's JSON), `run_url` and `metric`.
+        config: `spec` (the train spec's JSON), `run_url`, `metric`, and what only a trial of several workers
+            needs: `seat`, its units by node, under the claim `claim`; {} and None where there is no ledger.
     """
     _run(config, _train_alone)
 
@@ -140,30 +169,36 @@ def many_workers(config: Mapping[str, Any]) -> None:
 
 
 def _run(
-    config: Mapping[str, Any], train: Callable[[TrainSpec, Folder, Reporter], dict[str, Any] | None]
+    config: Mapping[str, Any],
+    train: Callable[[TrainSpec, Folder, Reporter, Mapping[str, Any]], dict[str, Any] | None],
 ) -> None:
     from ray import tune
 
     run = Folder(config["run_url"])
     reporter = Reporter(run, config["metric"], tune.report)
     try:
-        outcome = train(TrainSpec.model_validate_json(config["spec"]), run, reporter)
+        outcome = train(TrainSpec.model_validate_json(config["spec"]), run, reporter, config)
     except Exception as error:
         # Told in words, and not raised: Ray Tune would end the actor, and the next trial import torch anew.
         reporter.failed(error)
         return
     if outcome is None:
         reporter.paused()
+    elif outcome.get("is_suspended"):
+        reporter.paused(None if outcome["is_forced"] else outcome["step"])
     else:
         reporter.finished(outcome)
 
 
-def _train_alone(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, Any] | None:
+def _train_alone(
+    spec: TrainSpec, run: Folder, reporter: Reporter, config: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The loop page in this thread, in a world of one; None where it was asked to pause."""
     from eagleray.training.attempts import next_attempt, note_attempt
     from eagleray.training.station import STATION
 
     STATION.begin()
+    PAUSING.obey(lambda _: STATION.notice(1))
     attempt = next_attempt(run)
     note_attempt(run, attempt, world_size=1)
     reporter.started(attempt, [_this_worker()])
@@ -184,19 +219,30 @@ def _train_alone(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, 
             groups.close_all()
 
 
-def _train_together(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[str, Any]:
-    """A Ray Train run, driven from here; this actor holds no CPU."""
+def _train_together(
+    spec: TrainSpec, run: Folder, reporter: Reporter, config: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """A Ray Train run, driven from here; this actor holds no CPU. None where it paused before it began."""
     # Ray Train says in each trial what it asks for and who came; our driver shows it in the table.
     logging.getLogger("ray").setLevel(logging.WARNING)
     from eagleray.training.attempts import next_attempt
     from eagleray.training.reservation_ray260 import Reservation
+    from eagleray.training.stopping import Suspended
     from eagleray.training.trainer import bundle, fit
 
-    scaling = spec.scaling
+    scaling, claim = spec.scaling, config["claim"]
     reservation = Reservation(
-        bundle(spec), scaling.num_workers, scaling.label_selector, scaling.minimum, spares=scaling.spares
+        bundle(spec),
+        scaling.num_workers,
+        scaling.label_selector,
+        scaling.minimum,
+        spares=scaling.spares,
+        claim=claim,
     )
+    if claim is not None:
+        reservation.allot(config["seat"])
     try:
+        PAUSING.obey(lambda left_s: reservation.allot({}, leave_in_s=left_s, is_suspension=True))
         import eagleray.training.trainer_ray260  # noqa: F401  3 s, while the workers start
 
         reservation.wait(lambda text: reporter.put("note", text=text))
@@ -207,6 +253,8 @@ def _train_together(spec: TrainSpec, run: Folder, reporter: Reporter) -> dict[st
             reservation=reservation,
             observer=TrialObserver(run, reporter),
         )
+    except Suspended:
+        return None
     finally:
         reservation.release()
 

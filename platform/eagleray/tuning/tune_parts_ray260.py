@@ -23,10 +23,9 @@ from eagleray.cluster.names import CLAIM_GROUP, ON_HEAD
 from eagleray.specs import TuneSpec
 from eagleray.specs.strategies import AshaScheduler, MedianScheduler
 from eagleray.specs.train import ScalingSpec
-from eagleray.training.station import STATION
 from eagleray.tuning.running import RunningSearch
 from eagleray.tuning.search import resources_of
-from eagleray.tuning.trial import many_workers, one_worker
+from eagleray.tuning.trial import PAUSING, many_workers, one_worker
 
 TIME = "evaluation"
 """Schedulers count evaluations: trials with other batch sizes do as many of them."""
@@ -44,9 +43,18 @@ class _Quiet(tune.Trainable):
     """
 
     @ray.method(concurrency_group=ORDERS)
-    def pause(self) -> None:
-        """Have the trial's function commit after its next step, and return."""
-        STATION.notice(1)
+    def pause(self, left_s: float | None = None) -> None:
+        """Have the trial's function commit after its next step, and return.
+
+        Args:
+            left_s: seconds until it has to be gone; None: there is no limit.
+        """
+        PAUSING.ask(left_s)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Make room for another trial."""
+        PAUSING.forget()
+        return super().reset_config(new_config)
 
     def cleanup(self) -> None:
         """End the trial's function, and wait for the end of the process."""

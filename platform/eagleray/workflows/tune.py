@@ -91,6 +91,7 @@ def claimed(
     """
     from eagleray.cluster.holding import Holding
     from eagleray.cluster.ledger_client import LedgerClient
+    from eagleray.tuning.search import units_of
 
     ledger = LedgerClient.find()
     if ledger is None:
@@ -103,7 +104,7 @@ def claimed(
                 search.search_id,
                 holding,
                 lambda num_trials: request_of(search, num_trials),
-                search.spec.scaling.num_workers,
+                units_of(search.spec.scaling),
             ),
             Queue(search.search_id, ledger.report, say),
         )
@@ -116,19 +117,19 @@ def request_of(search: Search, num_trials: int) -> Request:
 
     A unit is a worker. Workers of one trial are of use together only: the first trial's are granted so.
     """
-    from eagleray.tuning.search import resources_of
+    from eagleray.tuning.search import resources_of, units_of
 
     scaling, holder = search.spec.scaling, f"search {search.search_id}"
     request = Request.search(
         search.search_id,
         holder,
         resources_of(scaling),
-        wanted=num_trials * scaling.num_workers,
+        wanted=num_trials * units_of(scaling),
         label_selector=scaling.label_selector,
     )
     if scaling.num_workers == 1:
         return request
-    return replace(request, minimum=min(scaling.num_workers, request.wanted), is_gang=True)
+    return replace(request, minimum=min(units_of(scaling), request.wanted), is_gang=True)
 
 
 def _monitor(search: Search, trials: list[Trial], queue: Queue | None, say: Callable[[str], None]) -> Any:

@@ -106,13 +106,13 @@ def test_the_least_progressed_of_the_node_leaves_and_its_unit_comes_back_when_it
     seats.tell(use({"a": 2, "b": 1}))
     progress = {1: 0.5, 2: 0.3, 3: 0.1}
     claim.take(a=1)
-    assert seats.orders(progress.__getitem__) == [Order(2, is_late=False)]
+    assert seats.orders(progress.__getitem__) == [Order(2, 10.0 - FORCE_S)]
     progress[2] = 0.9
-    assert seats.orders(progress.__getitem__) == [Order(2, is_late=False)], "it stays with the first"
+    assert seats.orders(progress.__getitem__) == [Order(2, 10.0 - FORCE_S)], "it stays with the first"
     seats.tell(use({"a": 2, "b": 1}))
     assert claim.held == {"a": 2, "b": 1}, "it still runs"
     clock[0] = 10.0 - FORCE_S
-    assert seats.orders(progress.__getitem__) == [Order(2, is_late=True)]
+    assert seats.orders(progress.__getitem__) == [Order(2, 0.0)]
     seats.leave(2)
     seats.tell(use({"a": 2, "b": 1}))
     assert claim.held == {"a": 2, "b": 1}, "its process is on its way out"

@@ -56,7 +56,7 @@ class Room:
         return len(self.taken) < self.num_seats
 
     def orders(self, progress: Callable[[int], float]) -> list[Order]:
-        return [Order(number, is_late) for number, is_late in self.ordered.items()]
+        return [Order(number, 0.0 if is_late else None) for number, is_late in self.ordered.items()]
 
     def prefer(self, nodes: Units) -> None: ...
 
@@ -136,16 +136,43 @@ def pause(search: RunningSearch, trial: Trial, step: int, saved_step: int) -> No
     search.completed(trial)
 
 
+def orders(search: RunningSearch) -> list[tuple[Trial, str]]:
+    """What the controller makes of the orders to trials whose processes are up."""
+    return [
+        (trial, "end" if search.may_be_ended(trial, order) else "ask")
+        for trial, order in search.orders()
+        if search.may_be_ended(trial, order) or search.is_to_be_asked(trial)
+    ]
+
+
 def test_a_trial_that_has_begun_is_asked_once_then_ended_when_it_is_late(
     search: RunningSearch, room: Room
 ) -> None:
     first, second = start(search), start(search)
     begin(search, first)
     room.ordered = {1: False, 2: False}
-    assert search.orders() == [(first, "ask"), (second, "end")], "the second has no step to lose"
-    assert search.orders() == [(second, "end")]
+    assert orders(search) == [(first, "ask"), (second, "end")], "the second has no step to lose"
+    assert orders(search) == [(second, "end")]
     room.ordered[1] = True
-    assert search.orders() == [(first, "end"), (second, "end")]
+    assert orders(search) == [(first, "end"), (second, "end")]
+
+
+def test_a_trial_of_several_workers_is_asked_whatever_it_does(room: Room, observer: Observer) -> None:
+    spec = validate(TuneSpec, {**SPEC, "scaling": {"num_workers": 2}}, name="spec")
+    search = RunningSearch(
+        spec,
+        [],
+        suggester=make_suggester(spec),
+        observer=observer,
+        stop=StopRequest(),
+        room=room,
+        num_concurrent=2,
+    )
+    trial = start(search)
+    room.ordered = {1: False}
+    assert orders(search) == [(trial, "ask")]
+    room.ordered = {1: True}
+    assert orders(search) == [], "it ends its workers by itself"
 
 
 def test_a_paused_trial_goes_on_first_when_there_is_room_again(
@@ -157,7 +184,7 @@ def test_a_paused_trial_goes_on_first_when_there_is_room_again(
     assert search.next_config() is None, "no room"
     assert not search.is_exhausted
     room.ordered[1], room.num_seats = False, 1
-    assert search.orders() == [(first, "ask")]
+    assert orders(search) == [(first, "ask")]
     pause(search, first, 41, 41)
     assert (first.state, first.step) == ("paused", 41)
     assert observer.heard == [("paused", 1, 41, 41, room.reason)]
@@ -186,10 +213,10 @@ def test_a_trial_that_was_ended_in_the_middle_is_no_loss_and_no_failure(
     search.reported(trial, {"records": [{"kind": "commit", "step": 20}]})
     take_steps(search, trial, 25)
     room.ordered[1] = True
-    assert search.orders() == [(trial, "end")]
+    assert orders(search) == [(trial, "end")]
     if is_restarted:  # by Ray Tune, which does not know better
         search.recovered(trial)
-        assert search.orders() == [(trial, "end")], "not this one either"
+        assert orders(search) == [(trial, "end")], "not this one either"
         search.completed(trial)
     else:
         search.lost(trial)
@@ -205,7 +232,7 @@ def test_one_that_never_ran_waits_again_without_a_word(
     assert config is not None
     trial = search.trial(config)
     room.ordered[1] = False
-    assert search.orders() == [(trial, "end")]
+    assert orders(search) == [(trial, "end")]
     search.completed(trial)
     assert (trial.state, observer.heard, trial.seconds) == ("waiting", [], 0.0)
 
@@ -215,7 +242,7 @@ def test_one_that_ends_in_spite_of_an_order_has_ended(search: RunningSearch, roo
     for trial in (first, second):
         begin(search, trial)
         room.ordered[trial.number] = False
-    assert len(search.orders()) == 2
+    assert len(orders(search)) == 2
     search.reported(first, {"outcome": {"evaluations": []}, "records": []})
     search.completed(first)
     search.judged(second, 1)
@@ -261,7 +288,7 @@ def test_paused_trials_end_with_the_search(search: RunningSearch, room: Room, ob
         trial = start(search)
         begin(search, trial)
         room.ordered[trial.number] = False
-        assert search.orders() == [(trial, "ask")]
+        assert orders(search) == [(trial, "ask")]
         pause(search, trial, 5, 5)
         search.tick()
         assert observer.heard[-1] == ("tick", True)

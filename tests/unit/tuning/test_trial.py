@@ -13,7 +13,7 @@ from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
 from eagleray.training.observer import WorkerInfo
 from eagleray.tuning import trial
-from eagleray.tuning.trial import Reporter, details_of, in_words
+from eagleray.tuning.trial import PAUSING, Pausing, Reporter, details_of, in_words
 from eagleray.tuning.tune_parts_ray260 import OneWorkerTrial
 
 METRIC = "validation_loss"
@@ -102,6 +102,18 @@ def test_a_failure_in_words() -> None:
     assert 'raise KeyError("lr")' in "\n".join(details_of(caught.value))
 
 
+def test_who_is_asked_to_pause_before_it_has_begun_pauses_when_it_begins() -> None:
+    heard: list[tuple[str, float | None]] = []
+    pausing = Pausing()
+    pausing.ask(3.0)
+    pausing.obey(lambda left_s: heard.append(("first", left_s)))
+    pausing.ask(2.0)
+    assert heard == [("first", 3.0), ("first", 2.0)]
+    pausing.forget()
+    pausing.obey(lambda left_s: heard.append(("second", left_s)))
+    assert len(heard) == 2
+
+
 @pytest.mark.parametrize("compression", [{"kind": "none"}, {"kind": "topk", "ratio": 0.1}])
 def test_a_trial_that_pauses_goes_on_as_if_it_had_not(
     compression: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,10 +138,11 @@ def test_a_trial_that_pauses_goes_on_as_if_it_had_not(
         def report(values: dict[str, Any]) -> None:
             reports.append(values)
             if pause_at is not None and values.get("step") == pause_at:
-                OneWorkerTrial.pause(None)  # type: ignore[arg-type]
+                OneWorkerTrial.pause(None, 9.0)  # type: ignore[arg-type]
 
+        PAUSING.forget()
         reporter = Reporter(Folder(tmp_path / name), "validation_loss", report)
-        outcome = trial._train_alone(spec, Folder(tmp_path / name), reporter)
+        outcome = trial._train_alone(spec, Folder(tmp_path / name), reporter, {})
         reporter.paused()
         return outcome, reports
 
