@@ -19,7 +19,7 @@ from dataclasses import replace
 import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from eagleray.capacity import Request
-from eagleray.cluster import ledger
+from eagleray.cluster import event_log, ledger, settings
 from eagleray.cluster.arbiter import POLICY
 from eagleray.cluster.holding import Holding
 from eagleray.cluster.ledger_client import LedgerClient
@@ -88,6 +88,8 @@ group = placed("killed", node)
 holding.state(used={node: 1})
 until(lambda: claim("killed")["used"])
 before = client.report()
+url = event_log.url_of(settings.storage_url(), before["cluster"])
+until(lambda: any((event.claim, event.kind) == ("killed", "grant") for event in event_log.read(url)))
 pid = ray.get(ray.get_actor(LEDGER, namespace=NAMESPACE).ping.remote())["pid"]
 os.kill(pid, signal.SIGKILL)
 killed_s = time.monotonic()

@@ -12,7 +12,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from eagleray.errors import InputError, PeerLost
-from eagleray.training import backend_ray260, trainer_ray260
+from eagleray.training import backend_ray260, retrying_ray260
 from eagleray.training.backend_ray260 import GroupBackend, GroupConfig
 
 
@@ -61,20 +61,20 @@ def test_a_rank_that_is_lost_meanwhile_counts_as_one_lost_later(monkeypatch):
     death = ActorDiedError()
     with pytest.raises(WorkerGroupError) as caught:
         start(monkeypatch, {0: LOST.as_instanceof_cause(), 1: death})
-    found = trainer_ray260.failures(caught.value)
+    found = retrying_ray260.failures(caught.value)
     assert type(found[0]) is PeerLost
     assert str(found[0]) == "rank 0 of 2 could not meet the others"
     assert found[1] is death
-    assert trainer_ray260.final_error(caught.value) is None
-    assert trainer_ray260.root_failure(found) == (1, death)
+    assert retrying_ray260.final_error(caught.value) is None
+    assert retrying_ray260.root_failure(found) == (1, death)
 
 
 def test_input_that_is_wrong_ends_the_run(monkeypatch):
     wrong = InputError("rank 1 does not see the run's folder")
     with pytest.raises(WorkerGroupError) as caught:
         start(monkeypatch, {1: RayTaskError("join", "Traceback …", wrong).as_instanceof_cause()})
-    assert trainer_ray260.failures(caught.value) == {1: wrong}
-    assert trainer_ray260.final_error(caught.value) is wrong
+    assert retrying_ray260.failures(caught.value) == {1: wrong}
+    assert retrying_ray260.final_error(caught.value) is wrong
 
 
 def test_another_error_is_what_it_is(monkeypatch):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from unit.processes import ROOT, python
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
+    stop_on_sigterm()
     yield
     signal.signal(signal.SIGTERM, before)
 
@@ -35,7 +37,6 @@ def interrupt_me(*_: object) -> int:
 
 
 def test_sigterm_is_an_interrupt_of_its_own() -> None:
-    stop_on_sigterm()
     with pytest.raises(Stopped):
         end_me()
     assert issubclass(Stopped, KeyboardInterrupt), "the only one that Ray hands on"
@@ -69,7 +70,7 @@ def test_a_driver_hears_it_while_it_imports(module: str) -> None:
 def test_a_run_is_stopped_not_failed(
     end, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_module, "_connect_and_reserve", end)
+    monkeypatch.setattr(run_module, "_seats", end)
     run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml"), Folder(str(tmp_path)))
     assert drive(lambda: run, 0.0) == 1
     assert capsys.readouterr().out == "run r-1\nstopped; go on with it: eagleray resume r-1\n"
@@ -80,7 +81,8 @@ def test_a_run_is_stopped_not_failed(
 def test_a_stop_while_the_report_is_written_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "_connect_and_reserve", lambda *_: None)
+    monkeypatch.setattr(run_module, "_seats", lambda *_: nullcontext())
+    monkeypatch.setattr(run_module, "_reserve", lambda *_: (None, 0.0))
     monkeypatch.setattr(run_module, "_monitor", lambda *_: None)
     monkeypatch.setattr(run_module, "_train", lambda *_: {"status": "FINISHED"})
     finish = run_module._finish
