@@ -74,7 +74,7 @@ def claims(client: httpx.Client) -> dict[str, dict]:
 
 def test_traffic_takes_a_node_from_a_run_and_lends_it_again(served, holds):
     [version] = services(served)
-    app = f"serve:m--{NAME}--v{version}"
+    app = f"serve:m--{NAME}--v{version}:CPU=1"
     # The requests that waited for the first replica may have asked for a second.
     until(lambda: claims(served)[app]["classes"] == {"serving floor": 1})
     assert sum(claims(served)[app]["used"].values()) == 1

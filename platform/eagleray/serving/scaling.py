@@ -113,8 +113,8 @@ def num_replicas(
     ask = Ask(context.app_name, bundle, label_selector, floor=load.minimum, wanted=wanted)
     granted = claims.granted(
         ask,
-        serve_scaling_ray260.replicas(context.deployment_id),
+        serve_scaling_ray260.replicas(context.deployment_id, bundle),
         meanwhile=max(load.target, load.running),
-        look=serve_scaling_ray260.looker(context.deployment_id),
+        look=serve_scaling_ray260.looker(context.deployment_id, bundle),
     )
     return allowed(wanted, granted, load, memory), {"memory": asdict(memory)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from eagleray.serving.scaling_policy import POLICY
@@ -19,37 +19,49 @@ _STOPPING = ("STOPPING", "STOPPED")
 _LOOK_S = 5.0
 
 
-def replicas(deployment_id: Any) -> Replicas:
-    """What Serve has of a deployment; for its controller's event loop."""
-    return _replicas(deployment_id) or Replicas()
+def replicas(deployment_id: Any, bundle: Mapping[str, float]) -> Replicas:
+    """What Serve has of a deployment whose replicas take `bundle` each; for its controller's event loop."""
+    return _replicas(deployment_id, bundle) or Replicas()
 
 
-def looker(deployment_id: Any) -> Callable[[], Replicas | None]:
+def looker(deployment_id: Any, bundle: Mapping[str, float]) -> Callable[[], Replicas | None]:
     """Of the same for another thread; None from it: Serve has no such deployment any more."""
     loop = asyncio.get_running_loop()
 
     async def look() -> Replicas | None:
-        return _replicas(deployment_id)
+        return _replicas(deployment_id, bundle)
 
     return lambda: asyncio.run_coroutine_threadsafe(look(), loop).result(_LOOK_S)
 
 
-def _replicas(deployment_id: Any) -> Replicas | None:
+def _replicas(deployment_id: Any, bundle: Mapping[str, float]) -> Replicas | None:
     state = _controller().deployment_state_manager._deployment_states.get(deployment_id)
     if state is None:
         return None
     sent = state._deployment_scheduler._launching_replicas.get(deployment_id, {})
     staying, stopping, unplaced, is_recovering = Counter[str](), Counter[str](), 0, False
+    former, former_stopping = Counter[str](), Counter[str]()
     for replica in state._replicas.get():
         now, node = replica.actor_details.state.value, replica.actor_node_id
+        is_former = not _takes(replica.version.ray_actor_options or {}, bundle)
         if node is None and replica.replica_id in sent:
             node = sent[replica.replica_id].target_node_id  # till its process answers: long after it has room
-        if node is not None:
+        if node is not None and is_former:
+            (former_stopping if now in _STOPPING else former)[node] += 1
+        elif node is not None:
             (stopping if now in _STOPPING else staying)[node] += 1
-        elif now not in _STOPPING:
+        elif now not in _STOPPING and not is_former:
             unplaced += 1
             is_recovering |= now == "RECOVERING"
-    return Replicas(staying, stopping, unplaced, is_recovering)
+    return Replicas(staying, stopping, unplaced, is_recovering, former, former_stopping)
+
+
+def _takes(options: Mapping[str, Any], bundle: Mapping[str, float]) -> bool:
+    """Whether an actor with these options takes `bundle`."""
+    return all(
+        float(options.get(option) or 0) == bundle.get(resource, 0.0)
+        for option, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU"))
+    )
 
 
 @functools.cache

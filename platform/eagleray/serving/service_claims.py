@@ -51,10 +51,16 @@ class Ask:
     wanted: int
     """Replicas that its requests need."""
 
+    @property
+    def claim(self) -> str:
+        """Its id. A claim is of one bundle: with another setting of its resources a service has another."""
+        amounts = ",".join(f"{name}={amount:g}" for name, amount in sorted(self.bundle.items()) if amount > 0)
+        return f"serve:{self.app}:{amounts}"
+
     def request(self, present: int) -> Request:
         """As the ledger takes it. While a version's replicas replace those of another, more are `present`."""
         return Request.service(
-            f"serve:{self.app}",
+            self.claim,
             words(self.app),
             self.bundle,
             floor=self.floor,
@@ -76,6 +82,9 @@ class Replicas:
     """Of those that start: on no node yet."""
     is_recovering: bool = False
     """Serve's controller has just been started again, and does not know yet where they are."""
+    former: Units = field(default_factory=dict)
+    """Not among all these: replicas with other resources than are asked for now, until others answer."""
+    former_stopping: Units = field(default_factory=dict)
 
     @property
     def used(self) -> Counter[str]:
@@ -83,8 +92,13 @@ class Replicas:
         return Counter(self.staying) + Counter(self.stopping)
 
     @property
+    def used_by_former(self) -> Counter[str]:
+        """By node id."""
+        return Counter(self.former) + Counter(self.former_stopping)
+
+    @property
     def present(self) -> int:
-        """Without those that stop."""
+        """Without those that stop, and those of another setting."""
         return sum(self.staying.values()) + self.unplaced
 
 
@@ -92,19 +106,40 @@ Look = Callable[[], Replicas | None]
 """The replicas of a service as Serve has them now, for another thread; None where it has been deleted."""
 
 
-@dataclass
-class _Service:
+@dataclass(frozen=True)
+class _Said:
+    """What Serve said last, in one: each is of no use beside another's."""
+
     ask: Ask
     replicas: Replicas
     look: Look
+
+
+@dataclass(frozen=True)
+class _Claim:
+    holding: Holding
+    request: Request
+    """With which it was opened."""
+
+
+@dataclass
+class _Service:
+    said: _Said
     first_s: float
+    """When it was first asked for, with these resources."""
     called_s: float
-    holding: Holding | None = None
-    bundle: Mapping[str, float] = field(default_factory=dict)
-    """With which the claim was opened."""
+    claim: _Claim | None = None
+    former: tuple[_Claim, ...] = ()
+    """With other resources; each until the last replica of it has gone."""
     refused: str = ""
     waits_s: float | None = None
     """Since when a replica waits for its grant."""
+
+    @property
+    def holding(self) -> Holding | None:
+        """Of the resources that are asked for; read it once: another thread sets it."""
+        claim = self.claim
+        return claim.holding if claim is not None and claim.request.claim == self.said.ask.claim else None
 
 
 class ServiceClaims:
@@ -131,25 +166,29 @@ class ServiceClaims:
             look: For the time after the last call.
         """
         now_s = self._clock()
-        service = self._services.get(ask.app)
+        service, said = self._services.get(ask.app), _Said(ask, replicas, look)
         if service is None:
-            service = self._services[ask.app] = _Service(ask, replicas, look, now_s, now_s)
+            service = self._services[ask.app] = _Service(said, now_s, now_s)
             self._unknown.pop(ask.app, None)
             self._news.set()
-        elif (service.ask, service.replicas) != (ask, replicas):
-            service.ask, service.replicas = ask, replicas
-            self._news.set()
-        service.look, service.called_s = look, now_s
+        else:
+            before, service.said = service.said, said
+            if before.ask.claim != ask.claim:
+                service.first_s = now_s
+            if (before.ask, before.replicas) != (ask, replicas):
+                self._news.set()
+        service.called_s = now_s
         if not replicas.unplaced:
             service.waits_s = None
-        governs = self._governs(service, now_s)
-        if governs and service.holding is not None:
-            return service.holding.allotment.size
+        holding = service.holding
+        governs = self._governs(service, holding, now_s)
+        if governs and holding is not None:
+            former = sum(claim.holding.allotment.size for claim in service.former)
+            return holding.allotment.size + min(former, sum(replicas.former.values()))
         return meanwhile if governs is None else None
 
-    def _governs(self, service: _Service, now_s: float) -> bool | None:
+    def _governs(self, service: _Service, holding: Holding | None, now_s: float) -> bool | None:
         """Whether the ledger says what the service may run; None: that will show in a moment."""
-        holding = service.holding
         if holding is not None and holding.refusal is None and holding.is_answered:
             return True
         is_none = self._has_looked and self._client is None
@@ -170,14 +209,15 @@ class ServiceClaims:
         if service is None:
             first_s = self._unknown.setdefault(app, now_s)
             return None if app.startswith(APP_PREFIX) and now_s - first_s < _UNKNOWN_S else ANYWHERE
-        there = taken + Counter(service.replicas.stopping)
-        units = service.holding.allotment.units if service.holding is not None else {}
+        replicas, holding = service.said.replicas, service.holding
+        there = taken + Counter(replicas.stopping) - Counter(replicas.former)
+        units = holding.allotment.units if holding is not None else {}
         if node := next((node for node in sorted(units) if units[node] > there[node]), ""):
             service.waits_s = None
             return node
         if service.waits_s is None:
             service.waits_s = now_s
-        is_governed = self._governs(service, now_s) is not False
+        is_governed = self._governs(service, holding, now_s) is not False
         return None if is_governed and now_s - service.waits_s < _HELD_UP_S else ANYWHERE
 
     def leaving(self, app: str, running: Mapping[Replica, str]) -> list[Replica]:
@@ -188,10 +228,16 @@ class ServiceClaims:
             running: Node ids, the oldest replica first.
         """
         service = self._services.get(app)
-        allotment = service.holding.allotment if service is not None and service.holding is not None else None
-        if allotment is None or allotment.deadline_s is None:
+        if service is None:
             return []
-        kept, found = Counter(allotment.units), list[Replica]()
+        former, holding = service.former, service.holding
+        holdings = [*(claim.holding for claim in former), *([holding] if holding is not None else [])]
+        allotments = [holding.allotment for holding in holdings]
+        if all(allotment.deadline_s is None for allotment in allotments):
+            return []
+        kept, found = Counter[str](), list[Replica]()
+        for allotment in allotments:
+            kept += Counter(allotment.units)
         for replica, node in running.items():
             kept[node] -= 1
             if kept[node] < 0:
@@ -216,31 +262,38 @@ class ServiceClaims:
             self._find_s = now_s + _FIND_EVERY_S
         for app, service in list(self._services.items()):
             if now_s - service.called_s > _SILENCE_S:
-                found = service.look()
+                said = service.said
+                found = said.look()
                 if found is None:
                     del self._services[app]
-                    if service.holding is not None:
-                        service.holding.close()
+                    for claim in (*service.former, *([service.claim] if service.claim else [])):
+                        claim.holding.close()
                     continue
-                service.replicas = found
+                ask = said.ask
                 if not found.present:  # it is being deleted; its last replicas still work
-                    service.ask = replace(service.ask, floor=0, wanted=0)
+                    ask = replace(ask, floor=0, wanted=0)
+                service.said = _Said(ask, found, said.look)
             if self._client is not None:
                 self._tend(service, self._client, now_s)
 
     def _tend(self, service: _Service, client: ClaimClient, now_s: float) -> None:
-        ask, replicas = service.ask, service.replicas
-        if service.holding is not None and service.bundle != ask.bundle:
-            service.holding.close()  # a claim is of one bundle
-            service.holding = None
+        ask, replicas = service.said.ask, service.said.replicas
         request = ask.request(replicas.present)
-        if service.holding is None:
-            if replicas.is_recovering and now_s - service.first_s < _PATIENCE_S:
+        if service.claim is not None and service.claim.request.claim != request.claim:
+            service.former, service.claim = (*service.former, service.claim), None
+        if service.claim is None:
+            again = next((claim for claim in service.former if claim.request.claim == request.claim), None)
+            if again is None and replicas.is_recovering and now_s - service.first_s < _PATIENCE_S:
                 return  # what is not stated would be taken for others' work
-            service.bundle = ask.bundle
-            service.holding = Holding(client, request, used=replicas.used, heard=lambda _: self._news.set())
+            service.refused = ""
+            service.claim = again or _Claim(
+                Holding(client, request, used=replicas.used, heard=lambda _: self._news.set()), request
+            )
+            service.former = tuple(claim for claim in service.former if claim is not again)
+            self._end_former(service, replicas)
             return
-        holding = service.holding
+        self._end_former(service, replicas)
+        holding = service.claim.holding
         holding.state(request=request, used=replicas.used)
         meant = max(replicas.present, min(ask.wanted, holding.allotment.size))
         if units := spare(holding.held, holding.allotment.units, replicas, meant):
@@ -249,6 +302,22 @@ class ServiceClaims:
         if refused and refused != service.refused:
             _log.warning("%s: scaled without the ledger, which refuses: %s", ask.app, refused)
         service.refused = refused
+
+    def _end_former(self, service: _Service, replicas: Replicas) -> None:
+        """Give back what has ended of earlier settings: what still runs there holds its room."""
+        for claim in service.former:
+            held = Counter(claim.holding.held)
+            used = held & replicas.used_by_former
+            if not used:
+                claim.holding.close()
+                service.former = tuple(other for other in service.former if other is not claim)
+                continue
+            num, floor = used.total(), claim.request.minimum
+            claim.holding.state(
+                request=replace(claim.request, minimum=min(floor, num), wanted=num), used=used
+            )
+            if units := held - used:
+                claim.holding.give_back(units)
 
 
 def spare(held: Units, allotted: Units, replicas: Replicas, meant: int) -> Counter[str]:

@@ -17,6 +17,7 @@ from support.pretend_ledger import PretendLedger, until
 
 IDLE_S = 30.0
 APP = "m--digits--v3"
+CLAIM = f"serve:{APP}:CPU=1"
 CPU = {"CPU": 1.0}
 
 
@@ -165,7 +166,7 @@ def test_a_burst_is_taken_from_a_run_and_lent_again(ledger):
     run.state(used=less.units)
     run.state(held=less.units)
     serve.comes_to(1, 1)
-    [node] = ledger.held(f"serve:{APP}")
+    [node] = ledger.held(CLAIM)
     assert serve.claims.place(APP, Counter()) == node
     assert serve.claims.place(APP, Counter([node])) is None
     serve.time_s += service_claims._HELD_UP_S
@@ -175,18 +176,18 @@ def test_a_burst_is_taken_from_a_run_and_lent_again(ledger):
     serve.comes_to(1, 1)
     serve.has = Replicas()
     serve.comes_to(0, 0)
-    until(lambda: ledger.held(f"serve:{APP}") == {})
+    until(lambda: ledger.held(CLAIM) == {})
     run.close()
 
 
 def test_what_came_up_elsewhere_than_granted_is_held_there(ledger):
     serve = Serve(ledger)
     serve.comes_to(1, 1)
-    [granted] = ledger.held(f"serve:{APP}")
+    [granted] = ledger.held(CLAIM)
     other = "b" if granted == "a" else "a"
     serve.has = Replicas({other: 1})
     serve.comes_to(1, 1)
-    until(lambda: ledger.held(f"serve:{APP}") == {other: 1}, lambda: ledger.held(f"serve:{APP}"))
+    until(lambda: ledger.held(CLAIM) == {other: 1}, lambda: ledger.held(CLAIM))
 
 
 def test_a_notice_names_the_replica_that_goes(ledger):
@@ -254,7 +255,7 @@ def test_a_ledger_that_does_not_answer_holds_nothing_up_for_long(ledger, monkeyp
 
 
 def test_what_the_ledger_refuses_is_scaled_without_it(ledger):
-    other = Holding(ledger, Request.service(f"serve:{APP}", "another", {"CPU": 0.5}, floor=0, wanted=1))
+    other = Holding(ledger, Request.service(CLAIM, "another", {"CPU": 0.5}, floor=0, wanted=1))
     assert other.wait(lambda found: found.size == 1, 10)
     serve = Serve(ledger)
     serve.comes_to(2, None)
@@ -262,11 +263,47 @@ def test_what_the_ledger_refuses_is_scaled_without_it(ledger):
     serve.comes_to(2, 2)
 
 
-def test_a_replica_of_another_size_takes_another_claim(ledger):
+def test_a_replica_of_another_size_takes_another_claim_while_the_others_keep_their_room(ledger):
     serve = Serve(ledger)
-    serve.comes_to(3, 2)
+    serve.floor = 1
+    serve.comes_to(2, 2)
+    serve.has = Replicas({"a": 1, "b": 1})
+    serve.comes_to(2, 2)
+    until(lambda: ledger.book.claims[CLAIM].used == {"a": 1, "b": 1})
+    ledger.nodes = {"a": 1.5, "b": 1}
     serve.bundle = {"CPU": 0.5}
-    serve.comes_to(3, 3)
+    serve.has = Replicas(unplaced=1, former={"a": 1, "b": 1})
+    assert serve.granted(2) == 7, "the new claim has not been heard of yet"
+    assert serve.claims.place(APP, Counter(["a", "b"])) is None, "no unit of another size is one of these"
+    other = f"serve:{APP}:CPU=0.5"
+    serve.comes_to(2, 3)
+    assert (ledger.held(CLAIM), ledger.held(other)) == ({"a": 1, "b": 1}, {"a": 1})
+    assert serve.claims.place(APP, Counter(["a", "b"])) == "a"
+    assert serve.claims.place(APP, Counter(["a", "a", "b"])) is None
+    serve.has = Replicas({"a": 1}, unplaced=1, former={"b": 1}, former_stopping={"a": 1})
+    serve.comes_to(2, 2)
+    assert ledger.held(CLAIM) == {"a": 1, "b": 1}, "it finishes what it has begun"
+    serve.has = replace(serve.has, former_stopping={})
+    serve.comes_to(2, 3)
+    assert (ledger.held(CLAIM), ledger.book.claims[CLAIM].request.minimum) == ({"b": 1}, 1)
+    serve.has = Replicas({"a": 2})
+    serve.comes_to(2, 2)
+    assert (CLAIM in ledger.book.claims, ledger.held(other)) == (False, {"a": 2})
+
+
+def test_a_size_that_is_taken_back_takes_its_claim_back(ledger):
+    serve = Serve(ledger)
+    serve.comes_to(1, 1)
+    [node] = ledger.held(CLAIM)
+    serve.has = Replicas({node: 1})
+    serve.comes_to(1, 1)
+    until(lambda: ledger.book.claims[CLAIM].used == {node: 1})
+    serve.bundle, serve.has = {"CPU": 0.5}, Replicas(former={node: 1})
+    serve.comes_to(1, 2)
+    serve.bundle, serve.has = CPU, Replicas({node: 1})
+    serve.comes_to(1, 1)
+    until(lambda: serve.claims.round() or set(ledger.book.claims) == {CLAIM})
+    assert ledger.held(CLAIM) == {node: 1}
 
 
 def test_a_deleted_service_gives_all_back_when_its_last_replica_has_gone(ledger):
@@ -276,12 +313,12 @@ def test_a_deleted_service_gives_all_back_when_its_last_replica_has_gone(ledger)
     serve.has = Replicas(stopping={"a": 1})
     serve.time_s += service_claims._SILENCE_S + 0.1
     serve.claims.round()
-    until(lambda: ledger.book.claims[f"serve:{APP}"].used == {"a": 1})
-    assert ledger.book.claims[f"serve:{APP}"].request.wanted == 0
-    until(lambda: serve.claims.round() or ledger.held(f"serve:{APP}") == {"a": 1})
+    until(lambda: ledger.book.claims[CLAIM].used == {"a": 1})
+    assert ledger.book.claims[CLAIM].request.wanted == 0
+    until(lambda: serve.claims.round() or ledger.held(CLAIM) == {"a": 1})
     serve.is_there = False
     serve.claims.round()
-    assert f"serve:{APP}" not in ledger.book.claims
+    assert CLAIM not in ledger.book.claims
 
 
 def test_after_a_restart_of_serves_controller_the_claim_begins_with_what_runs(ledger):
@@ -296,4 +333,4 @@ def test_after_a_restart_of_serves_controller_the_claim_begins_with_what_runs(le
     serve.has = Replicas({"b": 1})
     serve.comes_to(1, 1)
     assert stated[0].used == {"b": 1}
-    until(lambda: ledger.held(f"serve:{APP}") == {"b": 1})
+    until(lambda: ledger.held(CLAIM) == {"b": 1})

@@ -172,8 +172,8 @@ def autoscaler(deployment, monkeypatch):
     found = DeploymentAutoscalingState(deployment)
     replicas = SimpleNamespace(ray_actor_options={})
     assert found.register(DeploymentInfo(config, replicas, 0, "", version="1"), 0) == 1, "the first is tried"
-    monkeypatch.setattr(serve_scaling_ray260, "replicas", lambda _id: Replicas())
-    monkeypatch.setattr(serve_scaling_ray260, "looker", lambda _id: lambda: None)
+    monkeypatch.setattr(serve_scaling_ray260, "replicas", lambda *_: Replicas())
+    monkeypatch.setattr(serve_scaling_ray260, "looker", lambda *_: lambda: None)
     return found
 
 
@@ -244,24 +244,31 @@ def test_where_serve_keeps_its_replicas(monkeypatch, deployment):
     from ray._private.worker import Worker
     from ray.serve._private import controller, deployment_state
     from ray.serve._private.common import ReplicaState
+    from ray.serve._private.config import DeploymentConfig
     from ray.serve._private.deployment_scheduler import LaunchingReplicaInfo
+    from ray.serve._private.version import DeploymentVersion
 
     assert "self._deployment_scheduler" in inspect.getsource(deployment_state.DeploymentState), MOVED
     assert "self.actors" in inspect.getsource(Worker.__init__), MOVED
     assert "self.deployment_state_manager" in inspect.getsource(controller), MOVED
     assert "self._deployment_states" in inspect.getsource(deployment_state.DeploymentStateManager), MOVED
-    for name in ("actor_details", "actor_node_id"):
+    for name in ("actor_details", "actor_node_id", "version"):
         assert hasattr(deployment_state.DeploymentReplica, name), MOVED
     container = deployment_state.ReplicaStateContainer()
     states = (
         *(("RUNNING", "a"), ("RUNNING", "a"), ("STARTING", "b"), ("STARTING", None)),
         *(("STOPPING", "b"), ("STOPPING", None), ("PENDING_MIGRATION", "c"), ("STARTING", None)),
+        *(("RUNNING", "a"), ("STOPPING", "c"), ("STARTING", None)),  # of an earlier setting
+    )
+    now, before = (
+        DeploymentVersion("1", DeploymentConfig(), {"num_cpus": cpus, "num_gpus": 0}) for cpus in (1.0, 2.0)
     )
     sent = LaunchingReplicaInfo(target_node_id="d")
     scheduler = SimpleNamespace(_launching_replicas={deployment: {7: sent, 3: LaunchingReplicaInfo()}})
     for number, (state, node) in enumerate(states):
+        version = now if number < 8 else before
         one = SimpleNamespace(
-            replica_id=number, version="1", actor_node_id=node, actor_details=SimpleNamespace(state=None)
+            replica_id=number, version=version, actor_node_id=node, actor_details=SimpleNamespace(state=None)
         )
         one.update_state = lambda now, one=one: setattr(one.actor_details, "state", now)
         container.add(ReplicaState(state), one)
@@ -270,7 +277,8 @@ def test_where_serve_keeps_its_replicas(monkeypatch, deployment):
     )
     serve = SimpleNamespace(deployment_state_manager=manager)
     monkeypatch.setattr(serve_scaling_ray260, "_controller", lambda: serve)
-    found = serve_scaling_ray260.replicas(deployment)
-    assert found == Replicas({"a": 2, "b": 1, "c": 1, "d": 1}, {"b": 1}, unplaced=1)
+    found = serve_scaling_ray260.replicas(deployment, {"CPU": 1.0})
+    former = {"former": {"a": 1}, "former_stopping": {"c": 1}}
+    assert found == Replicas({"a": 2, "b": 1, "c": 1, "d": 1}, {"b": 1}, unplaced=1, **former)
     assert (found.present, found.used) == (6, Counter(a=2, b=2, c=1, d=1))
-    assert serve_scaling_ray260._replicas("another") is None
+    assert serve_scaling_ray260._replicas("another", {}) is None
