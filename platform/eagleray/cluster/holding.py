@@ -59,6 +59,7 @@ class Holding:
         self._claim = request.claim
         self._request, self._used, self._facts = request, dict(used), Facts()
         self._allotment = Allotment()
+        self._leave_by: float | None = None
         self._has_heard = False
         self._answered_s = float("-inf")
         self._refusal: InputError | CapacityError | None = None
@@ -87,6 +88,12 @@ class Holding:
         """The newest heard; version 0 before any."""
         with self._changed:
             return self._allotment
+
+    @property
+    def leave_by(self) -> float | None:
+        """The allotment's deadline, `time.monotonic()`: `deadline_s` counts from the answer."""
+        with self._changed:
+            return self._leave_by
 
     @property
     def is_answered(self) -> bool:
@@ -254,6 +261,8 @@ class Holding:
                 self._held = Counter(answer.units) | leaving
                 self._returned &= self._held
                 self._allotment, self._has_heard, self._refusal = answer, True, None
+                left_s = answer.deadline_s
+                self._leave_by = None if left_s is None else self._answered_s + left_s
                 self._changed.notify_all()
             if is_new:
                 try:

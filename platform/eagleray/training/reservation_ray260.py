@@ -115,7 +115,7 @@ class Reservation:
         self,
         units: Mapping[str, int],
         *,
-        leave_in_s: float | None = None,
+        leave_by: float | None = None,
         is_suspension: bool = False,
         reason: str = "",
     ) -> None:
@@ -126,7 +126,7 @@ class Reservation:
 
         Args:
             units: seats by node id.
-            leave_in_s: seconds that are left for that.
+            leave_by: by when, `time.monotonic()`; None: there is no limit.
             is_suspension: the run goes on later, when it is allotted seats again.
             reason: why seats have to go, in words.
         """
@@ -134,7 +134,7 @@ class Reservation:
             if self._is_released:
                 return
             self.is_suspended, self.reason = is_suspension, reason
-            self.leave_by = None if leave_in_s is None else time.monotonic() + leave_in_s
+            self.leave_by = leave_by
             for node in dict.fromkeys([*units, *(seat.node or "" for seat in self.seats)]):
                 self._allot_on(node, units.get(node, 0))
 

@@ -242,7 +242,11 @@ def _train_together(
     if claim is not None:
         reservation.allot(config["seat"])
     try:
-        PAUSING.obey(lambda left_s: reservation.allot({}, leave_in_s=left_s, is_suspension=True))
+        PAUSING.obey(
+            lambda left_s: reservation.allot(
+                {}, leave_by=None if left_s is None else time.monotonic() + left_s, is_suspension=True
+            )
+        )
         import eagleray.training.trainer_ray260  # noqa: F401  3 s, while the workers start
 
         reservation.wait(lambda text: reporter.put("note", text=text))

@@ -68,7 +68,6 @@ class ClaimedSeats(Seats):
         self._lock = threading.RLock()
         """Held while what was allotted is carried to the seats."""
         self._current: Reservation | None = None
-        self._heard_at = 0.0
         request = Request.run(
             run_id,
             f"run {run_id}",
@@ -106,9 +105,8 @@ class ClaimedSeats(Seats):
         self._thread.join()
         self._holding.close()
 
-    def _hear(self, allotment: Allotment) -> None:
+    def _hear(self, _: Allotment) -> None:
         with self._lock:
-            self._heard_at = time.monotonic()
             self._allot()
 
     def _allot(self) -> None:
@@ -117,12 +115,10 @@ class ClaimedSeats(Seats):
         if seats is None:
             return
         units = {node: min(count, held.get(node, 0)) for node, count in allotment.units.items()}
-        left_s = None
-        if allotment.deadline_s is not None:
-            left_s = allotment.deadline_s - (time.monotonic() - self._heard_at)
         # Without any seats there is nothing to suspend: it just waits.
         is_suspension = allotment.is_suspension and bool(seats.seats)
-        seats.allot(units, leave_in_s=left_s, is_suspension=is_suspension, reason=allotment.reason)
+        leave_by = self._holding.leave_by
+        seats.allot(units, leave_by=leave_by, is_suspension=is_suspension, reason=allotment.reason)
 
     def _give_back(self, seat: Seat) -> None:
         assert seat.node is not None

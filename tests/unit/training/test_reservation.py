@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -213,7 +214,8 @@ def test_fewer_units_take_what_does_not_train_at_once_and_leave_the_rest_to_its_
     reservation, played, _ = play("fine", count=2, minimum=1, units={"a": 3})
     (first, second), spare = (seat for seat, _ in reservation.take_actors()), reservation.seats[2]
     reservation.spawn(spare)
-    reservation.allot({"a": 1}, leave_in_s=9.0, reason="a service needs it")
+    reservation.allot({"a": 1}, leave_by=99.5, reason="a service needs it")
+    assert reservation.leave_by == 99.5
     assert (played.killed, played.removed, played.given) == (["3@g2.0"], ["g2"], ["a"])
     assert [seat.is_leaving for seat in (first, second)] == [False, True]
     reservation.close(second)
@@ -224,7 +226,7 @@ def test_fewer_units_take_what_does_not_train_at_once_and_leave_the_rest_to_its_
 def test_what_is_withdrawn_in_time_stays(play):
     reservation, played, _ = play("fine", count=2, minimum=1, units={"a": 2})
     seats = [seat for seat, _ in reservation.take_actors()]
-    reservation.allot({"a": 1}, leave_in_s=9.0)
+    reservation.allot({"a": 1}, leave_by=time.monotonic() + 9.0)
     reservation.allot({"a": 2})
     assert [seat.is_leaving for seat in seats] == [False, False]
     assert (reservation.leave_by, played.removed) == (None, [])
@@ -244,7 +246,7 @@ def test_workers_whose_seats_go_while_they_start_do_not_start_the_others_anew(pl
 
     def get_and_take_one(refs):
         if len(refs) == 2:
-            reservation.allot({"a": 1}, leave_in_s=9.0)
+            reservation.allot({"a": 1}, leave_by=time.monotonic() + 9.0)
         return get(refs)
 
     played.get = get_and_take_one
@@ -254,7 +256,9 @@ def test_workers_whose_seats_go_while_they_start_do_not_start_the_others_anew(pl
 
 def test_a_suspension_before_the_workers_train_ends_the_waiting(play):
     reservation, played, _ = play(count=2, minimum=1, units={"a": 1, "b": 1})
-    reservation.allot({}, leave_in_s=9.0, is_suspension=True, reason="floor of a service needs it")
+    reservation.allot(
+        {}, leave_by=time.monotonic() + 9.0, is_suspension=True, reason="floor of a service needs it"
+    )
     assert sorted(played.given) == ["a", "b"]
     with pytest.raises(Suspended, match="floor of a service"):
         reservation.take_actors()

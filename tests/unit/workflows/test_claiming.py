@@ -115,6 +115,21 @@ def test_what_others_need_is_given_back_when_its_workers_have_stopped(open_, pla
     assert len(reservation.seats) == 2
 
 
+def test_a_late_reservation_has_as_much_time_as_the_notice_leaves_it(open_):
+    """The time that is left shrinks with each answer; the moment at which it ends does not move."""
+    ledger = Ledger({"a": 2})
+    seats = open_(ledger, *sized(2, 1))
+    reservation = seats.reserve()
+    reservation.wait(print)
+    reservation.take_actors()
+    ledger.serve(1)
+    until(lambda: seats._holding.leave_by is not None)
+    deadline_s, version = ledger.book.claims["run-7"].notice.deadline_s, seats._holding.allotment.version
+    until(lambda: seats._holding.allotment.deadline_s < 9.5)
+    assert seats._holding.allotment.version == version
+    assert abs(seats.reserve().leave_by - deadline_s) < 0.2
+
+
 def test_it_grows_again_when_there_is_room(open_):
     ledger = Ledger({"a": 2})
     reservation = open_(ledger, *sized(2, 1)).reserve()
@@ -173,7 +188,11 @@ def test_what_is_on_its_way_back_is_not_taken_again(open_):
     until(lambda: len(reservation.seats) == 2)
     kept, gone = (seat for seat, _ in reservation.take_actors())
     seats._holding = SimpleNamespace(  # the moment between giving back and the ledger's counting it
-        allotment=Allotment(9, {"a": 2}), held={"a": 1}, close=seats._holding.close, state=lambda **_: None
+        allotment=Allotment(9, {"a": 2}),
+        held={"a": 1},
+        leave_by=None,
+        close=seats._holding.close,
+        state=lambda **_: None,
     )
     gone.is_leaving = True
     reservation.gave_back = lambda seat: None
