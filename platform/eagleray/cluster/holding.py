@@ -113,6 +113,12 @@ class Holding:
         with self._changed:
             return dict(self._held - self._returned)
 
+    @property
+    def asked_back(self) -> Units:
+        """What a notice asks for and is still held, by node."""
+        with self._changed:
+            return dict(self._held - self._returned - Counter(self._allotment.units))
+
     def state(
         self,
         *,

@@ -90,6 +90,7 @@ class ClaimedSeats(Seats):
         reservation.gave_back, reservation.check = self._give_back, self._check
         reservation.why = self._why
         with self._lock:
+            self._give_back_unseated()
             self._current = reservation
             self._allot()
         return reservation
@@ -128,6 +129,13 @@ class ClaimedSeats(Seats):
     def _tell_always(self) -> None:
         while not self._is_over.wait(TELL_EVERY_S):
             self._tell()
+            self._give_back_unseated()
+
+    def _give_back_unseated(self) -> None:
+        """Obey a notice while there are no seats: before the first reservation, and between two."""
+        seats = self._current
+        if (seats is None or not seats.seats) and (units := self._holding.asked_back):
+            self._holding.give_back(units)
 
     def _tell(self) -> None:
         seats = self._current

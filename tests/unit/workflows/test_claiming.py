@@ -115,6 +115,21 @@ def test_what_others_need_is_given_back_when_its_workers_have_stopped(open_, pla
     assert len(reservation.seats) == 2
 
 
+def test_a_notice_is_obeyed_while_there_are_no_seats(open_):
+    ledger = Ledger({"a": 3})
+    seats = open_(ledger, *sized(3, 1))
+    until(lambda: ledger.held("run-7") == {"a": 3})
+    ledger.serve(1)
+    until(lambda: ledger.held("run-7") == {"a": 2})
+    ledger.serve(1)
+    reservation = seats.reserve()
+    reservation.wait(print)
+    reservation.release()
+    ledger.serve(2)
+    until(lambda: ledger.held("run-7") == {"a": 1})
+    assert nodes(seats.reserve()) == ["a"]
+
+
 def test_a_late_reservation_has_as_much_time_as_the_notice_leaves_it(open_):
     """The time that is left shrinks with each answer; the moment at which it ends does not move."""
     ledger = Ledger({"a": 2})
@@ -191,6 +206,7 @@ def test_what_is_on_its_way_back_is_not_taken_again(open_):
         allotment=Allotment(9, {"a": 2}),
         held={"a": 1},
         leave_by=None,
+        asked_back={},
         close=seats._holding.close,
         state=lambda **_: None,
     )
