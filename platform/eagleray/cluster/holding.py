@@ -1,7 +1,8 @@
 """`Holding`: a claim as its holder has it. Threads of it talk with the ledger; it never blocks its user.
 
 One thread states what the holder asks for and has, each second and when that changes; the other waits for
-the next allotment. What was allotted counts as held until the holder gives it back: by `give_back`, or by
+the next allotment, and passes on what either has heard: a holder that takes its time with that goes on being
+stated. What was allotted counts as held until the holder gives it back: by `give_back`, or by
 stating what it still holds. The ledger takes no notice of what is stated with an old version, since that
 knows nothing of later grants; so what was given back is stated again until it has counted.
 """
@@ -12,7 +13,7 @@ import atexit
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from types import MappingProxyType
 
@@ -51,8 +52,8 @@ class Holding:
             request: What is asked for, to begin with.
             used: What runs already, where the holder was started again: what its first statement does not
                 name would be taken for work without a claim.
-            heard: Called in a thread of the Holding for each new version, after `allotment` is set; one call
-                at a time. It may call any method but `wait`.
+            heard: Called for each new version in turn, after `allotment` is set, in the thread that listens.
+                It may call any method but `wait`.
             every_s: Seconds between two statements where nothing changes.
         """
         self._client, self._heard, self._every_s = client, heard, every_s
@@ -67,10 +68,10 @@ class Holding:
         """What the ledger counts as held, as far as is known here."""
         self._returned: Counter[str] = Counter()
         """Of it: given back, in no statement yet that has counted."""
+        self._unpassed: deque[Allotment] = deque()
+        """Heard, and to be passed on."""
         self._changed = threading.Condition()
         """Guards all of the above; notified when something is heard, and at the end."""
-        self._hearing = threading.Lock()
-        """Held while an answer is taken in and passed on, so that `heard` is called in order."""
         self._has_news = threading.Event()
         """Set when there is something to state."""
         self._is_closing = threading.Event()
@@ -230,9 +231,11 @@ class Holding:
 
     def _listen_always(self) -> None:
         while not self._is_closing.is_set():
+            seen = self.allotment.version  # before: else what is heard between would wait
+            self._pass_on()
             began_s, answer = time.monotonic(), None
             try:
-                answer = self._client.wait(self._claim, self.allotment.version, self._every_s)
+                answer = self._client.wait(self._claim, seen, self._every_s)
             except Exception:  # the other thread hears the same a second later
                 _logger.exception("claim %s: cannot listen to the ledger; trying again", self._claim)
             if answer is not None:
@@ -246,32 +249,35 @@ class Holding:
         Of one version only answers to statements are taken, which come in order: what differs between them is
         what was given back.
         """
-        with self._hearing:
-            with self._changed:
-                if self._is_closing.is_set():
-                    return
-                self._answered_s = time.monotonic()
-                is_new = answer.version > self._allotment.version or not self._has_heard
-                is_late = answer.version < self._allotment.version
-                if counted is not None:
-                    self._returned -= counted
-                    if not is_late:  # else the newer allotment is without it
-                        self._held -= counted
-                if is_late or (not is_new and counted is None):
-                    return
-                if is_new and answer.deadline_s is None:  # what is gone has ended: by force, or with its node
-                    gone = self._held - Counter(answer.units) - self._returned
-                    self._used = dict(Counter(self._used) - gone)
-                # What a notice asks for is still held, and not in the allotment any more.
-                leaving = self._held if answer.deadline_s is not None else Counter[str]()
-                self._held = Counter(answer.units) | leaving
-                self._returned &= self._held
-                self._allotment, self._has_heard, self._refusal = answer, True, None
-                left_s = answer.deadline_s
-                self._leave_by = None if left_s is None else self._answered_s + left_s
-                self._changed.notify_all()
+        with self._changed:
+            if self._is_closing.is_set():
+                return
+            self._answered_s = time.monotonic()
+            is_new = answer.version > self._allotment.version or not self._has_heard
+            is_late = answer.version < self._allotment.version
+            if counted is not None:
+                self._returned -= counted
+                if not is_late:  # else the newer allotment is without it
+                    self._held -= counted
+            if is_late or (not is_new and counted is None):
+                return
+            if is_new and answer.deadline_s is None:  # what is gone has ended: by force, or with its node
+                gone = self._held - Counter(answer.units) - self._returned
+                self._used = dict(Counter(self._used) - gone)
+            # What a notice asks for is still held, and not in the allotment any more.
+            leaving = self._held if answer.deadline_s is not None else Counter[str]()
+            self._held = Counter(answer.units) | leaving
+            self._returned &= self._held
+            self._allotment, self._has_heard, self._refusal = answer, True, None
+            left_s = answer.deadline_s
+            self._leave_by = None if left_s is None else self._answered_s + left_s
+            self._changed.notify_all()
             if is_new:
-                try:
-                    self._heard(answer)
-                except Exception:
-                    _logger.exception("claim %s: what was heard could not be passed on", self._claim)
+                self._unpassed.append(answer)
+
+    def _pass_on(self) -> None:
+        while self._unpassed and not self._is_closing.is_set():
+            try:
+                self._heard(self._unpassed.popleft())
+            except Exception:
+                _logger.exception("claim %s: what was heard could not be passed on", self._claim)

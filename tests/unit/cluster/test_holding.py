@@ -337,6 +337,26 @@ def test_close_with_a_dead_ledger_and_from_within_heard(ledger, hold):
     until(lambda: ledger.closed == ["r", "r"])
 
 
+def test_a_holder_that_takes_its_time_is_stated_and_then_hears_the_rest_in_order(ledger, hold):
+    heard: list[int] = []
+    is_over = threading.Event()
+
+    def take_time(allotted: Allotment) -> None:
+        if allotted.version == 1:
+            is_over.wait(10)
+        heard.append(allotted.version)
+
+    holding = hold(heard=take_time)
+    granted(ledger, holding, a=1)
+    granted(ledger, holding, b=1)
+    granted(ledger, holding, c=1)
+    before = len(ledger.statements)
+    until(lambda: len(ledger.statements) > before + 2)
+    assert heard == [0]
+    is_over.set()
+    until(lambda: heard == [0, 1, 2, 3])
+
+
 def test_a_listener_that_fails_and_a_client_that_fails_do_not_lose_the_claim(ledger, hold, caplog):
     def heard(allotted: Allotment) -> None:
         if allotted.version == 1:
