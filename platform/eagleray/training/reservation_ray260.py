@@ -144,7 +144,8 @@ class Reservation:
             seat.is_leaving = index >= count
             if seat.is_leaving and seat.rank is None:
                 self.close(seat)
-        self.seats += [self._own_seat(node) for _ in range(count - len(here))]
+        for _ in range(count - len(here)):  # one by one: where one fails, the others are known
+            self.seats.append(self._own_seat(node))
 
     def used(self) -> Counter[str]:
         """Seats that a node has had, by its id: those of a claim."""

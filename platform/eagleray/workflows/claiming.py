@@ -6,11 +6,12 @@ choice of a victim goes by is stated to it.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from eagleray.capacity import Allotment, ClaimClient, Facts, Request
 from eagleray.cluster.holding import Holding
@@ -21,12 +22,13 @@ from eagleray.training.seat_ray260 import Seat
 from eagleray.training.telemetry import Record
 
 TELL_EVERY_S = 0.2
+_logger = logging.getLogger(__name__)
 
 
 class Ledger(ClaimClient, Protocol):
     """A `ClaimClient` that can be asked who waits for what."""
 
-    def report(self) -> Mapping | None:
+    def report(self) -> Mapping[str, Any] | None:
         """See `cluster.ledger_client.LedgerClient`."""
         ...
 
@@ -68,6 +70,8 @@ class ClaimedSeats(Seats):
         self._lock = threading.RLock()
         """Held while what was allotted is carried to the seats."""
         self._current: Reservation | None = None
+        self._is_allotted = True
+        """Whether that has worked out; else it is tried again."""
         request = Request.run(
             run_id,
             f"run {run_id}",
@@ -112,6 +116,11 @@ class ClaimedSeats(Seats):
 
     def _allot(self) -> None:
         """Have the seats that were allotted, but not what is on its way back to the ledger."""
+        self._is_allotted = False
+        self._carry()
+        self._is_allotted = True
+
+    def _carry(self) -> None:
         seats, allotment, held = self._current, self._holding.allotment, self._holding.held
         if seats is None:
             return
@@ -130,6 +139,17 @@ class ClaimedSeats(Seats):
         while not self._is_over.wait(TELL_EVERY_S):
             self._tell()
             self._give_back_unseated()
+            self._allot_again()
+
+    def _allot_again(self) -> None:
+        if self._is_allotted or not self._lock.acquire(blocking=False):  # else: it is being tried
+            return
+        try:
+            self._allot()
+        except Exception:
+            _logger.exception("what was allotted could not be carried to the seats; trying again")
+        finally:
+            self._lock.release()
 
     def _give_back_unseated(self) -> None:
         """Obey a notice while there are no seats: before the first reservation, and between two."""

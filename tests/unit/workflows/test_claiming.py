@@ -11,6 +11,7 @@ import pytest
 from eagleray.capacity import Allotment, Facts, Request, Settings, Statement, decide
 from eagleray.errors import InputError
 from eagleray.specs import TrainSpec, load
+from eagleray.training import reservation_ray260
 from eagleray.training.observer import Change
 from eagleray.training.stopping import Suspended
 from eagleray.workflows import claiming
@@ -128,6 +129,24 @@ def test_a_notice_is_obeyed_while_there_are_no_seats(open_):
     ledger.serve(2)
     until(lambda: ledger.held("run-7") == {"a": 1})
     assert nodes(seats.reserve()) == ["a"]
+
+
+def test_seats_that_could_not_be_had_are_tried_again(open_, played, monkeypatch):
+    ledger, asked = Ledger({"a": 2}), []
+
+    def fails_at_first(*bundles: object, **more: object):
+        asked.append(bundles)
+        if len(asked) in (1, 3, 4):
+            raise RuntimeError("the control store is away")
+        return played.placement_group(*bundles, **more)
+
+    ledger.is_away = True
+    reservation = open_(ledger, *sized(2, 1)).reserve()
+    monkeypatch.setattr(reservation_ray260, "placement_group", fails_at_first)
+    ledger.is_away = False
+    reservation.wait(print)
+    until(lambda: nodes(reservation) == ["a", "a"])
+    assert len(played.groups) == 2, "none is forgotten"
 
 
 def test_a_late_reservation_has_as_much_time_as_the_notice_leaves_it(open_):
