@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from eagleray.cluster.names import CLAIM_GROUP
+from eagleray.cluster.names import CLAIM_GROUP, NODE_ID_LABEL
 from eagleray.errors import TrainingError
 from eagleray.training.seat_ray260 import Seat, create_actor
 from eagleray.training.stopping import Suspended
@@ -27,7 +27,6 @@ MAX_DEATHS_AT_START = 5
 GRACE_S = 1.0
 """How long a run that could begin waits for more seats."""
 PLACED_EVERY_S = 0.1
-NODE_ID_LABEL = "ray.io/node-id"
 _PROCESS, _NUMBERS = secrets.token_hex(3), itertools.count()
 """In names of placement groups: Ray wants each once, and those of a driver that died may still be there."""
 

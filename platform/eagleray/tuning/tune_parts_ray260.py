@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from ray.tune.trainable.function_trainable import wrap_function
 from ray.util.placement_group import PlacementGroup, placement_group
 
-from eagleray.cluster.names import CLAIM_GROUP, ON_HEAD
+from eagleray.cluster.names import CLAIM_GROUP, NODE_ID_LABEL, ON_HEAD
 from eagleray.specs import TuneSpec
 from eagleray.specs.strategies import AshaScheduler, MedianScheduler
 from eagleray.specs.train import ScalingSpec
@@ -32,8 +32,6 @@ TIME = "evaluation"
 MAX_EVALUATIONS = 1_000_000
 ORDERS = "orders"
 """Name of the thread in which a trial's actor hears the driver."""
-NODE_ID = "ray.io/node-id"
-"""The label that Ray gives to each node."""
 
 
 class _Quiet(tune.Trainable):
@@ -119,7 +117,7 @@ def resources(
     def seat(config: Mapping[str, Any]) -> Seat:
         units, labels = config["seat"], dict(scaling.label_selector)
         if units:
-            (labels[NODE_ID],) = units
+            (labels[NODE_ID_LABEL],) = units
         return Seat(resources_of(scaling), labels, units=units, claim=claim)
 
     return OneWorkerTrial, seat

@@ -20,6 +20,7 @@ from eagleray.training.observer import Change, Observer
 from eagleray.training.reservation_ray260 import Reservation
 from eagleray.training.seat_ray260 import Seat
 from eagleray.training.telemetry import Record
+from eagleray.workflows.queueing import reason_of
 
 TELL_EVERY_S = 0.2
 _logger = logging.getLogger(__name__)
@@ -170,13 +171,7 @@ class ClaimedSeats(Seats):
         """Why the run waits, as the ledger has it."""
         if self._holding.allotment.size >= self._scaling.minimum:
             return "it was granted them, and Ray has not placed them yet"
-        report = self._ledger.report()
-        if report is None:
-            return "the ledger does not answer"
-        for claim in report["claims"]:
-            if claim["id"] == self._claim and claim["wait"] is not None:
-                return claim["wait"]["reason"]
-        return "the ledger has not decided yet"
+        return reason_of(self._ledger.report(), self._claim) or "the ledger has not decided yet"
 
 
 class RunFacts:

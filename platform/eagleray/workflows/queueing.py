@@ -9,6 +9,14 @@ from typing import Any
 EVERY_S = 1.0
 
 
+def reason_of(report: Mapping[str, Any] | None, claim: str) -> str | None:
+    """Why the claim with this id waits, by the ledger's report; None where nothing is known of it."""
+    if report is None:
+        return "the ledger does not answer"
+    wait = next((found["wait"] for found in report["claims"] if found["id"] == claim), None)
+    return None if wait is None else wait["reason"]
+
+
 class Queue:
     """Says that a claim waits and for what, when that begins and when it changes."""
 
@@ -44,15 +52,7 @@ class Queue:
         if now_s - self._asked_s < EVERY_S:
             return
         self._asked_s = now_s
-        reason = self._reason()
+        reason = reason_of(self._report(), self._claim)
         if reason is not None and reason != self._said:
             self._said = reason
             self._say(f"waiting: {reason}")
-
-    def _reason(self) -> str | None:
-        """Why it waits; None where nothing is known of it."""
-        report = self._report()
-        if report is None:
-            return "the ledger does not answer"
-        wait = next((claim["wait"] for claim in report["claims"] if claim["id"] == self._claim), None)
-        return None if wait is None else wait["reason"]
