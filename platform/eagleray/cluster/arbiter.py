@@ -194,7 +194,7 @@ class Arbiter:
         }
 
     async def end(self) -> None:
-        """Decide nothing more, and leave nothing behind on the cluster; claims are forgotten."""
+        """Decide nothing more, leave nothing behind on the cluster; may be called again where it failed."""
         self._is_ended = True
         self._changed.set()
         for task in self._tasks:
@@ -203,8 +203,6 @@ class Arbiter:
             await self._by_hand(self._side.end)
         finally:
             await asyncio.to_thread(self._event_log.close)
-            self._eyes.shutdown(wait=False)
-            self._hands.shutdown(wait=False)
 
     def _refusal(self, statement: Statement, before: Claim | None) -> CapacityError | None:
         """Why what is asked for could never be placed, where that is new; else None."""

@@ -488,6 +488,25 @@ def test_the_report_is_plain_json_and_the_coordinator_is_told(quick):
     during(cluster, body)
 
 
+def test_an_end_that_failed_can_be_called_again(quick, monkeypatch):
+    cluster, end, has_failed = Cluster(a=1), Cluster.end, []
+
+    def fails_once(self: Cluster) -> None:
+        if not has_failed:
+            has_failed.append(True)
+            raise TimeoutError("the GCS is away")
+        end(self)
+
+    monkeypatch.setattr(Cluster, "end", fails_once)
+
+    async def body(ledger: Arbiter) -> None:
+        with pytest.raises(TimeoutError, match="the GCS is away"):
+            await ledger.end()
+        assert not cluster.is_ended
+
+    during(cluster, body)  # ends it again
+
+
 def test_a_round_that_fails_is_not_the_last(quick, monkeypatch, caplog):
     decide, has_failed = module.decide, []
 
