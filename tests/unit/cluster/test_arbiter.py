@@ -400,6 +400,26 @@ def test_a_holder_that_falls_silent_loses_its_claim_and_one_that_speaks_does_not
     assert "expire" in log.kinds("silent")
 
 
+def test_what_a_silent_holder_still_runs_is_seen_before_its_room_is_granted(quick):
+    cluster = Cluster(a=1)
+
+    async def body(ledger: Arbiter) -> None:
+        await granted(ledger, run("silent"))
+        cluster.in_use = {"a": CPU}
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < 0.6:
+            ledger.exchange(Statement(run("speaks")))
+            await asyncio.sleep(0.01)
+        assert [claim["id"] for claim in ledger.report()["claims"]] == ["speaks"]
+        assert claim_of(ledger, "speaks")["wait"]["cause"] == "unclaimed"
+        cluster.in_use = {}
+        assert (await granted(ledger, run("speaks"))).units == {"a": 1}
+
+    log = during(cluster, body, policy=replace(QUICK, lease_s=0.2))
+    kinds = [event.kind for event in log.events if event.claim == "speaks"]
+    assert kinds.count("grant") == 1, "not the room in which the silent holder's worker ran"
+
+
 def test_a_ledger_that_stood_still_listens_before_it_strikes_anybody_out(quick, monkeypatch):
     monkeypatch.setattr(module, "_STOOD_STILL_S", 0.3)
     now_s = [1000.0]
