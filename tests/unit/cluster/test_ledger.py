@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from eagleray.capacity import Allotment, Request, Statement
-from eagleray.cluster import ledger, ledger_client, observation_ray260
+from eagleray.cluster import ledger, ledger_client, observation_ray260, profiles
 from eagleray.cluster.arbiter import POLICY
 from eagleray.cluster.ledger_client import LedgerClient
 from eagleray.cluster.names import LEDGER, NAMESPACE
@@ -70,6 +70,11 @@ def test_settings_travel_as_plain_values():
     wanted = ledger.LedgerSettings("tests", "s3://bucket", replace(POLICY, lease_s=4.0))
     assert ledger.LedgerSettings.from_json(wanted.to_json()) == wanted
     assert isinstance(wanted.to_json()["policy"], dict)
+
+
+@pytest.mark.parametrize(("profile", "lease_s"), [("default", 15.0), ("fast", 15.0), ("lossy", 80.0)])
+def test_a_holder_that_the_profile_lets_be_cut_off_keeps_its_claim(profile, lease_s):
+    assert ledger.patient(POLICY, profiles.named(profile)) == replace(POLICY, lease_s=lease_s)
 
 
 def test_a_client_asks_the_actor_and_looks_it_up_once(fake):
