@@ -129,6 +129,7 @@ class Arbiter:
         self._may_have_asks = True
         self._wake, self._hurry, self._changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._eyes, self._hands = ThreadPoolExecutor(1, "eyes"), ThreadPoolExecutor(1, "hands")
+        self._force = ThreadPoolExecutor(1, "force")  # it may take seconds, and looks wait for hands
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_ended = False
 
@@ -349,7 +350,8 @@ class Arbiter:
 
     async def _evict(self, decision: Evict) -> None:
         try:
-            ended = await self._by_hand(self._side.evict, decision.claim, decision.units)
+            evict = partial(self._side.evict, decision.claim, decision.units)
+            ended = await asyncio.get_running_loop().run_in_executor(self._force, evict)
         except Exception as error:
             _log.warning(
                 "ledger: claim %s could not be ended by force (%s); trying again", decision.claim, error

@@ -64,7 +64,7 @@ class _Asked:
 
 
 class RaySide:
-    """A `Side` for one ledger. Ray is connected; what changes the cluster is called by one thread."""
+    """A `Side` for one ledger. Ray is connected; `ask`, `settle` and `end` are called by one thread."""
 
     def __init__(self) -> None:
         self._asked: list[_Asked] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -266,6 +267,31 @@ def test_what_is_not_given_back_in_time_is_ended_by_force(quick, can_evict, capl
     log = during(cluster, body)
     assert "evict" in log.kinds("r")
     assert [event.reason for event in log.events if event.kind == "return"] == ["ended by force"] * can_evict
+
+
+def test_a_cluster_is_looked_at_while_force_takes_its_time(quick, monkeypatch):
+    cluster, has_looked = Cluster(a=2), threading.Event()
+
+    def slow(self: Cluster, claim: str, units: Units) -> Mapping[str, int]:
+        self.evicted.append((claim, dict(units)))
+        return units if has_looked.wait(5) else {}
+
+    monkeypatch.setattr(Cluster, "evict", slow)
+    monkeypatch.setattr(Cluster, "ask", lambda *_: True)  # so that each look has the asks, and settles
+    cluster.asked = {"a": {}}
+
+    async def body(ledger: Arbiter) -> None:
+        await granted(ledger, run(wanted=2, yield_s=0.05))
+        cluster.in_use = {"a": {"CPU": 2.0}}
+        ledger.exchange(Statement(service()))
+        await until(lambda: cluster.evicted)
+        number = len(cluster.settled)
+        began_s = time.monotonic()
+        await until(lambda: len(cluster.settled) > number + 2 or time.monotonic() - began_s > 4)
+        assert len(cluster.settled) > number + 2
+        has_looked.set()
+
+    during(cluster, body)
 
 
 def test_what_was_granted_and_never_taken_into_use_needs_no_force(quick):
