@@ -54,7 +54,7 @@ class LedgerClient:
         self._ask(_ANSWER_S, "close", claim)
 
     def report(self) -> dict[str, Any] | None:
-        """Who holds what and what waits for what, as plain values: `Ledger.report`; None where it is away."""
+        """Who holds what and what waits for what: `Arbiter.report`, plain values; None where it is away."""
         return self._ask(_REPORT_S, "report")
 
     def _ask(self, limit_s: float, method: str, *arguments: Any) -> Any:
@@ -76,16 +76,20 @@ class LedgerClient:
         return None
 
     def _handle(self) -> Any:
+        """The actor; None where there is none, or the GCS cannot be asked."""
         import ray
+        from ray.exceptions import RayError
 
         if not ray.is_initialized():  # else Ray would start a cluster of its own
             return None
+        if (actor := self._actor) is not None:
+            return actor
+        try:
+            found = ray.get_actor(LEDGER, namespace=NAMESPACE)  # it may take a minute: not under the lock
+        except (ValueError, RayError, OSError):
+            return None
         with self._lock:
-            if self._actor is None:
-                try:
-                    self._actor = ray.get_actor(LEDGER, namespace=NAMESPACE)
-                except ValueError:
-                    return None
+            self._actor = self._actor or found
             return self._actor
 
     def _forget(self, actor: Any) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError, RpcError
 
 from eagleray.capacity import Allotment, Request, Statement
 from eagleray.cluster import ledger, ledger_client, observation_ray260, profiles
@@ -113,6 +113,21 @@ def test_a_ledger_that_is_away_is_none_and_found_again(fake):
     assert client.exchange(STATEMENT) == Allotment(2)
     fake.is_connected = False
     assert client.exchange(STATEMENT) is None, "else Ray would start a cluster"
+
+
+def test_a_gcs_that_cannot_be_asked_is_a_ledger_that_is_away(fake, monkeypatch):
+    client, errors = LedgerClient(), [GetTimeoutError("the GCS is away"), RpcError("unavailable")]
+
+    def fails_twice(name: str, namespace: str) -> Ray:
+        assert not client._lock.locked(), "others that know the actor need not wait"
+        if errors:
+            raise errors.pop()
+        return fake.get_actor(name, namespace)
+
+    monkeypatch.setattr(ray, "get_actor", fails_twice)
+    assert [client.report() for _ in range(2)] == [None, None]
+    fake.answers = [{"claims": []}]
+    assert client.report() == {"claims": []}
 
 
 def test_a_cluster_without_a_ledger_and_one_whose_ledger_is_still_to_come(fake, monkeypatch):
