@@ -130,12 +130,14 @@ def test_a_gcs_that_cannot_be_asked_is_a_ledger_that_is_away(fake, monkeypatch):
     assert client.report() == {"claims": []}
 
 
-def test_a_cluster_without_a_ledger_and_one_whose_ledger_is_still_to_come(fake, monkeypatch):
+def test_a_cluster_without_a_ledger_and_one_whose_ledger_is_still_to_come(fake, monkeypatch, caplog):
     assert LedgerClient.find() is not None
     fake.has_actor = False
     assert LedgerClient.find() is None
     fake.is_expected = True
+    assert not caplog.records
     assert LedgerClient.find(timeout_s=0.0) is None
+    assert "no ledger came within 0 s: who asks for it goes on without a claim" in caplog.text
 
     def come(_seconds: float) -> None:
         fake.has_actor = True
