@@ -31,7 +31,7 @@ _MOST_KEPT = 100_000
 """In memory, while the storage refuses; the oldest go first."""
 _LOOK_EVERY_S = 10.0
 """For a newer ledger, while there is nothing to write."""
-_NAME = re.compile(r"segment-(?P<number>\d{10})\.jsonl")
+_NAME = re.compile(r"segment-\d{10}\.jsonl")
 _logger = logging.getLogger(__name__)
 
 
@@ -189,8 +189,7 @@ class EventLog:
         folder = Folder(url_of(self._storage_url, cluster or self._cluster))
         while True:
             names = [name for name in folder.list() if _NAME.fullmatch(name)]
-            last = _header(folder, names[-1]) if names else {"segment": 0, "epoch": 0}
-            number, epoch = last["segment"] + 1, last["epoch"] + 1
+            number, epoch = _number(names[-1]) + 1 if names else 1, _last_epoch(folder, names) + 1
             if folder.create(_name(number), self._segment(number, epoch, [], 0)):
                 self._folder, self._number, self._epoch = folder, number, epoch
                 return
@@ -259,6 +258,22 @@ class EventLog:
 
 def _name(number: int) -> str:
     return f"segment-{number:010d}.jsonl"
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("segment-").removesuffix(".jsonl"))
+
+
+def _last_epoch(folder: Folder, names: list[str]) -> int:
+    """The newest epoch that may have been taken: each segment that cannot be read may have begun one."""
+    num_damaged = 0
+    for name in reversed(names):
+        try:
+            return _header(folder, name)["epoch"] + num_damaged
+        except InputError as error:
+            _logger.warning("ledger: %s", error)
+            num_damaged += 1
+    return num_damaged
 
 
 def _header(folder: Folder, name: str) -> dict[str, Any]:

@@ -219,6 +219,22 @@ def test_what_the_limit_drops_during_a_write_is_counted_once(tmp_path, monkeypat
     assert [found["dropped"] for found in segments(tmp_path) if found["events"]] == [0, 2]
 
 
+def test_a_log_whose_last_segment_is_damaged_goes_on(tmp_path, caplog):
+    first = opened(tmp_path)
+    until(lambda: first.epoch is not None)
+    first.close()
+    folder = Path(url_of(str(tmp_path), "tests"))
+    (folder / "segment-0000000002.jsonl").write_text("")
+    second = opened(tmp_path)
+    until(lambda: second.epoch is not None)
+    second.append([event(1)])
+    second.close()
+    assert (second.epoch, second.trouble) == (3, ""), "the damaged one may have had epoch 2"
+    assert "segment-0000000002.jsonl is no segment of an event log" in caplog.text
+    (folder / "segment-0000000002.jsonl").unlink()
+    assert [found["epoch"] for found in segments(tmp_path)] == [1, 3, 3]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
