@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from eagleray.capacity.decisions import Ask, AskNodes, Evict, Expire, Units, Wai
 from eagleray.capacity.placement import Capacity
 from eagleray.capacity.policy import decide
 from eagleray.capacity.resources import Resources
+from eagleray.cluster.clock import Clock
 from eagleray.cluster.event_log import EventLog
 from eagleray.cluster.report import report_of
 from eagleray.cluster.sight import Seen, Sight
@@ -85,17 +85,6 @@ class Side(Protocol):
     def end(self) -> None:
         """Leave nothing behind on the cluster."""
         ...
-
-
-class Clock:
-    """Seconds since the epoch that never jump: the time at the start, and a monotonic clock on top of it."""
-
-    def __init__(self) -> None:
-        self._offset_s = time.time() - time.monotonic()
-
-    def __call__(self) -> float:
-        """The time now."""
-        return self._offset_s + time.monotonic()
 
 
 class Arbiter:
@@ -223,6 +212,12 @@ class Arbiter:
             return error
         return None
 
+    def _drop_what_can_never_be(self) -> None:
+        """Of claims that came before the capacity was known: when they come again they are refused."""
+        for claim in self._book.claims.values():
+            if not claim.held and self._refusal(Statement(claim.request), None) is not None:
+                self.close(claim.id)
+
     # Observing.
 
     async def _observe_always(self) -> None:
@@ -242,8 +237,10 @@ class Arbiter:
         loop = asyncio.get_running_loop()
         capacity = self._capacity
         if capacity is None or self._clock() - self._capacity_s > _CAPACITY_S:
-            capacity = await loop.run_in_executor(self._eyes, self._side.capacity)
+            is_first, capacity = capacity is None, await loop.run_in_executor(self._eyes, self._side.capacity)
             self._capacity, self._capacity_s = capacity, self._clock()
+            if is_first:
+                self._drop_what_can_never_be()
         look = partial(self._side.observe, capacity, with_asks=self._may_have_asks)
         began_s = self._clock()
         seen = await loop.run_in_executor(self._eyes, look)

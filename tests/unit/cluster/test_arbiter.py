@@ -485,6 +485,22 @@ def test_what_can_never_be_placed_is_refused_and_what_is_held_stays(quick):
     during(cluster, body)
 
 
+def test_what_came_before_the_first_look_and_can_never_be_placed_is_refused_after_it(quick):
+    cluster = Cluster(a=2)
+    cluster.types = Capacity([NodeCapacity("worker", {"CPU": 2.0}, {}, 1)])
+
+    async def body(ledger: Arbiter) -> None:
+        assert ledger.exchange(Statement(run(minimum=3, wanted=3))) == Allotment(0), "it knows no better yet"
+        running = Statement(run("running", minimum=3, wanted=3), 4, {"a": 1}, {"a": 1})
+        ledger.exchange(running)
+        assert await ledger.wait("r", 0, 10) is None, "its holder states it again"
+        with pytest.raises(CapacityError, match=r"^run r wants 3 units with 1 CPU each"):
+            ledger.exchange(Statement(run(minimum=3, wanted=3)))
+        assert [claim["id"] for claim in ledger.report()["claims"]] == ["running"]
+
+    during(cluster, body)
+
+
 def test_what_already_runs_is_taken_up_even_where_it_could_not_be_placed_anew(quick):
     cluster = Cluster(a=1)
     cluster.types = Capacity([])
