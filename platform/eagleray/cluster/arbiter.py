@@ -109,8 +109,8 @@ class Arbiter:
         self._capacity_s = float("-inf")
         self._not_before_s = float("inf")
         """When decisions may begin, or go on."""
-        self._expired_s: float | None = None
-        """When a claim was struck out; None where a look has since shown what of it still runs."""
+        self._expired_s = float("-inf")
+        """When a claim was struck out last; only a later look shows what of it still runs."""
         self._passed_s = self.started_s
         self._moved_s = self.started_s
         self._asked: tuple[Ask, ...] | None = None
@@ -252,8 +252,6 @@ class Arbiter:
         claims, unsaid_since_s = self._book.claims.values(), now_s - self._policy.start_limit_s
         if self._sight.take_in(seen, claims, began_s, now_s, unsaid_since_s=unsaid_since_s):
             self._moved_s = now_s
-        if self._expired_s is not None and began_s > self._expired_s:
-            self._expired_s = None
         self._event_log.nodes = {
             node.id: {"name": node.name or node.id, "type": node.node_type}
             for node in self._sight.nodes.values()
@@ -283,7 +281,7 @@ class Arbiter:
                 _log.exception("ledger: a round failed")
 
     def _may_decide(self, now_s: float) -> bool:
-        is_blind = self._sight.is_blind(now_s) or self._expired_s is not None
+        is_blind = self._sight.is_blind(now_s) or self._sight.began_s <= self._expired_s
         return not (is_blind or now_s < self._not_before_s or self._event_log.fenced or self._is_ended)
 
     def _decide(self, now_s: float) -> None:

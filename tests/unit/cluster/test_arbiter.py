@@ -446,6 +446,16 @@ def test_what_a_silent_holder_still_runs_is_seen_before_its_room_is_granted(quic
     assert kinds.count("grant") == 1, "not the room in which the silent holder's worker ran"
 
 
+def test_a_look_at_a_gcs_that_learns_its_nodes_anew_shows_nothing_of_what_runs():
+    seeing, lone = sight.Sight(), node("a", 1)
+    seeing.take_in(Seen((lone,), {"a": CPU}, {}), [], 1.0, 1.1, unsaid_since_s=0.0)
+    seeing.lose(TimeoutError("the GCS is away"), 2.0)
+    seeing.take_in(Seen((), {}, {}), [], 3.0, 3.1, unsaid_since_s=0.0)
+    assert seeing.began_s == 1.0
+    seeing.take_in(Seen((lone,), {"a": CPU}, {}), [], 4.0, 4.1, unsaid_since_s=0.0)
+    assert seeing.began_s == 4.0
+
+
 def test_a_ledger_that_stood_still_listens_before_it_strikes_anybody_out(quick, monkeypatch):
     monkeypatch.setattr(module, "_STOOD_STILL_S", 0.3)
     now_s = [1000.0]
