@@ -34,6 +34,7 @@ Kind = Literal[
     "open",
     "close",
     "return",
+    "take",
     "grant",
     "notice",
     "suspend",
@@ -63,7 +64,7 @@ class Event:
     time_s: float
     """Since the epoch."""
     kind: Kind
-    """A decision's; or open, close, and return: units were given back, or ended."""
+    """A decision's; or open, close, return (units went or ended), take (units run ungranted)."""
     claim: str
     holder: str
     rank: str
@@ -130,7 +131,7 @@ def of_round(before: Book, decisions: Iterable[Decision], after: Book, now_s: fl
 
 
 def of_exchange(before: Book, after: Book, now_s: float, reason: str | None = None) -> Iterator[Event]:
-    """The events of what holders did between two books, or of what has ended: open, close, return.
+    """The events of what holders did between two books, or of what has ended: open, close, return, take.
 
     Args:
         before: The book before.
@@ -145,11 +146,12 @@ def of_exchange(before: Book, after: Book, now_s: float, reason: str | None = No
         elif was is not None and now is None:
             yield _event("close", was, None, now_s, change=was.held, reason="given back for good")
         elif was is not None and now is not None:
-            less = {node: units - now.held.get(node, 0) for node, units in was.held.items()}
-            gone = {node: units for node, units in less.items() if units > 0}
-            if gone:
+            if gone := _more(was.held, now.held):
                 why = reason or ("as it was asked to" if was.notice else "by itself")
                 yield _event("return", was, now, now_s, change=gone, reason=why)
+            if came := _more(now.held, was.held):
+                event = _event("take", was, now, now_s, change=came, reason="runs without a grant")
+                yield replace(event, rank=_rank(was, was.size))
 
 
 def _of_decision(decision: _OfOneClaim, claim: Claim, after: Claim | None, now_s: float) -> Event:
@@ -207,6 +209,12 @@ def _event(
         size=sum(held.values()),
         **_change(claim, change or {}),
     )
+
+
+def _more(held: Units, than: Units) -> Units:
+    """What is in `held` beyond `than`."""
+    more = {node: units - than.get(node, 0) for node, units in held.items()}
+    return {node: units for node, units in more.items() if units > 0}
 
 
 def _change(claim: Claim, units: Units) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from eagleray.capacity.decisions import Ask, AskNodes, Evict, Expire, Units, Wai
 from eagleray.capacity.placement import Capacity
 from eagleray.capacity.policy import decide
 from eagleray.capacity.resources import Resources
+from eagleray.cluster.clock import Clock
 from eagleray.cluster.event_log import EventLog
 from eagleray.cluster.report import report_of
 from eagleray.cluster.sight import Seen, Sight
@@ -87,17 +87,6 @@ class Side(Protocol):
         ...
 
 
-class Clock:
-    """Seconds since the epoch that never jump: the time at the start, and a monotonic clock on top of it."""
-
-    def __init__(self) -> None:
-        self._offset_s = time.time() - time.monotonic()
-
-    def __call__(self) -> float:
-        """The time now."""
-        return self._offset_s + time.monotonic()
-
-
 class Arbiter:
     """For one event loop."""
 
@@ -120,6 +109,8 @@ class Arbiter:
         self._capacity_s = float("-inf")
         self._not_before_s = float("inf")
         """When decisions may begin, or go on."""
+        self._expired_s = float("-inf")
+        """When a claim was struck out last; only a later look shows what of it still runs."""
         self._passed_s = self.started_s
         self._moved_s = self.started_s
         self._asked: tuple[Ask, ...] | None = None
@@ -127,6 +118,7 @@ class Arbiter:
         self._may_have_asks = True
         self._wake, self._hurry, self._changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._eyes, self._hands = ThreadPoolExecutor(1, "eyes"), ThreadPoolExecutor(1, "hands")
+        self._force = ThreadPoolExecutor(1, "force")  # it may take seconds, and looks wait for hands
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_ended = False
 
@@ -194,7 +186,7 @@ class Arbiter:
         }
 
     async def end(self) -> None:
-        """Decide nothing more, and leave nothing behind on the cluster; claims are forgotten."""
+        """Decide nothing more, leave nothing behind on the cluster; may be called again where it failed."""
         self._is_ended = True
         self._changed.set()
         for task in self._tasks:
@@ -203,8 +195,6 @@ class Arbiter:
             await self._by_hand(self._side.end)
         finally:
             await asyncio.to_thread(self._event_log.close)
-            self._eyes.shutdown(wait=False)
-            self._hands.shutdown(wait=False)
 
     def _refusal(self, statement: Statement, before: Claim | None) -> CapacityError | None:
         """Why what is asked for could never be placed, where that is new; else None."""
@@ -221,6 +211,12 @@ class Arbiter:
         except CapacityError as error:
             return error
         return None
+
+    def _drop_what_can_never_be(self) -> None:
+        """Of claims that came before the capacity was known: when they come again they are refused."""
+        for claim in self._book.claims.values():
+            if not claim.held and self._refusal(Statement(claim.request), None) is not None:
+                self.close(claim.id)
 
     # Observing.
 
@@ -241,8 +237,10 @@ class Arbiter:
         loop = asyncio.get_running_loop()
         capacity = self._capacity
         if capacity is None or self._clock() - self._capacity_s > _CAPACITY_S:
-            capacity = await loop.run_in_executor(self._eyes, self._side.capacity)
+            is_first, capacity = capacity is None, await loop.run_in_executor(self._eyes, self._side.capacity)
             self._capacity, self._capacity_s = capacity, self._clock()
+            if is_first:
+                self._drop_what_can_never_be()
         look = partial(self._side.observe, capacity, with_asks=self._may_have_asks)
         began_s = self._clock()
         seen = await loop.run_in_executor(self._eyes, look)
@@ -283,7 +281,7 @@ class Arbiter:
                 _log.exception("ledger: a round failed")
 
     def _may_decide(self, now_s: float) -> bool:
-        is_blind = self._sight.is_blind(now_s)
+        is_blind = self._sight.is_blind(now_s) or self._sight.began_s <= self._expired_s
         return not (is_blind or now_s < self._not_before_s or self._event_log.fenced or self._is_ended)
 
     def _decide(self, now_s: float) -> None:
@@ -296,6 +294,8 @@ class Arbiter:
             if isinstance(decision, Evict):
                 self._spawn(self._evict(decision))
             elif isinstance(decision, Expire):
+                self._expired_s = now_s
+                self._hurry.set()
                 _log.warning("ledger: claim %s: %s", decision.claim, decision.reason)
         if any(not isinstance(decision, AskNodes | Wait) for decision in decisions):
             self._moved_s = now_s
@@ -345,7 +345,8 @@ class Arbiter:
 
     async def _evict(self, decision: Evict) -> None:
         try:
-            ended = await self._by_hand(self._side.evict, decision.claim, decision.units)
+            evict = partial(self._side.evict, decision.claim, decision.units)
+            ended = await asyncio.get_running_loop().run_in_executor(self._force, evict)
         except Exception as error:
             _log.warning(
                 "ledger: claim %s could not be ended by force (%s); trying again", decision.claim, error

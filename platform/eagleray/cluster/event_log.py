@@ -31,7 +31,7 @@ _MOST_KEPT = 100_000
 """In memory, while the storage refuses; the oldest go first."""
 _LOOK_EVERY_S = 10.0
 """For a newer ledger, while there is nothing to write."""
-_NAME = re.compile(r"segment-(?P<number>\d{10})\.jsonl")
+_NAME = re.compile(r"segment-\d{10}\.jsonl")
 _logger = logging.getLogger(__name__)
 
 
@@ -94,8 +94,12 @@ class EventLog:
         self._dropped = 0
         self._first_s = 0.0
         """Monotonic time of the oldest event that waits."""
+        self._batch: list[Event] = []
+        """What is being written: the same at each attempt, as the answer to one that worked may be lost."""
+        self._missing = 0
+        """Events dropped before the batch."""
         self._changed = threading.Condition()
-        """Guards the events, `_dropped`, `_first_s` and `_is_closing`."""
+        """Guards the events, `_dropped`, `_first_s` and `_is_closing`; the batch is the thread's own."""
         self._is_closing = False
         self._folder: Folder | None = None
         self._number = 0
@@ -158,6 +162,8 @@ class EventLog:
     def _await_work(self) -> None:
         """Return when a segment is full or due, it is time to look around, or at the end."""
         with self._changed:
+            if self._batch:
+                return
             self._changed.wait_for(lambda: self._events or self._is_closing, _LOOK_EVERY_S)
             if self._events:
                 due_s = self._first_s + self._every_s - time.monotonic()
@@ -183,9 +189,8 @@ class EventLog:
         folder = Folder(url_of(self._storage_url, cluster or self._cluster))
         while True:
             names = [name for name in folder.list() if _NAME.fullmatch(name)]
-            last = _header(folder, names[-1]) if names else {"segment": 0, "epoch": 0}
-            number, epoch = last["segment"] + 1, last["epoch"] + 1
-            if folder.create(_name(number), self._segment(number, epoch, [])):
+            number, epoch = _number(names[-1]) + 1 if names else 1, _last_epoch(folder, names) + 1
+            if folder.create(_name(number), self._segment(number, epoch, [], 0)):
                 self._folder, self._number, self._epoch = folder, number, epoch
                 return
 
@@ -194,21 +199,20 @@ class EventLog:
         assert self._folder is not None
         assert self._epoch is not None
         with self._changed:
-            events = [self._events[index] for index in range(min(MOST_EVENTS, len(self._events)))]
+            if self._events and not self._batch:
+                self._batch = [self._events.popleft() for _ in range(min(MOST_EVENTS, len(self._events)))]
+                self._missing, self._dropped, self._first_s = self._dropped, 0, time.monotonic()
         number, name = self._number + 1, _name(self._number + 1)
-        if not events:
+        if not self._batch:
             if self._folder.exists(name):
                 self._find_taken(name)
             return False
-        data = self._segment(number, self._epoch, events)
+        data = self._segment(number, self._epoch, self._batch, self._missing)
         if not self._folder.create(name, data) and not self._is_mine(name):
             self._find_taken(name)
             return not self._fenced
+        self._number, self._batch = number, []
         with self._changed:
-            for _ in events:
-                self._events.popleft()
-            self._dropped, self._first_s = 0, time.monotonic()
-            self._number = number
             return bool(self._events) and (self._is_closing or len(self._events) >= MOST_EVENTS)
 
     def _is_mine(self, name: str) -> bool:
@@ -236,7 +240,7 @@ class EventLog:
         )  # fmt: skip
         self._begin(own)
 
-    def _segment(self, number: int, epoch: int, events: list[Event]) -> bytes:
+    def _segment(self, number: int, epoch: int, events: list[Event], dropped: int) -> bytes:
         header = {
             "schema": SCHEMA,
             "epoch": epoch,
@@ -245,7 +249,7 @@ class EventLog:
             "segment": number,
             "started_s": self._started_s,
             "closed_s": self._now(),
-            "dropped": self._dropped,
+            "dropped": dropped,
             "nodes": dict(self.nodes),
         }
         lines = [header, *(event.to_json() for event in events)]
@@ -254,6 +258,22 @@ class EventLog:
 
 def _name(number: int) -> str:
     return f"segment-{number:010d}.jsonl"
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("segment-").removesuffix(".jsonl"))
+
+
+def _last_epoch(folder: Folder, names: list[str]) -> int:
+    """The newest epoch that may have been taken: each segment that cannot be read may have begun one."""
+    num_damaged = 0
+    for name in reversed(names):
+        try:
+            return _header(folder, name)["epoch"] + num_damaged
+        except InputError as error:
+            _logger.warning("ledger: %s", error)
+            num_damaged += 1
+    return num_damaged
 
 
 def _header(folder: Folder, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from eagleray.capacity.claims import Settings
 from eagleray.cluster import settings, state
 from eagleray.cluster.arbiter import POLICY
 from eagleray.cluster.names import LEDGER, NAMESPACE, ON_HEAD
+from eagleray.cluster.profiles import Profile
 from eagleray.cluster.state import ClusterState
 from eagleray.errors import ClusterError
 
@@ -44,6 +45,11 @@ class LedgerSettings:
     def from_json(cls, values: Mapping[str, Any]) -> LedgerSettings:
         """What `to_json` gave."""
         return cls(**{**values, "policy": Settings(**values["policy"])})
+
+
+def patient(policy: Settings, profile: Profile) -> Settings:
+    """The policy, with a lease no shorter than the time for which hosts may be cut off and live on."""
+    return replace(policy, lease_s=max(policy.lease_s, profile.fence_s))
 
 
 def start(wanted: LedgerSettings) -> Any:

@@ -16,9 +16,10 @@ class LedgerActor:
 
         import ray
 
+        from eagleray.cluster import profiles
         from eagleray.cluster.arbiter import Arbiter
         from eagleray.cluster.event_log import EventLog
-        from eagleray.cluster.ledger import LedgerSettings
+        from eagleray.cluster.ledger import LedgerSettings, patient
         from eagleray.cluster.observation_ray260 import session
         from eagleray.cluster.ray_side_ray260 import RaySide
 
@@ -28,7 +29,8 @@ class LedgerActor:
         self._cluster = wanted.cluster
         log = EventLog(wanted.storage_url, wanted.cluster, session())
         is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        self._arbiter = Arbiter(RaySide(), log, is_restarted=is_restarted, policy=wanted.policy)
+        policy = patient(wanted.policy, profiles.of_environment())
+        self._arbiter = Arbiter(RaySide(), log, is_restarted=is_restarted, policy=policy)
         self._arbiter.start()
 
     async def exchange(self, statement: Statement) -> Allotment | None:

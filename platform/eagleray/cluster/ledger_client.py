@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from eagleray.errors import EaglerayError
 _ANSWER_S = 3.0
 _REPORT_S = 10.0
 _LOOK_EVERY_S = 0.1
+_log = logging.getLogger(__name__)
 
 
 class LedgerClient:
@@ -30,13 +32,16 @@ class LedgerClient:
         """The ledger of the cluster that this process is connected to; None where it has none.
 
         Holders then do as they would without one. Where the cluster has just been started, this waits for its
-        ledger, `timeout_s` at most.
+        ledger, `timeout_s` at most, and says so where it has not come.
         """
         from eagleray.cluster.observation_ray260 import is_ledger_expected
 
         client, deadline_s = cls(), time.monotonic() + timeout_s
         while client._handle() is None:
-            if time.monotonic() > deadline_s or not is_ledger_expected():
+            if not is_ledger_expected():
+                return None
+            if time.monotonic() > deadline_s:
+                _log.warning("no ledger came within %g s: who asks for it goes on without a claim", timeout_s)
                 return None
             time.sleep(_LOOK_EVERY_S)
         return client
@@ -54,7 +59,7 @@ class LedgerClient:
         self._ask(_ANSWER_S, "close", claim)
 
     def report(self) -> dict[str, Any] | None:
-        """Who holds what and what waits for what, as plain values: `Ledger.report`; None where it is away."""
+        """Who holds what and what waits for what: `Arbiter.report`, plain values; None where it is away."""
         return self._ask(_REPORT_S, "report")
 
     def _ask(self, limit_s: float, method: str, *arguments: Any) -> Any:
@@ -76,16 +81,20 @@ class LedgerClient:
         return None
 
     def _handle(self) -> Any:
+        """The actor; None where there is none, or the GCS cannot be asked."""
         import ray
+        from ray.exceptions import RayError
 
         if not ray.is_initialized():  # else Ray would start a cluster of its own
             return None
+        if (actor := self._actor) is not None:
+            return actor
+        try:
+            found = ray.get_actor(LEDGER, namespace=NAMESPACE)  # it may take a minute: not under the lock
+        except (ValueError, RayError, OSError):
+            return None
         with self._lock:
-            if self._actor is None:
-                try:
-                    self._actor = ray.get_actor(LEDGER, namespace=NAMESPACE)
-                except ValueError:
-                    return None
+            self._actor = self._actor or found
             return self._actor
 
     def _forget(self, actor: Any) -> None:

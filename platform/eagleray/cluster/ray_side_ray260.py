@@ -64,13 +64,12 @@ class _Asked:
 
 
 class RaySide:
-    """A `Side` for one ledger. Ray is connected; what changes the cluster is called by one thread."""
+    """A `Side` for one ledger. Ray is connected; `ask`, `settle` and `end` are called by one thread."""
 
     def __init__(self) -> None:
         self._asked: list[_Asked] = []
         self._surplus: list[_Asked] = []
         """To be removed as soon as that may be."""
-        self._has_swept = False
         self._told: list[dict[str, float]] = []
         self._told_s = float("-inf")
 
@@ -85,11 +84,12 @@ class RaySide:
     def ask(self, asks: Sequence[Ask], free: Mapping[str, Resources]) -> bool:
         """As Side."""
         found = groups(ASK_GROUP)
-        if not self._has_swept:  # those of a ledger before this one
-            self._surplus += [
-                _Asked(group_id, group["bundles"][0], {}, "", frozenset()) for group_id, group in found
-            ]
-            self._has_swept = True
+        known = {one.id for one in (*self._asked, *self._surplus)}
+        self._surplus += [  # of a ledger before this one, or made in a call that failed before it said so
+            _Asked(group_id, group["bundles"][0], {}, "", frozenset())
+            for group_id, group in found
+            if group_id not in known
+        ]
         wanted: dict[tuple[Any, ...], list[_Asked]] = {}
         for one in asks:
             bundle = {name: amount for name, amount in one.bundle.items() if amount > 0}

@@ -47,6 +47,8 @@ class Sight:
         self.trouble = ""
         """Why the cluster cannot be looked at, in words; empty where it can."""
         self._seen_s: float | None = None
+        self.began_s = float("-inf")
+        """When the look began that all this is from."""
         self._lost_s = float("-inf")
         self._leaving: list[tuple[float, str, Resources]] = []
         """Until when, where and what Ray may still show as in use though it was given back."""
@@ -107,7 +109,8 @@ class Sight:
                 unsaid_since_s=unsaid_since_s,
                 leaving=leaving.get(node.id, {}),
             )
-        has_changed, self.nodes, self._seen_s = found != self.nodes, found, now_s
+        has_changed, self.nodes = found != self.nodes, found
+        self.began_s, self._seen_s = began_s, now_s
         self.free = {
             node.id: _free(node, seen.in_use[node.id], seen.asked.get(node.id, {})) for node in seen.nodes
         }

@@ -85,12 +85,13 @@ def attach(
             say(warning)
         serve = _serve(wanted)
         preconditions.check_serve(serve, host=host, port=port, our_app=INGRESS_APP)
-        ledger.start(ledger.LedgerSettings(name, wanted.storage_url))
-        controller = start.start(replace(wanted, directory=start.directory_on_head(name)))
-        _await_start(controller)
         head = _head_address()
         cluster = AttachedCluster(name, address, reachable_url(wanted, head), time.time())
-        attached.write(cluster)
+        attached.write(cluster)  # before anything is started: `down` ends what a failure below leaves
+        policy = ledger.POLICY if recovery is None else ledger.patient(ledger.POLICY, recovery)
+        ledger.start(ledger.LedgerSettings(name, wanted.storage_url, policy))
+        controller = start.start(replace(wanted, directory=start.directory_on_head(name)))
+        _await_start(controller)
         _write_key(cluster, controller)
         if recovery is not None:
             _apply(recovery)

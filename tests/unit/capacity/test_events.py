@@ -95,6 +95,16 @@ def test_every_kind_comes_back_from_its_json():
         assert Event.from_json(json.loads(json.dumps(event.to_json()))) == event
 
 
+def test_what_runs_without_a_grant_is_taken_so_that_the_last_held_is_true():
+    book, _ = round_of(OPENED, GRANT)
+    moved = book.exchange(Statement(REQUEST, 1, {"a": 1}, {"a": 1, "c": 1}), 7.0)
+    found = [(event.kind, event.resources, event.rank) for event in log.of_exchange(book, moved, 7.0)]
+    assert found == [("return", {"b": GPU}, "training_share"), ("take", {"c": GPU}, "training_share")]
+    *_, last = log.of_exchange(book, moved, 7.0)
+    assert (last.held, last.size) == ({"a": GPU, "c": GPU}, 2)
+    assert Event.from_json(json.loads(json.dumps(last.to_json()))) == last
+
+
 def test_what_goes_on_is_told_once():
     wait, ask = Wait("r", 3, "held", ("x",), "busy"), AskNodes((Ask("r", GPU, {}, 3),))
     book, first = round_of(OPENED, ask, wait)
@@ -118,7 +128,7 @@ def test_a_later_version_may_say_more():
         ({"schema": 2}, "a capacity event of schema 2; this version reads schema 1"),
         (
             {"kind": "gift"},
-            "a capacity event of kind 'gift'; known: open, close, return, grant, notice, suspend",
+            "a capacity event of kind 'gift'; known: open, close, return, take, grant, notice",
         ),
         ({"class": None, "time_s": ...}, "a capacity event that lacks something"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -268,6 +269,31 @@ def test_what_is_not_given_back_in_time_is_ended_by_force(quick, can_evict, capl
     assert [event.reason for event in log.events if event.kind == "return"] == ["ended by force"] * can_evict
 
 
+def test_a_cluster_is_looked_at_while_force_takes_its_time(quick, monkeypatch):
+    cluster, has_looked = Cluster(a=2), threading.Event()
+
+    def slow(self: Cluster, claim: str, units: Units) -> Mapping[str, int]:
+        self.evicted.append((claim, dict(units)))
+        return units if has_looked.wait(5) else {}
+
+    monkeypatch.setattr(Cluster, "evict", slow)
+    monkeypatch.setattr(Cluster, "ask", lambda *_: True)  # so that each look has the asks, and settles
+    cluster.asked = {"a": {}}
+
+    async def body(ledger: Arbiter) -> None:
+        await granted(ledger, run(wanted=2, yield_s=0.05))
+        cluster.in_use = {"a": {"CPU": 2.0}}
+        ledger.exchange(Statement(service()))
+        await until(lambda: cluster.evicted)
+        number = len(cluster.settled)
+        began_s = time.monotonic()
+        await until(lambda: len(cluster.settled) > number + 2 or time.monotonic() - began_s > 4)
+        assert len(cluster.settled) > number + 2
+        has_looked.set()
+
+    during(cluster, body)
+
+
 def test_what_was_granted_and_never_taken_into_use_needs_no_force(quick):
     cluster = Cluster(a=1)
     cluster.can_evict = False
@@ -400,6 +426,36 @@ def test_a_holder_that_falls_silent_loses_its_claim_and_one_that_speaks_does_not
     assert "expire" in log.kinds("silent")
 
 
+def test_what_a_silent_holder_still_runs_is_seen_before_its_room_is_granted(quick):
+    cluster = Cluster(a=1)
+
+    async def body(ledger: Arbiter) -> None:
+        await granted(ledger, run("silent"))
+        cluster.in_use = {"a": CPU}
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < 0.6:
+            ledger.exchange(Statement(run("speaks")))
+            await asyncio.sleep(0.01)
+        assert [claim["id"] for claim in ledger.report()["claims"]] == ["speaks"]
+        assert claim_of(ledger, "speaks")["wait"]["cause"] == "unclaimed"
+        cluster.in_use = {}
+        assert (await granted(ledger, run("speaks"))).units == {"a": 1}
+
+    log = during(cluster, body, policy=replace(QUICK, lease_s=0.2))
+    kinds = [event.kind for event in log.events if event.claim == "speaks"]
+    assert kinds.count("grant") == 1, "not the room in which the silent holder's worker ran"
+
+
+def test_a_look_at_a_gcs_that_learns_its_nodes_anew_shows_nothing_of_what_runs():
+    seeing, lone = sight.Sight(), node("a", 1)
+    seeing.take_in(Seen((lone,), {"a": CPU}, {}), [], 1.0, 1.1, unsaid_since_s=0.0)
+    seeing.lose(TimeoutError("the GCS is away"), 2.0)
+    seeing.take_in(Seen((), {}, {}), [], 3.0, 3.1, unsaid_since_s=0.0)
+    assert seeing.began_s == 1.0
+    seeing.take_in(Seen((lone,), {"a": CPU}, {}), [], 4.0, 4.1, unsaid_since_s=0.0)
+    assert seeing.began_s == 4.0
+
+
 def test_a_ledger_that_stood_still_listens_before_it_strikes_anybody_out(quick, monkeypatch):
     monkeypatch.setattr(module, "_STOOD_STILL_S", 0.3)
     now_s = [1000.0]
@@ -435,6 +491,22 @@ def test_what_can_never_be_placed_is_refused_and_what_is_held_stays(quick):
         assert (claim_of(ledger, "s")["held"], claim_of(ledger, "s")["minimum"]) == ({"a": 1}, 1)
         with pytest.raises(InputError, match="was opened with 1 CPU"):
             ledger.exchange(Statement(replace(service(), bundle={"CPU": 2.0})))
+
+    during(cluster, body)
+
+
+def test_what_came_before_the_first_look_and_can_never_be_placed_is_refused_after_it(quick):
+    cluster = Cluster(a=2)
+    cluster.types = Capacity([NodeCapacity("worker", {"CPU": 2.0}, {}, 1)])
+
+    async def body(ledger: Arbiter) -> None:
+        assert ledger.exchange(Statement(run(minimum=3, wanted=3))) == Allotment(0), "it knows no better yet"
+        running = Statement(run("running", minimum=3, wanted=3), 4, {"a": 1}, {"a": 1})
+        ledger.exchange(running)
+        assert await ledger.wait("r", 0, 10) is None, "its holder states it again"
+        with pytest.raises(CapacityError, match=r"^run r wants 3 units with 1 CPU each"):
+            ledger.exchange(Statement(run(minimum=3, wanted=3)))
+        assert [claim["id"] for claim in ledger.report()["claims"]] == ["running"]
 
     during(cluster, body)
 
@@ -486,6 +558,25 @@ def test_the_report_is_plain_json_and_the_coordinator_is_told(quick):
 
     cluster.types = WORKERS
     during(cluster, body)
+
+
+def test_an_end_that_failed_can_be_called_again(quick, monkeypatch):
+    cluster, end, has_failed = Cluster(a=1), Cluster.end, []
+
+    def fails_once(self: Cluster) -> None:
+        if not has_failed:
+            has_failed.append(True)
+            raise TimeoutError("the GCS is away")
+        end(self)
+
+    monkeypatch.setattr(Cluster, "end", fails_once)
+
+    async def body(ledger: Arbiter) -> None:
+        with pytest.raises(TimeoutError, match="the GCS is away"):
+            await ledger.end()
+        assert not cluster.is_ended
+
+    during(cluster, body)  # ends it again
 
 
 def test_a_round_that_fails_is_not_the_last(quick, monkeypatch, caplog):

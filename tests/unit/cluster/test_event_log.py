@@ -186,17 +186,53 @@ def test_a_write_whose_answer_was_lost_is_no_other_ledger(tmp_path, monkeypatch)
         found = create(self, name, data)
         if data.count(b"\n") > 1 and not has_lost:
             has_lost.append(name)
+            log.append([event(2)])  # between the two attempts
             raise OSError(110, "Connection timed out")
         return found
 
     monkeypatch.setattr(Folder, "create", lossy)
     log = opened(tmp_path)
     log.append([event(1)])
-    until(lambda: has_lost)
-    log.append([event(2)])
+    until(lambda: has_lost and not log.trouble)
     log.close()
     assert not log.fenced
     assert [found.claim for found in read(url_of(str(tmp_path), "tests"))] == ["claim-1", "claim-2"]
+
+
+def test_what_the_limit_drops_during_a_write_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(event_log, "_MOST_KEPT", 3)
+    create, is_first = Folder.create, [True]
+
+    def slow(self, name, data):
+        if data.count(b"\n") > 1 and is_first[0]:
+            is_first[0] = False
+            log.append(event(number) for number in range(2, 7))
+        return create(self, name, data)
+
+    monkeypatch.setattr(Folder, "create", slow)
+    log = opened(tmp_path)
+    log.append([event(1)])
+    until(lambda: sum(found["events"] for found in segments(tmp_path)) == 4)
+    log.close()
+    claims = [found.claim for found in read(url_of(str(tmp_path), "tests"))]
+    assert claims == ["claim-1", "claim-4", "claim-5", "claim-6"]
+    assert [found["dropped"] for found in segments(tmp_path) if found["events"]] == [0, 2]
+
+
+def test_a_log_whose_last_segment_is_damaged_goes_on(tmp_path, caplog):
+    first = opened(tmp_path)
+    until(lambda: first.epoch is not None)
+    first.close()
+    folder = Path(url_of(str(tmp_path), "tests"))
+    (folder / "segment-0000000002.jsonl").write_text("")
+    second = opened(tmp_path)
+    until(lambda: second.epoch is not None)
+    second.append([event(1)])
+    second.close()
+    assert (second.epoch, second.trouble) == (3, ""), "the damaged one may have had epoch 2"
+    assert "segment-0000000002.jsonl is no segment of an event log" in caplog.text
+    (folder / "segment-0000000002.jsonl").unlink()
+    assert [found["epoch"] for found in segments(tmp_path)] == [1, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError, RpcError
 
 from eagleray.capacity import Allotment, Request, Statement
-from eagleray.cluster import ledger, ledger_client, observation_ray260
+from eagleray.cluster import ledger, ledger_client, observation_ray260, profiles
 from eagleray.cluster.arbiter import POLICY
 from eagleray.cluster.ledger_client import LedgerClient
 from eagleray.cluster.names import LEDGER, NAMESPACE
@@ -72,6 +72,11 @@ def test_settings_travel_as_plain_values():
     assert isinstance(wanted.to_json()["policy"], dict)
 
 
+@pytest.mark.parametrize(("profile", "lease_s"), [("default", 15.0), ("fast", 15.0), ("lossy", 80.0)])
+def test_a_holder_that_the_profile_lets_be_cut_off_keeps_its_claim(profile, lease_s):
+    assert ledger.patient(POLICY, profiles.named(profile)) == replace(POLICY, lease_s=lease_s)
+
+
 def test_a_client_asks_the_actor_and_looks_it_up_once(fake):
     client = LedgerClient()
     assert fake.num_looked_up == 0
@@ -110,12 +115,29 @@ def test_a_ledger_that_is_away_is_none_and_found_again(fake):
     assert client.exchange(STATEMENT) is None, "else Ray would start a cluster"
 
 
-def test_a_cluster_without_a_ledger_and_one_whose_ledger_is_still_to_come(fake, monkeypatch):
+def test_a_gcs_that_cannot_be_asked_is_a_ledger_that_is_away(fake, monkeypatch):
+    client, errors = LedgerClient(), [GetTimeoutError("the GCS is away"), RpcError("unavailable")]
+
+    def fails_twice(name: str, namespace: str) -> Ray:
+        assert not client._lock.locked(), "others that know the actor need not wait"
+        if errors:
+            raise errors.pop()
+        return fake.get_actor(name, namespace)
+
+    monkeypatch.setattr(ray, "get_actor", fails_twice)
+    assert [client.report() for _ in range(2)] == [None, None]
+    fake.answers = [{"claims": []}]
+    assert client.report() == {"claims": []}
+
+
+def test_a_cluster_without_a_ledger_and_one_whose_ledger_is_still_to_come(fake, monkeypatch, caplog):
     assert LedgerClient.find() is not None
     fake.has_actor = False
     assert LedgerClient.find() is None
     fake.is_expected = True
+    assert not caplog.records
     assert LedgerClient.find(timeout_s=0.0) is None
+    assert "no ledger came within 0 s: who asks for it goes on without a claim" in caplog.text
 
     def come(_seconds: float) -> None:
         fake.has_actor = True

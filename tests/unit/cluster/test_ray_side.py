@@ -132,6 +132,24 @@ def test_what_a_ledger_before_this_one_asked_for_ends(groups):
     assert list(groups.table) == ["other"]
 
 
+def test_what_was_made_before_a_call_failed_ends(groups, monkeypatch):
+    side, make = RaySide(), module._made
+    side.ask([], {})
+
+    def fails_at_the_second(model):
+        if groups.table:
+            raise TimeoutError("the GCS is away")
+        return make(model)
+
+    monkeypatch.setattr(module, "_made", fails_at_the_second)
+    with pytest.raises(TimeoutError):
+        side.ask(asks(2), {"a": FULL})
+    monkeypatch.setattr(module, "_made", make)
+    assert side.ask(asks(2), {"a": FULL})
+    assert groups.log[-1] == "removed g0"
+    assert list(groups.table) == ["g1", "g2"]
+
+
 def test_by_force_the_newest_units_of_the_claim_end_on_that_node(groups):
     for group_id, name, *nodes in (
         ("1", "eagleray-claim:serve:a:9", "n"),
