@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,10 +69,22 @@ class Member:
         """For how long it has not answered, seconds."""
         return time.monotonic() - self.asked_at if self.pending is not None else 0.0
 
-    def hung_s(self, heartbeat_s: float) -> float | None:
-        """For how long it has hung in a step while the others wait for it; None: it does not."""
+    @property
+    def is_waiting(self) -> bool:
+        """It waits, for others or for an order."""
+        return self.is_ready or (self.news is not None and self.news.is_waiting)
+
+    def hung_s(self, heartbeat_s: float, others: Collection[Member]) -> float | None:
+        """For how long it has hung in a step while one of the others waits for it; None: it does not.
+
+        Where nobody waits, all are slow alike, as where the storage stands still. A rank that is alone hangs
+        in its steps only: nothing tells a read that hangs from one that takes long.
+        """
         news = self.news
-        if news is None or news.is_waiting or self.is_ready or news.doing not in (STEP, "wait for data"):
+        if news is None or self.is_waiting or news.doing not in (STEP, "wait for data"):
+            return None
+        is_awaited = any(other.is_waiting for other in others) if others else news.doing == STEP
+        if not is_awaited:
             return None
         is_hung = news.step_s > 0 and news.idle_s > max(heartbeat_s, SLOW_FACTOR * news.step_s)
         return news.idle_s if is_hung else None

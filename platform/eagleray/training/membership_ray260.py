@@ -218,7 +218,8 @@ class Membership:
             return
         lasted_s = time.monotonic() - self._since
         for member in list(self.members):
-            silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s)
+            others = [other for other in self.members if other is not member]
+            silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s, others)
             if silent_s > self._heartbeat_s:
                 self._give_up(member, f"it has not answered for {silent_s:.1f} s")
             elif self._is_stuck(member) and lasted_s > REGROUP_LIMIT_S:

@@ -141,9 +141,19 @@ class Play:
             if member in self.membership.members:
                 self.tell(member.worker.actor.name, "yielded", "waiting", step=step)
 
-    def tell(self, name: str, *kinds: Any, step: int = 0, doing: str = STEP, idle_s: float = 0.0) -> None:
+    def tell(
+        self,
+        name: str,
+        *kinds: Any,
+        step: int = 0,
+        doing: str = STEP,
+        idle_s: float = 0.0,
+        step_s: float = 0.1,
+        is_waiting: bool | None = None,
+    ) -> None:
         events = tuple(Event(kind, 0, step, 0.0, f"{name}:1") for kind in kinds)
-        news = News(events, step, doing, idle_s, doing != STEP, 0.1)
+        is_waiting = doing != STEP if is_waiting is None else is_waiting
+        news = News(events, step, doing, idle_s, is_waiting, step_s)
         self.membership._hear(self.member(name), news)
         self.tick()
 
@@ -270,6 +280,24 @@ def test_a_worker_that_answers_but_hangs_in_a_step_is_given_up_and_who_waits_for
     assert played.ended == []
     played.tell("b", step=41, idle_s=9.0)
     assert played.ended == ["b"]
+
+
+@pytest.mark.parametrize("doing", [STEP, "wait for data"])
+def test_where_nobody_waits_for_another_all_are_slow_and_nobody_hangs(play, doing):
+    played = play(2)
+    for name in "ab":
+        played.tell(name, step=41, doing=doing, idle_s=9.0, is_waiting=False)
+    assert played.ended == []
+    played.tell("b", step=41, doing="wait for the step's vote", idle_s=0.1)
+    assert played.ended == ["a"], "now one waits for it"
+
+
+def test_a_worker_that_is_alone_hangs_in_a_step_but_may_wait_for_data(play):
+    played = play(1)
+    played.tell("a", step=41, doing="wait for data", idle_s=9.0, is_waiting=False)
+    assert played.ended == []
+    played.tell("a", step=41, idle_s=9.0)
+    assert played.ended == ["a"]
 
 
 def test_where_nobody_is_left_ray_train_has_to_start_them(play):
