@@ -23,6 +23,7 @@ from eagleray.training.ending_ray260 import end_process
 from eagleray.training.joiners_ray260 import Joiners
 from eagleray.training.member_ray260 import Member
 from eagleray.training.observer import Change, WorkerInfo
+from eagleray.training.patience import Patience
 from eagleray.training.reservation_ray260 import Reservation, last_line
 from eagleray.training.seat_ray260 import Seat
 from eagleray.training.station import Formation, News
@@ -73,7 +74,7 @@ class Membership:
             spares: workers that are ready beside them.
             restarts: each change of size, and each loss, has Ray Train start all workers anew.
             heartbeat_s: how long a rank may be silent, seconds.
-            max_failures: losses without a step in between that are got over.
+            max_failures: formations broken without a step in between that are got over.
             tell: hears of each change of the workers, and of what the run is to be told (records).
             part: called before a worker is ended that has told what nobody else tells.
         """
@@ -86,7 +87,7 @@ class Membership:
         self._reservation, self._tell, self._part = reservation, tell, part
         self._next_attempt, self._minimum = first_attempt, minimum
         self._wanted, self._num_spares = wanted, spares
-        self._heartbeat_s, self._max_failures = heartbeat_s, max_failures
+        self._heartbeat_s, self._patience = heartbeat_s, Patience(max_failures)
         self._joiners = Joiners(reservation, self.lock)
         self._phase: Phase = "over"
         self._since = time.monotonic()
@@ -95,9 +96,6 @@ class Membership:
         self._num_before = 0
         self._left_at: float | None = None
         """When the formation was asked to stop, or given up, seconds since the epoch."""
-        self._num_failures = 0
-        """Losses without a step in between."""
-        self._failed_step = -1
         self._notice = 0
         self._woken_at = 0.0
         self._thread: threading.Thread | None = None
@@ -121,6 +119,7 @@ class Membership:
             ]
             self.failure, self._num_before, self._left_at = None, 0, None
             self._lost.clear()
+            self._patience.begin()
             self._joiners.open(launch)
             self._enter("regrouping")
         self._thread = threading.Thread(target=self._run, name="eagleray-membership", daemon=True)
@@ -199,6 +198,8 @@ class Membership:
 
     def _break(self, reason: str) -> None:
         """Wake everybody out of a formation that cannot go on."""
+        if self._phase != "over":
+            self._patience.broke(reason)
         if self._phase in ("regrouping", "over"):
             return
         self._left_at = time.time()
@@ -266,8 +267,7 @@ class Membership:
 
     def _consider_change(self) -> None:
         """Ask the formation to stop at a step, if some have to leave, or others are ready to join it."""
-        if max((member.step for member in self.members), default=0) > self._failed_step:
-            self._num_failures = 0
+        self._patience.stepped(max((member.step for member in self.members), default=0))
         reservation, num = self._reservation, len(self.members)
         num_leaving = sum(member.seat.is_leaving for member in self.members)
         num_ready = len(self._joiners.ready)
@@ -290,11 +290,10 @@ class Membership:
 
     def _regroup(self) -> None:
         """Everybody waits for an order: give it, if there are enough."""
-        if self._lost and self._num_failures >= self._max_failures:
-            self.failure = PeerLost(
-                f"{self._num_failures + 1} losses without a step in between; "
-                + "; ".join(reason for _, reason in self._lost.values())
-            )
+        broken = self._patience.broken
+        if self._patience.is_spent:
+            why = "; ".join(reason for _, reason in self._lost.values()) or broken
+            self.failure = PeerLost(f"{self._patience.verdict}; {why}")
             return
         is_kept = self._phase == "yielding" or self._is_nothing_held
         if is_kept and self._reservation.is_suspended:
@@ -307,7 +306,7 @@ class Membership:
         leave = [member for member in self.members if member not in stay]
         if self.restarts and not self._is_nothing_held:
             self._let_go(leave)
-            self.failure = Restarting()
+            self.failure = Restarting() if broken is None else PeerLost(broken)  # which Ray Train counts
             return
         if len(stay) + len(come) < (1 if self._reservation.is_suspended else self._minimum):
             if leave and self._is_late():
@@ -328,9 +327,9 @@ class Membership:
 
     def _form(self, members: list[Member]) -> None:
         """Order these into a formation."""
-        if self._lost:
-            self._num_failures += 1
-            self._failed_step = max(member.step for member in members)
+        if self._patience.broken is not None and not self._lost:  # whose reasons the change tells
+            self._say(f"the workers form anew: {self._patience.broken}")
+        self._patience.ordered(max(member.step for member in members))
         self._joiners.leave(members)
         self.members = members
         number, self._next_attempt = self._next_attempt, self._next_attempt + 1

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
+from eagleray.errors import PeerLost
 from eagleray.training import member_ray260, membership_ray260
 from eagleray.training.member_ray260 import Member
 from eagleray.training.membership_ray260 import Membership
@@ -318,6 +319,25 @@ def test_losses_without_a_step_in_between_are_not_tried_for_ever(play):
     for name in "ab":
         played.tell(name, "waiting", step=5)
     assert "2 losses without a step in between; its process ended" in str(played.membership.failure)
+
+
+def test_formations_that_break_though_nobody_died_are_counted_and_said(play):
+    played = play(2, max_failures=1)
+    for name in "ab":
+        played.tell(name, "lost", "waiting", step=5)
+    assert played.said == ["the workers form anew: a:1"]
+    assert played.membership.failure is None
+    for name in "ab":
+        played.tell(name, "lost", "waiting", step=5)
+    assert str(played.membership.failure) == "2 losses without a step in between; a:1"
+
+
+def test_ray_train_counts_what_breaks_a_run_that_restarts(play):
+    played = play(2, restarts=True)
+    for name in "ab":
+        played.tell(name, "lost", "waiting", step=5)
+    assert str(played.membership.failure) == "a:1"
+    assert isinstance(played.membership.failure, PeerLost)
 
 
 def test_a_step_in_between_makes_a_loss_the_first_again(play):
