@@ -31,11 +31,7 @@ from eagleray.training.stopping import Restarting, Suspended
 from eagleray.training.telemetry import Record
 
 TICK_S = 0.05
-FORM_LIMIT_S = 20.0
-"""For a formation to get from the order to its first step."""
 WAKE_EVERY_S = 0.5
-REGROUP_LIMIT_S = 10.0
-"""For a rank to give up a broken formation."""
 GROW_AFTER_S = 1.0
 """A formation lasts at least so long before others join it: they may come together."""
 FORCE_EARLY_S = 0.5
@@ -223,12 +219,13 @@ class Membership:
             silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s, others)
             if silent_s > self._heartbeat_s:
                 self._give_up(member, f"it has not answered for {silent_s:.1f} s")
-            elif self._is_stuck(member) and lasted_s > REGROUP_LIMIT_S:
+            elif self._is_stuck(member) and lasted_s > self._patience.regroup_limit_s:
                 self._give_up(member, "it does not come out of the formation that was left")
             elif self._phase in ("training", "yielding") and hung_s is not None:
                 self._give_up(member, f"it has hung for {hung_s:.1f} s")
-        if self._phase == "forming" and lasted_s > FORM_LIMIT_S:
-            self._break("the ranks did not meet")
+        if self._phase == "forming" and lasted_s > self._patience.form_limit_s:
+            self._patience.did_not_meet()
+            self._break(f"the ranks did not meet in {lasted_s:.0f} s")
 
     def _is_stuck(self, member: Member) -> bool:
         return self._phase == "regrouping" and not member.is_ready and not self._is_nothing_held
@@ -242,6 +239,7 @@ class Membership:
         if self._phase == "over":
             return
         if self._phase == "forming" and all(member.has_begun for member in self.members):
+            self._patience.began()
             self._enter("training")
         elif self._phase in ("regrouping", "yielding"):
             if self._phase == "regrouping" and time.monotonic() - self._woken_at > WAKE_EVERY_S:

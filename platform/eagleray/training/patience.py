@@ -1,6 +1,11 @@
-"""How often a run's formations may break before the run has to begin again from a checkpoint."""
+"""How often a run's formations may break, and how long it waits for them to come about and to come apart."""
 
 from __future__ import annotations
+
+FORM_LIMIT_S = 20.0
+"""For a formation to get from the order to its first step; twice as long after each that did not."""
+REGROUP_LIMIT_S = 10.0
+"""For a rank to give up a broken formation that trained."""
 
 
 class Patience:
@@ -12,6 +17,9 @@ class Patience:
         """Why the formation that is left could not go on; None: it was asked to stop, or there was none."""
         self._num_failures = 0
         self._failed_step = -1
+        self.form_limit_s = FORM_LIMIT_S
+        """It goes on where all workers are new: a checkpoint that takes long to read takes as long again."""
+        self._has_trained = False
 
     def begin(self) -> None:
         """All workers are new."""
@@ -36,7 +44,20 @@ class Patience:
         if self.broken is not None:
             self._num_failures += 1
             self._failed_step = step
-        self.broken = None
+        self.broken, self._has_trained = None, False
+
+    def did_not_meet(self) -> None:
+        """The ranks of a formation were not at its first step in time: they may need more of it."""
+        self.form_limit_s *= 2
+
+    def began(self) -> None:
+        """The formation takes its first step."""
+        self.form_limit_s, self._has_trained = FORM_LIMIT_S, True
+
+    @property
+    def regroup_limit_s(self) -> float:
+        """How long a rank may take to come out: one that reads a checkpoint looks at nothing else."""
+        return REGROUP_LIMIT_S if self._has_trained else self.form_limit_s
 
     def stepped(self, step: int) -> None:
         """The formation trains, and has told of a step."""

@@ -332,6 +332,31 @@ def test_formations_that_break_though_nobody_died_are_counted_and_said(play):
     assert str(played.membership.failure) == "2 losses without a step in between; a:1"
 
 
+def test_a_formation_that_needs_longer_than_others_comes_about(play):
+    played = play(2, is_begun=False)
+    for name in "ab":
+        played.tell(name, "waiting")
+    for limit_s in (20, 40):
+        played.now += limit_s + 1
+        played.tick()
+        assert played.membership._phase == "regrouping"
+        played.now += 30
+        played.tick()
+        assert played.ended == [], "they read a checkpoint, and hear of it when they have"
+        for name in "ab":
+            played.tell(name, "lost", "waiting")
+        assert played.membership._phase == "forming"
+    played.now += 70
+    played.train()
+    assert (played.membership._phase, played.membership.failure) == ("training", None)
+    assert played.said[0] == "the workers form anew: the ranks did not meet in 21 s"
+    played.tell("a", "lost", "waiting")
+    played.tell("b", "lost", "waiting")
+    played.now += 21
+    played.tick()
+    assert played.membership._phase == "regrouping", "the next has as long as the first had"
+
+
 def test_ray_train_counts_what_breaks_a_run_that_restarts(play):
     played = play(2, restarts=True)
     for name in "ab":
