@@ -10,11 +10,9 @@ from typing import Any
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.training.observer import WorkerInfo
+from eagleray.training.patience import SLOW_FACTOR
 from eagleray.training.seat_ray260 import Seat
 from eagleray.training.station import STEP, News
-
-SLOW_FACTOR = 5.0
-"""A rank hangs when it takes so many times its longest step."""
 
 
 @dataclass(eq=False)
@@ -45,6 +43,11 @@ class Member:
     def step(self) -> int:
         """The newest that it has told of."""
         return 0 if self.news is None else self.news.step
+
+    @property
+    def step_s(self) -> float:
+        """Its longest step, as it has told, seconds; 0 where there is none."""
+        return 0.0 if self.news is None else self.news.step_s
 
     def ask(self) -> None:
         """Ask for news, if an answer is not on its way already."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+SLOW_FACTOR = 5.0
+"""A rank hangs when it takes so many times its longest step."""
 FORM_LIMIT_S = 20.0
 """For a formation to get from the order to its first step; twice as long after each that did not."""
 REGROUP_LIMIT_S = 10.0
@@ -54,10 +56,12 @@ class Patience:
         """The formation takes its first step."""
         self.form_limit_s, self._has_trained = FORM_LIMIT_S, True
 
-    @property
-    def regroup_limit_s(self) -> float:
-        """How long a rank may take to come out: one that reads a checkpoint looks at nothing else."""
-        return REGROUP_LIMIT_S if self._has_trained else self.form_limit_s
+    def regroup_limit_s(self, step_s: float) -> float:
+        """How long a rank whose steps took `step_s` at most may need to come out.
+
+        One that computes, or reads a checkpoint, looks at nothing else.
+        """
+        return max(REGROUP_LIMIT_S if self._has_trained else self.form_limit_s, SLOW_FACTOR * step_s)
 
     def stepped(self, step: int) -> None:
         """The formation trains, and has told of a step."""

@@ -357,6 +357,19 @@ def test_a_formation_that_needs_longer_than_others_comes_about(play):
     assert played.membership._phase == "regrouping", "the next has as long as the first had"
 
 
+def test_a_survivor_in_a_long_step_is_waited_for(play):
+    played = play(3)
+    for name in "ac":
+        played.tell(name, step=41, idle_s=1.0, step_s=4.0 if name == "a" else 0.1)
+    played.die("b")
+    played.now += 11
+    played.tick()
+    assert played.ended == ["c"], "its steps are short"
+    played.now += 10
+    played.tick()
+    assert played.ended == ["c", "a"], "five steps long"
+
+
 def test_ray_train_counts_what_breaks_a_run_that_restarts(play):
     played = play(2, restarts=True)
     for name in "ab":
