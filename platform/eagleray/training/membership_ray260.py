@@ -19,6 +19,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.errors import PeerLost
+from eagleray.training import leaving
 from eagleray.training.ending_ray260 import end_process
 from eagleray.training.joiners_ray260 import Joiners
 from eagleray.training.member_ray260 import Member
@@ -34,11 +35,6 @@ TICK_S = 0.05
 WAKE_EVERY_S = 0.5
 GROW_AFTER_S = 1.0
 """A formation lasts at least so long before others join it: they may come together."""
-FORCE_EARLY_S = 0.5
-"""So long before seats have to be given back, who still sits there is ended: the ledger would end the newest
-seats of the node, whoever has them."""
-LEAVE_MARGIN_S = 3.0
-"""So long before seats have to be given back, nobody waits any more for those who are to take their place."""
 
 Phase = Literal["forming", "training", "yielding", "regrouping", "over"]
 
@@ -140,22 +136,31 @@ class Membership:
 
     def _run(self) -> None:
         while self._thread is threading.current_thread():
-            with self.lock:
-                everyone = [*self.members, *self._joiners.members]
-                for member in everyone:
-                    member.ask()
-            pending = {member.pending: member for member in everyone}
-            if not pending:
+            try:
+                self._turn()
+            except Exception as error:  # without this thread the run would hang: let Ray Train begin again
+                with self.lock:
+                    self.failure = self.failure or PeerLost(f"the workers cannot be watched: {error!r}")
                 time.sleep(TICK_S)
-            else:
-                ray.wait(list(pending), timeout=TICK_S)
-            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0) if pending else ([], [])
-            with self.lock:
-                for reference in done:
-                    self._hear(pending[reference], reference)
-                if self.failure is None and not any(member.is_over for member in self.members):
-                    self._find_silent()
-                    self._advance()
+
+    def _turn(self) -> None:
+        """Ask all workers, hear those that answer, and decide."""
+        with self.lock:
+            everyone = [*self.members, *self._joiners.members]
+            for member in everyone:
+                member.ask()
+        pending = {member.pending: member for member in everyone}
+        if not pending:
+            time.sleep(TICK_S)
+        else:
+            ray.wait(list(pending), timeout=TICK_S)
+        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0) if pending else ([], [])
+        with self.lock:
+            for reference in done:
+                self._hear(pending[reference], reference)
+            if self.failure is None and not any(member.is_over for member in self.members):
+                self._find_silent()
+                self._advance()
 
     def _hear(self, member: Member, reference: Any) -> None:
         """Take a worker's news, or its death."""
@@ -184,13 +189,13 @@ class Membership:
         self.members.remove(member)
         if member.rank is not None:
             self._lost[member.rank] = (member.info(member.rank), reason)
-        self._reservation.close(member.seat)
         if len(self.members) < self._minimum:
             self._say(
                 f"a worker was lost ({reason}): {len(self.members)} of {self._minimum} are left, and wait "
                 "with their state for another"
             )
         self._break(reason)
+        self._reservation.close(member.seat)  # last: it may wait for the GCS, and the others for us
 
     def _break(self, reason: str) -> None:
         """Wake everybody out of a formation that cannot go on."""
@@ -347,13 +352,11 @@ class Membership:
 
     def _is_late(self) -> bool:
         """Whether what has to be given back is due soon."""
-        leave_by = self._reservation.leave_by
-        return leave_by is not None and time.monotonic() > leave_by - LEAVE_MARGIN_S
+        return leaving.is_late(self._reservation.leave_by)
 
     def _force_out(self) -> None:
         """End who has not left in time; what the others hold goes on."""
-        leave_by = self._reservation.leave_by
-        if leave_by is None or time.monotonic() < leave_by - FORCE_EARLY_S:
+        if not leaving.is_over(self._reservation.leave_by):
             return
         if self._reservation.is_suspended:
             self._suspend(is_forced=True)

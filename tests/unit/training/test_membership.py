@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from eagleray.errors import PeerLost
-from eagleray.training import member_ray260, membership_ray260
+from eagleray.training import leaving, member_ray260, membership_ray260
 from eagleray.training.member_ray260 import Member
 from eagleray.training.membership_ray260 import Membership
 from eagleray.training.station import STEP, Event, News
 from eagleray.training.stopping import Restarting, Suspended
+
+RUN = Membership._run
 
 
 class Actor:
@@ -70,8 +73,8 @@ class Play:
         self.clock = 0.0
         played = SimpleNamespace(get=self._get)
         monkeypatch.setattr(membership_ray260, "ray", played)
-        clocks = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock)
-        for module in (membership_ray260, member_ray260):
+        clocks = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock, sleep=lambda _: None)
+        for module in (membership_ray260, member_ray260, leaving):
             monkeypatch.setattr(module, "time", clocks)
         monkeypatch.setattr(
             membership_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
@@ -205,6 +208,31 @@ def test_survivors_of_a_death_are_woken_and_form_anew(play):
     assert times == [(None, 0.0), (128.0, 130.0)], (
         "given up when the loss was found, formed when all were out"
     )
+
+
+def test_survivors_are_woken_before_the_seat_is_given_back(play):
+    played = play(2)
+    woken = []
+    played.seats.close = lambda seat: woken.extend(played.workers["a"].actor.took("break_groups"))
+    played.die("b")
+    assert woken
+
+
+def test_a_thread_that_fails_has_ray_train_begin_again(play, monkeypatch):
+    played = play(2)
+    monkeypatch.setattr(Membership, "_run", RUN)
+    turns = iter([RuntimeError("the GCS is away"), None])
+
+    def turn() -> None:
+        if error := next(turns):
+            raise error
+        played.membership._thread = None
+
+    monkeypatch.setattr(played.membership, "_turn", turn)
+    played.membership._thread = threading.current_thread()
+    played.membership._run()
+    assert isinstance(played.membership.failure, PeerLost)
+    assert "RuntimeError('the GCS is away')" in str(played.membership.failure)
 
 
 def test_a_worker_that_tells_of_a_loss_first_breaks_the_others_too(play):
