@@ -9,10 +9,11 @@ from typing import Any
 
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
+from eagleray.training.ending_ray260 import end_process
 from eagleray.training.observer import WorkerInfo
 from eagleray.training.patience import SLOW_FACTOR
 from eagleray.training.seat_ray260 import Seat
-from eagleray.training.station import STEP, News
+from eagleray.training.station import STEP, Formation, News
 
 
 @dataclass(eq=False)
@@ -49,6 +50,16 @@ class Member:
         """Its longest step, as it has told, seconds; 0 where there is none."""
         return 0.0 if self.news is None else self.news.step_s
 
+    def order(self, formation: Formation) -> None:
+        """Have it go into a formation."""
+        self.rank = self.seat.rank = formation.rank
+        self.is_ready, self.has_begun = False, False
+        self.worker.actor.form.remote(formation)
+
+    def end(self) -> None:
+        """End its process for good, though it may hear nothing."""
+        end_process(self.worker.actor, self.worker.metadata.node_id, self.worker.metadata.pid)
+
     def ask(self) -> None:
         """Ask for news, if an answer is not on its way already."""
         if self.pending is None:
@@ -67,6 +78,10 @@ class Member:
             elif event.kind == "lost":
                 lost = event.text
         return lost
+
+    def is_silent(self, heartbeat_s: float) -> bool:
+        """Whether it has not answered for so long that it never will."""
+        return self.silent_s() > heartbeat_s
 
     def silent_s(self) -> float:
         """For how long it has not answered, seconds."""

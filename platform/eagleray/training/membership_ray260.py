@@ -20,7 +20,6 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.errors import PeerLost
 from eagleray.training import leaving
-from eagleray.training.ending_ray260 import end_process
 from eagleray.training.joiners_ray260 import Joiners
 from eagleray.training.member_ray260 import Member
 from eagleray.training.observer import Change, WorkerInfo
@@ -80,7 +79,7 @@ class Membership:
         self._next_attempt, self._minimum = first_attempt, minimum
         self._wanted, self._num_spares = wanted, spares
         self._heartbeat_s, self._patience = heartbeat_s, Patience(max_failures)
-        self._joiners = Joiners(reservation, self.lock)
+        self._joiners = Joiners(reservation, self.lock, self._say)
         self._phase: Phase = "over"
         self._since = time.monotonic()
         self._lost: dict[int, tuple[WorkerInfo, str]] = {}
@@ -179,7 +178,7 @@ class Membership:
     def _lose(self, member: Member, reason: str) -> None:
         """A worker is gone, or is given up."""
         if member in self._joiners.members:
-            self._joiners.lose(member)
+            self._joiners.lose(member, reason)
         if member not in self.members:
             return
         if self.restarts:  # Ray Train sees it, too, and starts all of them
@@ -218,6 +217,8 @@ class Membership:
         """Give up workers that do not answer, or that hang while the others wait for them."""
         if self._phase == "over":
             return
+        for member, reason in self._joiners.hopeless(self._heartbeat_s):
+            self._give_up(member, reason)
         lasted_s = time.monotonic() - self._since
         for member in list(self.members):
             others = [other for other in self.members if other is not member]
@@ -236,9 +237,8 @@ class Membership:
         return self._phase == "regrouping" and not member.is_ready and not self._is_nothing_held
 
     def _give_up(self, member: Member, reason: str) -> None:
-        facts = member.worker.metadata
         self._lose(member, f"{reason}{member.last_deed}")
-        end_process(member.worker.actor, facts.node_id, facts.pid)
+        member.end()
 
     def _advance(self) -> None:
         if self._phase == "over":
@@ -338,10 +338,7 @@ class Membership:
         number, self._next_attempt = self._next_attempt, self._next_attempt + 1
         num_before, self._num_before, num_lost = self._num_before, len(members), len(self._lost)
         for rank, member in enumerate(members):
-            member.rank, member.is_ready, member.has_begun = rank, False, False
-            member.seat.rank = rank
-            formation = Formation(number, rank, len(members), members[0].address, num_before, num_lost)
-            member.worker.actor.form.remote(formation)
+            member.order(Formation(number, rank, len(members), members[0].address, num_before, num_lost))
         workers = [member.info(rank) for rank, member in enumerate(members)]
         self._tell(Change(number, workers, num_before, dict(self._lost), time.time(), self._left_at))
         self._lost.clear()
@@ -375,8 +372,7 @@ class Membership:
         if self.members:
             self._part(self.members[0].worker)
         for member in self.members if is_forced else []:
-            facts = member.worker.metadata
-            end_process(member.worker.actor, facts.node_id, facts.pid)
+            member.end()
         self._joiners.close()
         for member in self.members:
             self._reservation.close(member.seat)

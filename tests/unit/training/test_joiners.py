@@ -23,6 +23,7 @@ class Seats:
         self.free = [Seat(name, 0, is_own=True) for name in names]  # type: ignore[arg-type]
         self.up, self.dead = threading.Event(), set[str]()
         self.closed: list[str] = []
+        self.not_launched = set[str]()
 
     def vacant(self, count: int) -> list[Any]:
         return [seat for seat in self.free if seat.actor is None][:count]
@@ -39,7 +40,7 @@ class Seats:
 
 @pytest.fixture
 def play(monkeypatch):
-    def start(*names: str) -> tuple[Joiners, Seats, list[str]]:
+    def start(*names: str, said: list[str] | None = None) -> tuple[Joiners, Seats, list[str]]:
         seats, launched = Seats(*names), []
 
         def get(name: str) -> Any:
@@ -49,8 +50,15 @@ def play(monkeypatch):
             return SimpleNamespace(node_id="n", node_ip="127.0.0.1", pid=1)
 
         monkeypatch.setattr(joiners_ray260, "ray", SimpleNamespace(get=get))
-        joiners = Joiners(seats, threading.RLock())  # type: ignore[arg-type]
-        joiners.open(lambda worker: launched.append(worker.actor.name))
+        say = [].append if said is None else said.append
+        joiners = Joiners(seats, threading.RLock(), say)  # type: ignore[arg-type]
+
+        def launch(worker: Any) -> None:
+            if worker.actor.name in seats.not_launched:
+                raise ValueError("no context for it")
+            launched.append(worker.actor.name)
+
+        joiners.open(launch)
         return joiners, seats, launched
 
     return start
@@ -88,6 +96,33 @@ def test_a_worker_that_ends_while_it_starts_leaves_its_seat_to_another(play):
     until(lambda: len(joiners) == 0)
     assert (seats.closed, launched) == (["a"], [])
     assert seats.vacant(1) == seats.free
+
+
+def test_a_worker_that_cannot_be_launched_is_said_and_holds_no_place(play):
+    said: list[str] = []
+    joiners, seats, _ = play("a", said=said)
+    seats.not_launched.add("a")
+    joiners.fetch(1)
+    seats.up.set()
+    until(lambda: len(joiners) == 0)
+    assert said == ["a worker that was to join was lost (no context for it); another is tried after 1 s"]
+    joiners.fetch(1)
+    assert len(joiners) == 0, "not at once"
+
+
+def test_a_worker_whose_seat_is_given_back_while_it_starts_has_not_failed(play):
+    said: list[str] = []
+    joiners, seats, _ = play("a", said=said)
+    seats.dead.add("a")
+    joiners.fetch(1)
+    seats.close(seats.free[0])
+    seats.up.set()
+    until(lambda: len(joiners) == 0)
+    assert said == []
+    seats.up.clear()
+    joiners.fetch(1)
+    assert len(joiners) == 1, "at once"
+    seats.up.set()
 
 
 def test_at_the_end_those_on_their_way_are_ended_too(play):

@@ -11,7 +11,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from eagleray.errors import PeerLost
-from eagleray.training import leaving, member_ray260, membership_ray260
+from eagleray.training import joiners_ray260, leaving, member_ray260, membership_ray260
 from eagleray.training.member_ray260 import Member
 from eagleray.training.membership_ray260 import Membership
 from eagleray.training.station import STEP, Event, News
@@ -74,10 +74,10 @@ class Play:
         played = SimpleNamespace(get=self._get)
         monkeypatch.setattr(membership_ray260, "ray", played)
         clocks = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock, sleep=lambda _: None)
-        for module in (membership_ray260, member_ray260, leaving):
+        for module in (membership_ray260, member_ray260, leaving, joiners_ray260):
             monkeypatch.setattr(module, "time", clocks)
         monkeypatch.setattr(
-            membership_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
+            member_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
         )
         monkeypatch.setattr(Membership, "_run", lambda self: None)
         self.membership = Membership(
@@ -573,6 +573,39 @@ def test_reading_the_data_may_take_as_long_as_it_takes(play):
     played.now += 60
     played.tick()
     assert played.ended == []
+
+
+def test_a_joiner_that_fails_or_is_silent_is_given_up_and_the_next_waits_a_little_longer_each_time(play):
+    played = play(1)
+    asked = []
+    played.seats.vacant = lambda count: asked.append(played.now) or []
+    played.membership.resize(2)
+    for wait_s in (1, 2, 4):
+        played.join("b")
+        played.member("b").is_ready = False
+        played.tell("b", "over", step=0)
+        assert (len(played.membership._joiners), played.seats.closed.pop(), played.ended.pop()) == (
+            0,
+            "b",
+            "b",
+        )
+        assert f"its train function has ended; the last thing it did: step 0, {STEP}" in played.said[-1]
+        assert played.said[-1].endswith(f"another is tried after {wait_s} s")
+        asked.clear()
+        played.now += wait_s - 0.1
+        played.tick()
+        assert asked == []
+        played.now += 0.1
+        played.tick()
+        assert asked == [played.now]
+    played.join("b")
+    member = played.member("b")
+    member.pending, member.asked_at = object(), played.now
+    played.now += 9
+    played.tick()
+    assert played.ended == ["b"]
+    assert "it has not answered for 9.0 s" in played.said[-1]
+    assert played.said[-1].endswith("another is tried after 1 s"), "it had been ready"
 
 
 def test_a_spare_takes_the_place_of_a_worker_that_is_lost(play):
