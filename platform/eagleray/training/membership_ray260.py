@@ -284,6 +284,8 @@ class Membership:
         if num_leaving and (can_leave or reservation.is_suspended):
             why = reservation.reason or "their seats are gone"
             self._say(f"giving {num_leaving} of {num} workers back: {why}")
+        elif num_leaving:
+            return  # too few would be left: they train on while they may
         elif not can_grow and num <= self._wanted:
             return
         self._notice += 1

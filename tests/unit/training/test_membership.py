@@ -462,6 +462,19 @@ def test_below_the_minimum_they_wait_for_who_takes_the_place_as_long_as_they_may
     assert played.ranks == "ac"
 
 
+def test_one_joiner_of_two_that_are_needed_does_not_stop_those_who_train(play):
+    played = play(3, minimum=3)
+    played.membership.resize(4)
+    played.allot("bc")
+    played.now += 5
+    played.join("d")
+    assert played.workers["a"].actor.took("notice") == [], "two would be left, and wait"
+    played.join("e")
+    assert played.workers["a"].actor.took("notice") == [[1]]
+    played.yield_(5)
+    assert played.ranks == "ade"
+
+
 def test_where_nobody_takes_the_place_in_time_the_others_wait_with_their_state(play):
     played = play(2, minimum=2)
     played.allot("b")
