@@ -15,6 +15,9 @@ from eagleray.training.patience import SLOW_FACTOR
 from eagleray.training.seat_ray260 import Seat
 from eagleray.training.station import STEP, Formation, News
 
+PREPARE_SILENCE_S = 60.0
+"""For a worker that reads its data: code that holds the interpreter lock meanwhile lets it answer nobody."""
+
 
 @dataclass(eq=False)
 class Member:
@@ -29,6 +32,8 @@ class Member:
     address: str = ""
     has_begun: bool = False
     """It trains in the current formation."""
+    is_prepared: bool = False
+    """It has been ready once: its data is read and its model built."""
     is_over: bool = False
     news: News | None = None
     pending: Any = None
@@ -71,6 +76,7 @@ class Member:
         for event in news.events:
             if event.kind == "waiting":
                 self.is_ready, self.address, self.has_begun = True, event.text, False
+                self.is_prepared = True
             elif event.kind == "training":
                 self.has_begun = True
             elif event.kind == "over":
@@ -81,7 +87,8 @@ class Member:
 
     def is_silent(self, heartbeat_s: float) -> bool:
         """Whether it has not answered for so long that it never will."""
-        return self.silent_s() > heartbeat_s
+        limit_s = heartbeat_s if self.is_prepared else max(heartbeat_s, PREPARE_SILENCE_S)
+        return self.silent_s() > limit_s
 
     def silent_s(self) -> float:
         """For how long it has not answered, seconds."""

@@ -223,7 +223,7 @@ class Membership:
         for member in list(self.members):
             others = [other for other in self.members if other is not member]
             silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s, others)
-            if silent_s > self._heartbeat_s:
+            if member.is_silent(self._heartbeat_s):
                 self._give_up(member, f"it has not answered for {silent_s:.1f} s")
             elif self._is_stuck(member) and lasted_s > self._patience.regroup_limit_s(member.step_s):
                 self._give_up(member, "it does not come out of the formation that was left")

@@ -581,6 +581,19 @@ def test_a_leaver_that_has_not_trained_yet_is_in_no_formation(play):
     assert (played.ranks, played.seats.closed) == ("a", ["b"])
 
 
+def test_a_worker_that_reads_its_data_may_be_silent_for_longer(play):
+    played = play(2, is_begun=False)
+    played.tell("a", "waiting")
+    for name in "ab":
+        played.member(name).pending, played.member(name).asked_at = object(), played.now
+    played.now += 9
+    played.tick()
+    assert played.ended == ["a"], "it had read its data"
+    played.now += 52
+    played.tick()
+    assert played.ended == ["a", "b"]
+
+
 def test_reading_the_data_may_take_as_long_as_it_takes(play):
     played = play(2, is_begun=False)
     played.now += 60
