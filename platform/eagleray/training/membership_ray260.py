@@ -351,7 +351,8 @@ class Membership:
 
     def _is_late(self) -> bool:
         """Whether what has to be given back is due soon."""
-        return leaving.is_late(self._reservation.leave_by)
+        step_s = max((member.step_s for member in self.members), default=0.0)
+        return leaving.is_late(self._reservation.leave_by, step_s)
 
     def _force_out(self) -> None:
         """End who has not left in time; what the others hold goes on."""

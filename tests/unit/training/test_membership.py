@@ -462,6 +462,16 @@ def test_below_the_minimum_they_wait_for_who_takes_the_place_as_long_as_they_may
     assert played.ranks == "ac"
 
 
+def test_those_whose_steps_are_long_stop_earlier_to_leave_in_time(play):
+    played = play(2, minimum=2)
+    played.allot("b")
+    played.now += 5
+    played.tell("a", step_s=2.4)
+    assert played.workers["a"].actor.took("notice") == [], "5 s are left"
+    played.tell("a", step_s=2.6)
+    assert played.workers["a"].actor.took("notice") == [[1]]
+
+
 def test_one_joiner_of_two_that_are_needed_does_not_stop_those_who_train(play):
     played = play(3, minimum=3)
     played.membership.resize(4)
