@@ -29,6 +29,8 @@ class Joiners:
         """With workers that are not up yet."""
         self._launch: Callable[[Worker], None] | None = None
         self._say = say
+        self._is_asking = False
+        """Seats are being asked for."""
         self._num_failed, self._not_before = 0, 0.0
         """Tries in a row that got nobody ready, and when the next may be made (`time.monotonic()`)."""
 
@@ -73,14 +75,28 @@ class Joiners:
     def fetch(self, count: int) -> None:
         """Get so many more, as far as there are seats: then their processes, then their readiness.
 
-        Nobody for a while after one was lost: what ends each of them at once would have all seats spin.
+        Nobody for a while after one was lost: what ends each of them at once would have all seats spin. Seats
+        are asked for in a thread and without the lock: where the GCS is away, that takes until it is back.
         """
-        if time.monotonic() < self._not_before:
+        if self._is_asking or time.monotonic() < self._not_before:
             return
-        for seat in self._reservation.vacant(count):
-            if actor := self._reservation.spawn(seat):
-                self._starting.add(seat)
-                threading.Thread(target=self._admit, args=(seat, actor), daemon=True).start()
+        self._is_asking = True
+        threading.Thread(target=self._seat, args=(count, self._launch), daemon=True).start()
+
+    def _seat(self, count: int, launch: Callable[[Worker], None] | None) -> None:
+        """Make workers on up to so many free seats, unless those of `launch` are over meanwhile."""
+        seats: list[Seat] = []
+        try:
+            seats = self._reservation.vacant(count)
+        except Exception as error:
+            with self._lock:
+                self._delay(f"seats cannot be asked for ({last_line(error)})")
+        with self._lock:
+            self._is_asking = False
+            for seat in seats if self._launch is launch is not None else []:
+                if seat.actor is None and (actor := self._reservation.spawn(seat)):
+                    self._starting.add(seat)
+                    threading.Thread(target=self._admit, args=(seat, actor), daemon=True).start()
 
     def _admit(self, seat: Seat, actor: Any) -> None:
         """Wait until a new worker is up, and start its train function."""
@@ -104,12 +120,16 @@ class Joiners:
 
     def _fail(self, seat: Seat, reason: str, *, was_ready: bool = False) -> None:
         """One was lost; where its seat was not given back meanwhile, that is a failure."""
-        is_failure, now = seat.actor is not None, time.monotonic()
+        is_failure = seat.actor is not None
         self._reservation.close(seat)
-        if not is_failure:
-            return
+        if is_failure:
+            self._delay(f"a worker that was to join was lost ({reason})", was_ready=was_ready)
+
+    def _delay(self, what: str, *, was_ready: bool = False) -> None:
+        """Have the next try wait, and say so."""
+        now = time.monotonic()
         if now >= self._not_before:  # else it fell together with another
             self._num_failed = 1 if was_ready else self._num_failed + 1
             self._not_before = now + min(2.0 ** (self._num_failed - 1), MAX_WAIT_S)
         wait_s = self._not_before - now
-        self._say(f"a worker that was to join was lost ({reason}); another is tried after {wait_s:.0f} s")
+        self._say(f"{what}; tried again after {wait_s:.0f} s")
