@@ -219,22 +219,24 @@ class Membership:
             return
         for member, reason in self._joiners.hopeless(self._heartbeat_s):
             self._give_up(member, reason)
-        lasted_s = time.monotonic() - self._since
         for member in list(self.members):
             others = [other for other in self.members if other is not member]
             silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s, others)
             if member.is_silent(self._heartbeat_s):
                 self._give_up(member, f"it has not answered for {silent_s:.1f} s")
-            elif self._is_stuck(member) and lasted_s > self._patience.regroup_limit_s(member.step_s):
+            elif self._is_stuck(member):
                 self._give_up(member, "it does not come out of the formation that was left")
             elif self._phase in ("training", "yielding") and hung_s is not None:
                 self._give_up(member, f"it has hung for {hung_s:.1f} s")
+        lasted_s = time.monotonic() - self._since
         if self._phase == "forming" and lasted_s > self._patience.form_limit_s:
             self._patience.did_not_meet()
             self._break(f"the ranks did not meet in {lasted_s:.0f} s")
 
     def _is_stuck(self, member: Member) -> bool:
-        return self._phase == "regrouping" and not member.is_ready and not self._is_nothing_held
+        limit_s = self._patience.regroup_limit_s(member.step_s)
+        is_asked = self._phase == "regrouping" and not member.is_ready and not self._is_nothing_held
+        return is_asked and time.monotonic() - self._since > limit_s
 
     def _give_up(self, member: Member, reason: str) -> None:
         self._lose(member, f"{reason}{member.last_deed}")

@@ -319,6 +319,14 @@ def test_a_worker_that_answers_but_hangs_in_a_step_is_given_up_and_who_waits_for
     assert played.ended == ["b"]
 
 
+def test_who_waits_for_one_that_hangs_has_time_to_come_out(play):
+    played = play(3)
+    played.now += 60
+    played.tell("b", step=41, doing="wait for the step's vote", idle_s=9.0)
+    played.tell("a", step=41, idle_s=9.0)
+    assert played.ended == ["a"], "the formation has lasted for a minute, and is given up just now"
+
+
 @pytest.mark.parametrize("doing", [STEP, "wait for data"])
 def test_where_nobody_waits_for_another_all_are_slow_and_nobody_hangs(play, doing):
     played = play(2)
