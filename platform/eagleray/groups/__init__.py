@@ -3,6 +3,7 @@
 from eagleray.groups.connections import quicken, unsent_bytes
 from eagleray.groups.group import Backend, Endpoint, Group
 from eagleray.groups.making import (
+    are_broken,
     break_groups,
     close,
     close_all,
@@ -16,6 +17,7 @@ __all__ = [
     "Backend",
     "Endpoint",
     "Group",
+    "are_broken",
     "break_groups",
     "close",
     "close_all",

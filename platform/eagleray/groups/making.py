@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _ENDPOINT_BYTES = 64
 _open_groups: list[Group] = []
+_broken_groups: list[Group] = []
+"""Of those, who were broken."""
 _retired: deque[tuple[float, Any]] = deque()
 """When, and which process group was closed."""
 _RETIRED_S = 2.0
@@ -194,6 +196,7 @@ def close_all() -> None:
     for group in _open_groups:
         _retire(group.process_group)
     _open_groups.clear()
+    _broken_groups.clear()
     if dist.is_initialized():
         _retire(dist.group.WORLD)
         dist.destroy_process_group()
@@ -216,6 +219,7 @@ def break_groups() -> int:
 
     For use after a failure: the groups are of no use afterwards, but to be closed. Safe from any thread.
     """
+    _broken_groups[:] = _open_groups
     endpoints = frozenset[Endpoint]().union(*(group.endpoints for group in _open_groups))
     own = {endpoint for _, endpoint in listening_endpoints()}
     attempt = _forming[0] if _forming else None
@@ -237,6 +241,11 @@ def break_groups() -> int:
         if group.backend == "nccl":
             group.process_group.abort()
     return num_shut
+
+
+def are_broken() -> bool:
+    """Whether `break_groups` broke a group that is open: who computes alone hears of it in no other way."""
+    return any(group in _broken_groups for group in _open_groups)
 
 
 def _register(name: str, process_group: ProcessGroup, backend: Backend, before: set[int]) -> Group:

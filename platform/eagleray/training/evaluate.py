@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from eagleray import data, device, models
+from eagleray import data, device, groups, models
+from eagleray.errors import PeerLost
 from eagleray.training.parts import Parts, has_local_buffers
 
 BATCH_SIZE = 256
@@ -16,15 +17,23 @@ def evaluate(parts: Parts, part: data.Part) -> dict[str, float]:
     """`loss`, and `accuracy` where targets are classes or tokens; every sample counted once.
 
     All ranks must call it at the same step; each takes its share. Leaves the module in training mode.
+
+    Raises: PeerLost: another rank was lost meanwhile.
     """
     if has_local_buffers(parts):
         parts.agreement.average_buffers(parts.module)
     loader = data.Loader(part, global_batch_size=BATCH_SIZE, seed=0, transform=_fixed_masks(parts))
     sums = {"loss": 0.0, "correct": 0.0, "counted": 0.0, "samples": 0.0}
     parts.module.eval()
-    for shard in loader.once(parts.rank, parts.world_size, BATCH_SIZE):
-        _add(sums, parts, shard)
-    parts.module.train()
+    try:
+        for shard in loader.once(parts.rank, parts.world_size, BATCH_SIZE):
+            if groups.are_broken():  # it may be long until the ranks meet, and the others wait
+                raise PeerLost(
+                    f"rank {parts.rank} of {parts.world_size}: another was lost during an evaluation"
+                )
+            _add(sums, parts, shard)
+    finally:
+        parts.module.train()
     totals = parts.agreement.sum(sums)
     metrics = {"loss": totals["loss"] / totals["samples"]}
     if totals["counted"] > 0:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
+from eagleray.training.ending_ray260 import end_process
 from eagleray.training.observer import WorkerInfo
+from eagleray.training.patience import SLOW_FACTOR
 from eagleray.training.seat_ray260 import Seat
-from eagleray.training.station import STEP, News
+from eagleray.training.station import STEP, Formation, News
 
-SLOW_FACTOR = 5.0
-"""A rank hangs when it takes so many times its longest step."""
+PREPARE_SILENCE_S = 60.0
+"""For a worker that reads its data: code that holds the interpreter lock meanwhile lets it answer nobody."""
 
 
 @dataclass(eq=False)
@@ -29,6 +32,8 @@ class Member:
     address: str = ""
     has_begun: bool = False
     """It trains in the current formation."""
+    is_prepared: bool = False
+    """It has been ready once: its data is read and its model built."""
     is_over: bool = False
     news: News | None = None
     pending: Any = None
@@ -45,6 +50,21 @@ class Member:
         """The newest that it has told of."""
         return 0 if self.news is None else self.news.step
 
+    @property
+    def step_s(self) -> float:
+        """Its longest step, as it has told, seconds; 0 where there is none."""
+        return 0.0 if self.news is None else self.news.step_s
+
+    def order(self, formation: Formation) -> None:
+        """Have it go into a formation."""
+        self.rank = self.seat.rank = formation.rank
+        self.is_ready, self.has_begun = False, False
+        self.worker.actor.form.remote(formation)
+
+    def end(self) -> None:
+        """End its process for good, though it may hear nothing."""
+        end_process(self.worker.actor, self.worker.metadata.node_id, self.worker.metadata.pid)
+
     def ask(self) -> None:
         """Ask for news, if an answer is not on its way already."""
         if self.pending is None:
@@ -56,6 +76,7 @@ class Member:
         for event in news.events:
             if event.kind == "waiting":
                 self.is_ready, self.address, self.has_begun = True, event.text, False
+                self.is_prepared = True
             elif event.kind == "training":
                 self.has_begun = True
             elif event.kind == "over":
@@ -64,14 +85,31 @@ class Member:
                 lost = event.text
         return lost
 
+    def is_silent(self, heartbeat_s: float) -> bool:
+        """Whether it has not answered for so long that it never will."""
+        limit_s = heartbeat_s if self.is_prepared else max(heartbeat_s, PREPARE_SILENCE_S)
+        return self.silent_s() > limit_s
+
     def silent_s(self) -> float:
         """For how long it has not answered, seconds."""
         return time.monotonic() - self.asked_at if self.pending is not None else 0.0
 
-    def hung_s(self, heartbeat_s: float) -> float | None:
-        """For how long it has hung in a step while the others wait for it; None: it does not."""
+    @property
+    def is_waiting(self) -> bool:
+        """It waits, for others or for an order."""
+        return self.is_ready or (self.news is not None and self.news.is_waiting)
+
+    def hung_s(self, heartbeat_s: float, others: Collection[Member]) -> float | None:
+        """For how long it has hung in a step while one of the others waits for it; None: it does not.
+
+        Where nobody waits, all are slow alike, as where the storage stands still. A rank that is alone hangs
+        in its steps only: nothing tells a read that hangs from one that takes long.
+        """
         news = self.news
-        if news is None or news.is_waiting or self.is_ready or news.doing not in (STEP, "wait for data"):
+        if news is None or self.is_waiting or news.doing not in (STEP, "wait for data"):
+            return None
+        is_awaited = any(other.is_waiting for other in others) if others else news.doing == STEP
+        if not is_awaited:
             return None
         is_hung = news.step_s > 0 and news.idle_s > max(heartbeat_s, SLOW_FACTOR * news.step_s)
         return news.idle_s if is_hung else None

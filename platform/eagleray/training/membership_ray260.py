@@ -19,10 +19,11 @@ from ray.exceptions import RayActorError, RayError
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.errors import PeerLost
-from eagleray.training.ending_ray260 import end_process
+from eagleray.training import leaving
 from eagleray.training.joiners_ray260 import Joiners
 from eagleray.training.member_ray260 import Member
 from eagleray.training.observer import Change, WorkerInfo
+from eagleray.training.patience import Patience
 from eagleray.training.reservation_ray260 import Reservation, last_line
 from eagleray.training.seat_ray260 import Seat
 from eagleray.training.station import Formation, News
@@ -30,18 +31,9 @@ from eagleray.training.stopping import Restarting, Suspended
 from eagleray.training.telemetry import Record
 
 TICK_S = 0.05
-FORM_LIMIT_S = 20.0
-"""For a formation to get from the order to its first step."""
 WAKE_EVERY_S = 0.5
-REGROUP_LIMIT_S = 10.0
-"""For a rank to give up a broken formation."""
 GROW_AFTER_S = 1.0
 """A formation lasts at least so long before others join it: they may come together."""
-FORCE_EARLY_S = 0.5
-"""So long before seats have to be given back, who still sits there is ended: the ledger would end the newest
-seats of the node, whoever has them."""
-LEAVE_MARGIN_S = 3.0
-"""So long before seats have to be given back, nobody waits any more for those who are to take their place."""
 
 Phase = Literal["forming", "training", "yielding", "regrouping", "over"]
 
@@ -73,7 +65,7 @@ class Membership:
             spares: workers that are ready beside them.
             restarts: each change of size, and each loss, has Ray Train start all workers anew.
             heartbeat_s: how long a rank may be silent, seconds.
-            max_failures: losses without a step in between that are got over.
+            max_failures: formations broken without a step in between that are got over.
             tell: hears of each change of the workers, and of what the run is to be told (records).
             part: called before a worker is ended that has told what nobody else tells.
         """
@@ -86,8 +78,8 @@ class Membership:
         self._reservation, self._tell, self._part = reservation, tell, part
         self._next_attempt, self._minimum = first_attempt, minimum
         self._wanted, self._num_spares = wanted, spares
-        self._heartbeat_s, self._max_failures = heartbeat_s, max_failures
-        self._joiners = Joiners(reservation, self.lock)
+        self._heartbeat_s, self._patience = heartbeat_s, Patience(max_failures)
+        self._joiners = Joiners(reservation, self.lock, self._say)
         self._phase: Phase = "over"
         self._since = time.monotonic()
         self._lost: dict[int, tuple[WorkerInfo, str]] = {}
@@ -95,9 +87,6 @@ class Membership:
         self._num_before = 0
         self._left_at: float | None = None
         """When the formation was asked to stop, or given up, seconds since the epoch."""
-        self._num_failures = 0
-        """Losses without a step in between."""
-        self._failed_step = -1
         self._notice = 0
         self._woken_at = 0.0
         self._thread: threading.Thread | None = None
@@ -121,6 +110,7 @@ class Membership:
             ]
             self.failure, self._num_before, self._left_at = None, 0, None
             self._lost.clear()
+            self._patience.begin()
             self._joiners.open(launch)
             self._enter("regrouping")
         self._thread = threading.Thread(target=self._run, name="eagleray-membership", daemon=True)
@@ -145,22 +135,31 @@ class Membership:
 
     def _run(self) -> None:
         while self._thread is threading.current_thread():
-            with self.lock:
-                everyone = [*self.members, *self._joiners.members]
-                for member in everyone:
-                    member.ask()
-            pending = {member.pending: member for member in everyone}
-            if not pending:
+            try:
+                self._turn()
+            except Exception as error:  # without this thread the run would hang: let Ray Train begin again
+                with self.lock:
+                    self.failure = self.failure or PeerLost(f"the workers cannot be watched: {error!r}")
                 time.sleep(TICK_S)
-            else:
-                ray.wait(list(pending), timeout=TICK_S)
-            done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0) if pending else ([], [])
-            with self.lock:
-                for reference in done:
-                    self._hear(pending[reference], reference)
-                if self.failure is None and not any(member.is_over for member in self.members):
-                    self._find_silent()
-                    self._advance()
+
+    def _turn(self) -> None:
+        """Ask all workers, hear those that answer, and decide."""
+        with self.lock:
+            everyone = [*self.members, *self._joiners.members]
+            for member in everyone:
+                member.ask()
+        pending = {member.pending: member for member in everyone}
+        if not pending:
+            time.sleep(TICK_S)
+        else:
+            ray.wait(list(pending), timeout=TICK_S)
+        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0) if pending else ([], [])
+        with self.lock:
+            for reference in done:
+                self._hear(pending[reference], reference)
+            if self.failure is None and not any(member.is_over for member in self.members):
+                self._find_silent()
+                self._advance()
 
     def _hear(self, member: Member, reference: Any) -> None:
         """Take a worker's news, or its death."""
@@ -179,7 +178,7 @@ class Membership:
     def _lose(self, member: Member, reason: str) -> None:
         """A worker is gone, or is given up."""
         if member in self._joiners.members:
-            self._joiners.lose(member)
+            self._joiners.lose(member, reason)
         if member not in self.members:
             return
         if self.restarts:  # Ray Train sees it, too, and starts all of them
@@ -189,16 +188,18 @@ class Membership:
         self.members.remove(member)
         if member.rank is not None:
             self._lost[member.rank] = (member.info(member.rank), reason)
-        self._reservation.close(member.seat)
         if len(self.members) < self._minimum:
             self._say(
                 f"a worker was lost ({reason}): {len(self.members)} of {self._minimum} are left, and wait "
                 "with their state for another"
             )
         self._break(reason)
+        self._reservation.close(member.seat)  # last: it may wait for the GCS, and the others for us
 
     def _break(self, reason: str) -> None:
         """Wake everybody out of a formation that cannot go on."""
+        if self._phase != "over":
+            self._patience.broke(reason)
         if self._phase in ("regrouping", "over"):
             return
         self._left_at = time.time()
@@ -216,30 +217,36 @@ class Membership:
         """Give up workers that do not answer, or that hang while the others wait for them."""
         if self._phase == "over":
             return
-        lasted_s = time.monotonic() - self._since
+        for member, reason in self._joiners.hopeless(self._heartbeat_s):
+            self._give_up(member, reason)
         for member in list(self.members):
-            silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s)
-            if silent_s > self._heartbeat_s:
+            others = [other for other in self.members if other is not member]
+            silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s, others)
+            if member.is_silent(self._heartbeat_s):
                 self._give_up(member, f"it has not answered for {silent_s:.1f} s")
-            elif self._is_stuck(member) and lasted_s > REGROUP_LIMIT_S:
+            elif self._is_stuck(member):
                 self._give_up(member, "it does not come out of the formation that was left")
             elif self._phase in ("training", "yielding") and hung_s is not None:
                 self._give_up(member, f"it has hung for {hung_s:.1f} s")
-        if self._phase == "forming" and lasted_s > FORM_LIMIT_S:
-            self._break("the ranks did not meet")
+        lasted_s = time.monotonic() - self._since
+        if self._phase == "forming" and lasted_s > self._patience.form_limit_s:
+            self._patience.did_not_meet()
+            self._break(f"the ranks did not meet in {lasted_s:.0f} s")
 
     def _is_stuck(self, member: Member) -> bool:
-        return self._phase == "regrouping" and not member.is_ready and not self._is_nothing_held
+        limit_s = self._patience.regroup_limit_s(member.step_s)
+        is_asked = self._phase == "regrouping" and not member.is_ready and not self._is_nothing_held
+        return is_asked and time.monotonic() - self._since > limit_s
 
     def _give_up(self, member: Member, reason: str) -> None:
-        facts = member.worker.metadata
         self._lose(member, f"{reason}{member.last_deed}")
-        end_process(member.worker.actor, facts.node_id, facts.pid)
+        member.end()
 
     def _advance(self) -> None:
         if self._phase == "over":
             return
         if self._phase == "forming" and all(member.has_begun for member in self.members):
+            self._patience.began()
             self._enter("training")
         elif self._phase in ("regrouping", "yielding"):
             if self._phase == "regrouping" and time.monotonic() - self._woken_at > WAKE_EVERY_S:
@@ -265,8 +272,7 @@ class Membership:
 
     def _consider_change(self) -> None:
         """Ask the formation to stop at a step, if some have to leave, or others are ready to join it."""
-        if max((member.step for member in self.members), default=0) > self._failed_step:
-            self._num_failures = 0
+        self._patience.stepped(max((member.step for member in self.members), default=0))
         reservation, num = self._reservation, len(self.members)
         num_leaving = sum(member.seat.is_leaving for member in self.members)
         num_ready = len(self._joiners.ready)
@@ -280,6 +286,8 @@ class Membership:
         if num_leaving and (can_leave or reservation.is_suspended):
             why = reservation.reason or "their seats are gone"
             self._say(f"giving {num_leaving} of {num} workers back: {why}")
+        elif num_leaving:
+            return  # too few would be left: they train on while they may
         elif not can_grow and num <= self._wanted:
             return
         self._notice += 1
@@ -289,11 +297,10 @@ class Membership:
 
     def _regroup(self) -> None:
         """Everybody waits for an order: give it, if there are enough."""
-        if self._lost and self._num_failures >= self._max_failures:
-            self.failure = PeerLost(
-                f"{self._num_failures + 1} losses without a step in between; "
-                + "; ".join(reason for _, reason in self._lost.values())
-            )
+        broken = self._patience.broken
+        if self._patience.is_spent:
+            why = "; ".join(reason for _, reason in self._lost.values()) or broken
+            self.failure = PeerLost(f"{self._patience.verdict}; {why}")
             return
         is_kept = self._phase == "yielding" or self._is_nothing_held
         if is_kept and self._reservation.is_suspended:
@@ -306,7 +313,7 @@ class Membership:
         leave = [member for member in self.members if member not in stay]
         if self.restarts and not self._is_nothing_held:
             self._let_go(leave)
-            self.failure = Restarting()
+            self.failure = Restarting() if broken is None else PeerLost(broken)  # which Ray Train counts
             return
         if len(stay) + len(come) < (1 if self._reservation.is_suspended else self._minimum):
             if leave and self._is_late():
@@ -327,18 +334,15 @@ class Membership:
 
     def _form(self, members: list[Member]) -> None:
         """Order these into a formation."""
-        if self._lost:
-            self._num_failures += 1
-            self._failed_step = max(member.step for member in members)
+        if self._patience.broken is not None and not self._lost:  # whose reasons the change tells
+            self._say(f"the workers form anew: {self._patience.broken}")
+        self._patience.ordered(max(member.step for member in members))
         self._joiners.leave(members)
         self.members = members
         number, self._next_attempt = self._next_attempt, self._next_attempt + 1
         num_before, self._num_before, num_lost = self._num_before, len(members), len(self._lost)
         for rank, member in enumerate(members):
-            member.rank, member.is_ready, member.has_begun = rank, False, False
-            member.seat.rank = rank
-            formation = Formation(number, rank, len(members), members[0].address, num_before, num_lost)
-            member.worker.actor.form.remote(formation)
+            member.order(Formation(number, rank, len(members), members[0].address, num_before, num_lost))
         workers = [member.info(rank) for rank, member in enumerate(members)]
         self._tell(Change(number, workers, num_before, dict(self._lost), time.time(), self._left_at))
         self._lost.clear()
@@ -349,13 +353,12 @@ class Membership:
 
     def _is_late(self) -> bool:
         """Whether what has to be given back is due soon."""
-        leave_by = self._reservation.leave_by
-        return leave_by is not None and time.monotonic() > leave_by - LEAVE_MARGIN_S
+        step_s = max((member.step_s for member in self.members), default=0.0)
+        return leaving.is_late(self._reservation.leave_by, step_s)
 
     def _force_out(self) -> None:
         """End who has not left in time; what the others hold goes on."""
-        leave_by = self._reservation.leave_by
-        if leave_by is None or time.monotonic() < leave_by - FORCE_EARLY_S:
+        if not leaving.is_over(self._reservation.leave_by):
             return
         if self._reservation.is_suspended:
             self._suspend(is_forced=True)
@@ -374,8 +377,7 @@ class Membership:
         if self.members:
             self._part(self.members[0].worker)
         for member in self.members if is_forced else []:
-            facts = member.worker.metadata
-            end_process(member.worker.actor, facts.node_id, facts.pid)
+            member.end()
         self._joiners.close()
         for member in self.members:
             self._reservation.close(member.seat)

@@ -66,7 +66,7 @@ class News:
     is_waiting: bool
     """It waits for others (peers or the driver): if it hangs, they are the reason."""
     step_s: float
-    """The longest of its last steps, seconds; 0 where there is none."""
+    """The longest of its last steps in this formation, seconds; 0 where there is none."""
 
 
 class Station:
@@ -80,7 +80,7 @@ class Station:
         self._formation = 0
         self._doing, self._since, self._step, self._is_waiting = "start", time.monotonic(), 0, False
         self._steps: deque[float] = deque(maxlen=NUM_STEPS)
-        """When the last ones were begun."""
+        """When the last ones of this formation were begun."""
         self.is_exchanging: Callable[[], bool] = bool
         """Whether the rank's engine waits for the network at the moment."""
 
@@ -125,6 +125,7 @@ class Station:
         """
         self.at(step, "wait for the driver's order", is_waiting=True)
         with self._changed:
+            self._steps.clear()  # another size steps at another pace, and a pause between two is no step
             self._tell("waiting", address)
             self._changed.wait_for(lambda: self._order is not None)
             order, self._order = self._order, None

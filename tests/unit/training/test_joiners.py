@@ -23,6 +23,7 @@ class Seats:
         self.free = [Seat(name, 0, is_own=True) for name in names]  # type: ignore[arg-type]
         self.up, self.dead = threading.Event(), set[str]()
         self.closed: list[str] = []
+        self.not_launched = set[str]()
 
     def vacant(self, count: int) -> list[Any]:
         return [seat for seat in self.free if seat.actor is None][:count]
@@ -39,7 +40,7 @@ class Seats:
 
 @pytest.fixture
 def play(monkeypatch):
-    def start(*names: str) -> tuple[Joiners, Seats, list[str]]:
+    def start(*names: str, said: list[str] | None = None) -> tuple[Joiners, Seats, list[str]]:
         seats, launched = Seats(*names), []
 
         def get(name: str) -> Any:
@@ -49,8 +50,15 @@ def play(monkeypatch):
             return SimpleNamespace(node_id="n", node_ip="127.0.0.1", pid=1)
 
         monkeypatch.setattr(joiners_ray260, "ray", SimpleNamespace(get=get))
-        joiners = Joiners(seats, threading.RLock())  # type: ignore[arg-type]
-        joiners.open(lambda worker: launched.append(worker.actor.name))
+        say = [].append if said is None else said.append
+        joiners = Joiners(seats, threading.RLock(), say)  # type: ignore[arg-type]
+
+        def launch(worker: Any) -> None:
+            if worker.actor.name in seats.not_launched:
+                raise ValueError("no context for it")
+            launched.append(worker.actor.name)
+
+        joiners.open(launch)
         return joiners, seats, launched
 
     return start
@@ -59,7 +67,8 @@ def play(monkeypatch):
 def test_who_is_up_is_launched_and_ready_when_it_says_so(play):
     joiners, seats, launched = play("a", "b", "c")
     joiners.fetch(2)
-    assert (len(joiners), joiners.members) == (2, [])
+    until(lambda: len(joiners) == 2)
+    assert joiners.members == []
     seats.up.set()
     until(lambda: len(joiners.members) == 2)
     assert (len(joiners), sorted(launched), joiners.ready) == (2, ["a", "b"], [])
@@ -84,17 +93,86 @@ def test_a_worker_that_ends_while_it_starts_leaves_its_seat_to_another(play):
     joiners, seats, launched = play("a")
     seats.dead.add("a")
     joiners.fetch(1)
+    until(lambda: len(joiners) == 1)
     seats.up.set()
     until(lambda: len(joiners) == 0)
     assert (seats.closed, launched) == (["a"], [])
     assert seats.vacant(1) == seats.free
 
 
+def test_a_worker_that_cannot_be_launched_is_said_and_holds_no_place(play):
+    said: list[str] = []
+    joiners, seats, _ = play("a", said=said)
+    seats.not_launched.add("a")
+    joiners.fetch(1)
+    until(lambda: len(joiners) == 1)
+    seats.up.set()
+    until(lambda: len(joiners) == 0)
+    assert said == ["a worker that was to join was lost (no context for it); tried again after 1 s"]
+    joiners.fetch(1)
+    assert not joiners._is_asking, "not at once"
+
+
+def test_a_worker_whose_seat_is_given_back_while_it_starts_has_not_failed(play):
+    said: list[str] = []
+    joiners, seats, _ = play("a", said=said)
+    seats.dead.add("a")
+    joiners.fetch(1)
+    until(lambda: len(joiners) == 1)
+    seats.close(seats.free[0])
+    seats.up.set()
+    until(lambda: len(joiners) == 0)
+    assert said == []
+    seats.up.clear()
+    joiners.fetch(1)
+    until(lambda: len(joiners) == 1)
+    seats.up.set()
+
+
 def test_at_the_end_those_on_their_way_are_ended_too(play):
     joiners, seats, _ = play("a")
     joiners.fetch(1)
+    until(lambda: len(joiners) == 1)
     joiners.close()
     assert (len(joiners), seats.closed) == (0, ["a"])
     seats.up.set()
     until(lambda: seats.closed == ["a", "a"])
     assert joiners.members == []
+
+
+def test_seats_that_take_long_to_be_asked_for_hold_nobody_up_and_come_too_late_for_others(play):
+    joiners, seats, launched = play("a")
+    is_back, vacant, asked = threading.Event(), seats.vacant, []
+
+    def slowly(count: int) -> list[Any]:
+        asked.append(count)
+        is_back.wait(10)
+        return vacant(count)
+
+    seats.vacant = slowly
+    joiners.fetch(1)
+    until(lambda: asked)
+    joiners.fetch(1)
+    assert (asked, len(joiners)) == ([1], 0), "the GCS is away: once"
+    joiners.close()
+    joiners.open(lambda worker: launched.append("again"))
+    is_back.set()
+    until(lambda: not joiners._is_asking)
+    assert (len(joiners), seats.free[0].actor) == (0, None), "whom it was asked for is over"
+    joiners.fetch(1)
+    until(lambda: len(joiners) == 1)
+    seats.up.set()
+    until(lambda: launched == ["again"])
+
+
+def test_seats_that_cannot_be_asked_for_are_asked_for_again_later(play):
+    said: list[str] = []
+    joiners, seats, _ = play("a", said=said)
+
+    def fail(count: int) -> list[Any]:
+        raise RuntimeError("the GCS is away")
+
+    seats.vacant = fail
+    joiners.fetch(1)
+    until(lambda: not joiners._is_asking)
+    assert said == ["seats cannot be asked for (the GCS is away); tried again after 1 s"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from eagleray.training import member_ray260, membership_ray260
+from eagleray.errors import PeerLost
+from eagleray.training import joiners_ray260, leaving, member_ray260, membership_ray260
 from eagleray.training.member_ray260 import Member
 from eagleray.training.membership_ray260 import Membership
 from eagleray.training.station import STEP, Event, News
 from eagleray.training.stopping import Restarting, Suspended
+
+RUN = Membership._run
 
 
 class Actor:
@@ -27,6 +31,13 @@ class Actor:
 
     def took(self, order: str) -> list[Any]:
         return [arguments for name, *arguments in self.orders if name == order]
+
+
+class AtOnce:
+    """A thread that has ended when it is started."""
+
+    def __init__(self, target: Any, args: Any, daemon: bool):
+        self.start = lambda: target(*args)
 
 
 class Seats:
@@ -69,13 +80,14 @@ class Play:
         self.clock = 0.0
         played = SimpleNamespace(get=self._get)
         monkeypatch.setattr(membership_ray260, "ray", played)
-        clocks = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock)
-        for module in (membership_ray260, member_ray260):
+        clocks = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock, sleep=lambda _: None)
+        for module in (membership_ray260, member_ray260, leaving, joiners_ray260):
             monkeypatch.setattr(module, "time", clocks)
         monkeypatch.setattr(
-            membership_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
+            member_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
         )
         monkeypatch.setattr(Membership, "_run", lambda self: None)
+        monkeypatch.setattr(joiners_ray260, "threading", SimpleNamespace(Thread=AtOnce))
         self.membership = Membership(
             self.seats,  # type: ignore[arg-type]
             first_attempt=1,
@@ -141,9 +153,19 @@ class Play:
             if member in self.membership.members:
                 self.tell(member.worker.actor.name, "yielded", "waiting", step=step)
 
-    def tell(self, name: str, *kinds: Any, step: int = 0, doing: str = STEP, idle_s: float = 0.0) -> None:
+    def tell(
+        self,
+        name: str,
+        *kinds: Any,
+        step: int = 0,
+        doing: str = STEP,
+        idle_s: float = 0.0,
+        step_s: float = 0.1,
+        is_waiting: bool | None = None,
+    ) -> None:
         events = tuple(Event(kind, 0, step, 0.0, f"{name}:1") for kind in kinds)
-        news = News(events, step, doing, idle_s, doing != STEP, 0.1)
+        is_waiting = doing != STEP if is_waiting is None else is_waiting
+        news = News(events, step, doing, idle_s, is_waiting, step_s)
         self.membership._hear(self.member(name), news)
         self.tick()
 
@@ -194,6 +216,31 @@ def test_survivors_of_a_death_are_woken_and_form_anew(play):
     assert times == [(None, 0.0), (128.0, 130.0)], (
         "given up when the loss was found, formed when all were out"
     )
+
+
+def test_survivors_are_woken_before_the_seat_is_given_back(play):
+    played = play(2)
+    woken = []
+    played.seats.close = lambda seat: woken.extend(played.workers["a"].actor.took("break_groups"))
+    played.die("b")
+    assert woken
+
+
+def test_a_thread_that_fails_has_ray_train_begin_again(play, monkeypatch):
+    played = play(2)
+    monkeypatch.setattr(Membership, "_run", RUN)
+    turns = iter([RuntimeError("the GCS is away"), None])
+
+    def turn() -> None:
+        if error := next(turns):
+            raise error
+        played.membership._thread = None
+
+    monkeypatch.setattr(played.membership, "_turn", turn)
+    played.membership._thread = threading.current_thread()
+    played.membership._run()
+    assert isinstance(played.membership.failure, PeerLost)
+    assert "RuntimeError('the GCS is away')" in str(played.membership.failure)
 
 
 def test_a_worker_that_tells_of_a_loss_first_breaks_the_others_too(play):
@@ -272,6 +319,32 @@ def test_a_worker_that_answers_but_hangs_in_a_step_is_given_up_and_who_waits_for
     assert played.ended == ["b"]
 
 
+def test_who_waits_for_one_that_hangs_has_time_to_come_out(play):
+    played = play(3)
+    played.now += 60
+    played.tell("b", step=41, doing="wait for the step's vote", idle_s=9.0)
+    played.tell("a", step=41, idle_s=9.0)
+    assert played.ended == ["a"], "the formation has lasted for a minute, and is given up just now"
+
+
+@pytest.mark.parametrize("doing", [STEP, "wait for data"])
+def test_where_nobody_waits_for_another_all_are_slow_and_nobody_hangs(play, doing):
+    played = play(2)
+    for name in "ab":
+        played.tell(name, step=41, doing=doing, idle_s=9.0, is_waiting=False)
+    assert played.ended == []
+    played.tell("b", step=41, doing="wait for the step's vote", idle_s=0.1)
+    assert played.ended == ["a"], "now one waits for it"
+
+
+def test_a_worker_that_is_alone_hangs_in_a_step_but_may_wait_for_data(play):
+    played = play(1)
+    played.tell("a", step=41, doing="wait for data", idle_s=9.0, is_waiting=False)
+    assert played.ended == []
+    played.tell("a", step=41, idle_s=9.0)
+    assert played.ended == ["a"]
+
+
 def test_where_nobody_is_left_ray_train_has_to_start_them(play):
     played = play(2)
     played.die("a")
@@ -290,6 +363,63 @@ def test_losses_without_a_step_in_between_are_not_tried_for_ever(play):
     for name in "ab":
         played.tell(name, "waiting", step=5)
     assert "2 losses without a step in between; its process ended" in str(played.membership.failure)
+
+
+def test_formations_that_break_though_nobody_died_are_counted_and_said(play):
+    played = play(2, max_failures=1)
+    for name in "ab":
+        played.tell(name, "lost", "waiting", step=5)
+    assert played.said == ["the workers form anew: a:1"]
+    assert played.membership.failure is None
+    for name in "ab":
+        played.tell(name, "lost", "waiting", step=5)
+    assert str(played.membership.failure) == "2 losses without a step in between; a:1"
+
+
+def test_a_formation_that_needs_longer_than_others_comes_about(play):
+    played = play(2, is_begun=False)
+    for name in "ab":
+        played.tell(name, "waiting")
+    for limit_s in (20, 40):
+        played.now += limit_s + 1
+        played.tick()
+        assert played.membership._phase == "regrouping"
+        played.now += 30
+        played.tick()
+        assert played.ended == [], "they read a checkpoint, and hear of it when they have"
+        for name in "ab":
+            played.tell(name, "lost", "waiting")
+        assert played.membership._phase == "forming"
+    played.now += 70
+    played.train()
+    assert (played.membership._phase, played.membership.failure) == ("training", None)
+    assert played.said[0] == "the workers form anew: the ranks did not meet in 21 s"
+    played.tell("a", "lost", "waiting")
+    played.tell("b", "lost", "waiting")
+    played.now += 21
+    played.tick()
+    assert played.membership._phase == "regrouping", "the next has as long as the first had"
+
+
+def test_a_survivor_in_a_long_step_is_waited_for(play):
+    played = play(3)
+    for name in "ac":
+        played.tell(name, step=41, idle_s=1.0, step_s=4.0 if name == "a" else 0.1)
+    played.die("b")
+    played.now += 11
+    played.tick()
+    assert played.ended == ["c"], "its steps are short"
+    played.now += 10
+    played.tick()
+    assert played.ended == ["c", "a"], "five steps long"
+
+
+def test_ray_train_counts_what_breaks_a_run_that_restarts(play):
+    played = play(2, restarts=True)
+    for name in "ab":
+        played.tell(name, "lost", "waiting", step=5)
+    assert str(played.membership.failure) == "a:1"
+    assert isinstance(played.membership.failure, PeerLost)
 
 
 def test_a_step_in_between_makes_a_loss_the_first_again(play):
@@ -346,6 +476,29 @@ def test_below_the_minimum_they_wait_for_who_takes_the_place_as_long_as_they_may
     assert played.workers["a"].actor.took("notice") == [[1]]
     played.yield_(5)
     assert played.ranks == "ac"
+
+
+def test_those_whose_steps_are_long_stop_earlier_to_leave_in_time(play):
+    played = play(2, minimum=2)
+    played.allot("b")
+    played.now += 5
+    played.tell("a", step_s=2.4)
+    assert played.workers["a"].actor.took("notice") == [], "5 s are left"
+    played.tell("a", step_s=2.6)
+    assert played.workers["a"].actor.took("notice") == [[1]]
+
+
+def test_one_joiner_of_two_that_are_needed_does_not_stop_those_who_train(play):
+    played = play(3, minimum=3)
+    played.membership.resize(4)
+    played.allot("bc")
+    played.now += 5
+    played.join("d")
+    assert played.workers["a"].actor.took("notice") == [], "two would be left, and wait"
+    played.join("e")
+    assert played.workers["a"].actor.took("notice") == [[1]]
+    played.yield_(5)
+    assert played.ranks == "ade"
 
 
 def test_where_nobody_takes_the_place_in_time_the_others_wait_with_their_state(play):
@@ -454,11 +607,57 @@ def test_a_leaver_that_has_not_trained_yet_is_in_no_formation(play):
     assert (played.ranks, played.seats.closed) == ("a", ["b"])
 
 
+def test_a_worker_that_reads_its_data_may_be_silent_for_longer(play):
+    played = play(2, is_begun=False)
+    played.tell("a", "waiting")
+    for name in "ab":
+        played.member(name).pending, played.member(name).asked_at = object(), played.now
+    played.now += 9
+    played.tick()
+    assert played.ended == ["a"], "it had read its data"
+    played.now += 52
+    played.tick()
+    assert played.ended == ["a", "b"]
+
+
 def test_reading_the_data_may_take_as_long_as_it_takes(play):
     played = play(2, is_begun=False)
     played.now += 60
     played.tick()
     assert played.ended == []
+
+
+def test_a_joiner_that_fails_or_is_silent_is_given_up_and_the_next_waits_a_little_longer_each_time(play):
+    played = play(1)
+    asked = []
+    played.seats.vacant = lambda count: asked.append(played.now) or []
+    played.membership.resize(2)
+    for wait_s in (1, 2, 4):
+        played.join("b")
+        played.member("b").is_ready = False
+        played.tell("b", "over", step=0)
+        assert (len(played.membership._joiners), played.seats.closed.pop(), played.ended.pop()) == (
+            0,
+            "b",
+            "b",
+        )
+        assert f"its train function has ended; the last thing it did: step 0, {STEP}" in played.said[-1]
+        assert played.said[-1].endswith(f"tried again after {wait_s} s")
+        asked.clear()
+        played.now += wait_s - 0.1
+        played.tick()
+        assert asked == []
+        played.now += 0.1
+        played.tick()
+        assert asked == [played.now]
+    played.join("b")
+    member = played.member("b")
+    member.pending, member.asked_at = object(), played.now
+    played.now += 9
+    played.tick()
+    assert played.ended == ["b"]
+    assert "it has not answered for 9.0 s" in played.said[-1]
+    assert played.said[-1].endswith("tried again after 1 s"), "it had been ready"
 
 
 def test_a_spare_takes_the_place_of_a_worker_that_is_lost(play):

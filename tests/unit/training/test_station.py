@@ -57,6 +57,19 @@ def test_news_say_what_is_done_for_how_long_and_the_longest_step():
     assert station.news(0).is_waiting
 
 
+def test_neither_steps_of_the_formation_before_nor_the_pause_after_it_count_as_steps():
+    station = Station()
+    station.begin_step(1)
+    time.sleep(0.02)
+    station.begin_step(2)
+    station.form(order(2))
+    station.next_formation("", 2)
+    assert station.news(0).step_s == 0
+    time.sleep(0.02)
+    station.begin_step(3)
+    assert station.news(0).step_s == 0
+
+
 def test_another_train_function_finds_nothing_of_the_one_before():
     station = Station()
     station.form(order())
