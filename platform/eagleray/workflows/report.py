@@ -93,7 +93,9 @@ class Account:
     """Time at the end of each span of PHASES, and of `submitted_at`."""
     recoveries: list[Recovery] = field(default_factory=list)
     suspensions: list[dict[str, Any]] = field(default_factory=list)
-    """Each with `began_at`, `ended_at` (None: not over), `step`, `reason`."""
+    """Each with `began_at`, `ended_at` (None: not over), `step`, `reason`, `is_saved`."""
+    unsaved_step: int | None = None
+    """The step that the ranks stopped after last, where the storage did not take it."""
     sizes: list[Size] = field(default_factory=list)
     time: TimeAccount = field(default_factory=TimeAccount)
     ended_at: float | None = None
@@ -161,11 +163,10 @@ class Account:
             self.sizes.append(Size(noticed_at, num_left, "lost", self.attempt))
         return recovery
 
-    def suspended(self, reason: str, began_at: float) -> None:
+    def suspended(self, reason: str, began_at: float, *, is_saved: bool = True) -> None:
         """The run has given back all workers, and waits for its turn."""
-        self.suspensions.append(
-            {"began_at": began_at, "ended_at": None, "step": self.position, "reason": reason}
-        )
+        facts = {"step": self.position, "reason": reason, "is_saved": is_saved}
+        self.suspensions.append({"began_at": began_at, "ended_at": None, **facts})
         self.time.suspended(began_at)
         self.sizes.append(Size(began_at, 0, "suspended", self.attempt))
 
@@ -243,6 +244,9 @@ class Account:
             self.time.held_up(record["step"], blocked_s, "checkpoint")
             self.commit_seconds += record["seconds"]
             self.state_bytes += record.get("state_bytes", 0.0)
+            self.unsaved_step = None
+        elif kind == "unsaved":
+            self.unsaved_step = record["step"]
         elif kind == "at":
             self._reach(record)
 

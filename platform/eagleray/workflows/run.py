@@ -215,10 +215,12 @@ def _train(
             reservation.release()
         if not outcome.get("is_suspended"):
             break
-        say(suspension(outcome))
+        is_stored = outcome["step"] != account.unsaved_step
+        say(suspension(outcome, is_stored=is_stored))
         if outcome["is_forced"]:
             account.lost(list(range(outcome["num_workers"])), f"not given back in time ({outcome['reason']})")
-        account.suspended(outcome["reason"], outcome["time"])
+        is_saved = is_stored and not outcome["is_forced"]
+        account.suspended(outcome["reason"], outcome["time"], is_saved=is_saved)
         reservation, there_at = _reserve(seats, say)
         account.resumed(there_at)
         say(f"going on after {there_at - outcome['time']:.1f} s: it has nodes again")
@@ -229,10 +231,12 @@ def _train(
     return outcome
 
 
-def suspension(outcome: Mapping[str, Any]) -> str:
-    """How a run was suspended, in a line; `outcome` is what `fit` returned."""
+def suspension(outcome: Mapping[str, Any], *, is_stored: bool = True) -> str:
+    """How a run was suspended, in a line: by what `fit` returned, and whether the storage took its state."""
     if outcome["is_forced"]:
         saved = "it had not saved that in time, and goes on from the checkpoint before"
+    elif not is_stored:
+        saved = "that could not be saved, and it goes on from the checkpoint before"
     else:
         saved = "all of it is saved"
     return f"suspended after step {outcome['step']}: {outcome['reason']}; {saved}"

@@ -110,6 +110,7 @@ def test_the_summary_says_how_the_gradients_were_sent(tmp_path, kind, records, s
 
 def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monkeypatch):
     said, account, released = [], Account(step=40, position=40), []
+    account.take({"kind": "unsaved", "time": 90.0, "step": 20})
     suspended = {
         "is_suspended": True,
         "reason": "needed by chat",
@@ -118,7 +119,8 @@ def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monke
         "num_workers": 2,
     }
     outcomes = [
-        {**suspended, "is_forced": False}, {**suspended, "is_forced": True}, {"progress": {"step": 60}},
+        {**suspended, "is_forced": False, "step": 20}, {**suspended, "is_forced": False},
+        {**suspended, "is_forced": True}, {"progress": {"step": 60}},
     ]  # fmt: skip
     attempts, given = [], []
 
@@ -133,15 +135,20 @@ def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monke
 
     folder = Folder(str(tmp_path))
     run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", []), folder)
-    turns = [(reservation("second"), 112.5), (reservation("third"), 130.0)]
+    turns = [
+        (reservation(name), time) for name, time in (("other", 101.0), ("second", 112.5), ("third", 130.0))
+    ]
     monkeypatch.setattr("eagleray.training.trainer.fit", fit)
     monkeypatch.setattr(run_module, "_reserve", lambda seats, say: turns.pop(0))
     seats = SimpleNamespace(watching=lambda observer: observer)
     monitor = SimpleNamespace(account=account)
     found = run_module._train(run, seats, reservation("first"), monitor, said.append)
     assert found == {"progress": {"step": 60}}
-    assert (attempts, given, released) == ([1, 2, 3], *[["first", "second", "third"]] * 2)
+    assert (attempts, given, released) == ([1, 2, 3, 4], *[["first", "other", "second", "third"]] * 2)
     assert said == [
+        "suspended after step 20: needed by chat; that could not be saved, and it goes on from the checkpoint "
+        "before",
+        "going on after 1.0 s: it has nodes again",
         "suspended after step 40: needed by chat; all of it is saved",
         "going on after 12.5 s: it has nodes again",
         "suspended after step 40: needed by chat; it had not saved that in time, and goes on from the "
@@ -150,9 +157,10 @@ def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monke
     ]
     (lost,) = account.recoveries
     assert (lost.ranks, lost.reason) == ([0, 1], "not given back in time (needed by chat)")
-    assert [(one["began_at"], one["ended_at"]) for one in account.suspensions] == [
-        (100.0, 112.5),
-        (100.0, 130.0),
+    assert [(one["began_at"], one["ended_at"], one["is_saved"]) for one in account.suspensions] == [
+        (100.0, 101.0, False),
+        (100.0, 112.5, True),
+        (100.0, 130.0, False),
     ]
 
 
