@@ -69,8 +69,10 @@ def train(parts: Parts, life: Life) -> None:
                 num_steps = seen.num_next
                 settle(parts, life, meter)
                 if is_over(parts, life.progress):
+                    meter.report(life.sink, life.progress)  # stopped early
                     return
                 if seen.is_asked_to_stop:
+                    meter.report(life.sink, life.progress)  # the next formation has a meter of its own
                     life.yield_to_driver()
             step_s = (time.perf_counter() - began) / len(window)
 
