@@ -158,7 +158,8 @@ class Life:
 
         Raises: Yielded
         """
-        assert self.parts is not None and self.formation is not None
+        assert self.parts is not None
+        assert self.formation is not None
         self.parts.hook.even_out()
         self._is_even = True
         self.commit()

@@ -146,8 +146,8 @@ def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monke
     assert found == {"progress": {"step": 60}}
     assert (attempts, given, released) == ([1, 2, 3, 4], *[["first", "other", "second", "third"]] * 2)
     assert said == [
-        "suspended after step 20: needed by chat; that could not be saved, and it goes on from the checkpoint "
-        "before",
+        "suspended after step 20: needed by chat; that could not be saved, and it goes on from the "
+        "checkpoint before",
         "going on after 1.0 s: it has nodes again",
         "suspended after step 40: needed by chat; all of it is saved",
         "going on after 12.5 s: it has nodes again",
