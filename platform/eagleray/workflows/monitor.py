@@ -53,7 +53,7 @@ class RunMonitor:
         """Say who was lost and who trains now, and note the attempt in the run's folder."""
         if change.lost:
             self._say_loss(change)
-        self.account.changed(change)
+        self.account.changed(change, self._node_name)
         self._workers = {worker.rank: worker for worker in change.workers}
         nodes = {worker.node_id for worker in change.workers}
         self._keep(lambda: note_attempt(self._folder, change.number, len(change.workers)))

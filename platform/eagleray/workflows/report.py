@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +39,8 @@ class Recovery:
     lost_step: int
     lost_attempt: int = 0
     """Number of the attempt that ended."""
+    nodes: list[str | None] = field(default_factory=list)
+    """Name of the node of each of `ranks`, where it is known."""
     noticed_at: float | None = None
     """When the driver knew of it."""
     ordered_at: float | None = None
@@ -136,9 +138,11 @@ class Account:
     """Newest value of each metric."""
     history: list[dict[str, float]] = field(default_factory=list)
     first_loss: float | None = None
+    _nodes_by_rank: dict[int, str] = field(default_factory=dict)
+    """Names, of the current formation."""
 
-    def changed(self, change: Change) -> None:
-        """Workers form a group."""
+    def changed(self, change: Change, node_name: Callable[[str], str] = str) -> None:
+        """Workers form a group; `node_name` makes a node's name from its id."""
         if not self.num_attempts:
             self._open()
         self.time.ordered(change.time, change.number)
@@ -150,13 +154,15 @@ class Account:
         self.attempt = change.number
         self.num_attempts += 1
         self.nodes |= {worker.node_id for worker in change.workers}
+        self._nodes_by_rank = {worker.rank: node_name(worker.node_id) for worker in change.workers}
         self.marks.setdefault("workers", change.time)
 
     def lost(
         self, ranks: Sequence[int], reason: str, noticed_at: float | None = None, *, num_left: int = 0
     ) -> Recovery:
         """Ranks failed, as was noticed then; `num_left` others go on, or all workers are started again."""
-        recovery = Recovery(list(ranks), reason, self.step_at, self.position, self.attempt, noticed_at)
+        nodes = [self._nodes_by_rank.get(rank) for rank in ranks]
+        recovery = Recovery(list(ranks), reason, self.step_at, self.position, self.attempt, nodes, noticed_at)
         self.recoveries.append(recovery)
         if noticed_at is not None:
             self.time.noticed(noticed_at)

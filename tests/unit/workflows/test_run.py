@@ -12,7 +12,8 @@ from eagleray.training.attempts import note_attempt
 from eagleray.training.stopping import Suspended
 from eagleray.workflows import run as run_module
 from eagleray.workflows.report import Account
-from eagleray.workflows.run import Run, drive, summary
+from eagleray.workflows.run import Run, drive
+from eagleray.workflows.run_summary import summary
 from unit.processes import ROOT
 from unit.workflows.test_report import chosen, formed, phase, step
 
@@ -57,6 +58,17 @@ def test_a_run_that_is_lost_twice_in_a_row_tells_both(tmp_path):
     account.take(step(51, 16.0))
     lost = [line for line in _summary(account, tmp_path) if "lost rank" in line]
     assert lost[1] == "  lost rank 0 after step 60; training again after 10.0 s, 10 steps redone"
+
+
+def test_the_summary_names_the_nodes_of_those_that_were_lost(tmp_path):
+    account = Account()
+    account.changed(formed(1, "a", "b", "c"), str.upper)
+    account.take(step(60, 6.0))
+    account.lost([1, 2], "their node is gone")
+    assert any(
+        line.startswith("  lost rank 1 (node B), 2 (node C) after step 60; ")
+        for line in _summary(account, tmp_path)
+    )
 
 
 def test_the_summary_says_where_the_time_went(tmp_path):
