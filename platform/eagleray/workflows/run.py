@@ -119,7 +119,11 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
     try:
         with reporting(report, unexpected="FAILED"), _seats(run, account) as seats:
             reservation, account.marks["nodes"] = _reserve(seats, say)
-            monitor = _monitor(run, account, say)
+            try:
+                monitor = _monitor(run, account, say)
+            except BaseException:
+                reservation.release()
+                raise
             report |= _train(run, seats, reservation, monitor, say)
     finally:
         account.ended(report["started_at"] + report["seconds"])

@@ -1,6 +1,7 @@
 """The driver's main: an error in words and an exit code."""
 
 import errno
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -194,3 +195,20 @@ def test_seats_that_go_before_there_is_a_worker_are_waited_for_anew():
     waiting = [Played("first", Suspended("needed by chat")), Played("second", 5e9)]
     found, there_at = run_module._reserve(SimpleNamespace(reserve=lambda: waiting.pop(0)), said.append)
     assert (found.name, there_at, released) == ("second", 5e9, ["first"])
+
+
+def test_seats_are_given_back_where_there_is_no_monitor(tmp_path, monkeypatch):
+    released = []
+    reservation = SimpleNamespace(release=lambda: released.append("seats"))
+
+    def failing_monitor(run, account, say):
+        raise DataError("mlflow.json: not JSON")
+
+    monkeypatch.setattr(run_module, "_seats", lambda run, account: nullcontext())
+    monkeypatch.setattr(run_module, "_reserve", lambda seats, say: (reservation, 5.0))
+    monkeypatch.setattr(run_module, "_monitor", failing_monitor)
+    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", []), Folder(str(tmp_path)))
+    with pytest.raises(DataError):
+        run_module.execute(run, driver_started_at=0.0, say=print)
+    assert released == ["seats"]
+    assert run.folder.read_json("report.json")["status"] == "FAILED"
