@@ -35,7 +35,7 @@ class Profile:
     of_serve: Mapping[str, str]
     """Read by Serve's controller."""
     of_jobs: Mapping[str, str] = field(default_factory=dict)
-    """Read by the drivers of runs."""
+    """Read by the drivers of stock Ray Train jobs: a run of ours waits for its seats, however long."""
 
     def environment(self) -> dict[str, str]:
         """All of it, and the profile's name, for the processes that start Ray: the others inherit it."""
@@ -72,7 +72,7 @@ PROFILES: Mapping[str, Profile] = {
             fence_s=3,
             of_ray=_of_ray(500, 1000, 3),
             of_serve=_of_serve(1, 2),
-            # Ray's 60 s are spent on the dead node's seats before a stock restart takes another size.
+            # A stock job waits Ray's 60 s for the dead node's place before it restarts at another size.
             of_jobs={"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "8"},
         ),
         # Rides out a minute without a network, as Ray's own tests with iptables do.

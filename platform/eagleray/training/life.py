@@ -159,10 +159,13 @@ class Life:
         Raises: Yielded
         """
         assert self.parts is not None
+        assert self.formation is not None
         self.parts.hook.even_out()
         self._is_even = True
         self.commit()
-        self.committer.wait()  # rank 0 may be one of those that leave
+        saved = self.committer.wait()  # rank 0 may be one of those that leave
+        if self.formation.rank == 0 and (saved is None or saved.step != self.progress.step):
+            self.sink.put("unsaved", step=self.progress.step)  # if all leave, it is lost
         raise Yielded
 
     def disconnect(self) -> None:

@@ -69,8 +69,10 @@ def train(parts: Parts, life: Life) -> None:
                 num_steps = seen.num_next
                 settle(parts, life, meter)
                 if is_over(parts, life.progress):
+                    meter.report(life.sink, life.progress)  # stopped early
                     return
                 if seen.is_asked_to_stop:
+                    meter.report(life.sink, life.progress)  # the next formation has a meter of its own
                     life.yield_to_driver()
             step_s = (time.perf_counter() - began) / len(window)
 
@@ -119,7 +121,17 @@ def take(
 
 
 def settle(parts: Parts, life: Life, meter: Meter) -> None:
-    """What follows a step: report, evaluation, checkpoint."""
+    """What follows a step: report, evaluation, checkpoint; where a loss cuts it off, nothing was judged."""
+    before = life.progress
+    try:
+        _settle(parts, life, meter)
+    except BaseException:
+        life.progress = before  # in the next formation all ranks evaluate, and judge, once more
+        raise
+    life.settled_step = life.progress.step
+
+
+def _settle(parts: Parts, life: Life, meter: Meter) -> None:
     spec, step, sink = parts.spec, life.progress.step, life.sink
     life.committer.poll()
     is_last = step == parts.total_steps
@@ -133,7 +145,6 @@ def settle(parts: Parts, life: Life, meter: Meter) -> None:
     if is_due or is_over(parts, life.progress):
         sink.put("buckets", step=step, buckets=describe_buckets(parts))
         life.commit()
-    life.settled_step = step
 
 
 def is_over(parts: Parts, progress: Progress) -> bool:

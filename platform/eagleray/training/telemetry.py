@@ -13,6 +13,7 @@ drains falls off the far end. `kind` is one of:
     evaluation   `part`, its metrics, and the `seconds` that it took
     commit       a checkpoint was committed: `seconds` until it was on the disk, `blocked_s` of them the run
                  stood still for it; over all ranks `state_bytes`, sent for it
+    unsaved      the ranks stop after `step` for the driver, and the storage did not take it
     note         a sentence for people: `text`
     at           where the rank was then: `step`; of the newest `at` call before another record or a drain
 """

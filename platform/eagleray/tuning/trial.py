@@ -275,7 +275,11 @@ class TrialObserver:
 
         for rank, (_, reason) in sorted(change.lost.items()):
             self._reporter.put("note", text=f"lost rank {rank}: {reason}; the others go on")
-        note_attempt(self._run, change.number, len(change.workers))
+        try:
+            note_attempt(self._run, change.number, len(change.workers))
+        except OSError as error:  # raised, it would be an error of Ray Train's controller, and end the trial
+            trouble = f"the attempt cannot be noted in {self._run.url}: {error.strerror or error}"
+            self._reporter.put("note", text=f"{trouble}; training goes on")
         self._reporter.started(change.number, change.workers)
 
     def records(self, records: Sequence[Record]) -> None:

@@ -46,16 +46,17 @@ class RunMonitor:
         self._workers: dict[int, WorkerInfo] = {}
         self._said_at = 0.0
         self._is_mlflow_noted = False
+        self._is_trouble_said = False
         self._segments = Segments(folder)
 
     def changed(self, change: Change) -> None:
         """Say who was lost and who trains now, and note the attempt in the run's folder."""
         if change.lost:
             self._say_loss(change)
-        self.account.changed(change)
+        self.account.changed(change, self._node_name)
         self._workers = {worker.rank: worker for worker in change.workers}
         nodes = {worker.node_id for worker in change.workers}
-        note_attempt(self._folder, change.number, len(change.workers))
+        self._keep(lambda: note_attempt(self._folder, change.number, len(change.workers)))
         before = f"{change.num_before} -> " if change.num_before else ""
         size = f"{before}{count(len(change.workers), 'worker')} on {count(len(nodes), 'node')}"
         self._say(f"attempt {change.number}: {size}")
@@ -103,8 +104,20 @@ class RunMonitor:
             if was_pending is not None and was_pending.first_step_at is not None:
                 self._recovered(was_pending.pause_s or 0.0, was_pending.redone_steps or 0)
         self._export_goodput()
-        self._segments.add(self.account.history)
-        self._remember_mlflow()
+        self._keep(lambda: self._segments.add(self.account.history))
+        self._keep(self._remember_mlflow)
+
+    def _keep(self, write: Callable[[], object]) -> None:
+        """Write to the run's folder; storage trouble is said once, and does not end the run."""
+        try:
+            write()
+        except OSError as error:
+            if not self._is_trouble_said:
+                self._say(
+                    f"the run's folder {self._folder.url} cannot be written: {error.strerror or error}; "
+                    "training goes on, and the history is written when that works again"
+                )
+            self._is_trouble_said = True
 
     def _export_goodput(self) -> None:
         found = self.account.goodput()
@@ -237,13 +250,13 @@ class Segments:
         self._written, self._written_at = 0, time.monotonic()
 
     def add(self, history: Sequence[Mapping[str, float]], *, is_last: bool = False) -> None:
-        """Write what is new, if the last segment is old enough."""
+        """Write what is new, if the last segment is old enough; what fails is for the next one."""
         rows = history[self._written :]
         if not rows or (not is_last and time.monotonic() - self._written_at < SEGMENT_EVERY_S):
             return
-        self._number += 1
-        self._folder.write_bytes(f"{self._number:06d}.parquet", to_parquet(rows))
-        self._written, self._written_at = len(history), time.monotonic()
+        self._written_at = time.monotonic()
+        self._folder.write_bytes(f"{self._number + 1:06d}.parquet", to_parquet(rows))
+        self._number, self._written = self._number + 1, len(history)
 
 
 def to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +39,8 @@ class Recovery:
     lost_step: int
     lost_attempt: int = 0
     """Number of the attempt that ended."""
+    nodes: list[str | None] = field(default_factory=list)
+    """Name of the node of each of `ranks`, where it is known."""
     noticed_at: float | None = None
     """When the driver knew of it."""
     ordered_at: float | None = None
@@ -93,7 +95,9 @@ class Account:
     """Time at the end of each span of PHASES, and of `submitted_at`."""
     recoveries: list[Recovery] = field(default_factory=list)
     suspensions: list[dict[str, Any]] = field(default_factory=list)
-    """Each with `began_at`, `ended_at` (None: not over), `step`, `reason`."""
+    """Each with `began_at`, `ended_at` (None: not over), `step`, `reason`, `is_saved`."""
+    unsaved_step: int | None = None
+    """The step that the ranks stopped after last, where the storage did not take it."""
     sizes: list[Size] = field(default_factory=list)
     time: TimeAccount = field(default_factory=TimeAccount)
     ended_at: float | None = None
@@ -134,9 +138,11 @@ class Account:
     """Newest value of each metric."""
     history: list[dict[str, float]] = field(default_factory=list)
     first_loss: float | None = None
+    _nodes_by_rank: dict[int, str] = field(default_factory=dict)
+    """Names, of the current formation."""
 
-    def changed(self, change: Change) -> None:
-        """Workers form a group."""
+    def changed(self, change: Change, node_name: Callable[[str], str] = str) -> None:
+        """Workers form a group; `node_name` makes a node's name from its id."""
         if not self.num_attempts:
             self._open()
         self.time.ordered(change.time, change.number)
@@ -148,24 +154,25 @@ class Account:
         self.attempt = change.number
         self.num_attempts += 1
         self.nodes |= {worker.node_id for worker in change.workers}
+        self._nodes_by_rank = {worker.rank: node_name(worker.node_id) for worker in change.workers}
         self.marks.setdefault("workers", change.time)
 
     def lost(
         self, ranks: Sequence[int], reason: str, noticed_at: float | None = None, *, num_left: int = 0
     ) -> Recovery:
         """Ranks failed, as was noticed then; `num_left` others go on, or all workers are started again."""
-        recovery = Recovery(list(ranks), reason, self.step_at, self.position, self.attempt, noticed_at)
+        nodes = [self._nodes_by_rank.get(rank) for rank in ranks]
+        recovery = Recovery(list(ranks), reason, self.step_at, self.position, self.attempt, nodes, noticed_at)
         self.recoveries.append(recovery)
         if noticed_at is not None:
             self.time.noticed(noticed_at)
             self.sizes.append(Size(noticed_at, num_left, "lost", self.attempt))
         return recovery
 
-    def suspended(self, reason: str, began_at: float) -> None:
+    def suspended(self, reason: str, began_at: float, *, is_saved: bool = True) -> None:
         """The run has given back all workers, and waits for its turn."""
-        self.suspensions.append(
-            {"began_at": began_at, "ended_at": None, "step": self.position, "reason": reason}
-        )
+        facts = {"step": self.position, "reason": reason, "is_saved": is_saved}
+        self.suspensions.append({"began_at": began_at, "ended_at": None, **facts})
         self.time.suspended(began_at)
         self.sizes.append(Size(began_at, 0, "suspended", self.attempt))
 
@@ -243,6 +250,9 @@ class Account:
             self.time.held_up(record["step"], blocked_s, "checkpoint")
             self.commit_seconds += record["seconds"]
             self.state_bytes += record.get("state_bytes", 0.0)
+            self.unsaved_step = None
+        elif kind == "unsaved":
+            self.unsaved_step = record["step"]
         elif kind == "at":
             self._reach(record)
 

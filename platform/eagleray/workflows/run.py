@@ -24,10 +24,10 @@ from eagleray.errors import EaglerayError, InputError, SpecError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.connecting import connect
-from eagleray.workflows.goodput import in_words
 from eagleray.workflows.lock import RunLock
-from eagleray.workflows.report import Account, sent
+from eagleray.workflows.report import Account
 from eagleray.workflows.reporting import reporting
+from eagleray.workflows.run_summary import summary
 
 if TYPE_CHECKING:
     from eagleray.training.reservation_ray260 import Reservation
@@ -119,7 +119,11 @@ def execute(run: Run, *, driver_started_at: float, say: Callable[[str], None]) -
     try:
         with reporting(report, unexpected="FAILED"), _seats(run, account) as seats:
             reservation, account.marks["nodes"] = _reserve(seats, say)
-            monitor = _monitor(run, account, say)
+            try:
+                monitor = _monitor(run, account, say)
+            except BaseException:
+                reservation.release()
+                raise
             report |= _train(run, seats, reservation, monitor, say)
     finally:
         account.ended(report["started_at"] + report["seconds"])
@@ -215,10 +219,12 @@ def _train(
             reservation.release()
         if not outcome.get("is_suspended"):
             break
-        say(suspension(outcome))
+        is_stored = outcome["step"] != account.unsaved_step
+        say(suspension(outcome, is_stored=is_stored))
         if outcome["is_forced"]:
             account.lost(list(range(outcome["num_workers"])), f"not given back in time ({outcome['reason']})")
-        account.suspended(outcome["reason"], outcome["time"])
+        is_saved = is_stored and not outcome["is_forced"]
+        account.suspended(outcome["reason"], outcome["time"], is_saved=is_saved)
         reservation, there_at = _reserve(seats, say)
         account.resumed(there_at)
         say(f"going on after {there_at - outcome['time']:.1f} s: it has nodes again")
@@ -229,10 +235,12 @@ def _train(
     return outcome
 
 
-def suspension(outcome: Mapping[str, Any]) -> str:
-    """How a run was suspended, in a line; `outcome` is what `fit` returned."""
+def suspension(outcome: Mapping[str, Any], *, is_stored: bool = True) -> str:
+    """How a run was suspended, in a line: by what `fit` returned, and whether the storage took its state."""
     if outcome["is_forced"]:
         saved = "it had not saved that in time, and goes on from the checkpoint before"
+    elif not is_stored:
+        saved = "that could not be saved, and it goes on from the checkpoint before"
     else:
         saved = "all of it is saved"
     return f"suspended after step {outcome['step']}: {outcome['reason']}; {saved}"
@@ -306,48 +314,6 @@ def _track_checkpoint(run: Run, tracker: Any, scratch: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source.read_bytes(name))
         tracker.artifact(path, f"checkpoint-step-{newest.step}")
-
-
-def summary(run: Run, report: dict[str, Any]) -> list[str]:
-    """The last lines of a run's log."""
-    spans = "  ".join(f"{name} {seconds:.1f} s" for name, seconds in report["spans_s"].items())
-    lines = [
-        f"run {run.run_id}: {report['status'].lower()} after {report['seconds']:.1f} s, "
-        f"{report['steps']} steps",
-        f"  {in_words(report['goodput'])}",
-        f"  first step {report['submit_to_first_step_s']:.1f} s after submission: {spans}",
-        *_gradients(run, report),
-    ]
-    lines += [
-        f"  lost rank {', '.join(map(str, recovery['ranks']))} after step {recovery['lost_step']}; "
-        + _way_back(recovery, is_last=recovery is report["recoveries"][-1])
-        for recovery in report["recoveries"]
-    ]
-    lines += [
-        f"  {name} {value:.4f}" for name, value in report["metrics"].items() if name.startswith("test_")
-    ]
-    return [*lines, f"  files in {run.folder.url}"]
-
-
-def _gradients(run: Run, report: Mapping[str, Any]) -> list[str]:
-    """How the gradients were sent, and how many steps had none that was finite."""
-    kind, choices = run.spec.compression.kind, report["compression_choices"]
-    how = f"{kind} ({choices[-1]['compressor']})" if choices else kind
-    ratio = f", {report['compression_ratio']:.2f}x less" if report["compression_ratio"] > 1 else ""
-    amount = sent(report["sent_bytes"], report["uncompressed_bytes"])
-    sends = report["sent_bytes"] > 0  # a worker alone does not
-    lines = [f"  gradients as {how}: {amount}{ratio}"] if sends else []
-    lines += [f"  step {choice['step']}: {choice['reason']}" for choice in choices[-1:]]
-    if report["skipped_steps"]:
-        lines.append(f"  {report['skipped_steps']} steps skipped: a gradient was not finite")
-    return lines
-
-
-def _way_back(recovery: Mapping[str, Any], *, is_last: bool) -> str:
-    """How a run went on after a loss, in words."""
-    if recovery["pause_s"] is None:
-        return "not back before the end" if is_last else "lost again before it was back"
-    return f"training again after {recovery['pause_s']:.1f} s, {recovery['redone_steps']} steps redone"
 
 
 def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:

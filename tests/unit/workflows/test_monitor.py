@@ -1,6 +1,7 @@
 """What a run's monitor says, exports and writes; the tracker is a list."""
 
 import dataclasses
+import errno
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import pytest
 from eagleray.errors import PeerLost, TrainingError
 from eagleray.metrics import NullEmitter
 from eagleray.packaging import Folder
+from eagleray.workflows import monitor as monitor_module
 from eagleray.workflows.monitor import RunMonitor, Segments, read_history
 from eagleray.workflows.report import Account
 from unit.workflows.test_report import at, chosen, formed, phase, step, workers
@@ -78,7 +80,8 @@ def test_a_loss_that_the_others_survive_is_said_and_counted(monitor, said):
     assert "lost rank 1 (node B, pid 101): its process ended; the others go on with what they hold" in said
     assert "attempt 2: 3 -> 2 workers on 2 nodes" in said
     assert "training again after 1.0 s; 0 steps to redo" in said
-    assert monitor.account.recoveries[0].to_json()["redone_steps"] == 0
+    (lost,) = monitor.account.to_json()["recoveries"]
+    assert (lost["ranks"], lost["nodes"], lost["redone_steps"]) == ([1], ["B"], 0)
 
 
 def test_another_size_is_no_loss(monitor, said):
@@ -245,6 +248,24 @@ def test_history_is_written_in_segments_and_read_back(monitor, tmp_path):
     assert "loss" not in history[1]
     assert Folder(str(tmp_path)).read_json("mlflow.json") == {"run_id": "m1"}
     assert monitor.tracker.logged[-1] == (10, {"validation_loss": 0.5})
+
+
+def test_a_full_disk_is_said_once_and_its_rows_are_in_the_next_segment(monitor, tmp_path, said, monkeypatch):
+    def full(folder, name, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(monitor_module, "SEGMENT_EVERY_S", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "write_bytes", full)
+        patched.setattr(Folder, "write_json", full)
+        monitor.changed(formed(1, "a"))
+        monitor.records([step(10, 1.0)])
+        monitor.records([step(20, 2.0)])
+    (trouble,) = [line for line in said if "No space left on device" in line]
+    assert "training goes on" in trouble
+    monitor.records([step(30, 3.0)])
+    assert [row["step"] for row in read_history(Folder(str(tmp_path)))] == [10.0, 20.0, 30.0]
+    assert Folder(str(tmp_path)).read_json("mlflow.json") == {"run_id": "m1"}
 
 
 def _death():

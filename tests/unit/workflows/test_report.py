@@ -122,7 +122,7 @@ def test_a_suspended_run_has_no_workers_and_waits():
     account.take(phase(40, 32.0, attempt=2))
     found = account.to_json()
     assert found["suspensions"] == [
-        {"began_at": 5.5, "ended_at": 30.0, "step": 40, "reason": "digits needs its nodes"}
+        {"began_at": 5.5, "ended_at": 30.0, "step": 40, "reason": "digits needs its nodes", "is_saved": True}
     ]
     assert found["goodput"]["lost_s"]["wait"] == 24.5
     assert found["goodput"]["lost_s"]["reschedule"] == 1.5

@@ -1,6 +1,7 @@
 """The driver's main: an error in words and an exit code."""
 
 import errno
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,8 @@ from eagleray.training.attempts import note_attempt
 from eagleray.training.stopping import Suspended
 from eagleray.workflows import run as run_module
 from eagleray.workflows.report import Account
-from eagleray.workflows.run import Run, drive, summary
+from eagleray.workflows.run import Run, drive
+from eagleray.workflows.run_summary import summary
 from unit.processes import ROOT
 from unit.workflows.test_report import chosen, formed, phase, step
 
@@ -57,6 +59,17 @@ def test_a_run_that_is_lost_twice_in_a_row_tells_both(tmp_path):
     account.take(step(51, 16.0))
     lost = [line for line in _summary(account, tmp_path) if "lost rank" in line]
     assert lost[1] == "  lost rank 0 after step 60; training again after 10.0 s, 10 steps redone"
+
+
+def test_the_summary_names_the_nodes_of_those_that_were_lost(tmp_path):
+    account = Account()
+    account.changed(formed(1, "a", "b", "c"), str.upper)
+    account.take(step(60, 6.0))
+    account.lost([1, 2], "their node is gone")
+    assert any(
+        line.startswith("  lost rank 1 (node B), 2 (node C) after step 60; ")
+        for line in _summary(account, tmp_path)
+    )
 
 
 def test_the_summary_says_where_the_time_went(tmp_path):
@@ -110,6 +123,7 @@ def test_the_summary_says_how_the_gradients_were_sent(tmp_path, kind, records, s
 
 def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monkeypatch):
     said, account, released = [], Account(step=40, position=40), []
+    account.take({"kind": "unsaved", "time": 90.0, "step": 20})
     suspended = {
         "is_suspended": True,
         "reason": "needed by chat",
@@ -118,7 +132,8 @@ def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monke
         "num_workers": 2,
     }
     outcomes = [
-        {**suspended, "is_forced": False}, {**suspended, "is_forced": True}, {"progress": {"step": 60}},
+        {**suspended, "is_forced": False, "step": 20}, {**suspended, "is_forced": False},
+        {**suspended, "is_forced": True}, {"progress": {"step": 60}},
     ]  # fmt: skip
     attempts, given = [], []
 
@@ -133,15 +148,20 @@ def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monke
 
     folder = Folder(str(tmp_path))
     run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", []), folder)
-    turns = [(reservation("second"), 112.5), (reservation("third"), 130.0)]
+    turns = [
+        (reservation(name), time) for name, time in (("other", 101.0), ("second", 112.5), ("third", 130.0))
+    ]
     monkeypatch.setattr("eagleray.training.trainer.fit", fit)
     monkeypatch.setattr(run_module, "_reserve", lambda seats, say: turns.pop(0))
     seats = SimpleNamespace(watching=lambda observer: observer)
     monitor = SimpleNamespace(account=account)
     found = run_module._train(run, seats, reservation("first"), monitor, said.append)
     assert found == {"progress": {"step": 60}}
-    assert (attempts, given, released) == ([1, 2, 3], *[["first", "second", "third"]] * 2)
+    assert (attempts, given, released) == ([1, 2, 3, 4], *[["first", "other", "second", "third"]] * 2)
     assert said == [
+        "suspended after step 20: needed by chat; that could not be saved, and it goes on from the "
+        "checkpoint before",
+        "going on after 1.0 s: it has nodes again",
         "suspended after step 40: needed by chat; all of it is saved",
         "going on after 12.5 s: it has nodes again",
         "suspended after step 40: needed by chat; it had not saved that in time, and goes on from the "
@@ -150,9 +170,10 @@ def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monke
     ]
     (lost,) = account.recoveries
     assert (lost.ranks, lost.reason) == ([0, 1], "not given back in time (needed by chat)")
-    assert [(one["began_at"], one["ended_at"]) for one in account.suspensions] == [
-        (100.0, 112.5),
-        (100.0, 130.0),
+    assert [(one["began_at"], one["ended_at"], one["is_saved"]) for one in account.suspensions] == [
+        (100.0, 101.0, False),
+        (100.0, 112.5, True),
+        (100.0, 130.0, False),
     ]
 
 
@@ -174,3 +195,20 @@ def test_seats_that_go_before_there_is_a_worker_are_waited_for_anew():
     waiting = [Played("first", Suspended("needed by chat")), Played("second", 5e9)]
     found, there_at = run_module._reserve(SimpleNamespace(reserve=lambda: waiting.pop(0)), said.append)
     assert (found.name, there_at, released) == ("second", 5e9, ["first"])
+
+
+def test_seats_are_given_back_where_there_is_no_monitor(tmp_path, monkeypatch):
+    released = []
+    reservation = SimpleNamespace(release=lambda: released.append("seats"))
+
+    def failing_monitor(run, account, say):
+        raise DataError("mlflow.json: not JSON")
+
+    monkeypatch.setattr(run_module, "_seats", lambda run, account: nullcontext())
+    monkeypatch.setattr(run_module, "_reserve", lambda seats, say: (reservation, 5.0))
+    monkeypatch.setattr(run_module, "_monitor", failing_monitor)
+    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", []), Folder(str(tmp_path)))
+    with pytest.raises(DataError):
+        run_module.execute(run, driver_started_at=0.0, say=print)
+    assert released == ["seats"]
+    assert run.folder.read_json("report.json")["status"] == "FAILED"
