@@ -25,7 +25,7 @@ from eagleray.capacity.placement import Capacity
 from eagleray.capacity.resources import Resources, num_fitting
 from eagleray.cluster import capacity_ray260, observation_ray260
 from eagleray.cluster.arbiter import Held
-from eagleray.cluster.names import ASK_GROUP, CLAIM_GROUP
+from eagleray.cluster.names import ASK_GROUP, CLAIM_GROUP, NODE_ID_LABEL
 from eagleray.cluster.observation_ray260 import groups
 from eagleray.cluster.sight import Seen
 
@@ -211,7 +211,7 @@ def _made(model: _Asked) -> _Asked:
 
     selector = dict(model.selector)
     if model.present:
-        selector["ray.io/node-id"] = f"!in({','.join(sorted(model.present))})"
+        selector[NODE_ID_LABEL] = f"!in({','.join(sorted(model.present))})"
     group = placement_group(
         [dict(model.bundle)],
         name=f"{ASK_GROUP}{model.claim}:{secrets.token_hex(4)}",
