@@ -13,7 +13,7 @@ from integration.ranks.runs import DIGITS
 from support.crew import Crew
 
 
-def exact(steps: int = 120, **changes: Any) -> TrainSpec:
+def exact(steps: int = 240, **changes: Any) -> TrainSpec:
     """Long enough to be interrupted; float64 and uncompressed, so that any order of sums gives the same."""
     table = {
         **DIGITS,
