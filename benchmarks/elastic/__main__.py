@@ -1,6 +1,6 @@
 """Elasticity: how soon runs resize, recover and give way, against stock Ray: `make bench-elastic`.
 
-    python benchmarks/elastic                       all rows but the long ones, in at most 25 minutes
+    python benchmarks/elastic                       all rows but the long ones, in about 35 minutes
     python benchmarks/elastic --full                those too: random schedules, a fault storm (45 min more)
     python benchmarks/elastic --rows worker,node    only these; the others' last results stay
     python benchmarks/elastic --reps 2              fewer repetitions: a look
