@@ -65,7 +65,7 @@ def play(tally: Tally) -> None:
 def train(environment: dict[str, str], tally: Tally) -> str:
     """Two training runs; returns the id of the GPT's."""
     step(2, "A CNN on real handwritten digits: 2 workers, a logical GPU each, gradients in bf16")
-    console.print("   (and step 3: half-way, one of the two workers is ended with kill -9)\n", style="dim")
+    console.print("   (and step 3: on the way, one of the two workers is ended with kill -9)\n", style="dim")
     train_digits(environment, tally)
     step(4, "A small GPT on the Python standard library's own source text")
     return train_gpt(environment, tally)
