@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -13,6 +13,7 @@ import pytest
 from eagleray.cluster import local, processes, state
 from eagleray.specs import LocalSpec, load
 from eagleray.workflows.up import SERVING
+from support.conversing import Driver
 from support.drivers import environment
 from support.object_store import free_port, serving
 
@@ -100,3 +101,19 @@ def _end(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
     with contextlib.suppress(OSError):
         _HOMES.rmdir()
+
+
+@pytest.fixture
+def start(cluster_env: dict[str, str]) -> Iterator[Callable[..., Driver]]:
+    """Starts drivers of the shared cluster; what still runs at the end of a test is ended."""
+    drivers: list[Driver] = []
+
+    def make(*arguments: str) -> Driver:
+        drivers.append(Driver(arguments, cluster_env))
+        return drivers[-1]
+
+    yield make
+    for driver in drivers:
+        if driver.process.poll() is None:
+            driver.process.kill()
+        driver.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,21 +29,6 @@ class Slow(torch.nn.Module):
 def build(signature):
     return Slow()
 """
-
-
-@pytest.fixture
-def start(cluster_env: dict[str, str]) -> Iterator[Callable[..., Driver]]:
-    drivers: list[Driver] = []
-
-    def make(*arguments: str) -> Driver:
-        drivers.append(Driver(arguments, cluster_env))
-        return drivers[-1]
-
-    yield make
-    for driver in drivers:
-        if driver.process.poll() is None:
-            driver.process.kill()
-        driver.end()
 
 
 @pytest.fixture

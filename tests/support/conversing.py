@@ -29,6 +29,7 @@ class Driver:
             start_new_session=True,
         )
         self.lines: list[str] = []
+        self._has_ended = False
         self._came = threading.Condition()
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
@@ -39,6 +40,9 @@ class Driver:
             with self._came:
                 self.lines.append(line.rstrip())
                 self._came.notify_all()
+        with self._came:
+            self._has_ended = True
+            self._came.notify_all()
 
     def wait_for(self, pattern: str, limit_s: float = LIMIT_S) -> re.Match[str]:
         """The first line that matches."""
@@ -49,6 +53,7 @@ class Driver:
                     if found := re.search(pattern, line):
                         return found
                 seen = len(self.lines)
+                assert not self._has_ended, f"ended without {pattern!r}:\n{self.text}"
                 assert self._came.wait(deadline - time.monotonic()), f"no {pattern!r} in:\n{self.text}"
 
     def say(self, line: str) -> None:
