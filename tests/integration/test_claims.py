@@ -16,6 +16,8 @@ from support.conversing import ROOT, Driver
 
 LABELS = {"eagleray.io/pool": "cpu"}
 """Two nodes with one CPU each."""
+NUM_STEPS = 12_000
+"""Of a trial: some seconds on a machine that is free."""
 BASE = {
     "kind": "train",
     "name": "t",
@@ -23,7 +25,7 @@ BASE = {
     "model": {"kind": "mlp", "hidden": [16]},
     "loss": {"kind": "cross_entropy"},
     "optimizer": {"kind": "adamw", "lr": 0.01},
-    "training": {"steps": 3000, "evaluate_every_steps": 500},
+    "training": {"steps": NUM_STEPS, "evaluate_every_steps": 500},
 }
 
 
@@ -57,7 +59,7 @@ def test_a_trial_gives_its_node_to_a_service_and_goes_on_from_there(
     service.wait_for("^ready")
     search_id = search.wait_for(r"^search (\S+)").group(1)
     for number in (1, 2):
-        search.wait_for(rf"^ +{number} +running .* [1-9]\d*/3000")
+        search.wait_for(rf"^ +{number} +running .* [1-9]\d*/{NUM_STEPS}")
     service.say("go")
     granted = float(service.wait_for(r"^granted \S+ (\S+)").group(1))
     free = float(service.wait_for(r"^free (\S+)").group(1))
@@ -72,7 +74,7 @@ def test_a_trial_gives_its_node_to_a_service_and_goes_on_from_there(
     assert sorted(report["num_attempts"] for report in reports) == [1, 2]
     assert reports[0]["weights_digest"] == reports[1]["weights_digest"], "the pause changed nothing"
     for run in runs:
-        assert [one["step"] for one in evaluations(run)] == list(range(500, 3001, 500))
+        assert [one["step"] for one in evaluations(run)] == list(range(500, NUM_STEPS + 1, 500))
     assert "Traceback" not in search.text
     assert "lost its process" not in search.text
 
