@@ -1,6 +1,6 @@
 """Inference requests and responses of the Open Inference protocol v2, to and from JSON.
 
-The values hold arrays, whatever carried them: a binary form needs only a second pair of read and write.
+The values hold arrays, whatever carried them: binary.py is the same with raw bytes behind the JSON.
 
 Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md.
 """
@@ -8,13 +8,20 @@ Source: github.com/kserve/open-inference-protocol, specification/protocol/infere
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from eagleray.errors import InputError
 from eagleray.protocol import tensors
 from eagleray.protocol.tensors import Array
+
+BINARY_OUTPUT, BINARY_DATA = "binary_data_output", "binary_data"
+"""Parameters of the binary tensor extension: of a request, for all its outputs; and of one output."""
+
+Body = bytes | bytearray | memoryview
+Reader = Callable[[Any, str], tuple[str, Array]]
+"""As `tensors.from_json`."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,12 @@ class InferRequest:
     """Names of the wanted ones; none named, all are wanted."""
     id: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    binary_outputs: Mapping[str, bool] = field(default_factory=dict)
+    """Whether an output is to come as raw bytes, for those that say so themselves (`binary_data`)."""
+
+    def is_binary(self, output: str) -> bool:
+        """Whether this output is to come as raw bytes behind the answer's JSON."""
+        return self.binary_outputs.get(output, self.parameters.get(BINARY_OUTPUT, False))
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class InferResponse:
     id: str | None = None
 
 
-def loads(body: bytes | bytearray | memoryview, what: str = "the body") -> Any:
+def loads(body: Body, what: str = "the body") -> Any:
     """Strict JSON: UTF-8, no NaN, no infinity. Raises: InputError that says what is wrong, and where."""
     try:
         text = str(body, "utf-8")
@@ -58,49 +71,70 @@ def loads(body: bytes | bytearray | memoryview, what: str = "the body") -> Any:
         raise InputError(f"{what} is not usable: {error}") from None
 
 
-def read_request(body: bytes | bytearray | memoryview) -> InferRequest:
+def read_request(body: Body) -> InferRequest:
     """The request in a JSON body. Raises: InputError."""
-    values = _object(loads(body))
-    inputs = _tensors(values, "inputs")
+    return request_of(loads(body), tensors.from_json)
+
+
+def request_of(values: Any, read: Reader) -> InferRequest:
+    """The request in these values, whose tensors `read` reads. Raises: InputError."""
+    values = _object(values)
+    inputs = _tensors(values, "inputs", read)
     request_id = values.get("id")
     if request_id is not None and not is_text(request_id):
         raise InputError("id: expected a string of valid Unicode")
     parameters = values.get("parameters") or {}
     if not isinstance(parameters, Mapping):
         raise InputError("parameters: expected an object")
-    return InferRequest(inputs, _wanted(values.get("outputs")), request_id, parameters)
+    _check_flag(parameters, BINARY_OUTPUT, "parameters")
+    wanted, binary = _wanted(values.get("outputs"))
+    return InferRequest(inputs, wanted, request_id, parameters, binary)
 
 
 def write_request(request: InferRequest) -> bytes:
     """The request as a JSON body. Raises: InputError for values that JSON cannot carry."""
-    values: dict[str, Any] = {"inputs": [tensors.to_json(n, array) for n, array in request.inputs.items()]}
+    return dumps(request_values(request, [tensors.to_json(n, array) for n, array in request.inputs.items()]))
+
+
+def request_values(request: InferRequest, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The request as plain values around its `inputs`."""
+    values: dict[str, Any] = {"inputs": inputs}
     if request.id is not None:
         values["id"] = request.id
     if request.outputs:
-        values["outputs"] = [{"name": name} for name in request.outputs]
+        values["outputs"] = [_output(name, request.binary_outputs) for name in request.outputs]
     if request.parameters:
         values["parameters"] = dict(request.parameters)
-    return dumps(values)
+    return values
 
 
-def read_response(body: bytes | bytearray | memoryview) -> InferResponse:
+def read_response(body: Body) -> InferResponse:
     """The response in a JSON body. Raises: InputError where it is none."""
-    values = _object(loads(body, "the answer"), "the answer")
+    return response_of(loads(body, "the answer"), tensors.from_json)
+
+
+def response_of(values: Any, read: Reader) -> InferResponse:
+    """The response in these values, whose tensors `read` reads. Raises: InputError where it is none."""
+    values = _object(values, "the answer")
     return InferResponse(
         model_name=str(values.get("model_name", "")),
         model_version=str(values.get("model_version", "")),
-        outputs=_tensors(values, "outputs"),
+        outputs=_tensors(values, "outputs", read),
         id=values.get("id"),
     )
 
 
 def write_response(response: InferResponse) -> bytes:
     """The response as a JSON body. Raises: InputError for values that JSON cannot carry."""
+    return dumps(response_values(response, [tensors.to_json(*named) for named in response.outputs.items()]))
+
+
+def response_values(response: InferResponse, outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The response as plain values around its `outputs`."""
     values: dict[str, Any] = {"model_name": response.model_name, "model_version": response.model_version}
     if response.id is not None:
         values["id"] = response.id
-    values["outputs"] = [tensors.to_json(name, array) for name, array in response.outputs.items()]
-    return dumps(values)
+    return {**values, "outputs": outputs}
 
 
 def select(outputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
@@ -145,24 +179,40 @@ def _object(values: Any, what: str = "the body") -> Mapping[str, Any]:
     return values
 
 
-def _tensors(values: Mapping[str, Any], key: str) -> dict[str, Array]:
+def _tensors(values: Mapping[str, Any], key: str, read: Reader) -> dict[str, Array]:
     entries = values.get(key)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{key!r}: expected a list of one tensor or more")
     found: dict[str, Array] = {}
     for index, entry in enumerate(entries):
-        name, array = tensors.from_json(entry, f"{key}[{index}]")
+        name, array = read(entry, f"{key}[{index}]")
         if name in found:
             raise InputError(f"{key}[{index}]: {name[:60]!r} is there twice")
         found[name] = array
     return found
 
 
-def _wanted(outputs: Any) -> tuple[str, ...]:
+def _wanted(outputs: Any) -> tuple[tuple[str, ...], dict[str, bool]]:
+    """Names of the wanted outputs, and whether they are to come as raw bytes, where they say."""
     if outputs is None:
-        return ()
+        return (), {}
     if not isinstance(outputs, list) or not all(
         isinstance(output, Mapping) and isinstance(output.get("name"), str) for output in outputs
     ):
         raise InputError('"outputs": expected a list of objects with a name')
-    return tuple(output["name"] for output in outputs)
+    binary: dict[str, bool] = {}
+    for output in outputs:
+        parameters = output.get("parameters")
+        if isinstance(parameters, Mapping) and BINARY_DATA in parameters:
+            _check_flag(parameters, BINARY_DATA, f"output {tensors.shown(output['name'])}")
+            binary[output["name"]] = parameters[BINARY_DATA]
+    return tuple(output["name"] for output in outputs), binary
+
+
+def _output(name: str, binary: Mapping[str, bool]) -> dict[str, Any]:
+    return {"name": name, "parameters": {BINARY_DATA: binary[name]}} if name in binary else {"name": name}
+
+
+def _check_flag(parameters: Mapping[str, Any], name: str, what: str) -> None:
+    if type(parameters.get(name, False)) is not bool:
+        raise InputError(f"{what}: {name} is {tensors.shown(parameters[name])}; give true or false")

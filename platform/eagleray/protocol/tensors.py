@@ -1,7 +1,8 @@
 """Tensors of the Open Inference protocol v2: datatypes, and arrays to and from their JSON form.
 
 In memory a tensor is a numpy array; BYTES is an object array of str (UTF-8 text). JSON has no NaN and no
-infinity, and neither do we: one in a request is refused by name, one in an answer is the model's error.
+infinity, and neither do we, in no form: one in a request is refused by name, one in an answer is the model's
+error.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -78,41 +79,70 @@ def datatype_of(array: Array) -> str:
     return found
 
 
+class Head(NamedTuple):
+    """All of a tensor but its values, and checked."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    what: str
+    """For messages about its values."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In memory."""
+        return DTYPES[self.datatype]
+
+
+def head(tensor: Any, what: str, *required: str) -> Head:
+    """Name, datatype and shape of an input or an output in JSON, which has all keys that are `required` too.
+
+    Raises:
+        InputError: a field is missing or wrong.
+    """
+    if not isinstance(tensor, Mapping):
+        raise InputError(f"{what}: expected an object with name, shape, datatype and data")
+    for key in ("name", "shape", "datatype", *required):
+        if key not in tensor:
+            raise InputError(f"{what}: {key!r} is required and missing")
+    name, datatype = tensor["name"], tensor["datatype"]
+    if not isinstance(name, str):
+        raise InputError(f"{what}: name is {shown(name)}; give a string")
+    what = f"{what} {shown(name)}"
+    if not isinstance(datatype, str) or datatype not in DTYPES:
+        raise InputError(f"{what}: datatype {shown(datatype)} is not known; give one of: {', '.join(DTYPES)}")
+    return Head(name, datatype, _checked_shape(tensor["shape"], what), what)
+
+
 def from_json(tensor: Any, what: str) -> tuple[str, Array]:
     """Name and array of a request's input or a response's output; `what` names it in messages ("inputs[0]").
 
     Raises:
         InputError: a field is missing or wrong, or count, shape, datatype and data do not fit each other.
     """
-    if not isinstance(tensor, Mapping):
-        raise InputError(f"{what}: expected an object with name, shape, datatype and data")
-    for key in ("name", "shape", "datatype", "data"):
-        if key not in tensor:
-            raise InputError(f"{what}: {key!r} is required and missing")
-    name, datatype = tensor["name"], tensor["datatype"]
-    if not isinstance(name, str):
-        raise InputError(f"{what}: name is {_shown(name)}; give a string")
-    what = f"{what} {_shown(name)}"
-    dtype = DTYPES.get(datatype) if isinstance(datatype, str) else None
-    if dtype is None:
-        raise InputError(
-            f"{what}: datatype {_shown(datatype)} is not known; give one of: {', '.join(DTYPES)}"
-        )
-    shape = _checked_shape(tensor["shape"], what)
-    flat = _flat(tensor["data"], shape, what)
-    wanted = math.prod(shape)
+    found = head(tensor, what, "data")
+    flat = _flat(tensor["data"], found.shape, found.what)
+    wanted = math.prod(found.shape)
     if len(flat) != wanted:
-        raise InputError(f"{what}: shape {list(shape)} holds {wanted} values, and data has {len(flat)}")
-    return name, _array(flat, dtype, f"{what}: datatype {datatype}").reshape(shape)
+        raise InputError(
+            f"{found.what}: shape {list(found.shape)} holds {wanted} values, and data has {len(flat)}"
+        )
+    what = f"{found.what}: datatype {found.datatype}"
+    return found.name, _array(flat, found.dtype, what).reshape(found.shape)
 
 
 def to_json(name: str, array: Array) -> dict[str, Any]:
     """The tensor as plain values, its data flat. Raises: InputError for NaN, infinity or a strange type."""
     datatype = datatype_of(array)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"{name!r} has NaN or infinite values, which JSON cannot carry")
-    data = [_text(value) for value in array.ravel()] if datatype == "BYTES" else array.ravel().tolist()
+    check_finite(name, array)
+    data = [text(value) for value in array.ravel()] if datatype == "BYTES" else array.ravel().tolist()
     return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": data}
+
+
+def check_finite(name: str, array: Array) -> None:
+    """Raises: InputError for NaN or infinity in an array that is to be sent."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"{name!r} has NaN or infinite values; only finite ones are carried")
 
 
 def check(inputs: Mapping[str, Array], expected: Sequence[TensorInfo]) -> None:
@@ -123,7 +153,7 @@ def check(inputs: Mapping[str, Array], expected: Sequence[TensorInfo]) -> None:
     """
     known = {tensor.name: tensor for tensor in expected}
     if unknown := [name for name in inputs if name not in known]:
-        raise InputError(f"input {_shown(unknown[0])} is not known; this model takes: {described(expected)}")
+        raise InputError(f"input {shown(unknown[0])} is not known; this model takes: {described(expected)}")
     batches: dict[str, int] = {}
     for name, tensor in known.items():
         if name not in inputs:
@@ -158,17 +188,17 @@ def _checked_shape(shape: Any, what: str) -> tuple[int, ...]:
     is_shape = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
     if not is_shape or len(shape) > _MAX_DIMENSIONS:
         raise InputError(
-            f"{what}: shape is {_shown(shape)}; give a list of up to {_MAX_DIMENSIONS} whole numbers >= 0"
+            f"{what}: shape is {shown(shape)}; give a list of up to {_MAX_DIMENSIONS} whole numbers >= 0"
         )
     if math.prod(max(1, size) for size in shape) > _MAX_VALUES:
-        raise InputError(f"{what}: shape is {_shown(shape)}, more than any body holds; give the data's own")
+        raise InputError(f"{what}: shape is {shown(shape)}, more than any body holds; give the data's own")
     return tuple(shape)
 
 
 def _flat(data: Any, shape: tuple[int, ...], what: str) -> list[Any]:
     """The values in row-major order: data is flat, or nested exactly as `shape` says."""
     if not isinstance(data, list):
-        raise InputError(f"{what}: data is {_shown(data)}; give a list")
+        raise InputError(f"{what}: data is {shown(data)}; give a list")
     level, nested = data, [len(data)]
     while level and type(level[0]) is list:
         lengths = {len(row) if type(row) is list else None for row in level}
@@ -186,7 +216,7 @@ def _array(flat: list[Any], dtype: np.dtype[Any], what: str) -> Array:
     if not set(map(type, flat)) <= set(expected):
         index = next(i for i, value in enumerate(flat) if type(value) not in expected)
         raise InputError(
-            f"{what} takes {_WORDS[dtype.kind]}, and data has {_shown(flat[index])} (value {index})"
+            f"{what} takes {_WORDS[dtype.kind]}, and data has {shown(flat[index])} (value {index})"
         )
     if dtype.kind == "O":
         return _texts(flat, what)
@@ -206,7 +236,7 @@ def _whole(flat: list[int], dtype: np.dtype[Any], what: str) -> Array:
     limits = _LIMITS[dtype]
     if flat and not (limits.min <= min(flat) and max(flat) <= limits.max):
         wrong = next(value for value in flat if not limits.min <= value <= limits.max)
-        raise InputError(f"{what} holds {limits.min} to {limits.max}, and data has {_shown(wrong)}")
+        raise InputError(f"{what} holds {limits.min} to {limits.max}, and data has {shown(wrong)}")
     return np.array(flat, dtype)
 
 
@@ -220,17 +250,19 @@ def _texts(flat: list[str], what: str) -> Array:
     return array
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """One value of a BYTES tensor. Raises: InputError where it is none."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"{_shown(value)} is not UTF-8 text (byte {error.start})") from None
-    raise InputError(f"{_shown(value)} is no text: BYTES takes str, or bytes that are UTF-8")
+            raise InputError(f"{shown(value)} is not UTF-8 text (byte {error.start})") from None
+    raise InputError(f"{shown(value)} is no text: BYTES takes str, or bytes that are UTF-8")
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def shown(value: Any) -> str:
+    """For messages: what it is, or how it begins."""
+    found = repr(value)
+    return found if len(found) <= 60 else found[:57] + "..."

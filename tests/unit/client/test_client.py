@@ -183,7 +183,7 @@ def test_texts_and_numbers_and_wanted_outputs(client: Any) -> None:
         ("digits", np.zeros((2, 9)), r"input 'image': shape \[2, 9\], expected \[-1, 1, 8, 8\]"),
         ("digits", {"imgae": IMAGES}, "input 'imgae' is not known; this model takes: 'image' FP32"),
         ("digits", ["a"], "input 'image' takes FP32, and the array has <U1; convert it"),
-        ("digits", IMAGES * np.nan, "'image' has NaN or infinite values, which JSON cannot carry"),
+        ("digits", IMAGES * np.nan, "'image' has NaN or infinite values; only finite ones are carried"),
         ("digits", IMAGES.astype(np.float64) * 1e300, "has a value that FP32 cannot hold"),
         ("reviews", [3], "3 is no text"),
         ("iris", [[1, 2], [3]], "input 'features': numpy makes no array of it"),

@@ -112,7 +112,7 @@ def test_a_wrong_tensor_is_said(wrong: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.array([1.0, np.nan]), "'x' has NaN or infinite values, which JSON cannot carry"),
+        (np.array([1.0, np.nan]), "'x' has NaN or infinite values; only finite ones are carried"),
         (np.array([np.inf], np.float16), "NaN or infinite"),
         (np.zeros(1, np.complex64), "arrays of complex64 have no datatype; give one of: BOOL"),
         (np.zeros(1, "datetime64[s]"), "have no datatype"),

@@ -124,8 +124,8 @@ def test_an_answer_with_nan_is_the_models_fault(ingress: Pretend) -> None:
     answer = ingress.post("/v2/models/digits/infer", digits_request())
     assert answer.status_code == 500
     assert answer.json()["error"] == (
-        "model 'digits' version 2 gave no usable answer: output 'probabilities' has NaN or infinite values, "
-        "which JSON cannot carry"
+        "model 'digits' version 2 gave no usable answer: output 'probabilities' has NaN or infinite values; "
+        "only finite ones are carried"
     )
 
 
