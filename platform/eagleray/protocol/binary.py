@@ -48,13 +48,20 @@ class Written(NamedTuple):
         return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
 
 
-def read_request(body: Body, header: str | None) -> InferRequest:
+class TakesLong(Exception):
+    """Reading the body takes more than the moment that an event loop has."""
+
+
+def read_request(body: Body, header: str | None, *, quick_bytes: int | None = None) -> InferRequest:
     """The request in a body; `header` is Inference-Header-Content-Length, None where there is none.
 
     Raises:
         InputError: it is no request, or a size is not what shape, datatype and body say.
+        TakesLong: it has more JSON or more bytes of texts than `quick_bytes`; numbers take no time.
     """
-    text, rest = split(body, header)
+    text, rest = split(body, header, quick_bytes=quick_bytes)
+    if quick_bytes is not None and len(text) > quick_bytes:
+        raise TakesLong
     values = infer.loads(text, "the body" if header is None else "the body's JSON")
     found = infer.request_of(values, rest.tensor)
     rest.check_end()
@@ -85,7 +92,9 @@ def write_response(
     return _joined(infer.response_values(response, entries), values, dumps)
 
 
-def split(body: Body, header: str | None, what: str = "the body") -> tuple[Body, Rest]:
+def split(
+    body: Body, header: str | None, what: str = "the body", quick_bytes: int | None = None
+) -> tuple[Body, Rest]:
     """The JSON, and what is behind it. Raises: InputError where the header is no length within the body."""
     if header is None:
         return body, Rest(memoryview(b""))
@@ -98,14 +107,15 @@ def split(body: Body, header: str | None, what: str = "the body") -> tuple[Body,
             "give those of its JSON"
         )
     view = memoryview(body)
-    return view[:size], Rest(view[size:])
+    return view[:size], Rest(view[size:], quick_bytes)
 
 
 class Rest:
     """The bytes behind a body's JSON, which its tensors take one by one."""
 
-    def __init__(self, view: memoryview) -> None:
+    def __init__(self, view: memoryview, quick_bytes: int | None = None) -> None:
         self._view, self._at = view, 0
+        self._quick_bytes = math.inf if quick_bytes is None else quick_bytes
 
     def tensor(self, entry: Any, what: str) -> tuple[str, Array]:
         """As `tensors.from_json`; a tensor with a `binary_data_size` takes its values from here."""
@@ -132,6 +142,9 @@ class Rest:
         values = self._view[self._at : self._at + size]
         self._at += size
         if head.datatype == "BYTES":
+            self._quick_bytes -= size
+            if self._quick_bytes < 0:
+                raise TakesLong
             return _texts(values, head).reshape(head.shape)
         array = np.frombuffer(values, head.dtype.newbyteorder("<")).reshape(head.shape)
         if head.datatype == "BOOL":

@@ -15,7 +15,14 @@ from hypothesis.extra import numpy as npst
 
 from eagleray.errors import InputError
 from eagleray.protocol import infer, tensors
-from eagleray.protocol.binary import Written, read_request, read_response, write_request, write_response
+from eagleray.protocol.binary import (
+    TakesLong,
+    Written,
+    read_request,
+    read_response,
+    write_request,
+    write_response,
+)
 from eagleray.protocol.infer import InferRequest, InferResponse
 
 NAMES = "abc"
@@ -203,6 +210,26 @@ def test_two_tensors_share_nothing() -> None:
         InputError, match=re.escape("inputs[1] 'y': binary_data_size is 2, and the body has 1")
     ):
         read_request(json_bytes + b"\x01\x02\x03", str(len(json_bytes)))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "is_binary", "is_long"),
+    [
+        ({"x": np.zeros(1000)}, True, False),
+        ({"x": np.zeros(1000)}, False, True),
+        ({"x": np.array(["a" * 30, "b" * 200])}, True, False),
+        ({"x": np.array(["a" * 30, "b" * 400])}, True, True),
+        ({"x": np.array(["a" * 200]), "y": np.array(["b" * 200])}, True, True),
+    ],
+    ids=["numbers", "JSON", "texts", "long texts", "many texts"],
+)
+def test_what_takes_long_is_known_before_it_is_done(inputs: Any, is_binary: bool, is_long: bool) -> None:
+    written = write_request(InferRequest(inputs), lambda _: is_binary)
+    if is_long:
+        with pytest.raises(TakesLong):
+            read_request(written.body, header_of(written), quick_bytes=300)
+    else:
+        assert read_request(written.body, header_of(written), quick_bytes=300).inputs.keys() == inputs.keys()
 
 
 @pytest.mark.parametrize(

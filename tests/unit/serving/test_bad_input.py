@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -140,9 +141,31 @@ def test_a_length_that_is_none(ingress: Pretend, length: str) -> None:
     assert answer.status_code in (400, 413)
 
 
-def test_a_compressed_body(ingress: Pretend) -> None:
-    answer = ingress.post(INFER, content=b"x", headers={"Content-Encoding": "gzip"})
-    says(answer, 415, "Content-Encoding 'gzip' is not supported; send the body as it is")
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "x" * 300])
+def test_a_coding_that_is_not_known(ingress: Pretend, coding: str) -> None:
+    answer = ingress.post(INFER, content=b"x", headers={"Content-Encoding": coding})
+    says(answer, 415, f"Content-Encoding {coding[:40]!r} is not supported; send gzip or deflate, or the body")
+    assert answer.headers["accept-encoding"] == "gzip, deflate"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("path", [INFER, "/models/iris:predict", "/v1/completions"])
+def test_packed_data_that_are_damaged(ingress: Pretend, path: str, coding: str) -> None:
+    answer = ingress.post(path, content=b"no packed data", headers={"Content-Encoding": coding})
+    says(answer, 400, f"the body is not {coding}: ")
+
+
+def test_a_bomb_costs_no_more_than_the_limit(ingress: Pretend) -> None:
+    """90 MB of blanks in 90 kB: refused at 100 kB, without the rest."""
+    machine, blanks = zlib.compressobj(9, wbits=31), b" " * 2**20
+    bomb = b"".join(machine.compress(blanks) for _ in range(90)) + machine.flush()
+    assert len(bomb) < LIMIT
+    tracemalloc.start()
+    answer = ingress.post(INFER, content=bomb, headers={"Content-Encoding": "gzip"})
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    says(answer, 413, f"larger than 100000 bytes (its {len(bomb)} bytes unpack to more)")
+    assert peak_bytes < 20 * LIMIT
 
 
 @pytest.mark.parametrize(

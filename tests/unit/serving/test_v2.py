@@ -52,6 +52,7 @@ def test_the_servers_health_and_metadata(ingress: Pretend) -> None:
         answer = ingress.get(path)
         holds(answer.json(), "metadata_server_response")
         assert answer.json()["name"] == "eagleray"
+        assert answer.json()["extensions"] == ["binary_tensor_data"]
 
 
 @pytest.mark.parametrize("path", ["digits", "digits/versions/3", "digits@candidate", "gpt", "reviews"])
@@ -127,10 +128,3 @@ def test_an_answer_with_nan_is_the_models_fault(ingress: Pretend) -> None:
         "model 'digits' version 2 gave no usable answer: output 'probabilities' has NaN or infinite values; "
         "only finite ones are carried"
     )
-
-
-def test_binary_tensors_are_refused_in_words(ingress: Pretend) -> None:
-    headers = {"Inference-Header-Content-Length": "20"}
-    answer = ingress.post("/v2/models/digits/infer", content=b"{}", headers=headers)
-    assert answer.status_code == 400
-    assert "binary tensors are not supported yet" in answer.json()["error"]

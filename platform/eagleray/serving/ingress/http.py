@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from eagleray.protocol.infer import dumps
+from eagleray.serving.ingress import coding
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -69,26 +70,42 @@ class Request:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     async def body(self, limit_bytes: int, timeout_s: float) -> bytes:
-        """The whole body.
+        """The whole body, unpacked.
 
         Raises:
-            HttpError: 413 as soon as it is known to be larger than `limit_bytes`, whether its length was
-                announced or not; 408 after `timeout_s`; 415 where it is compressed.
+            HttpError: 413 as soon as it is known to be larger than `limit_bytes`, as it comes or unpacked,
+                whether its length was announced or not; 408 after `timeout_s`; 415 for a coding that is not
+                known.
+            InputError: its packed data are damaged.
             ClientGone: the connection ended before the body did.
         """
+        name = self._coding()
         self._check_announced(limit_bytes)
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._read(limit_bytes)
+                body = await self._read(limit_bytes)
         except TimeoutError:
             raise HttpError(408, f"the body was not there within {timeout_s:g} s") from None
+        if name is None:
+            return body
+        try:
+            return await coding.unpacked(body, name, limit_bytes)
+        except coding.TooLarge:
+            raise _too_large(limit_bytes, f"its {len(body)} bytes unpack to more") from None
+
+    def _coding(self) -> str | None:
+        header = self.headers.get("content-encoding", "")
+        try:
+            return coding.coding_of(header)
+        except KeyError:
+            known = " or ".join(coding.CODINGS)
+            raise HttpError(
+                415,
+                f"Content-Encoding {header[:40]!r} is not supported; send {known}, or the body as it is",
+                {"accept-encoding": ", ".join(coding.CODINGS)},
+            ) from None
 
     def _check_announced(self, limit_bytes: int) -> None:
-        encoding = self.headers.get("content-encoding", "identity").lower()
-        if encoding != "identity":
-            raise HttpError(
-                415, f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is"
-            )
         length = self.headers.get("content-length", "0")
         if length.isascii() and length.isdecimal() and int(length[:20]) > limit_bytes:
             raise _too_large(limit_bytes, f"it has {length[:20]}")
@@ -122,6 +139,13 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
     """Sent so far."""
+
+    async def pack(self, request: Request) -> None:
+        """Put the body into a coding that the client asked for, if it asked and the body gets smaller."""
+        found = await coding.packed(self.body, request.headers.get("accept-encoding", ""))
+        if found is not None:
+            self.body, self.headers["content-encoding"] = found
+            self.headers["vary"] = "accept-encoding"
 
     async def send(self, request: Request, send: Send) -> None:
         """Send it, once."""

@@ -1,21 +1,25 @@
-"""Open Inference v2 over JSON: health, metadata, inference."""
+"""Open Inference v2: health, metadata, inference; tensors as JSON or as raw bytes behind it."""
 
 from __future__ import annotations
 
+import asyncio
+
 import eagleray
 from eagleray.errors import EaglerayError, InputError
+from eagleray.protocol import binary, tensors
 from eagleray.protocol import infer as protocol
-from eagleray.protocol import tensors
 from eagleray.serving.ingress import schemas
-from eagleray.serving.ingress.call import Call, named
-from eagleray.serving.ingress.http import JSON, HttpError, Response, json_response
+from eagleray.serving.ingress.call import OFF_LOOP_BYTES, Call, named
+from eagleray.serving.ingress.http import JSON, Response, json_response
 from eagleray.serving.ingress.routing import Route
 from eagleray.serving.routes import Target
 
 TAG = "Open Inference v2"
 PLATFORM = "eagleray_safetensors"
-EXTENSIONS: tuple[str, ...] = ()
-"""Of the protocol; none yet (binary tensors will be one)."""
+EXTENSIONS: tuple[str, ...] = (binary.EXTENSION,)
+"""Of the protocol."""
+_OFF_LOOP_VALUES = 2**14
+"""Of an answer's JSON: from here on it is written in a thread."""
 
 
 async def live(call: Call) -> Response:
@@ -71,9 +75,7 @@ async def model(call: Call) -> Response:
 async def infer(call: Call) -> Response:
     """The model's outputs for the given inputs."""
     target = call.ready()
-    if "inference-header-content-length" in call.request.headers:
-        raise HttpError(400, "binary tensors are not supported yet; send JSON (binary_data=False)")
-    request = await call.decoded(protocol.read_request)
+    request = await _request(call)
     tensors.check(request.inputs, target.card.inputs)
     _check_wanted(request.outputs, target)
     outputs = await call.infer(target, request.inputs)
@@ -83,7 +85,41 @@ async def infer(call: Call) -> Response:
         outputs=protocol.select(outputs, request.outputs),
         id=request.id,
     )
-    return Response(encoded(response, target))
+    if _num_slow(response, request) < _OFF_LOOP_VALUES:
+        answer = _answer(response, request, target)
+    else:
+        answer = await asyncio.to_thread(_answer, response, request, target)
+    await answer.pack(call.request)
+    return answer
+
+
+async def _request(call: Call) -> protocol.InferRequest:
+    body, header = await call.body(), call.request.headers.get(binary.HEADER)
+    try:
+        return binary.read_request(body, header, quick_bytes=OFF_LOOP_BYTES)
+    except binary.TakesLong:
+        return await asyncio.to_thread(binary.read_request, body, header)
+
+
+def _num_slow(response: protocol.InferResponse, request: protocol.InferRequest) -> int:
+    """Values of the answer that are written one by one."""
+    return sum(
+        array.size
+        for name, array in response.outputs.items()
+        if array.dtype.kind in "OUS" or not request.is_binary(name)
+    )
+
+
+def _answer(response: protocol.InferResponse, request: protocol.InferRequest, target: Target) -> Response:
+    """The response in the form that was asked for. Raises: EaglerayError (500) as `encoded`."""
+    if not any(map(request.is_binary, response.outputs)):
+        return Response(encoded(response, target))
+    try:
+        written = binary.write_response(response, request.is_binary)
+    except InputError as error:
+        raise _no_answer(target, error) from None
+    headers = {binary.HEADER: str(written.json_bytes)}
+    return Response(written.body, media_type=binary.MEDIA_TYPE, headers=headers)
 
 
 def encoded(response: protocol.InferResponse, target: Target) -> bytes:
@@ -91,7 +127,11 @@ def encoded(response: protocol.InferResponse, target: Target) -> bytes:
     try:
         return protocol.write_response(response)
     except InputError as error:
-        raise EaglerayError(f"{named(target)} gave no usable answer: output {error}") from None
+        raise _no_answer(target, error) from None
+
+
+def _no_answer(target: Target, error: InputError) -> EaglerayError:
+    return EaglerayError(f"{named(target)} gave no usable answer: output {error}")
 
 
 def _check_wanted(wanted: tuple[str, ...], target: Target) -> None:
@@ -106,7 +146,8 @@ def routes() -> list[Route]:
     found = [
         Route(
             "POST", f"{path}/infer", infer, "Infer", TAG,
-            accepts={JSON: schemas.INFER_REQUEST}, answer=schemas.INFER_RESPONSE,
+            accepts={JSON: schemas.INFER_REQUEST, binary.MEDIA_TYPE: schemas.BINARY},
+            answer=schemas.INFER_RESPONSE,
         )
         for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
     ]  # fmt: skip
