@@ -101,7 +101,8 @@ class Predictor:
 
     def _logits(self, encoded: Array) -> Array:
         """What the module returns, float32 on the CPU."""
-        inputs = torch.from_numpy(np.ascontiguousarray(encoded)).to(self._device)
+        # A view of a request's bytes may start anywhere, and is not for a model to write to.
+        inputs = torch.from_numpy(np.require(encoded, requirements=["C", "A", "W"])).to(self._device)
         if inputs.is_floating_point():
             inputs = inputs.to(self._dtype)
         with torch.no_grad():

@@ -46,6 +46,16 @@ def test_the_cards_outputs_come_out(tmp_path, kind):
     assert not made.module.training
 
 
+@pytest.mark.parametrize("kind", ["audio", "image", "tokens"])
+def test_inputs_may_be_views_of_a_requests_bytes(tmp_path, kind, recwarn):
+    """Which nobody may write to, and which start anywhere."""
+    made, ((name, array),) = predictor(tmp_path, card(kind)), inputs(kind).items()
+    view = np.frombuffer(b"xyz" + array.tobytes(), array.dtype, offset=3).reshape(array.shape)
+    expected, found = made.predict({name: array}), made.predict({name: view})
+    assert all((found[name] == expected[name]).all() for name in expected)
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_a_class_has_its_label_and_probability(tmp_path):
     outputs = predictor(tmp_path, card()).predict(inputs("image", 40))
     assert set(outputs["label"]) <= {"zero", "one", "two"}
