@@ -15,7 +15,9 @@ import pytest
 from support.serving import Pretend, pretend, serving
 from unit.processes import ROOT, fastest_s, python
 
-HEAVY = ("ray", "torch", "mlflow", "pandas", "pyarrow", "sklearn", "matplotlib", "scipy")
+HEAVY = (
+    "ray", "torch", "mlflow", "msgspec", "orjson", "pandas", "pyarrow", "sklearn", "matplotlib", "scipy"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_the_contract_notices(tmp_path: Path, room: str, line: str, contract: st
     for name in ("errors.py", "metrics.py", "__init__.py"):
         package.mkdir(exist_ok=True)
         shutil.copy(PACKAGE / name, package)
-    for name in ("specs", "client", "capacity"):
+    for name in ("specs", "client", "capacity", "protocol"):
         shutil.copytree(PACKAGE / name, package / name)
     (package / room).mkdir(exist_ok=True)
     (package / room / "__init__.py").touch()

@@ -29,6 +29,11 @@ HEADER = "inference-header-content-length"
 MEDIA_TYPE = "application/octet-stream"
 SIZE = "binary_data_size"
 
+ToJson = Callable[[str, Array], dict[str, Any]]
+"""As `tensors.to_json`."""
+Dumps = Callable[[Any], bytes]
+"""As `infer.dumps`."""
+
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 8
 """Our own JSON is filled with blanks up to a multiple: numpy is slower on values that begin in between."""
@@ -76,19 +81,21 @@ def read_response(body: Body, header: str | None) -> InferResponse:
     return found
 
 
-def write_request(
-    request: InferRequest, is_binary: Callable[[str], bool] = lambda _: True, dumps: Any = infer.dumps
-) -> Written:
+def write_request(request: InferRequest, is_binary: Callable[[str], bool] = lambda _: True) -> Written:
     """The request, those inputs as raw bytes that `is_binary` by their name. Raises: InputError."""
-    entries, values = _written(request.inputs, is_binary)
-    return _joined(infer.request_values(request, entries), values, dumps)
+    entries, values = _written(request.inputs, is_binary, tensors.to_json)
+    return _joined(infer.request_values(request, entries), values, infer.dumps)
 
 
 def write_response(
-    response: InferResponse, is_binary: Callable[[str], bool], dumps: Any = infer.dumps
+    response: InferResponse,
+    is_binary: Callable[[str], bool],
+    *,
+    to_json: ToJson = tensors.to_json,
+    dumps: Dumps = infer.dumps,
 ) -> Written:
     """The response, those outputs as raw bytes that `is_binary` by their name. Raises: InputError."""
-    entries, values = _written(response.outputs, is_binary)
+    entries, values = _written(response.outputs, is_binary, to_json)
     return _joined(infer.response_values(response, entries), values, dumps)
 
 
@@ -204,13 +211,13 @@ def _texts(values: memoryview, head: Head) -> Array:
 
 
 def _written(
-    arrays: Mapping[str, Array], is_binary: Callable[[str], bool]
+    arrays: Mapping[str, Array], is_binary: Callable[[str], bool], to_json: ToJson
 ) -> tuple[list[dict[str, Any]], list[Any]]:
     entries: list[dict[str, Any]] = []
     values: list[Any] = []
     for name, array in arrays.items():
         if not is_binary(name):
-            entries.append(tensors.to_json(name, array))
+            entries.append(to_json(name, array))
             continue
         datatype, raw = tensors.datatype_of(array), _raw(name, array)
         values.append(raw)
@@ -244,7 +251,7 @@ def _pieces(name: str, array: Array) -> Iterator[bytes]:
         yield raw
 
 
-def _joined(json_values: dict[str, Any], values: list[Any], dumps: Any) -> Written:
+def _joined(json_values: dict[str, Any], values: list[Any], dumps: Dumps) -> Written:
     text = dumps(json_values)
     if not values:
         return Written([text], None)

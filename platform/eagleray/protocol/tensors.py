@@ -37,7 +37,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 
 _LIMITS = {dtype: np.iinfo(dtype.str) for dtype in DTYPES.values() if dtype.kind in "iu"}
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
-_MAX_DIMENSIONS = 32
+MAX_DIMENSIONS = 32
 _MAX_VALUES = 2**40
 """Of one tensor, zeros among its sizes aside: beyond it numpy, and Python's own printing, raise."""
 _EXPECTED = {"b": (bool,), "i": (int,), "u": (int,), "f": (float, int), "O": (str,)}
@@ -111,7 +111,7 @@ def head(tensor: Any, what: str, *required: str) -> Head:
     what = f"{what} {shown(name)}"
     if not isinstance(datatype, str) or datatype not in DTYPES:
         raise InputError(f"{what}: datatype {shown(datatype)} is not known; give one of: {', '.join(DTYPES)}")
-    return Head(name, datatype, _checked_shape(tensor["shape"], what), what)
+    return Head(name, datatype, checked_shape(tensor["shape"], what), what)
 
 
 def from_json(tensor: Any, what: str) -> tuple[str, Array]:
@@ -184,11 +184,12 @@ def described(tensors: Iterable[TensorInfo]) -> str:
     return ", ".join(f"{tensor.name!r} {tensor.datatype} {list(tensor.shape)}" for tensor in tensors)
 
 
-def _checked_shape(shape: Any, what: str) -> tuple[int, ...]:
+def checked_shape(shape: Any, what: str) -> tuple[int, ...]:
+    """The shape of a tensor in JSON. Raises: InputError where it is none, or one that no body can hold."""
     is_shape = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-    if not is_shape or len(shape) > _MAX_DIMENSIONS:
+    if not is_shape or len(shape) > MAX_DIMENSIONS:
         raise InputError(
-            f"{what}: shape is {shown(shape)}; give a list of up to {_MAX_DIMENSIONS} whole numbers >= 0"
+            f"{what}: shape is {shown(shape)}; give a list of up to {MAX_DIMENSIONS} whole numbers >= 0"
         )
     if math.prod(max(1, size) for size in shape) > _MAX_VALUES:
         raise InputError(f"{what}: shape is {shown(shape)}, more than any body holds; give the data's own")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import eagleray
 from eagleray.errors import EaglerayError, InputError
-from eagleray.protocol import binary, tensors
+from eagleray.protocol import binary, fast, tensors
 from eagleray.protocol import infer as protocol
 from eagleray.serving.ingress import schemas
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, Call, named
@@ -96,9 +97,9 @@ async def infer(call: Call) -> Response:
 async def _request(call: Call) -> protocol.InferRequest:
     body, header = await call.body(), call.request.headers.get(binary.HEADER)
     try:
-        return binary.read_request(body, header, quick_bytes=OFF_LOOP_BYTES)
+        return fast.read_request(body, header, quick_bytes=OFF_LOOP_BYTES)
     except binary.TakesLong:
-        return await asyncio.to_thread(binary.read_request, body, header)
+        return await asyncio.to_thread(fast.read_request, body, header)
 
 
 def _num_slow(response: protocol.InferResponse, request: protocol.InferRequest) -> int:
@@ -112,26 +113,25 @@ def _num_slow(response: protocol.InferResponse, request: protocol.InferRequest) 
 
 def _answer(response: protocol.InferResponse, request: protocol.InferRequest, target: Target) -> Response:
     """The response in the form that was asked for. Raises: EaglerayError (500) as `encoded`."""
-    if not any(map(request.is_binary, response.outputs)):
-        return Response(encoded(response, target))
-    try:
-        written = binary.write_response(response, request.is_binary)
-    except InputError as error:
-        raise _no_answer(target, error) from None
+    written = _written(response, request.is_binary, target)
+    if written.json_bytes is None:
+        return Response(written.body)
     headers = {binary.HEADER: str(written.json_bytes)}
     return Response(written.body, media_type=binary.MEDIA_TYPE, headers=headers)
 
 
 def encoded(response: protocol.InferResponse, target: Target) -> bytes:
     """The response as JSON. Raises: EaglerayError (500) where it has NaN: that is not the caller's fault."""
+    return _written(response, lambda _: False, target).body
+
+
+def _written(
+    response: protocol.InferResponse, is_binary: Callable[[str], bool], target: Target
+) -> binary.Written:
     try:
-        return protocol.write_response(response)
+        return fast.write_response(response, is_binary)
     except InputError as error:
-        raise _no_answer(target, error) from None
-
-
-def _no_answer(target: Target, error: InputError) -> EaglerayError:
-    return EaglerayError(f"{named(target)} gave no usable answer: output {error}")
+        raise EaglerayError(f"{named(target)} gave no usable answer: output {error}") from None
 
 
 def _check_wanted(wanted: tuple[str, ...], target: Target) -> None:
