@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import httpx
 
 from eagleray.client import admin as admin_calls
-from eagleray.client import calls
+from eagleray.client import calls, many
 from eagleray.client.calls import Call, Settings
 from eagleray.client.claims import Claims
 from eagleray.client.errors import TookTooLongError
@@ -24,7 +24,6 @@ from eagleray.client.results import (
     RegisteredVersion,
     Run,
     Service,
-    Tensor,
 )
 from eagleray.client.texts import TextPieces
 from eagleray.errors import EaglerayError, InputError
@@ -52,7 +51,7 @@ class AsyncClient:
     ) -> None:
         self._settings = Settings.of(url, key, timeout_s, max_attempts)
         self._http = httpx.AsyncClient(**self._settings.connection)
-        self._inputs: dict[str, tuple[Tensor, ...]] = {}
+        self._known: dict[str, calls.Known] = {}
         self.admin = AsyncAdmin(self)
 
     async def __aenter__(self) -> AsyncClient:
@@ -82,13 +81,30 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> Prediction:
         """As `Client.predict`."""
-        expected = self._inputs.get(model) or await self._look_up(model)
+        known = self._known.get(model) or await self._look_up(model)
         try:
-            return await self._run(calls.predict(model, inputs, expected, outputs), timeout_s)
+            return await self._run(calls.predict(model, inputs, known, outputs), timeout_s)
         except InputError:
-            if await self._look_up(model) == expected:
+            if (found := await self._look_up(model)) == known:
                 raise
-        return await self._run(calls.predict(model, inputs, self._inputs[model], outputs), timeout_s)
+        return await self._run(calls.predict(model, inputs, found, outputs), timeout_s)
+
+    async def predict_many(
+        self,
+        model: str,
+        inputs: Iterable[Any],
+        *,
+        outputs: Sequence[str] = (),
+        concurrency: int = many.CONCURRENCY,
+        timeout_s: float | None = None,
+    ) -> list[Prediction]:
+        """As `Client.predict_many`."""
+        _ = self._known.get(model) or await self._look_up(model)
+        return await many.in_tasks(
+            lambda entry: self.predict(model, entry, outputs=outputs, timeout_s=timeout_s),
+            inputs,
+            concurrency,
+        )
 
     async def predict_file(
         self, model: str, body: bytes, media_type: str, *, timeout_s: float | None = None
@@ -165,9 +181,10 @@ class AsyncClient:
         """Whether the model, or where none is named every one, can answer now. Raises: ModelNotFound."""
         return await self._run(calls.ready(model))
 
-    async def _look_up(self, model: str) -> tuple[Tensor, ...]:
-        self._inputs[model] = await self._run(calls.metadata(model))
-        return self._inputs[model]
+    async def _look_up(self, model: str) -> calls.Known:
+        inputs = await self._run(calls.metadata(model))
+        self._known[model] = calls.Known.of(inputs, await self._run(calls.extensions()))
+        return self._known[model]
 
     async def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
         limit_s = timeout_s or self._settings.timeout_s
@@ -205,7 +222,7 @@ class AsyncClient:
                 call.method,
                 calls.parsed(self.url + call.path),
                 content=call.content,
-                headers={"content-type": call.media_type} if call.content is not None else None,
+                headers=call.headers,
                 timeout=httpx.Timeout(left_s, connect=min(left_s, calls.CONNECT_S)),
             )
             return await self._http.send(request, stream=is_streamed)

@@ -8,19 +8,21 @@ from __future__ import annotations
 import functools
 import os
 import random
+import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
+import numpy as np
 
 from eagleray.client import inputs as preparing
 from eagleray.client import results
 from eagleray.client.environment import is_http_address, is_loopback
-from eagleray.client.errors import BusyError, NoAnswerError, refusal
+from eagleray.client.errors import BusyError, NoAnswerError, TryAgainError, refusal
 from eagleray.errors import EaglerayError, InputError, ServiceError
-from eagleray.protocol import infer, openai_answers
+from eagleray.protocol import binary, infer, openai_answers
 from eagleray.protocol.generation import GenerationRequest
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -29,8 +31,12 @@ CONNECT_S = 5.0
 LONGEST_S = 1e6
 """A longer limit, infinity too, is this one: the system's own clocks take no more."""
 MAX_ATTEMPTS = 5
+MAX_CONNECTIONS = 256
+"""Of one client; idle ones are kept for the next requests."""
 _FIRST_WAIT_S = 0.1
 JSON = "application/json"
+IDEMPOTENCY_KEY = "idempotency-key"
+"""The same for every attempt of one inference, so that a server can tell a repetition from a new one."""
 
 T = TypeVar("T")
 
@@ -63,6 +69,9 @@ class Settings:
         return {
             "headers": {"authorization": f"Bearer {self.key}"} if self.key else {},
             "timeout": None,  # each request has its own
+            "limits": httpx.Limits(
+                max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS
+            ),
             "trust_env": not is_loopback(self.url),
             # Without TLS there is nothing to verify, and no need of 20 ms to load certificates.
             "verify": self.url.startswith("https:"),
@@ -76,6 +85,13 @@ class Settings:
         )
 
 
+class RawAnswer(NamedTuple):
+    """An answer as it came."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Call(Generic[T]):
     """One exchange: what is sent, and what its answer means."""
@@ -83,7 +99,7 @@ class Call(Generic[T]):
     method: str
     path: str
     read: Callable[[Any], T]
-    """From the answer's body: bytes where `is_raw`, else its JSON."""
+    """From the answer: a RawAnswer where `is_raw`, else its JSON."""
     content: bytes | None = None
     media_type: str = JSON
     """Of `content`."""
@@ -92,13 +108,20 @@ class Call(Generic[T]):
     is_raw: bool = False
     answers: tuple[int, ...] = ()
     """Statuses beyond 2xx that are answers too."""
+    more_headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the request."""
+        typed = {"content-type": self.media_type} if self.content is not None else {}
+        return {**typed, **self.more_headers}
 
     def result(self, status: int, headers: Mapping[str, str], body: bytes, url: str) -> T:
         """What the answer means. Raises: the EaglerayError that it stands for."""
         if status >= 300 and status not in self.answers:
             raise refusal(status, headers, body, url)
         try:
-            return self.read(body if self.is_raw else infer.loads(body, "the answer"))
+            return self.read(RawAnswer(body, headers) if self.is_raw else infer.loads(body, "the answer"))
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise ServiceError(f"{url}{self.path}: not our ingress's answer ({error})") from None
 
@@ -109,6 +132,8 @@ class Call(Generic[T]):
             wait_s = error.retry_after_s
             if wait_s is None and not self.is_idempotent:
                 return None
+        elif isinstance(error, TryAgainError) and self.is_idempotent:
+            wait_s = error.retry_after_s
         elif isinstance(error, NoAnswerError) and self.is_idempotent:
             wait_s = None
         else:
@@ -150,18 +175,45 @@ def metadata(model: str) -> Call[tuple[results.Tensor, ...]]:
     )
 
 
-def predict(
-    model: str, inputs: Any, expected: Sequence[results.Tensor], outputs: Sequence[str]
-) -> Call[results.Prediction]:
-    """Inference. Raises: InputError where the inputs do not fit."""
-    request = infer.InferRequest(preparing.prepare(inputs, expected), tuple(outputs))
+def extensions() -> Call[tuple[str, ...]]:
+    """What the server announces beyond the protocol's core."""
+    return Call("GET", "/v2", lambda values: tuple(values["extensions"]))
 
-    def read(body: bytes) -> results.Prediction:
-        found = infer.read_response(body)
-        return results.Prediction(found.model_name, int(found.model_version), found.outputs)
+
+@dataclass(frozen=True)
+class Known:
+    """What a client has asked of a model's server, once."""
+
+    inputs: tuple[results.Tensor, ...]
+    is_binary: bool
+    """Whether tensors may go as raw bytes."""
+
+    @classmethod
+    def of(cls, inputs: tuple[results.Tensor, ...], announced: Sequence[str]) -> Known:
+        """From the answers to `metadata` and to `extensions`."""
+        return cls(inputs, binary.EXTENSION in announced)
+
+
+def predict(model: str, inputs: Any, known: Known, outputs: Sequence[str]) -> Call[results.Prediction]:
+    """Inference. Raises: InputError where the inputs do not fit."""
+    parameters = {infer.BINARY_OUTPUT: True} if known.is_binary else {}
+    arrays = preparing.prepare(inputs, known.inputs)
+    request = infer.InferRequest(arrays, tuple(outputs), parameters=parameters)
+    written = binary.write_request(request, lambda _: known.is_binary)
+    # Packing costs more time than sending does, but on the slowest lines.
+    headers = {**_new_key(), "accept-encoding": "identity"}
+    if written.json_bytes is not None:
+        headers[binary.HEADER] = str(written.json_bytes)
+    media_type = JSON if written.json_bytes is None else binary.MEDIA_TYPE
+
+    def read(answer: RawAnswer) -> results.Prediction:
+        found = binary.read_response(answer.body, answer.headers.get(binary.HEADER))
+        # Raw values are views of the body, which nobody may write to; a result is its owner's.
+        owned = {name: np.require(array, requirements=["A", "W"]) for name, array in found.outputs.items()}
+        return results.Prediction(found.model_name, int(found.model_version), owned)
 
     path = f"/v2/models/{model_path(model)}/infer"
-    return Call("POST", path, read, infer.write_request(request), is_raw=True)
+    return Call("POST", path, read, written.body, media_type, is_raw=True, more_headers=headers)
 
 
 def predict_file(model: str, body: bytes, media_type: str) -> Call[dict[str, Any]]:
@@ -169,7 +221,11 @@ def predict_file(model: str, body: bytes, media_type: str) -> Call[dict[str, Any
     if not media_type or not all(" " <= letter <= "~" for letter in media_type):
         raise InputError(f"media_type is {media_type[:60]!r}; give one as image/png or text/csv")
     path = f"/models/{model_path(model)}:predict"
-    return Call("POST", path, dict, body, media_type=media_type)
+    return Call("POST", path, dict, body, media_type, more_headers=_new_key())
+
+
+def _new_key() -> dict[str, str]:
+    return {IDEMPOTENCY_KEY: secrets.token_hex(16)}
 
 
 def generate(model: str, request: GenerationRequest) -> Call[results.Generation]:

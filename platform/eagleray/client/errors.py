@@ -7,6 +7,7 @@ CapacityError              409                  the cluster's node types can nev
 ServiceError               5xx                  the server, or a replica, failed
 ├── BusyError              429, 503             not now; `retry_after_s` says when. A 503 of the ingress's own
 │                                               without Retry-After (a version that failed) is a ServiceError
+├── TryAgainError      502                  a replica was lost, and another will answer: with Retry-After only
 ├── TookTooLongError       408, 504             no answer within the time limit
 └── NoAnswerError          -                    nothing answers at the address
 """
@@ -27,7 +28,7 @@ from eagleray.errors import (
     ServiceError,
 )
 
-__all__ = ["BusyError", "NoAnswerError", "TookTooLongError", "refusal"]
+__all__ = ["BusyError", "NoAnswerError", "TookTooLongError", "TryAgainError", "refusal"]
 
 
 class BusyError(ServiceError):
@@ -41,6 +42,14 @@ class BusyError(ServiceError):
 
 class TookTooLongError(ServiceError):
     """No answer within the time limit."""
+
+
+class TryAgainError(ServiceError):
+    """What worked on it is gone (HTTP 502), and the server says when another will."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 _KINDS: Mapping[int, type[EaglerayError]] = {
@@ -58,6 +67,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes, address: str) 
     message = _message(body) or f"no reason given (HTTP {status})"
     if status == 429 or (status == 503 and _is_worth_another_try(headers, body)):
         return BusyError(message, _retry_after_s(headers))
+    if status == 502 and (retry_after_s := _retry_after_s(headers)) is not None:
+        return TryAgainError(message, retry_after_s)
     if status == 401:
         message += f"; put it in EAGLERAY_KEY, or give it as Client({address!r}, key=…)"
     kind = _KINDS.get(status, InputError if status < 500 else ServiceError)

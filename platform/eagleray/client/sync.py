@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 import httpx
 
-from eagleray.client import calls
+from eagleray.client import calls, many
 from eagleray.client.admin import Admin
 from eagleray.client.calls import Call, Settings
 from eagleray.client.errors import NoAnswerError, TookTooLongError
 from eagleray.client.jobs import JobClient
-from eagleray.client.results import Generation, Model, Prediction, Run, Tensor
+from eagleray.client.results import Generation, Model, Prediction, Run
 from eagleray.client.texts import TextPieces
 from eagleray.errors import EaglerayError, InputError
 from eagleray.protocol.generation import GenerationRequest
@@ -46,7 +46,7 @@ class Client:
     ) -> None:
         self._settings = Settings.of(url, key, timeout_s, max_attempts)
         self._http = httpx.Client(**self._settings.connection)
-        self._inputs: dict[str, tuple[Tensor, ...]] = {}
+        self._known: dict[str, calls.Known] = {}
         self._jobs: JobClient | None = None
         self.admin = Admin(self._run)
 
@@ -87,18 +87,51 @@ class Client:
             outputs: Names of the wanted ones; none named, all come.
             timeout_s: Instead of the client's own.
 
+        Tensors go and come as raw bytes, or as JSON where the server does not announce that it takes them.
+
         Raises:
             ModelNotFound: no deployed model has that name, version or alias.
             InputError: the inputs do not fit; the message says what the model takes.
         """
-        expected = self._inputs.get(model) or self._look_up(model)
+        known = self._known.get(model) or self._look_up(model)
         try:
-            return self._run(calls.predict(model, inputs, expected, outputs), timeout_s)
+            return self._run(calls.predict(model, inputs, known, outputs), timeout_s)
         except InputError:
             # The name may lead to another version by now, which takes other inputs.
-            if self._look_up(model) == expected:
+            if (found := self._look_up(model)) == known:
                 raise
-        return self._run(calls.predict(model, inputs, self._inputs[model], outputs), timeout_s)
+        return self._run(calls.predict(model, inputs, found, outputs), timeout_s)
+
+    def predict_many(
+        self,
+        model: str,
+        inputs: Iterable[Any],
+        *,
+        outputs: Sequence[str] = (),
+        concurrency: int = many.CONCURRENCY,
+        timeout_s: float | None = None,
+    ) -> list[Prediction]:
+        """As many predictions as `inputs` has entries, each one as `predict` makes it, in their order.
+
+        The first one that fails ends it: nothing more is sent, what is under way is waited for (AsyncClient
+        cancels it), and the error is raised with the entry's number as a note.
+
+        Args:
+            model: As for `predict`.
+            inputs: Read as it is needed, no more than `concurrency` entries ahead: a generator will do.
+            outputs: As for `predict`.
+            concurrency: Requests under way at once, 1 to 256; each has a connection, which is kept.
+            timeout_s: Of each prediction.
+
+        Raises:
+            InputError, ModelNotFound: as `predict`.
+        """
+        _ = self._known.get(model) or self._look_up(model)  # once, before all ask for it
+        return many.in_threads(
+            lambda entry: self.predict(model, entry, outputs=outputs, timeout_s=timeout_s),
+            inputs,
+            concurrency,
+        )
 
     def predict_file(
         self, model: str, body: bytes, media_type: str, *, timeout_s: float | None = None
@@ -215,9 +248,10 @@ class Client:
             self._jobs = JobClient.from_environment()
         return self._jobs
 
-    def _look_up(self, model: str) -> tuple[Tensor, ...]:
-        self._inputs[model] = self._run(calls.metadata(model))
-        return self._inputs[model]
+    def _look_up(self, model: str) -> calls.Known:
+        inputs = self._run(calls.metadata(model))
+        self._known[model] = calls.Known.of(inputs, self._run(calls.extensions()))
+        return self._known[model]
 
     def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
         limit_s = timeout_s or self._settings.timeout_s
@@ -255,7 +289,7 @@ class Client:
                 call.method,
                 calls.parsed(self.url + call.path),
                 content=call.content,
-                headers={"content-type": call.media_type} if call.content is not None else None,
+                headers=call.headers,
                 timeout=httpx.Timeout(left_s, connect=min(left_s, calls.CONNECT_S)),
             )
             return self._http.send(request, stream=is_streamed)

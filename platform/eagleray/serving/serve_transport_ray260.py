@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from eagleray.protocol.generation import GenerationChunk, GenerationRequest
     from eagleray.serving.routes import Target
 
+_ANOTHER_REPLICA_S = 0.5
+"""A guess: by then Serve's handle no longer offers the replica that is lost."""
+
 
 @dataclass
 class Line:
@@ -163,7 +166,7 @@ def _under_way(line: Line, target: Target) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, RayError | RayServeException) and not isinstance(error, RayTaskError):
             raise ReplicaFailed(
-                f"{what}: its replica went away ({type(error).__name__}); try again"
+                f"{what}: its replica went away ({type(error).__name__}); try again", _ANOTHER_REPLICA_S
             ) from error
         cause = error.cause if isinstance(error, RayTaskError) else error
         raise ReplicaFailed(f"{what} failed: {type(cause).__name__}: {cause}") from error

@@ -27,7 +27,14 @@ class BadInput(InputError):
 
 
 class ReplicaFailed(ServiceError):
-    """The replica broke, or went away, while it worked on the request."""
+    """The replica broke, or went away, while it worked on the request.
+
+    `retry_after_s`, where there is one, says that another replica will do; None: it would fail there too.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Transport(Protocol):

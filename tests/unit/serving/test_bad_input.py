@@ -290,7 +290,8 @@ def test_a_path_that_is_none(
         (BadInput("token 900 is not in 0..257"), 400, {}),
         (Overloaded("100 requests wait already", 2.3), 503, {"retry-after": "3", "retry-after-ms": "2300"}),
         (Overloaded("soon", 0.01), 503, {"retry-after": "1", "retry-after-ms": "10"}),
-        (ReplicaFailed("the replica went away"), 502, {}),
+        (ReplicaFailed("the model is broken"), 502, {}),
+        (ReplicaFailed("the replica went away", 0.5), 502, {"retry-after": "1", "retry-after-ms": "500"}),
         (ServiceError("Serve does not answer"), 503, {}),
         (EaglerayError("something of ours"), 500, {}),
     ],
@@ -305,6 +306,7 @@ def test_what_a_replica_raises(
     answer = ingress.post(path, {"inputs": [1, 2, 3, 4]} if "predict" in path else body)
     says(answer, status, str(error))
     assert headers.items() <= dict(answer.headers).items()
+    assert ("retry-after" in answer.headers) == ("retry-after" in headers)
 
 
 def test_a_bug_is_told_by_its_request(ingress: Pretend, caplog: pytest.LogCaptureFixture) -> None:

@@ -64,7 +64,7 @@ def failure(error: Exception, request_id: str) -> Failure:
 def _headers(error: Exception, status: int) -> dict[str, str]:
     if status == 401:
         return {"www-authenticate": 'Bearer realm="eagleray"'}
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | ReplicaFailed) and error.retry_after_s is not None:
         # Whole seconds is what HTTP has; the second header is what OpenAI's clients read first.
         wait_s = max(0.0, error.retry_after_s)
         return {
