@@ -18,7 +18,7 @@ from eagleray.serving.state import IngressState
 from eagleray.serving.transport import Overloaded, Transport
 
 OFF_LOOP_BYTES = 128 * 2**10
-"""Bodies from here on are decoded in a thread: JSON takes about 20 ms a megabyte, and others wait."""
+"""JSON from here on is decoded in a thread: it takes about 20 ms a megabyte, and others wait."""
 
 STARTING_S = 2.0
 """After so long a version that is starting is worth another try."""
