@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from eagleray.serving.link.session import Session
 
 
+_RESULT = Kind.RESULT
+
+
 class Handler(Protocol):
     """Does the replica's work. Every method is called in the server's loop, and must not block it."""
 
@@ -142,15 +145,15 @@ class InferCall(Call):
 
     def answer(self, outputs: Sequence[Buffer], timings: Timings) -> None:
         """End it with what `tensors.write` gave, which must not change any more."""
-        parts = (_packed(timings), *outputs)
+        packed = _packed(timings)
         if self.slot >= 0 and (session := self._session) is not None:
             in_slot = _in_slot(outputs, session.whole_slot(self.slot))
             if in_slot is not None:
                 head, length = in_slot
                 place = PLACE.pack(self.slot, 0, length)
-                self._finish(Kind.RESULT, (parts[0], place, head), SLOT)
+                self._finish(_RESULT, (packed, place, head), SLOT)
                 return
-        self._finish(Kind.RESULT, parts)
+        self._finish(_RESULT, (packed, *outputs))
 
 
 class GenerateCall(Call):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import uvloop
 
+from eagleray.errors import ServiceError
 from eagleray.serving.link import handshake, sockets
 from eagleray.serving.link.calls import Handler
 from eagleray.serving.link.frames import FrameError
@@ -32,6 +33,7 @@ _SILENCE_S = 60.0
 _SWEEP_S = 5.0
 _GOODBYE_S = 1.0
 _POLL_S = 0.005
+_STOPS = "the replica stops"
 
 
 class LinkServer:
@@ -86,6 +88,9 @@ class LinkServer:
         self._listeners.append(listener)
         self._thread.start()
         self._is_ready.wait()
+        if self._loop is None:
+            self._stop_listening()
+            raise ServiceError("a replica's link server could not start its loop; its log says why")
         return {
             "unix": str(self._path),
             "tcp": tcp,
@@ -125,14 +130,18 @@ class LinkServer:
             log.error("a replica's link server did not end: its handler blocks the loop")
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(self._serve())
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._serve())
+        finally:
+            self._is_ready.set()
 
     async def _serve(self) -> None:
         self._is_to_close = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         for listener in self._listeners:
             self._accepting.append(self._loop.create_task(self._accept(listener)))
+        self._do_work()  # of before the start
         self._is_ready.set()
         while not self._is_to_close.is_set():
             with contextlib.suppress(TimeoutError):
@@ -167,7 +176,14 @@ class LinkServer:
                     sock, self._key, instance=self._instance, max_frame_bytes=self._max_frame_bytes
                 )
             session = Session(agreed, self._handler, self._on_over)
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: session, sock)
+            if self._is_draining:
+                session.drain(_STOPS)
+            self._sessions.add(session)  # first: it may be over before this task goes on
+            try:
+                await asyncio.get_running_loop().connect_accepted_socket(lambda: session, sock)
+            except BaseException:
+                self._sessions.discard(session)
+                raise
         except (handshake.Gone, ConnectionError) as error:
             log.debug("a gateway left during the handshake: %s", error)
             sock.close()
@@ -177,10 +193,6 @@ class LinkServer:
         except BaseException:
             sock.close()
             raise
-        else:
-            self._sessions.add(session)
-            if self._is_draining:
-                session.drain("the replica stops")
 
     def _on_over(self, session: Session, reason: str) -> None:
         self._sessions.discard(session)
@@ -202,7 +214,7 @@ class LinkServer:
             task.cancel()
         self._stop_listening()
         for session in self._sessions:
-            session.drain("the replica stops")
+            session.drain(_STOPS)
 
     def _sweep(self) -> None:
         gone_s = time.monotonic() - _SILENCE_S
@@ -219,7 +231,7 @@ class LinkServer:
         while self._sessions and time.monotonic() < until_s:
             await asyncio.sleep(_POLL_S)
         for session in list(self._sessions):
-            session.give_up("the replica stops")
+            session.give_up(_STOPS)
         await asyncio.sleep(0)
 
     def _stop_listening(self) -> None:

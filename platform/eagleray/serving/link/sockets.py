@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 from typing import TypedDict
 
@@ -27,6 +28,9 @@ class ReplicaAddress(TypedDict):
     protocol: int
 
 
+_NEW = ".new"
+_START_S = 60.0
+"""Nobody takes so long from binding a socket to listening."""
 _MAX_PATH_BYTES = 107
 _BACKLOG = 128
 _SEND_BYTES = 1 << 20
@@ -80,11 +84,13 @@ def private_folder(folder: Path) -> None:
 
 def remove_stale(folder: Path) -> None:
     """Remove the sockets of replicas that were killed: nobody listens there any more."""
-    for path in folder.glob("*.sock"):
+    for path in folder.iterdir():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.setblocking(False)
             try:
-                sock.connect(str(path))
+                is_starting = path.suffix == _NEW and time.time() - path.stat().st_mtime < _START_S
+                if path.is_socket() and not is_starting:
+                    sock.connect(str(path))
             except ConnectionRefusedError:
                 path.unlink(missing_ok=True)
             except OSError:  # gone by now, or its queue is full: somebody listens
@@ -98,7 +104,7 @@ def listen_unix(path: Path) -> socket.socket:
             f"{path}: a unix socket's path takes {_MAX_PATH_BYTES} bytes; give a shorter folder"
         )
     # Under another name at first: a socket that is bound and does not listen yet looks stale.
-    new = path.with_suffix(".new")
+    new = path.with_suffix(_NEW)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(str(new))

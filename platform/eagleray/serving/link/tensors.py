@@ -25,6 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 ALIGN = 64
 _CODES = {datatype: code for code, datatype in enumerate(DTYPES, start=1)}
 _DTYPE_OF = {code: DTYPES[datatype] for datatype, code in _CODES.items()}
+_NATIVE = {dtype: datatype for datatype, dtype in DTYPES.items() if datatype != "BYTES"}
 _BYTES, _BOOL = _CODES["BYTES"], _CODES["BOOL"]
 _COUNT = struct.Struct("<HH")
 _LENGTH = struct.Struct("<I")
@@ -84,13 +85,13 @@ def write(arrays: Mapping[str, Array]) -> list[Buffer]:
     Raises:
         TensorError: a type that has no datatype, a name of more than 255 bytes, or too many tensors.
     """
-    specs: list[TensorSpec] = []
+    specs: list[Any] = []  # of plain tuples: a TensorSpec takes longer to make than a head to be found
     parts: list[Buffer] = [b""]
     end = 0
     for name, array in arrays.items():
         datatype, values = _raw(array)
         size = len(values)
-        specs.append(TensorSpec(name, datatype, array.shape, size))
+        specs.append((name, datatype, array.shape, size))
         if padding := -end % ALIGN:
             parts.append(bytes(padding))
         parts.append(values)
@@ -212,13 +213,15 @@ def _line(head: bytes, at: int) -> tuple[str, int, tuple[int, ...], int, int]:
 
 def _raw(array: Array) -> tuple[str, Buffer]:
     """Datatype, and the values as bytes: of large arrays a view."""
-    datatype = datatype_of(array)
-    if datatype == "BYTES":
-        return datatype, _text_bytes(array)
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    datatype = _NATIVE.get(array.dtype)
+    if datatype is None:
+        datatype = datatype_of(array)
+        if datatype == "BYTES":
+            return datatype, _text_bytes(array)
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.nbytes < _COPIED_BYTES:
         return datatype, array.tobytes()
-    return datatype, array.data.cast("B")
+    return datatype, np.ascontiguousarray(array).data.cast("B")
 
 
 def _text_bytes(array: Array) -> bytes:

@@ -329,14 +329,20 @@ class TestSockets:
             stale = folder / "stale.sock"
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.bind(str(stale))
-            new = folder / "bound.new"
+            old, new = folder / "old.new", folder / "bound.new"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as killed:
+                killed.bind(str(old))
+            os.utime(old, (0, 0))
+            (folder / "note.txt").touch()
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as starting:
                 starting.bind(str(new))
                 sock.close()
                 other = LinkServer(Doubler(), KEY, folder=folder, host="127.0.0.1", max_frame_bytes=100)
                 other.start()
                 assert not stale.exists()
+                assert not old.exists()
                 assert new.exists()
+                assert (folder / "note.txt").exists()
                 assert Path(served.address["unix"]).exists()
                 other.close(0)
             still_answers(served)

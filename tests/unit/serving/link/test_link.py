@@ -2,17 +2,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import struct
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from eagleray.errors import ServiceError
 from eagleray.serving.link import tensors
 from eagleray.serving.link.client import Answer
 from eagleray.serving.link.frames import Kind, Timings
 from eagleray.serving.link.ring import RingOptions
+from eagleray.serving.link.server import LinkServer
 from support.links import (
+    KEY,
     MAX_FRAME_BYTES,
     RING,
     TIMINGS,
@@ -258,6 +264,35 @@ def test_the_deadline_arrives() -> None:
         run(main())
 
 
+@pytest.mark.parametrize(("deadline_ms", "left_s"), [(-5, 0.001), (2**40, (2**32 - 1) / 1000)])
+def test_a_deadline_out_of_bounds_is_the_nearest_one(deadline_ms: int, left_s: float) -> None:
+    async def main() -> None:
+        link = await linked(served.address)
+        link.infer(tensors.write({"x": np.zeros(1)}), deadline_ms, print)
+        await until(lambda: len(served.handler.calls) == 1)
+        (call,) = served.handler.calls
+        assert call.deadline_s - call.received_s == pytest.approx(left_s)
+        link.close()
+
+    with serving() as served:
+        served.handler.is_holding = True
+        run(main())
+
+
+def test_what_cannot_be_sent_is_not_in_flight() -> None:
+    async def main() -> None:
+        link = await linked(served.address)
+        for parts, deadline_ms in (([5], 0), ([b""], 1.5)):
+            with pytest.raises((TypeError, struct.error)):
+                link.infer(parts, deadline_ms, print)  # type: ignore[arg-type]
+        assert link.in_flight == 0
+        assert outputs(await asked(link, x=np.ones(1)))["x"] == [2.0]
+        link.close()
+
+    with serving() as served:
+        run(main())
+
+
 @KINDS
 def test_pieces_come_in_order_and_before_the_end(kind: str) -> None:
     async def main() -> None:
@@ -427,6 +462,55 @@ def test_a_request_that_crosses_the_goaway_was_not_begun() -> None:
 
     with serving() as served:
         run(main())
+
+
+def test_one_that_comes_while_the_replica_drains_is_told() -> None:
+    async def main() -> None:
+        served.do(lambda: setattr(served.server, "_is_draining", True))  # its listeners are still open
+        link = await linked(served.address)
+        await until(lambda: link.is_draining)
+        link.close()
+
+    with serving() as served:
+        run(main())
+
+
+def test_links_that_end_at_once_are_not_kept() -> None:
+    async def main() -> None:
+        for _ in range(30):
+            link = await linked(served.address)
+            link.close()
+        await until(lambda: not served.server._sessions)
+        await until(lambda: not served.server._greetings)
+
+    with serving() as served:
+        run(main())
+
+
+def test_a_server_whose_loop_does_not_start_says_so(monkeypatch, tmp_path) -> None:
+    def broken() -> None:
+        raise RuntimeError("no loop")
+
+    monkeypatch.setattr("uvloop.new_event_loop", broken)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    server = LinkServer(Doubler(), KEY, folder=tmp_path / "s", host="127.0.0.1", max_frame_bytes=100)
+    with pytest.raises(ServiceError, match="could not start its loop"):
+        server.start()
+    assert list((tmp_path / "s").iterdir()) == []
+    server.close(0)
+
+
+def test_work_of_before_the_start_is_done_and_of_after_the_end_is_not() -> None:
+    done: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        server = LinkServer(Doubler(), KEY, folder=Path(folder), host="127.0.0.1", max_frame_bytes=100)
+        server.call_soon(lambda: done.append("before"))
+        server.start()
+        server.close(0)
+        server.call_soon(lambda: done.append("after"))
+        server.drain()
+        server.close(0)
+    assert done == ["before"]
 
 
 def test_close_does_not_wait_for_ever() -> None:

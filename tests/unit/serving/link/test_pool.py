@@ -7,9 +7,12 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
+from eagleray.serving.link import pool as pool_module
 from eagleray.serving.link import tensors
+from eagleray.serving.link.client import connect
 from eagleray.serving.link.frames import Kind
-from eagleray.serving.link.pool import Pool, RetryBudget
+from eagleray.serving.link.pool import Pool
+from eagleray.serving.link.retries import RetryBudget
 from support.links import (
     KEY,
     MAX_FRAME_BYTES,
@@ -243,6 +246,25 @@ class TestMembers:
             await until(lambda: not pool.links)
             assert await pool.wait_for_link(5)
             assert (await begun(pool)).kind == Kind.RESULT
+            await pool.close()
+
+        with_replicas(1, main)
+
+    def test_one_that_is_lost_before_it_is_known_is_not_chosen(self, monkeypatch) -> None:
+        async def main(served: Served) -> None:
+            async def lost_at_once(*arguments, **options):
+                link = await connect(*arguments, **options)
+                if not opened_links:
+                    link.close()
+                    await until(lambda: link._transport is None)
+                opened_links.append(link)
+                return link
+
+            opened_links: list = []
+            monkeypatch.setattr(pool_module, "connect", lost_at_once)
+            pool = pool_of(served)
+            await opened(pool, 1)
+            assert pool.links == opened_links[1:]
             await pool.close()
 
         with_replicas(1, main)
