@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import uvloop
@@ -86,9 +87,9 @@ class Replica:
 class Echo(asyncio.Protocol):
     """The floor: as many bytes back as came, in one write for one read."""
 
-    def connection_made(self, transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of asyncio."""
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio."""
@@ -181,10 +182,10 @@ async def of_bytes(path: str, in_flight: int, seconds: float) -> int:
             elif not done.done():
                 done.set_result(None)
 
-    transport, _ = await asyncio.get_running_loop().create_unix_connection(Client, path)
-    transport.write(bytes(FRAME_BYTES * in_flight))
+    _, client = await asyncio.get_running_loop().create_unix_connection(Client, path)
+    client.transport.write(bytes(FRAME_BYTES * in_flight))
     await done
-    transport.close()
+    client.transport.close()
     return received // FRAME_BYTES
 
 
@@ -206,6 +207,11 @@ def measure(row: Row, address: dict[str, str], pid: int, seconds: float) -> None
     row.replica_us.append((cpu_s(pid) - replica_s) / count * 1e6)
 
 
+def said_by(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def rows() -> list[Row]:
     small, large = through_socket(SMALL), through_socket(LARGE)
     return [
@@ -222,7 +228,7 @@ def rows() -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Round trips of one link.")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose title holds this")
@@ -230,13 +236,13 @@ def main() -> None:
     gc.set_threshold(50_000, 20, 20)
     table = [row for row in rows() if asked.only in row.title]
     command = [sys.executable, __file__, "replica"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         subprocess.Popen([*command, "link"], **pipes) as link,
         subprocess.Popen([*command, "floor"], **pipes) as floor,
     ):
         try:
-            address = {**json.loads(link.stdout.readline()), "floor": floor.stdout.readline().strip()}
+            address = {**json.loads(said_by(link)), "floor": said_by(floor).strip()}
             for _ in range(asked.turns):
                 for row in table:
                     pid = floor.pid if row.kind == "floor" else link.pid

@@ -64,20 +64,14 @@ class Call:
     )
 
     def __init__(
-        self,
-        session: Session,
-        stream: int,
-        received_s: float,
-        deadline_s: float,
-        *,
-        values: Buffer,
-        slot: int = -1,
+        self, session: Session, stream: int, received_s: float, deadline_s: float, values: Buffer
     ) -> None:
         self._session: Session | None = session
         self._values = values
         self.stream, self.received_s, self.deadline_s = stream, received_s, deadline_s
-        self.slot = slot
-        self.num_bytes = len(values) if slot < 0 else 0
+        self.slot = -1
+        """Of the ring, where its values lie there."""
+        self.num_bytes = len(values)
         """Of this process's own memory."""
         self.is_cancelled = False
         """Whether the gateway does not want it any more, or is gone."""
@@ -119,19 +113,9 @@ class InferCall(Call):
 
     __slots__ = ("_head",)
 
-    def __init__(
-        self,
-        session: Session,
-        stream: int,
-        received_s: float,
-        deadline_s: float,
-        *,
-        values: Buffer,
-        head: bytes = b"",
-        slot: int = -1,
-    ) -> None:
-        super().__init__(session, stream, received_s, deadline_s, values=values, slot=slot)
-        self._head = head
+    def put_in_slot(self, slot: int, head: bytes) -> None:
+        """The session's: its values lie in a slot of the ring, and this is their head."""
+        self.slot, self._head, self.num_bytes = slot, head, 0
 
     def inputs(self) -> dict[str, tensors.Array]:
         """The tensors: views of the frame, or of the ring, whose values must not be used after the end.
@@ -141,7 +125,7 @@ class InferCall(Call):
         """
         if self.slot < 0:
             return tensors.read(self._values)
-        return tensors.read_apart(self._head, memoryview(self._values))
+        return tensors.read_apart(self._head, self._values)
 
     def answer(self, outputs: Sequence[Buffer], timings: Timings) -> None:
         """End it with what `tensors.write` gave, which must not change any more."""
@@ -162,9 +146,9 @@ class GenerateCall(Call):
     __slots__ = ("request",)
 
     def __init__(
-        self, session: Session, stream: int, received_s: float, deadline_s: float, *, request: bytes
+        self, session: Session, stream: int, received_s: float, deadline_s: float, request: bytes
     ) -> None:
-        super().__init__(session, stream, received_s, deadline_s, values=request)
+        super().__init__(session, stream, received_s, deadline_s, request)
         self.request = request
 
     def piece(self, piece: bytes, tokens: int) -> None:

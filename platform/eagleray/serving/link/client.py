@@ -59,6 +59,10 @@ class Answer(NamedTuple):
             self.slot.release()
 
 
+_TIMINGS_BYTES = TIMINGS.size
+# Bound once, for every answer: by their classes they take twice as long.
+_unpack_timings, _timings, _answer = TIMINGS.unpack_from, Timings._make, Answer._make
+
 OnAnswer = Callable[[Answer], None]
 OnPiece = Callable[[bytes, int], None]
 """Takes a piece, and how many tokens the model has made with it."""
@@ -160,7 +164,13 @@ class Link(Wire):
         if kind == _RESULT:
             if stream not in self._calls:
                 raise FrameError(f"an answer for stream {stream}, which nobody asked for")
-            self._end(stream, self._result(stream, flags, body))
+            if len(body) < _TIMINGS_BYTES:
+                raise FrameError(f"a result of {len(body)} bytes has no timings")
+            timings, rest = _timings(_unpack_timings(body)[:5]), memoryview(body)[_TIMINGS_BYTES:]
+            if flags & SLOT:
+                self._end(stream, self._in_slot(stream, timings, rest))
+            else:
+                self._end(stream, _answer((_RESULT, rest, timings, "", 0.0, b"", None)))
         elif kind == _PIECES:
             self._take_pieces(body)
         elif kind in _ENDS:
@@ -184,9 +194,8 @@ class Link(Wire):
             self._end(stream, lost)
 
     def _next_stream(self) -> int:
-        stream = self._stream % MAX_STREAM + 1
-        calls = self._calls
-        while stream in calls:
+        stream = self._stream
+        while stream in self._calls or not stream:
             stream = stream % MAX_STREAM + 1
         return stream
 
@@ -199,7 +208,10 @@ class Link(Wire):
         *,
         flags: int = 0,
     ) -> int:
-        self._stream = stream = self._next_stream()
+        stream = self._stream % MAX_STREAM + 1
+        if stream in self._calls:
+            stream = self._next_stream()
+        self._stream = stream
         refusal = self._refusal()
         if not 0 <= deadline_ms <= MAX_STREAM:
             deadline_ms = MAX_STREAM if deadline_ms > 0 else 1
@@ -229,13 +241,7 @@ class Link(Wire):
             return Answer(Kind.OVERLOADED, message=message, retry_after_s=_BUSY_RETRY_S)
         return None
 
-    def _result(self, stream: int, flags: int, body: Buffer) -> Answer:
-        if len(body) < TIMINGS.size:
-            raise FrameError(f"a result of {len(body)} bytes has no timings")
-        timings = Timings._make(TIMINGS.unpack_from(body)[:5])
-        rest = memoryview(body)[TIMINGS.size :]
-        if not flags & SLOT:
-            return Answer(_RESULT, rest, timings)
+    def _in_slot(self, stream: int, timings: Timings, rest: memoryview) -> Answer:
         slot = self._slots.get(stream)
         if slot is None or len(rest) < PLACE.size:
             raise FrameError("a result in a slot for a request that was not in one")
@@ -246,7 +252,7 @@ class Link(Wire):
         values = slot.view[offset : offset + length]
         if self._calls[stream] is _nobody:
             slot.release()
-        return Answer(Kind.RESULT, values, timings, head=bytes(rest[PLACE.size :]), slot=slot)
+        return Answer(_RESULT, values, timings, head=bytes(rest[PLACE.size :]), slot=slot)
 
     def _take_end(self, kind: Kind, stream: int, body: Buffer) -> None:
         if kind == Kind.GOAWAY and stream == 0:

@@ -81,7 +81,10 @@ class Session(Wire):
         """A call's: its last frame."""
         if self._pieces:
             self._send_pieces()  # in front of the end that follows them
-        self._forget(call)
+        del self._calls[call.stream]
+        self._held_bytes -= call.num_bytes
+        if call.slot >= 0 and self._ring is not None:
+            self._ring.end(call.slot)
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -115,7 +118,10 @@ class Session(Wire):
         if kind in _BEGINNINGS:
             if stream == 0 or stream in self._calls:
                 raise FrameError(f"stream {stream} was begun, and is not free")
-            if self._has_room(stream, len(body)):
+            is_full = self._held_bytes + len(body) > self._most_bytes or len(self._calls) >= MAX_IN_FLIGHT
+            if is_full or self._is_draining:
+                self._send_away(stream)
+            else:
                 self._begin(kind, flags, stream, deadline_ms, body)
         elif kind == _CANCEL:
             self._cancel(stream)
@@ -149,16 +155,15 @@ class Session(Wire):
         received_s = self.heard_s
         deadline_s = received_s + deadline_ms / 1000 if deadline_ms else math.inf
         if kind == _GENERATE:
-            call = GenerateCall(self, stream, received_s, deadline_s, request=bytes(body))
+            call = GenerateCall(self, stream, received_s, deadline_s, bytes(body))
         elif flags & SLOT:
             if self._ring is None or len(body) < PLACE.size:
                 raise FrameError("a request in a slot, and there is no ring")
             slot, offset, length = PLACE.unpack_from(body)
-            values = self._ring.begin(slot, offset, length)
-            head = bytes(body[PLACE.size :])
-            call = InferCall(self, stream, received_s, deadline_s, values=values, head=head, slot=slot)
+            call = InferCall(self, stream, received_s, deadline_s, self._ring.begin(slot, offset, length))
+            call.put_in_slot(slot, bytes(body[PLACE.size :]))
         else:
-            call = InferCall(self, stream, received_s, deadline_s, values=body)
+            call = InferCall(self, stream, received_s, deadline_s, body)
         self._calls[stream] = call
         self._held_bytes += call.num_bytes
         try:
@@ -170,17 +175,14 @@ class Session(Wire):
             log.exception("the handler did not take a call")
             call.fail(f"{type(error).__name__}: {error}")
 
-    def _has_room(self, stream: int, num_bytes: int) -> bool:
-        """Whether another call may begin; else it is answered."""
+    def _send_away(self, stream: int) -> None:
+        """Answer a call that may not begin."""
         if self._is_draining:
             self.send(Kind.GOAWAY, stream, (b"the replica takes no more requests",))
-        elif len(self._calls) >= MAX_IN_FLIGHT or self._held_bytes + num_bytes > self._most_bytes:
+        else:
             text = f"the replica holds {len(self._calls)} requests of this gateway, {self._held_bytes} bytes"
             self.send(Kind.OVERLOADED, stream, (RETRY.pack(_BUSY_RETRY_MS), text.encode()))
-        else:
-            return True
         self._check_reading()
-        return False
 
     def _cancel(self, stream: int) -> None:
         call = self._calls.get(stream)  # none: its end is on the way
@@ -193,12 +195,6 @@ class Session(Wire):
             self._handler.cancel(call)
         except Exception:
             log.exception("the handler's cancel failed")
-
-    def _forget(self, call: Call) -> None:
-        del self._calls[call.stream]
-        self._held_bytes -= call.num_bytes
-        if call.slot >= 0 and self._ring is not None:
-            self._ring.end(call.slot)
 
     def _send_pieces(self) -> None:
         pieces, self._pieces, self._pieces_bytes = self._pieces, [], 0

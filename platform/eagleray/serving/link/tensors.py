@@ -27,6 +27,8 @@ _CODES = {datatype: code for code, datatype in enumerate(DTYPES, start=1)}
 _DTYPE_OF = {code: DTYPES[datatype] for datatype, code in _CODES.items()}
 _NATIVE = {dtype: datatype for datatype, dtype in DTYPES.items() if datatype != "BYTES"}
 _BYTES, _BOOL = _CODES["BYTES"], _CODES["BOOL"]
+_CHECKED = frozenset({_BYTES, _BOOL})
+"""Not every byte is a value of theirs."""
 _COUNT = struct.Struct("<HH")
 _LENGTH = struct.Struct("<I")
 _NUM_BYTES = struct.Struct("<Q")
@@ -50,17 +52,8 @@ class TensorSpec(NamedTuple):
     num_bytes: int
 
 
-class _Placed(NamedTuple):
-    name: str
-    code: int
-    shape: tuple[int, ...]
-    start: int
-    num_bytes: int
-
-
-class _Layout(NamedTuple):
-    tensors: tuple[_Placed, ...]
-    num_bytes: int
+_Placed = tuple[str, int, np.dtype[Any], tuple[int, ...], int, int]
+"""Name, code, numpy's type, shape, where the values start, and their bytes."""
 
 
 def starts(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -89,7 +82,11 @@ def write(arrays: Mapping[str, Array]) -> list[Buffer]:
     parts: list[Buffer] = [b""]
     end = 0
     for name, array in arrays.items():
-        datatype, values = _raw(array)
+        datatype = _NATIVE.get(array.dtype)
+        if datatype is not None and array.nbytes < _COPIED_BYTES:
+            values: Buffer = array.tobytes()
+        else:
+            datatype, values = _raw(array)
         size = len(values)
         specs.append((name, datatype, array.shape, size))
         if padding := -end % ALIGN:
@@ -118,24 +115,30 @@ def read(body: Buffer) -> dict[str, Array]:
     if len(body) < _COUNT.size:
         raise TensorError(f"tensors in {len(body)} bytes: there is not even a head")
     num_bytes = _COUNT.unpack_from(body)[1] * 8
-    return read_apart(bytes(body[:num_bytes]), memoryview(body)[num_bytes:])
+    return _arrays(bytes(body[:num_bytes]), body, num_bytes)
 
 
-def read_apart(head: bytes, values: memoryview) -> dict[str, Array]:
+def read_apart(head: bytes, values: Buffer) -> dict[str, Array]:
     """The tensors of a head and of values that lie elsewhere: views of `values`. Raises: TensorError."""
-    layout = _layout(head) if len(head) <= _CACHED_BYTES else _layout.__wrapped__(head)
-    if len(values) != layout.num_bytes:
+    return _arrays(head, values, 0)
+
+
+def _arrays(head: bytes, values: Buffer, base: int) -> dict[str, Array]:
+    """The tensors whose values start `base` bytes into `values`."""
+    placed, wanted = _layout(head) if len(head) <= _CACHED_BYTES else _layout.__wrapped__(head)
+    if len(values) - base != wanted:
         raise TensorError(
-            f"the tensors' head says {layout.num_bytes} bytes of values, and there are {len(values)}"
+            f"the tensors' head says {wanted} bytes of values, and there are {len(values) - base}"
         )
     arrays: dict[str, Array] = {}
-    for name, code, shape, start, num_bytes in layout.tensors:
-        if code == _BYTES:
-            arrays[name] = _texts(values[start : start + num_bytes], shape, name)
-            continue
-        if code == _BOOL:
-            _check_bools(values[start : start + num_bytes], name)
-        arrays[name] = np.ndarray(shape, _DTYPE_OF[code], values, start)
+    for name, code, dtype, shape, start, num_bytes in placed:
+        if code in _CHECKED:
+            part = memoryview(values)[base + start : base + start + num_bytes]
+            if code == _BYTES:
+                arrays[name] = _texts(part, shape, name)
+                continue
+            _check_bools(part, name)
+        arrays[name] = np.ndarray(shape, dtype, values, base + start)
     return arrays
 
 
@@ -164,25 +167,29 @@ def _head(specs: tuple[TensorSpec, ...]) -> bytes:
 
 
 @lru_cache(maxsize=512)
-def _layout(head: bytes) -> _Layout:
-    """What a head says, checked: names differ, shapes and bytes fit each other, and nothing is left over."""
+def _layout(head: bytes) -> tuple[tuple[_Placed, ...], int]:
+    """What a head says, and the bytes of all values.
+
+    Checked: names differ, shapes and bytes fit each other, and nothing is left over.
+    """
     try:
         count, eights = _COUNT.unpack_from(head)
         if eights * 8 != len(head):
             raise TensorError(f"the tensors' head says {eights * 8} bytes, and there are {len(head)}")
-        tensors, at, end = [], _COUNT.size, 0
+        placed: list[_Placed] = []
+        at, end = _COUNT.size, 0
         for _ in range(count):
             name, code, shape, num_bytes, at = _line(head, at)
             start = -(-end // ALIGN) * ALIGN
-            tensors.append(_Placed(name, code, shape, start, num_bytes))
+            placed.append((name, code, _DTYPE_OF[code], shape, start, num_bytes))
             end = start + num_bytes
     except (struct.error, IndexError):
         raise TensorError(f"the tensors' head ends early, after {len(head)} bytes") from None
     if len(head) - at >= 8 or any(head[at:]):
         raise TensorError(f"the tensors' head says {count} tensors, and more follows")
-    if len({tensor.name for tensor in tensors}) != count:
+    if len({name for name, *_ in placed}) != count:
         raise TensorError("two tensors have one name")
-    return _Layout(tuple(tensors), end)
+    return tuple(placed), end
 
 
 def _line(head: bytes, at: int) -> tuple[str, int, tuple[int, ...], int, int]:
