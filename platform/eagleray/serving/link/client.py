@@ -35,6 +35,7 @@ MAX_IN_FLIGHT = 16_384
 _WAITING_BYTES = 8 << 20
 """So much, and four of the largest frames, may wait for a replica that reads slowly; more is refused."""
 _BUSY_RETRY_S = 0.1
+_LATE_S = 0.1
 # An attribute of an enumeration costs Python 3.11 five times what a global does.
 _INFER, _RESULT, _PIECES = Kind.INFER, Kind.RESULT, Kind.PIECES
 
@@ -96,6 +97,7 @@ class Link(Wire):
         self._most_waiting_bytes = 4 * agreed.max_frame_bytes + _WAITING_BYTES
         self.is_draining = False
         """Whether the replica said that it takes no more."""
+        self._looked_s = time.monotonic()
         self._watch = self._loop.call_later(ping_s, self._look)
 
     @property
@@ -304,8 +306,12 @@ class Link(Wire):
 
     def _look(self) -> None:
         """Ask a replica that has been silent, and give up one that stays so."""
-        silent_s = time.monotonic() - self.heard_s
-        if silent_s >= self._silence_s:
+        now_s = time.monotonic()
+        # A loop that was itself held up runs its timers first: what came meanwhile is not read yet.
+        is_late = now_s - self._looked_s > 2 * self._ping_s + _LATE_S
+        self._looked_s = now_s
+        silent_s = now_s - self.heard_s
+        if silent_s >= self._silence_s and not is_late:
             self.give_up(f"nothing came from the replica for {silent_s:.1f} s, though it was asked")
             return
         if silent_s >= self._ping_s and self.is_open:

@@ -71,6 +71,7 @@ class LinkServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_to_close: asyncio.Event
         self._close_s = 0.0
+        self._swept_s = 0.0
         self._is_ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="link-server", daemon=True)
         self._path = folder / f"{self._instance[:16]}.sock"
@@ -217,7 +218,12 @@ class LinkServer:
             session.drain(_STOPS)
 
     def _sweep(self) -> None:
-        gone_s = time.monotonic() - _SILENCE_S
+        now_s = time.monotonic()
+        # A loop that was itself held up has not read yet what came meanwhile.
+        is_late, self._swept_s = now_s - self._swept_s > 2 * _SWEEP_S, now_s
+        if is_late:
+            return
+        gone_s = now_s - _SILENCE_S
         for session in list(self._sessions):
             if session.heard_s < gone_s:
                 session.give_up(f"nothing came from the gateway for {_SILENCE_S:.0f} s")

@@ -150,6 +150,70 @@ def test_a_slot_is_not_free_before_its_answer() -> None:
         run(main())
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_a_slot_has_one_user(seed: int, caplog) -> None:
+    """Requests, answers, cancellations and late releases in any order: each call finds its own values."""
+    random = np.random.default_rng(seed)
+
+    class Checking(Doubler):
+        def answer(self, call) -> None:
+            (values,) = call.inputs().values()
+            assert (values == values[0]).all()
+            is_large = random.random() < 0.5  # the answer comes in the slot
+            call.answer(tensors.write({"y": values if not is_large else values + 1}), TIMINGS)
+
+    def answer_some(share: float) -> None:
+        held, handler.calls = handler.calls, []
+        for call in held:
+            if random.random() < share:
+                handler.answer(call)
+            else:
+                handler.calls.append(call)
+
+    async def main() -> None:
+        link = await linked(served.address)
+        wanted: dict[int, float] = {}
+        got: list[Answer] = []
+
+        def take(answer: Answer, stream: int) -> None:
+            (values,) = outputs(answer).values()
+            assert values[0] in (wanted[stream], wanted[stream] + 1)
+            assert (values == values[0]).all()
+            got.append(answer)
+
+        for number in range(300):
+            slot = link.take_slot()
+            if slot is not None:
+                head, length = tensors.write_into(slot.view, {"x": np.full(9000, number, np.float32)}) or (
+                    b"",
+                    0,
+                )
+                stream = link._stream + 1
+                wanted[stream] = number
+                link.infer_in_slot(slot, 0, length, head, 0, lambda answer, s=stream: take(answer, s))
+            if random.random() < 0.2 and wanted:
+                link.cancel(int(random.choice(list(wanted))))
+            if random.random() < 0.4:
+                await asyncio.sleep(0)
+            if random.random() < 0.3:
+                served.do(lambda: answer_some(0.5))
+            while got and random.random() < 0.6:
+                got.pop(int(random.integers(len(got)))).release()
+        await until(lambda: served.do(lambda: answer_some(1.0)) is None and link.in_flight == 0)
+        for answer in got:
+            answer.release()
+        assert num_free(link) == RING.slots
+        assert link.is_open
+        assert len(wanted) > 30
+        assert "failed" not in caplog.text
+        link.close()
+
+    with serving(Checking()) as served:
+        handler = served.handler
+        handler.is_holding = True
+        run(main())
+
+
 def test_a_slot_that_was_given_back_or_is_anothers_is_not_sent() -> None:
     async def main() -> None:
         link, other = await linked(served.address), await linked(served.address)
@@ -562,6 +626,22 @@ def test_a_silent_replica_is_asked_and_then_lost() -> None:
 
     with serving(Doubler()) as served:
         served.handler.is_holding = True
+        run(main())
+
+
+def test_a_gateway_that_was_held_up_itself_reads_first() -> None:
+    async def main() -> None:
+        link = await linked(served.address, ping_s=0.02, silence_s=0.1)
+        for _ in range(3):
+            answer = asked(link, x=np.ones(1))
+            await asyncio.sleep(0.01)
+            time.sleep(0.25)
+            assert (await answer).kind == Kind.RESULT
+            await asyncio.sleep(0.03)
+        assert link.is_open
+        link.close()
+
+    with serving() as served:
         run(main())
 
 
