@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import socket
 import threading
@@ -72,6 +73,7 @@ class LinkServer:
         self._is_to_close: asyncio.Event
         self._close_s = 0.0
         self._swept_s = 0.0
+        self._num_refused, self._warned_s = 0, -math.inf
         self._is_ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="link-server", daemon=True)
         self._path = folder / f"{self._instance[:16]}.sock"
@@ -154,6 +156,9 @@ class LinkServer:
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
+        greetings: set[asyncio.Task[None]] = (
+            set()
+        )  # of each listener: strangers on TCP leave room on the other
         while True:
             try:
                 sock, _ = await loop.sock_accept(listener)
@@ -161,12 +166,13 @@ class LinkServer:
                 log.warning("a link could not be accepted: %s", error)
                 await asyncio.sleep(0.1)
                 continue
-            if len(self._greetings) >= _MAX_GREETINGS or len(self._sessions) >= MAX_LINKS:
+            if len(greetings) >= _MAX_GREETINGS or len(self._sessions) >= MAX_LINKS:
                 sock.close()
                 continue
             task = loop.create_task(self._greet(sock))
-            self._greetings.add(task)
-            task.add_done_callback(self._greetings.discard)
+            for tasks in (greetings, self._greetings):
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
 
     async def _greet(self, sock: socket.socket) -> None:
         """Shake hands, and make a session of it."""
@@ -189,11 +195,19 @@ class LinkServer:
             log.debug("a gateway left during the handshake: %s", error)
             sock.close()
         except (FrameError, TimeoutError, OSError) as error:
-            log.warning("a link was refused: %s", error or "no handshake in time")
+            self._warn(str(error) or "no handshake in time")
             sock.close()
         except BaseException:
             sock.close()
             raise
+
+    def _warn(self, reason: str) -> None:
+        """Once a second at most: whoever can connect could fill the disk."""
+        now_s = time.monotonic()
+        self._num_refused += 1
+        if now_s - self._warned_s >= 1.0:
+            log.warning("%d links were refused, the last one: %s", self._num_refused, reason)
+            self._num_refused, self._warned_s = 0, now_s
 
     def _on_over(self, session: Session, reason: str) -> None:
         self._sessions.discard(session)

@@ -86,7 +86,7 @@ def test_a_body_is_the_takers_own() -> None:
     bodies[0][:1] = b"x"  # and may be written to: torch wants that
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=400), chunks=st.lists(st.integers(1, 100), min_size=1, max_size=3))
 @example(data=b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", chunks=[100])
 def test_garbage_is_frames_or_an_error(data, chunks) -> None:

@@ -82,6 +82,23 @@ def test_large_bodies_through_the_socket(kind: str) -> None:
         run(main())
 
 
+@KINDS
+def test_asyncios_own_loop_will_do_as_well(kind: str) -> None:
+    async def main() -> None:
+        link = await linked(served.address, kind)
+        for answer in await asyncio.gather(*(asked(link, x=array) for array in (LARGE, LARGE[:3], LARGE))):
+            assert outputs(answer)["x"][2] == 4.0
+        if kind == "unix":
+            answer = await in_slot(link, LARGE)
+            assert outputs(answer)["x"][2] == 4.0
+            answer.release()
+        link.close()
+        await until(lambda: not link.is_open and link._transport is None)
+
+    with serving() as served:
+        asyncio.run(main())
+
+
 def test_large_bodies_through_the_ring() -> None:
     async def main() -> None:
         link = await linked(served.address)

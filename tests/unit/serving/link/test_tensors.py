@@ -45,7 +45,7 @@ def same(found, arrays) -> None:
             assert found[name].tobytes() == array.tobytes()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(arrays=st.dictionaries(NAMES, ARRAYS, max_size=4))
 def test_what_was_written_is_read(arrays) -> None:
     same(read(joined(arrays)), arrays)
@@ -86,14 +86,14 @@ def test_no_room_in_a_place() -> None:
     assert write_into(memoryview(bytearray(10)), {"x": np.zeros(3, np.float32)}) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=120))
 def test_garbage_is_tensors_or_an_error(data: bytes) -> None:
     with contextlib.suppress(TensorError):
         assert isinstance(read(data), dict)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     arrays=st.dictionaries(NAMES, ARRAYS, min_size=1, max_size=3),
     changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=3),
