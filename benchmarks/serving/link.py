@@ -105,16 +105,15 @@ def replica() -> None:
         print(path, flush=True)
         await asyncio.Event().wait()
 
-    with tempfile.TemporaryDirectory(prefix="link-") as folder:
-        if sys.argv[2] == "floor":
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(floor(f"{folder}/floor.sock"))
-        server = LinkServer(
-            Replica(), KEY, folder=Path(folder) / "s", host="127.0.0.1", max_frame_bytes=MAX_FRAME_BYTES
-        )
-        print(json.dumps(server.start()), flush=True)
-        sys.stdin.read()
-        server.close(0)
+    kind, folder = sys.argv[2:4]
+    if kind == "floor":
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(floor(f"{folder}/floor.sock"))
+    server = LinkServer(
+        Replica(), KEY, folder=Path(folder) / "s", host="127.0.0.1", max_frame_bytes=MAX_FRAME_BYTES
+    )
+    print(json.dumps(server.start()), flush=True)
+    sys.stdin.read()
 
 
 def through_socket(array: np.ndarray) -> Callable:
@@ -238,8 +237,9 @@ def main() -> None:
     command = [sys.executable, __file__, "replica"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
-        subprocess.Popen([*command, "link"], **pipes) as link,
-        subprocess.Popen([*command, "floor"], **pipes) as floor,
+        tempfile.TemporaryDirectory(prefix="link-") as folder,
+        subprocess.Popen([*command, "link", folder], **pipes) as link,
+        subprocess.Popen([*command, "floor", folder], **pipes) as floor,
     ):
         try:
             address = {**json.loads(said_by(link)), "floor": said_by(floor).strip()}
