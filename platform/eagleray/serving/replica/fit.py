@@ -163,11 +163,15 @@ class Fits:
         self._buckets[bucket] = fit
         return fit
 
-    def seconds(self, bucket: Hashable, size: int) -> float | None:
-        """What a pass of `size` samples will take; None before anything is known."""
+    def line(self, bucket: Hashable) -> Line | None:
+        """What a pass of this shape will take; None before anything is known."""
         with self._lock:
             fit = self._buckets.get(bucket)
-            line = fit.line() if fit is not None else self._overall()
+            return fit.line() if fit is not None else self._overall()
+
+    def seconds(self, bucket: Hashable, size: int) -> float | None:
+        """What a pass of `size` samples will take; None before anything is known."""
+        line = self.line(bucket)
         return None if line is None else line.seconds(size)
 
     def overall(self) -> Line | None:
