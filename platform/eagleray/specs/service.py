@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from eagleray.specs.base import FileSpec, Name
+from eagleray.specs.base import FileSpec, Name, located
 
 LATEST = "latest"
+FORMER = {
+    "batch_wait_s": "no request waits for others any more: what comes while the model runs shares the next "
+    "forward pass; take this line out",
+}
+"""Keys that had a meaning once, and what to do with them."""
 _ALIAS = re.compile(r"@[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -43,9 +49,7 @@ class ServiceSpec(FileSpec):
     max_queued_requests: int = Field(default=100, ge=1)
     """Requests that may wait for a replica; one more is answered 503 with a Retry-After."""
     max_batch_size: int = Field(default=16, ge=1)
-    """Samples of one forward pass, taken from requests that wait."""
-    batch_wait_s: float = Field(default=0.005, ge=0)
-    """So long a request waits for others to share its forward pass."""
+    """Samples of one forward pass, from requests that came while the model ran: none waits for others."""
     cpus_per_replica: float = Field(default=1.0, ge=0)
     gpus_per_replica: float = Field(default=0.0, ge=0)
     """A part of one GPU, or whole ones."""
@@ -53,6 +57,16 @@ class ServiceSpec(FileSpec):
     """Node labels that a replica's node must have (Ray's label selector syntax)."""
     allow_code: bool = False
     """Load a package that brings code of the user's own: it runs with all rights of the cluster's user."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_former_keys(cls, table: Any) -> Any:
+        """`table` itself. Raises: ValidationError for a key that had a meaning once."""
+        if isinstance(table, Mapping):
+            found = [((key,), FORMER[key], table[key]) for key in FORMER if key in table]
+            if found:
+                raise located(found)
+        return table
 
     @model_validator(mode="after")
     def _fits(self) -> ServiceSpec:
