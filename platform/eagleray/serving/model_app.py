@@ -61,6 +61,11 @@ def build(spec: ServiceSpec, arguments: Mapping[str, Any]) -> Any:
         "bundle": spec.resources,
         "label_selector": dict(spec.label_selector),
         "idle_s": spec.idle_s,
+        "target_ongoing_requests": spec.target_ongoing_requests,
+        "objective_s": None if spec.objective_p95_ms is None else spec.objective_p95_ms / 1000,
+        "max_batch_size": spec.max_batch_size,
+        "schedules": list(spec.schedules),
+        "time_zone": spec.time_zone,
     }
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -129,6 +134,7 @@ class ModelReplica:
         self._thread = ThreadPoolExecutor(1, "model")
         self._fit = Fits()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._num_texts = 0
         self._batcher = Batcher(
             self._predict,
             max_batch_size=arguments["max_batch_size"],
@@ -157,11 +163,19 @@ class ModelReplica:
         """Pieces of text as they come. Several requests take turns; closed early, it computes no more."""
         pieces = self._pieces(request)
         loop = asyncio.get_running_loop()
+        self._num_texts += 1
         try:
             while (piece := await loop.run_in_executor(self._thread, next, pieces, None)) is not None:
                 yield piece
         finally:
+            self._num_texts -= 1
             self._thread.submit(pieces.close)  # behind the piece that is being computed
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller is to know of this replica; Serve asks by this name."""
+        from eagleray.serving import signals
+
+        return signals.stated(self._batcher, self._fit.overall(), self._num_texts, time.monotonic())
 
     def _predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for inputs that were checked, each by itself."""

@@ -29,6 +29,8 @@ LOOK_S = 3.0
 """What is so for two looks of so many seconds is no chance."""
 CAUTION = 0.8
 """Of what each replica had when the objective was missed, it gets at most so much from then on."""
+LEAST = 0.05
+"""Of what the passes say: what does less has little to do, or hangs; that is no measure of it."""
 FORGIVEN_S = 3600.0
 """What was found out is found out anew after so long."""
 
@@ -205,10 +207,12 @@ def _learned(seen: Seen, terms: Terms, memory: Memory) -> Memory:
         memory = replace(memory, limits=Limits())
     if not running or running != memory.num_running or running < seen.target or memory.line is None:
         return replace(memory, num_running=running, full_since_s=None, slow_since_s=None)
+    batch, mu = _capacity(memory.line, terms, Limits())
     each_s, limits = memory.done.fast / running, memory.limits
-    is_full = seen.backlog > running * batch_within(memory.line, terms.objective_s, terms.max_batch_size)
+    is_hanging = each_s < LEAST * mu
+    is_full = seen.backlog > running * batch and not is_hanging
     is_slow = (
-        not is_full
+        not (is_full or is_hanging)
         and seen.p95_s is not None
         and seen.p95_s > terms.objective_s
         and seen.waited_s > terms.objective_s / 4  # else more replicas would answer no sooner
@@ -217,7 +221,7 @@ def _learned(seen: Seen, terms: Terms, memory: Memory) -> Memory:
     slow_since_s = _since(memory.slow_since_s, is_slow, now_s)
     if full_since_s is not None and now_s - full_since_s >= 2 * LOOK_S:
         limits, full_since_s = Limits(full=each_s, slow=limits.slow, since_s=now_s), now_s
-    elif slow_since_s is not None and now_s - slow_since_s >= 2 * LOOK_S and each_s:
+    elif slow_since_s is not None and now_s - slow_since_s >= 2 * LOOK_S:
         slow = min(limits.slow, CAUTION * each_s)
         limits, slow_since_s = Limits(full=limits.full, slow=slow, since_s=now_s), now_s
     elif not is_full and not is_slow:

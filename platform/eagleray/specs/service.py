@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from eagleray.specs.base import FileSpec, Name, located
 
@@ -28,6 +28,24 @@ def _version(value: object) -> object:
     return value
 
 
+def _schedule(text: str) -> str:
+    """`text` itself. Raises: ValueError where it is no schedule."""
+    from eagleray.specs import schedule
+
+    return schedule.parse(text).text
+
+
+def _zone(name: str) -> str:
+    """`name` itself. Raises: ValueError where it is no time zone."""
+    from eagleray.specs import schedule
+
+    return schedule.time_zone(name).key
+
+
+ScheduleText = Annotated[str, AfterValidator(_schedule)]
+ZoneName = Annotated[str, AfterValidator(_zone)]
+
+
 class ServiceSpec(FileSpec):
     """One model version, served."""
 
@@ -43,9 +61,18 @@ class ServiceSpec(FileSpec):
     """0: none while nothing is asked; the next request waits until one is up."""
     max_replicas: int = Field(default=1, ge=1)
     target_ongoing_requests: float = Field(default=2.0, gt=0)
-    """Requests per replica, running and waiting, that the number of replicas is chosen for."""
+    """Requests per replica, running and waiting, that the number of replicas is chosen for where there is no
+    objective, and for texts."""
+    objective_p95_ms: float | None = Field(default=None, gt=0)
+    """95 of 100 predictions are to take no longer at the replica: the number of replicas is chosen for that,
+    by what comes, what waits, and what a forward pass takes."""
     idle_s: float = Field(default=30.0, ge=0)
-    """A replica more than needed goes away after so long."""
+    """A replica more than needed goes away after so long; with an objective only the last one, and others
+    after 60 s or this, whichever is longer."""
+    schedules: tuple[ScheduleText, ...] = ()
+    """Times at which min_replicas is higher: "08:00-20:00 min 2", "mon-fri 22:00-06:00 min 1"."""
+    time_zone: ZoneName | None = None
+    """Of the schedules: "Europe/Berlin"."""
     max_queued_requests: int = Field(default=100, ge=1)
     """Requests that may wait for a replica; one more is answered 503 with a Retry-After."""
     max_batch_size: int = Field(default=16, ge=1)
@@ -75,6 +102,7 @@ class ServiceSpec(FileSpec):
                 f"min_replicas ({self.min_replicas}) exceeds max_replicas ({self.max_replicas}); "
                 "lower one or raise the other"
             )
+        self._check_schedules()
         if self.gpus_per_replica > 1 and not self.gpus_per_replica.is_integer():
             raise ValueError(
                 f"gpus_per_replica ({self.gpus_per_replica:g}) must be a whole number above 1; "
@@ -83,6 +111,19 @@ class ServiceSpec(FileSpec):
         if self.cpus_per_replica == 0 and self.gpus_per_replica == 0:
             raise ValueError("cpus_per_replica and gpus_per_replica are both 0; a replica needs one of them")
         return self
+
+    def _check_schedules(self) -> None:
+        if self.schedules and self.time_zone is None:
+            raise located([(("time_zone",), 'schedules need one; write "Europe/Berlin" or "UTC"', None)])
+        if self.schedules:
+            from eagleray.specs import schedule
+
+            most = max((schedule.parse(text) for text in self.schedules), key=lambda found: found.minimum)
+            if most.minimum > self.max_replicas:
+                sentence = (
+                    f"{most.text!r} exceeds max_replicas ({self.max_replicas}); lower one or raise the other"
+                )
+                raise located([(("schedules",), sentence, None)])
 
     @property
     def ref(self) -> str:

@@ -202,6 +202,11 @@ def test_what_a_pass_does_not_show_is_learned_from_requests_that_were_slow():
     assert 300 / (MU / 3) < service.target <= 3
 
 
+def test_a_replica_that_hangs_is_no_reason_for_ever_more():
+    service = Service(rate=50, true_mu=0.0).run(60)
+    assert service.target <= 2
+
+
 def test_slow_passes_are_no_reason_for_more_replicas():
     """Where nothing waits, more replicas would answer no sooner."""
     seen = Seen(

@@ -162,6 +162,7 @@ class Batcher:
             if request.is_over or request.is_taken:
                 return
             self._drop(request)
+        self.counts.ended += 1
         _answer(request, Answer(None, Cancelled("nobody waits for it any more"), None))
 
     def flush(self) -> None:
@@ -289,10 +290,11 @@ class Batcher:
     def _tell(self, late: Sequence[Request], requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         now_s = self._clock()
         for request in late:
-            self.counts.answered(now_s, now_s - request.arrived_s)
+            self.counts.late(now_s, now_s - request.arrived_s)
             _answer(request, Answer(None, Expired("its deadline passed before it was computed"), None))
         for request, answer in zip(requests, answers, strict=True):
-            self.counts.answered(now_s, now_s - request.arrived_s)
+            waited_s = request.taken_s - request.arrived_s
+            self.counts.computed(request.size, now_s, now_s - request.arrived_s, waited_s)
             request.is_over, request.inputs = True, None
             _answer(request, answer)
 

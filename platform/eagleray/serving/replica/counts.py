@@ -1,4 +1,4 @@
-"""What a replica has had to do: how much came, and how long it took."""
+"""What a replica has had to do: how much came and was computed, and how long that took."""
 
 from __future__ import annotations
 
@@ -14,21 +14,40 @@ class Counts:
 
     def __init__(self) -> None:
         self.requests = 0
-        self.samples = 0
-        """Arrived so far."""
-        self._times: deque[tuple[float, float]] = deque(maxlen=_MOST)
-        """When each of the last was answered, and how long it took."""
+        self.came = 0
+        """Samples of them."""
+        self.done = 0
+        """Samples that were computed."""
+        self.ended = 0
+        """Requests, whatever became of them."""
+        self._times: deque[tuple[float, float, float]] = deque(maxlen=_MOST)
+        """When each of the last ended, how long that took, and how much of it was before its pass."""
 
     def arrived(self, size: int) -> None:
         """A request of so many samples came."""
         self.requests += 1
-        self.samples += size
+        self.came += size
 
-    def answered(self, now_s: float, seconds: float) -> None:
-        """One was answered, or was too late to be, so long after it came."""
-        self._times.append((now_s, seconds))
+    def computed(self, size: int, now_s: float, seconds: float, waited_s: float) -> None:
+        """One was answered so long after it came."""
+        self.ended += 1
+        self.done += size
+        self._times.append((now_s, seconds, waited_s))
 
-    def p95_s(self, now_s: float) -> float | None:
-        """95 of 100 requests answered within PERIOD_S took less; None where none was."""
-        found = sorted(seconds for when_s, seconds in self._times.copy() if when_s > now_s - PERIOD_S)
-        return found[math.ceil(0.95 * len(found)) - 1] if found else None
+    def late(self, now_s: float, seconds: float) -> None:
+        """One was given up so long after it came: it had waited too long."""
+        self.ended += 1
+        self._times.append((now_s, seconds, seconds))
+
+    def p95_s(self, now_s: float) -> tuple[float, float] | None:
+        """What 95 of 100 requests of the last PERIOD_S took at most, and waited; None: there was none."""
+        found = [
+            (seconds, waited_s)
+            for when_s, seconds, waited_s in self._times.copy()
+            if when_s > now_s - PERIOD_S
+        ]
+        if not found:
+            return None
+        at = math.ceil(0.95 * len(found)) - 1
+        times_s, waits_s = map(sorted, zip(*found, strict=True))
+        return times_s[at], waits_s[at]

@@ -197,6 +197,8 @@ def test_expired_and_cancelled_requests_are_not_computed():
     assert world.passes == [[1.0, 0.0], [3.0]]
     assert world.ended == {0: [0.0], 1: [10.0], 2: Cancelled, 3: [30.0], 4: Expired}
     assert world.batcher.num_waiting == 0
+    counts = world.batcher.counts
+    assert (counts.requests, counts.ended, counts.done) == (5, 5, 3)
     assert [one.inputs for one in (late, gone, kept)] == [None] * 3, "their values are free"
     world.batcher.cancel(kept)
 
@@ -260,8 +262,8 @@ def test_where_the_time_went():
     queue_s, batch_s, infer_s, size = world.timings
     assert (round(queue_s, 6), round(batch_s, 6), round(infer_s, 6), size) == (0, 0, 12e-3, 2)
     counts = world.batcher.counts
-    assert (counts.requests, counts.samples) == (2, 2)
-    assert counts.p95_s(world.now_s) == pytest.approx(19e-3)
+    assert (counts.requests, counts.ended, counts.came, counts.done) == (2, 2, 2, 2)
+    assert counts.p95_s(world.now_s) == pytest.approx((19e-3, 7e-3))
     assert counts.p95_s(world.now_s + 4) is None
 
 
