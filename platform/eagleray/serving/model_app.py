@@ -126,12 +126,12 @@ class ModelReplica:
         from eagleray.serving.replica.fit import Fits
         from eagleray.serving.replica.joining import joining_of
 
-        torch.set_num_threads(arguments["num_threads"])
+        torch.set_num_threads(arguments["num_threads"])  # for this thread, which is the loop's, alone
         package = open_package(
             arguments["url"], allow_code=arguments["allow_code"], digest=arguments["digest"]
         )
         self._predictor = Predictor(package, device.pick(arguments["num_gpus"]))
-        self._thread = ThreadPoolExecutor(1, "model")
+        self._thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (arguments["num_threads"],))
         self._fit = Fits()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._num_texts = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -16,10 +17,26 @@ from support.cards import card, weights
 
 @pytest.fixture
 def replica(tmp_path, monkeypatch) -> ModelReplica:
+    return replica_of(tmp_path, monkeypatch)
+
+
+def replica_of(tmp_path, monkeypatch, **changes) -> ModelReplica:
     monkeypatch.setattr(loopback_ray260, "keep_replica_to_node_address", lambda: None)
     write_package(Folder(tmp_path / "p"), card(), weights(card()))
-    spec = ServiceSpec(kind="service", name="digits", max_batch_size=8)
+    spec = ServiceSpec(kind="service", name="digits", max_batch_size=8, **changes)
     return ModelReplica(arguments_of(spec, str(tmp_path / "p"), open_package(tmp_path / "p").digest))
+
+
+def test_no_thread_takes_more_cores_than_its_replica_has(tmp_path, monkeypatch):
+    """OpenMP's and MKL's numbers are each thread's own; teams of all cores spin longer than they work."""
+    import torch
+
+    told = set()
+    monkeypatch.setattr(
+        torch, "set_num_threads", lambda number: told.add((threading.current_thread().name, number))
+    )
+    replica_of(tmp_path, monkeypatch, cpus_per_replica=3.5)
+    assert told == {(threading.current_thread().name, 3), ("model_0", 3)}
 
 
 def images(number: int) -> dict[str, np.ndarray]:
