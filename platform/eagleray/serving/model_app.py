@@ -130,7 +130,8 @@ class ModelReplica:
         package = open_package(
             arguments["url"], allow_code=arguments["allow_code"], digest=arguments["digest"]
         )
-        self._predictor = Predictor(package, device.pick(arguments["num_gpus"]))
+        place = device.pick(arguments["num_gpus"])
+        self._predictor = Predictor(package, place)
         self._thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (arguments["num_threads"],))
         self._fit = Fits()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -143,6 +144,7 @@ class ModelReplica:
             call_soon=self._call_soon,
             joining=joining_of(package.card),
             may_run_in_loop=not package.card.is_generative,  # texts are made in the thread
+            busy_clock=time.thread_time if place.device.type == "cpu" else None,
         )
         self._asking = Asking(self._batcher, self._call_soon)
         self._thread.submit(self._warm_up, arguments["max_batch_size"]).result()

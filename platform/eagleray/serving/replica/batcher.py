@@ -118,6 +118,7 @@ class Batcher:
         joining: Joining | None = None,
         may_run_in_loop: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        busy_clock: Callable[[], float] | None = None,
     ) -> None:
         """A batcher without requests.
 
@@ -130,12 +131,17 @@ class Batcher:
             joining: Which requests fit together; those of the same shapes where it is not given.
             may_run_in_loop: Whether nothing else uses the model in the executor.
             clock: Seconds.
+            busy_clock: Seconds in which this thread computed: what a pass would take in the loop. In the
+                thread it takes longer, for it waits for the interpreter where the loop has it, and would
+                stay there for that. `clock` where it is not given.
         """
         self._run, self._max_batch_size, self._fit = run, max_batch_size, fit
         self._executor, self._call_soon = executor, call_soon
         self._joining = joining or Alike()
         self._may_run_in_loop = may_run_in_loop
-        self._clock = clock
+        self._clock, self._busy_clock = clock, busy_clock or clock
+        self._work = Fits()
+        """What a pass takes by `busy_clock`."""
         self._lock = threading.Lock()
         self._queues: dict[Hashable, list[_Entry]] = {}
         self._numbers = count()
@@ -184,7 +190,7 @@ class Batcher:
         bucket, queue = min(self._queues.items(), key=lambda item: item[1][0])
         size = sum(request.size for _, _, request in queue[: self._max_batch_size])
         size = min(size, max(self._max_batch_size, queue[0][2].size))
-        seconds = self._fit.seconds(bucket, size)
+        seconds = self._work.seconds(bucket, size) or self._fit.seconds(bucket, size)
         return seconds is not None and seconds < LOOP_S
 
     def _run_in_loop(self) -> None:
@@ -272,10 +278,11 @@ class Batcher:
         inputs = [_of(request) for request in requests]
         joined = self._joining.join(inputs)
         size = sum(request.size for request in requests)
-        start_s = self._clock()
+        start_s, busy_s = self._clock(), self._busy_clock()
         outputs = self._run(joined)
-        infer_s = self._clock() - start_s
+        busy_s, infer_s = self._busy_clock() - busy_s, self._clock() - start_s
         self._fit.observe(requests[0].bucket, size, infer_s)
+        self._work.observe(requests[0].bucket, size, busy_s)
         return [
             Answer(
                 part,

@@ -152,6 +152,20 @@ def test_what_a_pass_takes_is_learned():
     assert world.in_thread
 
 
+def test_waiting_for_the_interpreter_keeps_no_short_pass_in_the_thread():
+    world = World(QUICK)
+    world.batcher._busy_clock = lambda: world.now_s / 100  # most of the time is none of the pass's own
+    world.speed = (5e-3, 0.0)
+    for number in range(10):
+        world.ask(number)
+        world.batcher._executor.submit(world.batcher._run_in_thread)
+        world.settle()
+    assert world.fit.seconds(("x", np.dtype(np.float32), (1,)), 1) == pytest.approx(5e-3)
+    world.ask(10)
+    world.batcher.flush()
+    assert 10 in world.ended
+
+
 def test_a_pass_is_no_longer_than_its_earliest_deadline_allows():
     world = World(max_batch_size=16)
     world.ask(0, within_s=13.5e-3)
