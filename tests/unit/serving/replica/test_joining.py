@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from eagleray.inference import Predictor
 from eagleray.models import build
+from eagleray.packaging import Folder, open_package, write_package
 from eagleray.serving.replica.joining import Alike, Padded, joining_of
 from eagleray.specs import Architecture, Signature
 from eagleray.specs.model import GptModel, MlpModel, ModuleModel, RecurrentModel, TransformerModel
-from support.cards import SIGNATURES, TEXT, card
+from support.cards import SIGNATURES, TEXT, card, weights
 
 IMAGE, WIDE = np.zeros((1, 1, 8, 8), np.float32), np.zeros((3, 1, 8, 8), np.float32)
 TEXTS = np.array(["a", "bc"], object)
@@ -104,3 +106,20 @@ def test_a_row_that_is_filled_up_predicts_the_same(model):
         alone = run(inputs)["logits"]
         assert own["logits"].shape == alone.shape
         assert own["logits"] == pytest.approx(alone, abs=1e-5)
+
+
+def test_rows_of_different_lengths_have_the_labels_that_they_have_alone(tmp_path):
+    of = card(signature=CLASSES, architecture=Architecture.of(TRANSFORMER))
+    write_package(Folder(tmp_path / "p"), of, weights(of))
+    predictor, joining, drawn = (
+        Predictor(open_package(tmp_path / "p")),
+        joining_of(of),
+        np.random.default_rng(0),
+    )
+    requests = [{"tokens": drawn.integers(0, 256, shape)} for shape in ((2, 12), (1, 3), (3, 7))]
+    assert len({joining.bucket(inputs) for inputs in requests}) == 1
+    together = joining.split(predictor.predict(joining.join(requests)), requests)
+    for inputs, own in zip(requests, together, strict=True):
+        alone = predictor.predict(inputs)
+        assert own["label"].tolist() == alone["label"].tolist()
+        assert own["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-6)
