@@ -50,6 +50,19 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Need:
+    """What one cause asks for."""
+
+    replicas: float
+    reason: str
+
+    @property
+    def whole(self) -> int:
+        """Rounded up; a hundredth too much is none."""
+        return math.ceil(self.replicas - 0.01)
+
+
+@dataclass(frozen=True)
 class Seen:
     """A service at one moment."""
 
@@ -72,9 +85,10 @@ class Seen:
     """What of that went by before the forward pass."""
     is_asked: bool = False
     """A request is under way."""
-    besides: float = 0.0
-    """Replicas that are needed in any case, for what the forward passes do not show."""
-    besides_reason: str = ""
+    besides: Need = Need(0.0, "")
+    """What is needed in any case, for what forward passes do not show."""
+    otherwise: Need = Need(0.0, "")
+    """What is needed where replicas say nothing of their passes."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,8 @@ class Memory:
     slow_since_s: float | None = None
     """Since when the objective has been missed, though nothing has piled up."""
     num_running: int = 0
+    silent_since_s: float | None = None
+    """Since when replicas have run, and none has said anything of its passes."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -117,19 +133,6 @@ class Decision:
 
     wanted: int
     reason: str
-
-
-@dataclass(frozen=True)
-class Need:
-    """What one cause asks for."""
-
-    replicas: float
-    reason: str
-
-    @property
-    def whole(self) -> int:
-        """Rounded up; a hundredth too much is none."""
-        return math.ceil(self.replicas - 0.01)
 
 
 def batch_within(line: Line, objective_s: float, max_batch_size: int) -> int:
@@ -160,18 +163,22 @@ def decide(seen: Seen, terms: Terms, memory: Memory) -> tuple[Decision, Memory]:
 def _with_rates(seen: Seen, memory: Memory) -> Memory:
     came = memory.came.after(seen.time_s, seen.came)
     is_asked = seen.is_asked or came.is_moving or memory.asked_s is None
+    line = seen.line or memory.line
     return replace(
         memory,
         came=came,
         done=memory.done.after(seen.time_s, seen.done),
-        line=seen.line or memory.line,
+        line=line,
+        silent_since_s=_since(memory.silent_since_s, line is None and seen.running > 0, seen.time_s),
         asked_s=seen.time_s if is_asked else memory.asked_s,
     )
 
 
 def _need(seen: Seen, terms: Terms, memory: Memory, load: float, caution: float) -> Need:
     """The cause that asks for the most."""
-    needs = [Need(seen.besides, seen.besides_reason), Need(float(seen.is_asked), "a request waits")]
+    needs = [seen.besides, Need(float(seen.is_asked), "a request waits")]
+    if memory.silent_since_s is not None and seen.time_s - memory.silent_since_s >= PANIC_S:
+        needs.append(seen.otherwise)
     line, rate = memory.line, memory.came.most
     if line is not None:
         batch, mu = _capacity(line, terms, memory.limits)

@@ -172,9 +172,7 @@ def _by_requests(context: Any, heard: signals.Signals, target: float) -> tuple[f
 def _seen(
     context: Any, heard: signals.Signals, load: Load, why: str, target_ongoing_requests: float
 ) -> objective.Seen:
-    besides, reason = heard.texts / target_ongoing_requests, f"{heard.texts:.3g} texts are being made"
-    if heard.line is None and load.running:
-        besides, reason = load.needed, why
+    texts = heard.texts / target_ongoing_requests
     return objective.Seen(
         time_s=load.time_s,
         running=load.running,
@@ -186,8 +184,8 @@ def _seen(
         p95_s=heard.p95_s,
         waited_s=heard.waited_s,
         is_asked=load.has_requests,
-        besides=besides,
-        besides_reason=reason,
+        besides=objective.Need(texts, f"{heard.texts:.3g} texts are being made"),
+        otherwise=objective.Need(load.needed, why),
     )
 
 

@@ -14,6 +14,7 @@ from eagleray.serving.objective import (
     STABLE_S,
     Decision,
     Memory,
+    Need,
     Seen,
     Terms,
     batch_within,
@@ -266,13 +267,13 @@ def test_after_a_restart_nothing_is_taken_away_before_a_whole_window_was_seen():
 
 
 def test_what_was_asked_for_and_never_granted_is_given_up_after_a_moment():
-    seen = Seen(time_s=0, running=1, target=1, line=LINE, is_asked=True, besides=4.0, besides_reason="texts")
+    seen = Seen(time_s=0, running=1, target=1, line=LINE, is_asked=True, besides=Need(4.0, "texts"))
     decision, memory = decide(seen, TERMS, Memory())
     assert decision == Decision(4, "texts")
     for wait_s in (1, PANIC_S - 0.5):
-        decision, memory = decide(replace(seen, time_s=wait_s, besides=0.5), TERMS, memory)
+        decision, memory = decide(replace(seen, time_s=wait_s, besides=Need(0.5, "")), TERMS, memory)
         assert decision.wanted == 4
-    decision, _ = decide(replace(seen, time_s=PANIC_S + 1, besides=0.5), TERMS, memory)
+    decision, _ = decide(replace(seen, time_s=PANIC_S + 1, besides=Need(0.5, "")), TERMS, memory)
     assert decision.wanted == 1
 
 

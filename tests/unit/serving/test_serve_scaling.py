@@ -271,10 +271,12 @@ def test_an_objective_is_kept_by_what_replicas_say(claims, deployment, monkeypat
     )
 
 
-def test_a_replica_of_which_nothing_is_known_yet_counts_by_its_requests(
+def test_replicas_that_say_nothing_of_their_passes_count_by_their_requests(
     claims, deployment, monkeypatch, clock, logged
 ):
     autoscaler = autoscaler_of(deployment, monkeypatch, min_replicas=1, objective_p95_ms=100)
+    assert decided(autoscaler, deployment, monkeypatch, 1, 1, 5) == 1, "it has just begun to answer"
+    clock.s += 6
     assert decided(autoscaler, deployment, monkeypatch, 1, 1, 5) == 3
     assert decided(autoscaler, deployment, monkeypatch, 1, 3, 5) == 3
     assert reasons(logged) == [
