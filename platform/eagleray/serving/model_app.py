@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 import warnings
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,6 @@ def arguments_of(spec: ServiceSpec, url: str, digest: str | None) -> dict[str, A
         "digest": digest,
         "allow_code": spec.allow_code,
         "max_batch_size": spec.max_batch_size,
-        "batch_wait_s": spec.batch_wait_s,
         "num_threads": max(1, math.floor(spec.cpus_per_replica)),
         "num_gpus": math.ceil(spec.gpus_per_replica),
     }
@@ -61,6 +61,11 @@ def build(spec: ServiceSpec, arguments: Mapping[str, Any]) -> Any:
         "bundle": spec.resources,
         "label_selector": dict(spec.label_selector),
         "idle_s": spec.idle_s,
+        "target_ongoing_requests": spec.target_ongoing_requests,
+        "objective_s": None if spec.objective_p95_ms is None else spec.objective_p95_ms / 1000,
+        "max_batch_size": spec.max_batch_size,
+        "schedules": list(spec.schedules),
+        "time_zone": spec.time_zone,
     }
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -104,7 +109,7 @@ def _actor_options(spec: ServiceSpec) -> dict[str, Any]:
 
 
 class ModelReplica:
-    """Loads one package, and answers for it. The model runs in one thread, off the event loop."""
+    """Loads one package, and answers for it. What takes long is computed in a thread, off the event loop."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         """Load the package and run it once. Raises: PackageError where it does not verify."""
@@ -116,39 +121,72 @@ class ModelReplica:
         from eagleray import device
         from eagleray.inference import Predictor
         from eagleray.packaging import open_package
-        from eagleray.serving.batching import ServeBatcher
+        from eagleray.serving.replica.asking import Asking
+        from eagleray.serving.replica.batcher import Batcher
+        from eagleray.serving.replica.fit import Fits
+        from eagleray.serving.replica.joining import joining_of
 
-        torch.set_num_threads(arguments["num_threads"])
+        torch.set_num_threads(arguments["num_threads"])  # for this thread, which is the loop's, alone
         package = open_package(
             arguments["url"], allow_code=arguments["allow_code"], digest=arguments["digest"]
         )
-        self._predictor = Predictor(package, device.pick(arguments["num_gpus"]))
-        self._thread = ThreadPoolExecutor(1, "model")
-        self._batcher = ServeBatcher(self._predict, arguments["max_batch_size"], arguments["batch_wait_s"])
+        place = device.pick(arguments["num_gpus"])
+        self._predictor = Predictor(package, place)
+        self._thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (arguments["num_threads"],))
+        self._fit = Fits()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._num_texts = 0
+        self._batcher = Batcher(
+            self._predict,
+            max_batch_size=arguments["max_batch_size"],
+            fit=self._fit,
+            executor=self._thread,
+            call_soon=self._call_soon,
+            joining=joining_of(package.card),
+            may_run_in_loop=not package.card.is_generative,  # texts are made in the thread
+            busy_clock=time.thread_time if place.device.type == "cpu" else None,
+        )
+        self._asking = Asking(self._batcher, self._call_soon)
         self._thread.submit(self._warm_up, arguments["max_batch_size"]).result()
 
     async def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The card's outputs, or {"refused": why} for values that the model cannot take."""
         from eagleray.errors import InputError
 
+        arrived_s = time.monotonic()
         try:
             self._predictor.check(inputs)
         except InputError as error:
             return {REFUSED: str(error)}
-        return await self._batcher.submit(inputs)
+        self._loop = asyncio.get_running_loop()
+        return await self._asking.submit(inputs, arrived_s=arrived_s)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
         """Pieces of text as they come. Several requests take turns; closed early, it computes no more."""
         pieces = self._pieces(request)
         loop = asyncio.get_running_loop()
+        self._num_texts += 1
         try:
             while (piece := await loop.run_in_executor(self._thread, next, pieces, None)) is not None:
                 yield piece
         finally:
+            self._num_texts -= 1
             self._thread.submit(pieces.close)  # behind the piece that is being computed
 
-    async def _predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._predictor.predict, inputs)
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller is to know of this replica; Serve asks by this name."""
+        from eagleray.serving import signals
+
+        return signals.stated(self._batcher, self._fit.overall(), self._num_texts, time.monotonic())
+
+    def _predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs for inputs that were checked, each by itself."""
+        return self._predictor.predict_encoded(self._predictor.encode(inputs))
+
+    def _call_soon(self, work: Callable[[], None]) -> None:
+        """Have the loop of the requests do it; from any thread."""
+        assert self._loop is not None  # a request has come
+        self._loop.call_soon_threadsafe(work)
 
     def _pieces(self, request: GenerationRequest) -> Any:
         from eagleray.data import ByteTokenizer
@@ -160,6 +198,9 @@ class ModelReplica:
     def _warm_up(self, max_batch_size: int) -> None:
         for size in sorted({1, max_batch_size}):
             self._predictor.warm_up(size)
+            start_s = time.perf_counter()
+            self._predictor.warm_up(size)  # the first call pays for more than a pass
+            self._fit.seed(size, time.perf_counter() - start_s)
         if self._predictor.card.is_generative:
             from eagleray.protocol.generation import GenerationRequest
 

@@ -1,4 +1,4 @@
-"""How many replicas a service runs: min(what its requests need, what the ledger grants).
+"""How many replicas a service runs: min(what its requests or its objective need, what the ledger grants).
 
 Called in Serve's controller, ten times a second for each service. What is remembered between two calls Serve
 keeps (`memory`); what the ledger granted is read from memory (`service_claims`).
@@ -6,14 +6,19 @@ keeps (`memory`); what the ledger granted is read from memory (`service_claims`)
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from eagleray.serving import objective, signals
 from eagleray.serving.service_claims import Ask, of_this_process
+from eagleray.specs import schedule
 
 _UNGRANTED_S = 5.0
+_log = logging.getLogger("ray.serve")
+"""Its controller's own log file takes it."""
 
 
 @dataclass(frozen=True)
@@ -84,32 +89,63 @@ def prepare() -> None:
 
 
 def num_replicas(
-    context: Any, *, bundle: Mapping[str, float], label_selector: Mapping[str, str], idle_s: float
+    context: Any,
+    *,
+    bundle: Mapping[str, float],
+    label_selector: Mapping[str, str],
+    idle_s: float,
+    target_ongoing_requests: float = 2.0,
+    objective_s: float | None = None,
+    max_batch_size: int = 1,
+    schedules: Sequence[str] = (),
+    time_zone: str | None = None,
 ) -> tuple[int, dict[str, Any]]:
-    """What `ServiceScaling` returns; tells the ledger what is wanted, by the way.
+    """What `ServiceScaling` returns; tells the ledger what is wanted, by the way, and the log why.
+
+    What was deployed before an upgrade lacks the newer arguments.
 
     Args:
         context: Serve's AutoscalingContext.
         bundle: What a replica takes of its node.
         label_selector: Of the nodes on which it may run.
         idle_s: How long a replica more than needed stays.
+        target_ongoing_requests: For each replica.
+        objective_s: The spec's `objective_p95_ms`.
+        max_batch_size: Samples of a forward pass.
+        schedules: Times with a higher floor.
+        time_zone: Of the schedules.
     """
-    from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
-
     from eagleray.serving import serve_scaling_ray260
 
-    claims = of_this_process()
-    needed, _ = replica_queue_length_autoscaling_policy(context)
+    claims, state = of_this_process(), context.policy_state
+    heard = signals.read(context.raw_metrics or {})
+    needed, why = _by_requests(context, heard, target_ongoing_requests)
+    floor = schedule.floor_at(schedules, time_zone or "UTC", context.current_time) if schedules else None
+    maximum = context.capacity_adjusted_max_replicas
     load = Load(
         time_s=context.current_time,
         running=context.current_num_replicas,
         target=context.target_num_replicas,
         needed=needed,
-        has_requests=context.total_num_requests > 0,
-        minimum=context.capacity_adjusted_min_replicas,
-        maximum=context.capacity_adjusted_max_replicas,
+        has_requests=context.total_num_requests > 0 or heard.under_way > 0,
+        minimum=max(context.capacity_adjusted_min_replicas, min(maximum, floor.minimum if floor else 0)),
+        maximum=maximum,
     )
-    wanted, memory = desired(load, Memory(**context.policy_state.get("memory", {})), idle_s)
+    memory = Memory(**state.get("memory", {}))
+    if objective_s is None:
+        wanted, memory = desired(load, memory, idle_s)
+        reason, left = _reason(wanted, load, why, idle_s), {}
+    else:
+        terms = objective.Terms(objective_s, max_batch_size, load.minimum, maximum, idle_s)
+        decision, kept = objective.decide(
+            _seen(context, heard, load, why, target_ongoing_requests),
+            terms,
+            state.get("objective") or objective.Memory(),
+        )
+        wanted, reason, left = decision.wanted, decision.reason, {"objective": kept}
+        memory = Memory(wanted, None, memory.has_run or load.running > 0)
+    if floor is not None and wanted == floor.minimum > context.capacity_adjusted_min_replicas:
+        reason = f"by schedule {floor.text!r} ({time_zone})"
     ask = Ask(context.app_name, bundle, label_selector, floor=load.minimum, wanted=wanted)
     granted = claims.granted(
         ask,
@@ -117,4 +153,50 @@ def num_replicas(
         meanwhile=max(load.target, load.running),
         look=serve_scaling_ray260.looker(context.deployment_id, bundle),
     )
-    return allowed(wanted, granted, load, memory), {"memory": asdict(memory)}
+    _say(context.app_name, state.get("said", load.target), wanted, reason)
+    runs = allowed(wanted, granted, load, memory)
+    return runs, {"memory": asdict(memory), "said": wanted, **left}
+
+
+def _by_requests(context: Any, heard: signals.Signals, target: float) -> tuple[float, str]:
+    """Replicas for the requests under way, and those in words: Serve's own figure, or the replicas' own."""
+    from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+
+    by_serve, _ = replica_queue_length_autoscaling_policy(context)
+    # What comes past Serve only the replicas know of.
+    under_way = max(context.total_num_requests, context.total_queued_requests + heard.under_way)
+    needed = max(by_serve, under_way / target)
+    return needed, f"{under_way:.3g} requests are under way, and a replica is to have {target:g}"
+
+
+def _seen(
+    context: Any, heard: signals.Signals, load: Load, why: str, target_ongoing_requests: float
+) -> objective.Seen:
+    texts = heard.texts / target_ongoing_requests
+    return objective.Seen(
+        time_s=load.time_s,
+        running=load.running,
+        target=load.target,
+        came=heard.came,
+        done=heard.done,
+        backlog=heard.waiting + heard.per_request * context.total_queued_requests,
+        line=heard.line,
+        p95_s=heard.p95_s,
+        waited_s=heard.waited_s,
+        is_asked=load.has_requests,
+        besides=objective.Need(texts, f"{heard.texts:.3g} texts are being made"),
+        otherwise=objective.Need(load.needed, why),
+    )
+
+
+def _reason(wanted: int, load: Load, why: str, idle_s: float) -> str:
+    if wanted > load.target:
+        return why if wanted > load.minimum else f"min_replicas is {load.minimum}"
+    if wanted == load.target:
+        return "what was not granted is not needed any more"
+    return f"more were not needed for {idle_s:g} s"
+
+
+def _say(app: str, before: int, wanted: int, reason: str) -> None:
+    if wanted != before:
+        _log.info("%s: wants %d replicas, before %d: %s", app, wanted, before, reason)

@@ -17,10 +17,11 @@ from eagleray.serving.control_settings import INGRESS_APP
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.routes import ModelRoute, Routes, Target
 from eagleray.specs import ModelCard, ServiceSpec
+from eagleray.specs.service import FORMER
 
 APP_PREFIX = "m--"
 _FORMAT = 1
-_RESTARTING = {"allow_code", "batch_wait_s", "max_batch_size", "name"}
+_RESTARTING = {"allow_code", "max_batch_size", "name"}
 """Settings that a replica reads once, when it starts."""
 
 
@@ -316,7 +317,10 @@ def _version_to_json(version: ServedVersion) -> dict[str, Any]:
 
 
 def _version_from_json(values: Mapping[str, Any]) -> ServedVersion:
-    spec, card = ServiceSpec.model_validate(values["spec"]), ModelCard.model_validate(values["card"])
+    # A record may be older than what is installed.
+    known = {key: value for key, value in values["spec"].items() if key not in FORMER}
+    spec = ServiceSpec.model_validate(known)
+    card = ModelCard.model_validate(values["card"])
     return ServedVersion(**{**values, "spec": spec, "card": card})
 
 

@@ -1,4 +1,4 @@
-"""The controller's small parts: its memory, who reads it, the guess of a wait, which requests go together."""
+"""The controller's small parts: its memory, who reads it, the guess of a wait, and specs of services."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import asyncio
 import stat
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from eagleray.errors import ServiceError, SpecError
-from eagleray.serving import batching, memory
+from eagleray.serving import memory
 from eagleray.serving.controller_client import Reader
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.readers import Readers
@@ -159,36 +158,6 @@ def test_refusals_are_no_answers():
     assert waiting.retry_after_s(1.0) > 5
 
 
-IMAGE, WIDE = np.zeros((1, 1, 8, 8), np.float32), np.zeros((3, 1, 8, 8), np.float32)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "groups"),
-    [
-        ([IMAGE], [(0,)]),
-        ([IMAGE, IMAGE, IMAGE], [(0, 1, 2)]),
-        ([IMAGE, IMAGE[:, :, :4], IMAGE], [(0, 2), (1,)]),
-        ([IMAGE, IMAGE.astype(np.int64)], [(0,), (1,)]),
-        ([WIDE, IMAGE, IMAGE], [(0, 1), (2,)]),
-        ([WIDE, WIDE, IMAGE], [(0,), (1, 2)]),
-        ([np.zeros((9, 1, 8, 8), np.float32), IMAGE], [(0,), (1,)]),
-        ([np.array(["a", "bc"], object), np.array(["d"], object)], [(0, 1)]),
-    ],
-)
-def test_which_requests_go_together(arrays, groups):
-    found = batching.plan([{"x": array} for array in arrays], max_batch_size=4)
-    assert [group.positions for group in found] == groups
-
-
-def test_each_request_gets_its_own_rows_back():
-    requests = [{"x": np.array([[1.0], [2.0]])}, {"x": np.array([[3.0]])}]
-    [group] = batching.plan(requests, 8)
-    stacked = batching.stack(requests)
-    first, second = batching.split({"y": stacked["x"] * 10}, group.sizes)
-    assert first["y"].tolist() == [[10.0], [20.0]]
-    assert second["y"].tolist() == [[30.0]]
-
-
 SPEC = 'kind = "service"\nname = "digits"\n'
 
 
@@ -204,6 +173,7 @@ SPEC = 'kind = "service"\nname = "digits"\n'
         ("gpus_per_replica = 1.5", "must be a whole number above 1"),
         ("cpus_per_replica = 0", "a replica needs one of them"),
         ("max_batch_size = 0", "max_batch_size"),
+        ("batch_wait_s = 0.002", r"batch_wait_s: no request waits for others any more.*take this line out"),
         ("replicas = 3", "unknown key 'replicas'; did you mean 'min_replicas'"),
     ],
 )

@@ -100,12 +100,16 @@ def test_a_replica_warms_up_with_one_sample_and_with_a_whole_batch():
     from types import SimpleNamespace
 
     from eagleray.serving.model_app import ModelReplica
+    from eagleray.serving.replica.fit import Fits
 
-    sizes, texts = [], []
+    sizes, texts, fit = [], [], Fits()
     predictor = SimpleNamespace(warm_up=sizes.append, card=SimpleNamespace(is_generative=True))
-    replica = SimpleNamespace(_predictor=predictor, _pieces=lambda asked: texts.append(asked.prompt) or "ab")
+    replica = SimpleNamespace(
+        _predictor=predictor, _pieces=lambda asked: texts.append(asked.prompt) or "ab", _fit=fit
+    )
     ModelReplica._warm_up(replica, 32)
-    assert (sizes, texts) == ([1, 32], ["a"])
+    assert (sizes, texts) == ([1, 1, 32, 32], ["a"])
+    assert fit.overall() is not None, "of each size the second call says what a pass takes"
 
 
 def test_the_ingress_is_on_the_head_alone_takes_no_cpu_and_has_the_one_route():

@@ -218,7 +218,7 @@ def test_other_replicas_of_the_same_version_need_no_restart(world):
     assert world.service.versions[1].fingerprint != before.fingerprint
 
 
-@pytest.mark.parametrize("change", [{"max_batch_size": 2}, {"allow_code": True}, {"batch_wait_s": 1.0}])
+@pytest.mark.parametrize("change", [{"max_batch_size": 2}, {"allow_code": True}])
 def test_what_a_replica_reads_once_needs_new_ones(change):
     assert version(1, **change).restart_fingerprint != version(1).restart_fingerprint
 
@@ -302,6 +302,13 @@ def test_every_state_on_the_way_survives_the_disk(world):
     assert record.retiring
     assert record.applied
     assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_a_record_of_before_a_setting_went_is_read(world):
+    world.deploy(1)
+    values = json.loads(json.dumps(world.record.to_json()))
+    values["services"]["digits"]["versions"][0]["spec"]["batch_wait_s"] = 0.005
+    assert Record.from_json(values) == world.record
 
 
 def test_routes_carry_what_the_ingress_needs(world):

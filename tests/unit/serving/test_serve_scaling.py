@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -159,19 +160,23 @@ def test_the_replica_that_a_notice_names_is_stopped(claims, scheduler, deploymen
 
 @pytest.fixture
 def autoscaler(deployment, monkeypatch):
-    """Serve's, of a service with 0 to 3 replicas; `run` says how many answer."""
+    """Serve's, of a service with 0 to 3 replicas."""
+    return autoscaler_of(deployment, monkeypatch)
+
+
+def autoscaler_of(deployment, monkeypatch, **changes):
     from ray.serve._private.autoscaling_state import DeploymentAutoscalingState
     from ray.serve._private.config import DeploymentConfig
     from ray.serve._private.deployment_info import DeploymentInfo
 
-    spec = ServiceSpec(
-        kind="service", name="digits", min_replicas=0, max_replicas=3, idle_s=0, label_selector={"pool": "x"}
-    )
+    values = {"min_replicas": 0, "max_replicas": 3, "idle_s": 0, "label_selector": {"pool": "x"}, **changes}
+    spec = ServiceSpec(kind="service", name="digits", **values)
     config = model_app.build(spec, {})._bound_deployment._deployment_config
     config = DeploymentConfig.from_proto_bytes(config.to_proto_bytes())  # as it reaches the controller
     found = DeploymentAutoscalingState(deployment)
     replicas = SimpleNamespace(ray_actor_options={})
-    assert found.register(DeploymentInfo(config, replicas, 0, "", version="1"), 0) == 1, "the first is tried"
+    target = found.register(DeploymentInfo(config, replicas, 0, "", version="1"), 0)
+    assert target == max(1, spec.min_replicas), "the first is tried"
     monkeypatch.setattr(serve_scaling_ray260, "replicas", lambda *_: Replicas())
     monkeypatch.setattr(serve_scaling_ray260, "looker", lambda *_: lambda: None)
     return found
@@ -205,6 +210,108 @@ def test_serve_runs_what_its_requests_need_and_the_ledger_grants(claims, autosca
     assert runs(3, 3, 9) == 1, "a notice is obeyed at once"
     ask = claims.asks[-1]
     assert (ask.app, ask.bundle, ask.label_selector, ask.floor) == (APP, {"CPU": 1.0}, {"pool": "x"}, 0)
+
+
+def told(autoscaler, deployment, now_s: float, **values: float) -> None:
+    """What a replica says reaches Serve's controller."""
+    from ray.serve._private.common import ReplicaMetricReport, TimeStampedValue
+
+    one = replica(deployment, "r0")
+    metrics = {f"eagleray_{name}": [TimeStampedValue(now_s, value)] for name, value in values.items()}
+    autoscaler.record_request_metrics_for_replica(ReplicaMetricReport(one, metrics, now_s))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Of Serve's controller."""
+    from ray.serve._private import autoscaling_state
+
+    now = SimpleNamespace(s=1_000_000.0)
+    monkeypatch.setattr(
+        autoscaling_state, "time", SimpleNamespace(time=lambda: now.s, monotonic=lambda: now.s)
+    )
+    return now
+
+
+@pytest.fixture
+def logged(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [caplog.handler])
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "level", logging.INFO)
+    return caplog
+
+
+def reasons(logged) -> list[str]:
+    return [record.message for record in logged.records if record.message.startswith(f"{APP}: ")]
+
+
+def test_requests_that_come_past_serve_are_counted(claims, autoscaler, deployment, monkeypatch, clock):
+    told(autoscaler, deployment, clock.s, under_way=5, requests=5)
+    assert decided(autoscaler, deployment, monkeypatch, 1, 1, 0) == 3
+
+
+def test_an_objective_is_kept_by_what_replicas_say(claims, deployment, monkeypatch, clock, logged):
+    autoscaler = autoscaler_of(
+        deployment, monkeypatch, min_replicas=1, max_replicas=9, max_batch_size=16, objective_p95_ms=100
+    )
+    targets, came = [1], 0.0
+    for second in range(8):
+        came += 200 if second < 4 else 2000
+        values = {"came": came, "done": came, "requests": came, "waiting": 0, "fixed_s": 0.01}
+        told(autoscaler, deployment, clock.s, **values, per_sample_s=0.001, p95_s=0.03, waited_s=0.0)
+        for _ in range(10):
+            clock.s += 0.1
+            targets.append(decided(autoscaler, deployment, monkeypatch, 1, targets[-1], 1))
+    assert set(targets[:40]) == {1}
+    assert targets[41] == 5, "at once with the first report of ten times as much"
+    assert claims.asks[-1].wanted == targets[-1] == 5
+    [line] = reasons(logged)
+    assert line == (
+        f"{APP}: wants 5 replicas, before 1: 2000 samples/s come, and a replica takes 461.5/s "
+        "(batches of 16 within 100 ms)"
+    )
+
+
+def test_replicas_that_say_nothing_of_their_passes_count_by_their_requests(
+    claims, deployment, monkeypatch, clock, logged
+):
+    autoscaler = autoscaler_of(deployment, monkeypatch, min_replicas=1, objective_p95_ms=100)
+    assert decided(autoscaler, deployment, monkeypatch, 1, 1, 5) == 1, "it has just begun to answer"
+    clock.s += 6
+    assert decided(autoscaler, deployment, monkeypatch, 1, 1, 5) == 3
+    assert decided(autoscaler, deployment, monkeypatch, 1, 3, 5) == 3
+    assert reasons(logged) == [
+        f"{APP}: wants 3 replicas, before 1: 5 requests are under way, and a replica is to have 2"
+    ]
+
+
+@pytest.mark.parametrize("objective_p95_ms", [None, 100])
+def test_a_schedule_raises_the_floor(claims, deployment, monkeypatch, clock, logged, objective_p95_ms):
+    autoscaler = autoscaler_of(
+        deployment, monkeypatch, min_replicas=1, objective_p95_ms=objective_p95_ms,
+        schedules=["mon-fri 08:00-20:00 min 2"], time_zone="Europe/Berlin",
+    )  # fmt: skip
+    clock.s = datetime.fromisoformat("2026-11-26 07:59:59+01:00").timestamp()
+    assert decided(autoscaler, deployment, monkeypatch, 1, 1, 0) == 1
+    clock.s += 1
+    assert decided(autoscaler, deployment, monkeypatch, 1, 1, 0) == 2
+    assert (claims.asks[-1].floor, claims.asks[-1].wanted) == (2, 2)
+    [line] = reasons(logged)
+    assert line.endswith("by schedule 'mon-fri 08:00-20:00 min 2' (Europe/Berlin)")
+    clock.s += 12 * 3600
+    for _ in range(20 * 70):
+        clock.s += 0.1
+        found = decided(autoscaler, deployment, monkeypatch, 2, 2, 0)
+    assert (found, claims.asks[-1].floor) == (1, 1)
+
+
+def test_a_policy_that_was_deployed_before_an_upgrade_still_scales(
+    claims, autoscaler, deployment, monkeypatch
+):
+    terms = {"bundle": {"CPU": 1.0}, "label_selector": {}, "idle_s": 0.0}
+    autoscaler.update_running_replica_ids([replica(deployment, "r0")])
+    monkeypatch.setattr(autoscaler, "get_total_num_requests", lambda: 6)
+    found, _ = ServiceScaling(**terms)(autoscaler.get_autoscaling_context(1))
+    assert found == 3
 
 
 def test_services_of_others_start_from_zero_as_ever(claims):
