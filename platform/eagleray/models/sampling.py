@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from eagleray.errors import EaglerayError
 from eagleray.models.cache import KeyValueCache
+from eagleray.models.slots import Part, SlottedCache
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,19 @@ class HasCache(Protocol):
 
     def step(self, tokens_B: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits [B, vocabulary] after one more token, which `cache` holds too afterwards."""
+        ...
+
+
+@runtime_checkable
+class HasSlots(Protocol):
+    """A module that keeps what it computed of several texts at once, as `Gpt` does."""
+
+    def new_slots(self, num_slots: int) -> SlottedCache:
+        """Empty slots."""
+        ...
+
+    def extend(self, parts: Sequence[Part], cache: SlottedCache) -> Tensor:
+        """Logits [N, vocabulary] after each part, all of which `cache` holds too afterwards."""
         ...
 
 
