@@ -64,7 +64,7 @@ test-all: install  ## every test, the slow ones too (and those for a GPU where t
 bench-loop: install  ## one training step in our loop against bare torch DDP
 	@$(BIN)/python benchmarks/loop.py
 
-bench-generation: install  ## tokens per second of the GPT with and without its cache
+bench-generation: install  ## tokens per second of the GPT: its cache, and 16 texts at once
 	@$(BIN)/python benchmarks/generation.py
 
 bench-codecs: install  ## GB/s of the gradient codecs on one core, next to memcpy

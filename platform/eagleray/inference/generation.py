@@ -11,7 +11,7 @@ from torch import nn
 
 from eagleray import models
 from eagleray.data import ByteTokenizer
-from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+from eagleray.protocol.generation import FinishReason, GenerationChunk, GenerationRequest
 
 
 def generate(
@@ -31,24 +31,45 @@ def generate(
         module,
         prompt[-context:].tolist(),
         num_tokens=request.max_tokens,
-        sampler=_sampler_of(request, tokenizer),
+        sampler=sampler_of(request, tokenizer),
         context=context,
     )
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    stop = StopFilter(request.stop)
-    text, num_tokens = "", 0
+    pieces = Pieces(tokenizer, request, len(prompt))
     with closing(produced):
-        for num_tokens, token in enumerate(produced, start=1):
-            text = stop.feed(decoder.decode(tokenizer.to_bytes([token])))
-            if stop.is_stopped or num_tokens == request.max_tokens:
-                break
-            if text:
-                yield GenerationChunk(text, None, len(prompt), num_tokens)
-    text += stop.feed(decoder.decode(b"", final=True)) + stop.flush()
-    yield GenerationChunk(text, "stop" if stop.is_stopped else "length", len(prompt), num_tokens)
+        for token in produced:
+            if (piece := pieces.feed(token)) is not None:
+                yield piece
+                if piece.finish_reason is not None:
+                    return
 
 
-def _sampler_of(request: GenerationRequest, tokenizer: ByteTokenizer) -> models.Sampler:
+class Pieces:
+    """From the tokens of one answer to its pieces."""
+
+    def __init__(self, tokenizer: ByteTokenizer, request: GenerationRequest, num_prompt: int):
+        self.num_tokens = 0
+        """Fed so far."""
+        self._num_prompt = num_prompt
+        self._max_tokens = request.max_tokens
+        self._to_bytes = tokenizer.to_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = StopFilter(request.stop)
+
+    def feed(self, token: int) -> GenerationChunk | None:
+        """What is certain after one more token, the last piece at a stop string or at `max_tokens`."""
+        self.num_tokens += 1
+        text = self._stop.feed(self._decoder.decode(self._to_bytes((token,))))
+        if self._stop.is_stopped or self.num_tokens == self._max_tokens:
+            text += self._stop.feed(self._decoder.decode(b"", final=True)) + self._stop.flush()
+            return self._piece(text, "stop" if self._stop.is_stopped else "length")
+        return self._piece(text, None) if text else None
+
+    def _piece(self, text: str, reason: FinishReason | None) -> GenerationChunk:
+        return GenerationChunk(text, reason, self._num_prompt, self.num_tokens)
+
+
+def sampler_of(request: GenerationRequest, tokenizer: ByteTokenizer) -> models.Sampler:
+    """The sampler that the request asks for, with a generator of its own."""
     generator = torch.Generator()
     if request.seed is None:
         generator.seed()  # a new generator is not random: it has torch's default seed
@@ -72,6 +93,8 @@ class StopFilter:
 
     def feed(self, text: str) -> str:
         """What is certain to stand before any stop string: of what was held back, and of `text`."""
+        if not self._stop:
+            return text
         if self.is_stopped:
             return ""
         self._held += text

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from eagleray.models.cache import LayerCache
+    from eagleray.models.slots import SlottedLayer
 
 Rotation = tuple[Tensor, Tensor]
 """Cosine and sine of each position's angles, each [T, D / 2]."""
@@ -74,6 +75,11 @@ class Attention(nn.Module):
         )
         return self.project(mixed_BHTD.transpose(1, 2).flatten(2))
 
+    def extend(self, x_RW: Tensor, layer: SlottedLayer) -> Tensor:
+        """[R, W] -> [R, W]: each row is a step of one of the layer's slots (evaluation mode only)."""
+        qkv_R3HD = self.query_key_value(x_RW).unflatten(-1, (3, self.num_heads, -1))
+        return self.project(layer.attend(qkv_R3HD).flatten(1))
+
 
 class Block(nn.Module):
     """Attention and a feed-forward layer, each after a layer norm and added to its input (pre-norm)."""
@@ -98,6 +104,11 @@ class Block(nn.Module):
         mixed_BTW = self.attention(self.attention_norm(x_BTW), keep_BT, is_causal, rotation, cache)
         x_BTW = x_BTW + self.dropout(mixed_BTW)
         return x_BTW + self.dropout(self.feed(self.feed_norm(x_BTW)))
+
+    def extend(self, x_RW: Tensor, layer: SlottedLayer) -> Tensor:
+        """[R, W] -> [R, W]; see `Attention.extend`."""
+        x_RW = x_RW + self.attention.extend(self.attention_norm(x_RW), layer)
+        return x_RW + self.feed(self.feed_norm(x_RW))
 
 
 def initialise(model: nn.Module, blocks: nn.ModuleList, width: int) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagleray.models.attention import Block, initialise, rotation_of
 from eagleray.models.cache import KeyValueCache
+from eagleray.models.slots import Part, SlottedCache
 from eagleray.specs import Signature
 from eagleray.specs.model import GptModel
 
@@ -19,7 +23,8 @@ class Gpt(nn.Module):
     weight is one parameter and appears once in the state dict.
 
     To generate, `prefill` a cache with the tokens so far and `step` with each new one: the logits are those
-    of `forward` (in evaluation mode) on all tokens since the prefill.
+    of `forward` (in evaluation mode) on all tokens since the prefill. Several texts at once `extend` the
+    slots of one cache, each by as many tokens as it has.
     """
 
     def __init__(self, spec: GptModel, signature: Signature):
@@ -64,6 +69,29 @@ class Gpt(nn.Module):
     def step(self, tokens_B: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits [B, vocabulary] after one more token, which `cache` holds too afterwards."""
         return self._extend(tokens_B[:, None], cache, is_causal=False)
+
+    def new_slots(self, num_slots: int) -> SlottedCache:
+        """Empty slots for the signature's number of steps each, on the model's device."""
+        return SlottedCache(
+            len(self.blocks),
+            num_slots=num_slots,
+            num_heads=self.num_heads,
+            capacity=self.context,
+            head_width=self.head_width,
+            like=self.tokens.weight,
+        )
+
+    def extend(self, parts: Sequence[Part], cache: SlottedCache) -> Tensor:
+        """Logits [N, vocabulary] after the last token of each part, all of which `cache` holds afterwards.
+
+        One pass for all parts, each of another slot. Evaluation mode only: nothing is dropped out.
+        """
+        plan = cache.begin(parts)
+        x_RW = self.tokens(plan.tokens_R)
+        for block, layer in zip(self.blocks, cache.layers, strict=True):
+            x_RW = cast(Block, block).extend(x_RW, layer)
+        x_NW = x_RW if plan.last_N is None else x_RW[plan.last_N]
+        return F.linear(self.norm(x_NW), self.tokens.weight)
 
     def _extend(self, tokens_BT: Tensor, cache: KeyValueCache, *, is_causal: bool) -> Tensor:
         rotation = cache.rotation(tokens_BT.shape[1])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from eagleray.errors import EaglerayError
 from eagleray.models.cache import KeyValueCache
+from eagleray.models.slots import Part, SlottedCache
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Sampler:
         logits_V = logits_V[: self.num_choices].to("cpu", torch.float64)
         highest = logits_V.max()
         if not highest.isfinite():
-            raise EaglerayError(f"the model's largest logit is {float(highest)}: its weights cannot be right")
+            raise _not_finite(float(highest))
         if self.temperature == 0:
             return int(logits_V.argmax())
         weights_V, tokens_V = (
@@ -47,8 +50,67 @@ class Sampler:
         sums_V = weights_V.cumsum(0)
         num_likely = int(torch.searchsorted(sums_V, self.top_p * sums_V[-1])) + 1
         sums = sums_V[:num_likely]
-        drawn = torch.rand((), dtype=torch.float64, generator=self.generator) * sums[-1]
+        drawn = self.draw() * sums[-1]
         return int(tokens_V[: len(sums)][torch.searchsorted(sums[:-1], drawn, right=True)])
+
+    def draw(self) -> float:
+        """The generator's next number in [0, 1)."""
+        return torch.rand((), dtype=torch.float64, generator=self.generator).item()
+
+
+def choose_each(logits_NV: Tensor, samplers: Sequence[Sampler]) -> list[int | EaglerayError]:
+    """The token that each sampler's `choose` takes of its own row; an error where that raises it.
+
+    All at once for samplers of the same `num_choices`; each generator gives the numbers it would give alone.
+    """
+    num_choices = {sampler.num_choices for sampler in samplers}
+    assert len(num_choices) == 1, f"samplers of one vocabulary: {num_choices}"
+    logits_NV = logits_NV[:, : num_choices.pop()].cpu()
+    highest_N1, likeliest_N1 = logits_NV.max(-1, keepdim=True)
+    chosen: list[int | EaglerayError] = likeliest_N1[:, 0].tolist()
+    rows: list[int] = []
+    for row, (highest, sampler) in enumerate(zip(highest_N1[:, 0].tolist(), samplers, strict=True)):
+        if not math.isfinite(highest):
+            chosen[row] = _not_finite(highest)
+        elif sampler.temperature != 0:
+            rows.append(row)
+    if rows:
+        drawing_NV = logits_NV if len(rows) == len(chosen) else logits_NV[rows]
+        for row, token in zip(rows, _draw(drawing_NV, [samplers[row] for row in rows]), strict=True):
+            chosen[row] = token
+    return chosen
+
+
+def _draw(logits_NV: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """`Sampler.choose` of rows whose largest logit is finite."""
+    settings = [(sampler.temperature, sampler.top_p, sampler.draw()) for sampler in samplers]
+    temperature_N1, top_p_N1, drawn_N1 = torch.tensor(settings, dtype=torch.float64).T[..., None]
+    tokens_NV = _ranking(logits_NV)
+    falling_NV = logits_NV.gather(-1, tokens_NV).double()
+    sums_NV = ((falling_NV - falling_NV[:, :1]) / temperature_N1).exp_().cumsum(-1)
+    last_N1 = torch.searchsorted(sums_NV, top_p_N1 * sums_NV[:, -1:])
+    place_N1 = torch.searchsorted(sums_NV, drawn_N1 * sums_NV.gather(-1, last_N1), right=True)
+    return tokens_NV.gather(-1, place_N1.minimum(last_N1))[:, 0].tolist()
+
+
+def _ranking(logits_NV: Tensor) -> Tensor:
+    """The tokens of each row by falling logit, equal ones by number.
+
+    A stable sort of floats takes 14 us for a row of 256 (measured among other work, no two rows alike); whole
+    numbers that no two tokens share need none, and numpy sorts them with vector instructions in 0.3 us.
+    """
+    if logits_NV.dtype == torch.float64:
+        return logits_NV.sort(dim=-1, descending=True, stable=True).indices
+    bits_NV = (logits_NV.float() + 0.0).numpy().view(np.int32)  # + 0: of -0 as well
+    # As whole numbers, floats of one sign are in order already; negative ones are in falling order.
+    keys_NV = (bits_NV ^ ((bits_NV >> 31) & 0x7FFFFFFF)).astype(np.int64)
+    keys_NV = (~keys_NV << 32) | np.arange(keys_NV.shape[1])
+    keys_NV.sort(axis=1)
+    return torch.from_numpy(keys_NV & 0xFFFFFFFF)
+
+
+def _not_finite(highest: float) -> EaglerayError:
+    return EaglerayError(f"the model's largest logit is {highest}: its weights cannot be right")
 
 
 def complete(
@@ -88,6 +150,19 @@ class HasCache(Protocol):
 
     def step(self, tokens_B: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits [B, vocabulary] after one more token, which `cache` holds too afterwards."""
+        ...
+
+
+@runtime_checkable
+class HasSlots(Protocol):
+    """A module that keeps what it computed of several texts at once, as `Gpt` does."""
+
+    def new_slots(self, num_slots: int) -> SlottedCache:
+        """Empty slots."""
+        ...
+
+    def extend(self, parts: Sequence[Part], cache: SlottedCache) -> Tensor:
+        """Logits [N, vocabulary] after each part, all of which `cache` holds too afterwards."""
         ...
 
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from eagleray.errors import EaglerayError
 from eagleray.models import Sampler, complete
+from eagleray.models.sampling import choose_each
 
 
 class Successor(nn.Module):
@@ -109,3 +110,43 @@ def test_only_tokens_that_stand_for_text_are_chosen(temperature):
 def test_logits_that_are_not_finite_are_an_error(temperature, bad):
     with pytest.raises(EaglerayError, match=r"largest logit is (nan|inf)"):
         Sampler(temperature).choose(torch.tensor([1.0, bad, 0.0]))
+
+
+def samplers_of(temperatures, num_choices=None):
+    return [
+        Sampler(temperature, (1.0, 0.9, 0.3, 0.0)[row % 4], seeded(row), num_choices)
+        for row, temperature in enumerate(temperatures)
+    ]
+
+
+@pytest.mark.parametrize("temperatures", [[0.7] * 9, [0, 0, 0], [0, 1.3, 0, 1e-320, 0.01, 2, 0.5], [1]])
+@pytest.mark.parametrize("num_choices", [None, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_all_at_once_each_chooses_what_it_would_alone(temperatures, num_choices, dtype):
+    together, alone = (samplers_of(temperatures, num_choices) for _ in range(2))
+    for seed in range(20):
+        logits_NV = 3 * torch.randn(len(temperatures), 57, generator=seeded(seed)).to(dtype)
+        expected = [sampler.choose(logits_V) for sampler, logits_V in zip(alone, logits_NV, strict=True)]
+        assert choose_each(logits_NV, together) == expected
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.generator.get_state(), other.generator.get_state())
+
+
+def test_all_at_once_ties_and_impossible_tokens_are_as_alone():
+    rows = [[1, 1, -torch.inf, 1.0], [2, -torch.inf, 2, -torch.inf], [-0.0, 0.0, -0.0, 0.0], [-1, -1, -2, -1]]
+    logits_NV = torch.tensor(rows).repeat(2, 1)
+    for temperature in (0.5, 1.0):
+        together, alone = (samplers_of([temperature] * 8) for _ in range(2))
+        for _ in range(30):
+            expected = [sampler.choose(logits_V) for sampler, logits_V in zip(alone, logits_NV, strict=True)]
+            assert choose_each(logits_NV, together) == expected
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_all_at_once_logits_that_are_not_finite_are_an_error_of_their_own_row(bad):
+    logits_NV = torch.tensor([[1.0, bad, 0.0], [1.0, 5.0, 0.0], [-torch.inf] * 3, [bad, 1.0, 0.0]])
+    broken, fine, impossible, drawn = choose_each(logits_NV, samplers_of([0, 0, 1, 1]))
+    assert fine == 1
+    for error in (broken, impossible, drawn):
+        assert isinstance(error, EaglerayError)
+    assert "largest logit is -inf" in str(impossible)
