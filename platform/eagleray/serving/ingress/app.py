@@ -90,7 +90,7 @@ class IngressApp:
     async def _answer(self, call: Call, exchange: _Exchange) -> Response | Stream:
         try:
             exchange.route, call.params = self.table.find(call.request.method, call.request.segments())
-            door.authorize(call.state, call.request.headers, exchange.route.scope)
+            call.key = door.authorize(call.state, call.request.headers, exchange.route.scope)
             return await exchange.route.handler(call)
         except ClientGone:
             return Response(status=CLIENT_GONE)  # nobody reads it

@@ -13,6 +13,7 @@ from eagleray.serving.admin import AdminBackend
 from eagleray.serving.ingress.http import HttpError, Request, WhileWaitedFor
 from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.ingress.routing import Table
+from eagleray.serving.keys import Key
 from eagleray.serving.routes import Target
 from eagleray.serving.state import IngressState
 from eagleray.serving.transport import Overloaded, Transport
@@ -39,6 +40,8 @@ class Call:
     table: Table
     params: Mapping[str, str] = field(default_factory=dict)
     target: Target | None = None
+    key: Key | None = None
+    """That the request came with, where it is a good one of ours."""
 
     async def body(self) -> bytes:
         """The request's body. Raises: HttpError 413, 408, 415."""
@@ -53,11 +56,13 @@ class Call:
         return await asyncio.to_thread(decode, body)
 
     def find(self, model: str | None = None, version: str | None = None) -> Target:
-        """The model version that the path names, or `model`; ready or not. Raises: UnknownModel."""
+        """The version that the path names, or `model`; ready or not. Raises: UnknownModel, WrongModel."""
         self.target = self.state.routes.resolve(
             self.params["model"] if model is None else model,
             self.params.get("version") if version is None else version,
         )
+        if self.key is not None:
+            self.key.require_model(self.target.name)
         return self.target
 
     def ready(self, model: str | None = None) -> Target:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from eagleray.cluster import state as cluster_state
 from eagleray.serving.ingress.http import HttpError
-from eagleray.serving.keys import Scope, carries_key
+from eagleray.serving.keys import Key, Scope, carries_key
 from eagleray.serving.state import IngressState
 
 _AUTHORITY = re.compile(r"(?:\[([0-9a-f.]*:[0-9a-f:.]*)\]|([^\[\]:]+))(?::[0-9]{0,5})?", re.IGNORECASE)
@@ -22,24 +22,25 @@ _WAY_OUT = (
 )
 
 
-def authorize(state: IngressState, headers: Mapping[str, str], scope: Scope | None) -> None:
-    """Let the request in, or raise. `scope` is what a key must be good for; None: all are welcome.
+def authorize(state: IngressState, headers: Mapping[str, str], scope: Scope | None) -> Key | None:
+    """The key that the request is let in by, None where it has and needs none; or raise.
+
+    `scope` is what a key must be good for; None: all are welcome.
 
     Raises:
         HttpError: 421 or 403; a key is needed only because the request comes from elsewhere, and it has none.
         AuthError, WrongScope: it needs a key and has none, or it has a bad one.
     """
     if scope is None:
-        return
+        return None
     authorization = headers.get("authorization", "")
     if scope == "infer" and not state.is_key_needed_for_infer:
         refusal = _refusal(headers)
         if refusal is None:
-            state.keys.check_optional(authorization)
-            return
+            return state.keys.check_optional(authorization)
         if not carries_key(authorization):
             raise refusal
-    state.keys.check(authorization, scope)
+    return state.keys.check(authorization, scope)
 
 
 def is_open(state: IngressState, headers: Mapping[str, str]) -> bool:
