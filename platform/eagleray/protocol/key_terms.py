@@ -91,8 +91,7 @@ class KeyTerms:
 def _check_number(name: str, value: object) -> None:
     if value is None:
         return
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= _LARGEST:  # nor NaN
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:  # nor NaN
         raise InputError(f"{name}: expected a number above 0, not {str(value)[:40]}")
 
 
