@@ -20,10 +20,10 @@ class Refusal:
 
 def retry_headers(wait_s: float) -> dict[str, str]:
     """When to come again. Whole seconds is what HTTP has; OpenAI's clients read the second header first."""
-    wait_s = min(max(0.0, wait_s), RETRY_AT_MOST_S)
+    wait_s = max(0.0, wait_s)
     return {"retry-after": str(max(1, math.ceil(wait_s))), "retry-after-ms": str(math.ceil(wait_s * 1000))}
 
 
 def busy(message: str, wait_s: float) -> Refusal:
     """503: not now."""
-    return Refusal(503, message, retry_headers(wait_s))
+    return Refusal(503, message, retry_headers(min(wait_s, RETRY_AT_MOST_S)))
