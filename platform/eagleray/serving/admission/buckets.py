@@ -45,10 +45,14 @@ class Bucket:
 
     def wait_s(self, amount: float, now_s: float) -> float:
         """Until `has(amount)`, if nobody takes anything before."""
-        missing = min(amount, self.capacity) - self.level(now_s)
+        missing = self.missing(amount, now_s)
         if missing <= 0.0:
             return 0.0
         return missing / self.rate if self.rate > 0.0 else float("inf")
+
+    def missing(self, amount: float, now_s: float) -> float:
+        """What has to come until `has(amount)`; 0 or less where nothing has."""
+        return min(amount, self.capacity) - self.level(now_s)
 
     def change(self, rate: float, capacity: float, now_s: float) -> None:
         """Go on with another rate and capacity: nothing is added, and what no longer fits is lost."""

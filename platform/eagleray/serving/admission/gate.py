@@ -24,7 +24,7 @@ class Gate:
     the turns between keys, and what is not sent leaves a replica idle for a round trip.
     """
 
-    __slots__ = ("_queue", "cost_under_way", "forecast", "max_queued", "name", "window")
+    __slots__ = ("_is_pumping", "_queue", "cost_under_way", "forecast", "max_queued", "name", "window")
 
     def __init__(self, name: str, *, window: int, max_queued: int, forecast: Forecast | None = None) -> None:
         self.name = name
@@ -35,6 +35,7 @@ class Gate:
         self.forecast = forecast or Forecast()
         self.cost_under_way = 0
         self._queue: FairQueue[Ticket] = FairQueue()
+        self._is_pumping = False
 
     @property
     def num_queued(self) -> int:
@@ -94,6 +95,17 @@ class Gate:
 
     def pump(self, now_s: float) -> None:
         """Send what there is room for; to be called when the window has grown, too."""
+        if (
+            self._is_pumping
+        ):  # what was sent has failed at once, and left: the loop below goes on with the next
+            return
+        self._is_pumping = True
+        try:
+            self._pump(now_s)
+        finally:
+            self._is_pumping = False
+
+    def _pump(self, now_s: float) -> None:
         queue = self._queue
         while self.cost_under_way < self.window and (ticket := queue.pop()) is not None:
             ticket.entry = None

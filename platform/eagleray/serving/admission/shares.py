@@ -6,6 +6,8 @@ another has shrunk, when its own gateway asks again. So where the buckets hold a
 rate, any 10 s see at most 1.025 x the limit, and one request more for each gateway: no bucket is smaller than
 a request. Below 4 requests a second and gateway that one can be more than 5 %.
 
+Of requests at a time each gateway may have its share, and one at least.
+
 A key that rests has 1/N of its limits on each of N gateways, so that its first requests need no question.
 When they come, 1 % stays where none do, and the rest goes where they come: within two questions, 0.2 s; in a
 second where they came elsewhere before.
@@ -16,6 +18,12 @@ gateway that is cut off alone keeps its 1/N for good, and the accountant leaves 
 that the others may use the whole, and the limit can be exceeded by 1/N until it is back. An accountant that
 starts anew lets nothing grow for `LEASE_S`, in which it hears from the gateways what they hold, and leaves
 those that it has not heard from their 1/N for `FORGET_S`.
+
+Every `PERIOD_S` a gateway does this, and the last step also where the accountant did not answer:
+
+    asked_s, held = now(), lease.held(now())
+    lease.take(await accountant.renew(name, held, admission.demands()), asked_s)
+    admission.apply_shares()
 """
 
 from __future__ import annotations

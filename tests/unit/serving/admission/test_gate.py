@@ -73,6 +73,23 @@ def test_a_model_that_was_slow_once_is_tried_again_when_it_is_idle() -> None:
     assert gate.refused(key, 90.0) is None
 
 
+def test_five_thousand_that_fail_as_soon_as_they_are_sent() -> None:
+    gate, key, failed = Gate("m", window=1, max_queued=10_000), account("a"), list[Ticket]()
+
+    def fail(one: Ticket) -> None:
+        failed.append(one)
+        one.close(1.0)
+
+    first = ticket(key)
+    gate.enter(first, lambda _: None)
+    waiting = [ticket(key) for _ in range(5000)]
+    for one in waiting:
+        gate.enter(one, fail)
+    first.close(1.0)
+    assert failed == waiting
+    assert (gate.num_queued, gate.cost_under_way) == (0, 0)
+
+
 def test_a_window_that_grows_lets_more_through() -> None:
     gate, key, sent = Gate("m", window=0, max_queued=10), account("a"), list[Ticket]()
     for _ in range(3):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.admission.door import Admission, Head
+from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.shares import FORGET_S, LEASE_S, PERIOD_S, Accountant, Grant, Lease
 from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.keys import KeyRing
@@ -202,6 +203,19 @@ def test_a_gateway_that_nobody_told_anything_takes_no_part_until_all_others_go_b
     lease.take(Grant(0.25, {"k": 0.9, "l": 0.01}), 200.0)
     assert [lease.share("k", now_s) for now_s in (201.0, 201.1, 202.1)] == [0.9, 0.25, 0.25]
     assert [lease.share("l", now_s) for now_s in (201.0, 201.1, 202.1)] == [0.01, 0.01, 0.25]
+
+
+def test_where_nothing_was_lent_yet_it_is_worth_to_come_again_soon() -> None:
+    world = World(2, KeyTerms(requests_per_s=10, tokens_per_s=100))
+    assert world.shares() == [0.0, 0.0]
+    found = [world.gateways[0].admit(world.head) for _ in range(2)]
+    assert isinstance(found[0], Ticket), "no bucket is smaller than a request"
+    assert isinstance(found[1], Refusal)
+    assert found[1].headers["retry-after-ms"] == "200"
+    assert found[0].reserve_tokens(100, world.clock()) is None
+    refused = found[0].reserve_tokens(100, world.clock())
+    assert refused is not None
+    assert refused.headers["retry-after"] == "2"
 
 
 def test_a_third_gateway_gets_its_part_only_from_what_the_others_gave() -> None:
