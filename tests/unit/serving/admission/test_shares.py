@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.admission.door import Admission, Head
 from eagleray.serving.admission.refusal import Refusal
-from eagleray.serving.admission.shares import FORGET_S, LEASE_S, PERIOD_S, Accountant, Grant, Lease
+from eagleray.serving.admission.shares import FORGET_S, LEASE_S, PERIOD_S, Accountant, Grant, Held, Lease
 from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.keys import KeyRing
 
@@ -35,6 +35,8 @@ class World:
     terms: KeyTerms
     clock: Clock = field(default_factory=Clock)
     admitted: list[float] = field(default_factory=list[float])
+    delay_s: float = 0.0
+    """The longest that an answer of the accountant takes."""
 
     def __post_init__(self) -> None:
         self.keys, key, text = KeyRing().create("k", ["infer"], self.terms)
@@ -44,6 +46,8 @@ class World:
         self.gateways = [Admission(self.keys, lease=lease, clock=self.clock) for lease in self.leases]
         self.down: set[int] = set()
         self.dead: set[int] = set()
+        self.answers: dict[int, tuple[Grant, float, float]] = {}
+        self.rng = random.Random(1)
         self.next_s = [
             self.clock() + PERIOD_S * number / self.num_gateways for number in range(self.num_gateways)
         ]
@@ -52,10 +56,19 @@ class World:
         return [lease.share(self.key_id, self.clock()) for lease in self.leases]
 
     def ask(self, number: int) -> None:
+        """What a gateway does ten times a second; an answer comes at the first time after `delay_s`."""
         gateway, lease, now_s = self.gateways[number], self.leases[number], self.clock()
-        if self.accountant is not None and number not in self.down:
+        if number in self.answers:
+            grant, asked_s, due_s = self.answers[number]
+            if now_s >= due_s:
+                lease.take(grant, asked_s)
+                del self.answers[number]
+        if self.accountant is not None and number not in self.down and number not in self.answers:
             grant = self.accountant.renew(str(number), lease.held(now_s), gateway.demands())
-            lease.take(grant, now_s)
+            if self.delay_s:
+                self.answers[number] = grant, now_s, now_s + self.rng.uniform(0, self.delay_s)
+            else:
+                lease.take(grant, now_s)
         gateway.apply_shares()
 
     def run(self, seconds: float, arrivals: Callable[[float], Sequence[int]], step_s: float = 0.02) -> int:
@@ -132,7 +145,7 @@ def test_who_stays_below_the_limit_is_not_refused_whichever_way_he_comes() -> No
 def test_any_ten_seconds_see_at_most_a_twentieth_more_whatever_comes(
     num_gateways: int, rate: int, seed: int
 ) -> None:
-    """Random loads at each gateway, bursts, pauses; gateways and the accountant go away and come back."""
+    """Random loads at each gateway, bursts, pauses, late answers; gateways and the accountant come and go."""
     rng = random.Random(seed)
     world = World(num_gateways, KeyTerms(requests_per_s=rate))
     world.run(2.0, lambda _: (), step_s=0.05)
@@ -147,6 +160,7 @@ def test_any_ten_seconds_see_at_most_a_twentieth_more_whatever_comes(
                 world.accountant = Accountant(num_gateways, clock=world.clock)
             case _:
                 pass
+        world.delay_s = rng.choice([0.0, 0.0, 0.3, 1.5])
         world.down = {rng.randrange(num_gateways)} if rng.random() < 0.3 else set()
 
         def arrivals(_: float, loads: list[float] = loads) -> list[int]:
@@ -166,7 +180,7 @@ def test_without_an_accountant_each_gateway_has_its_part() -> None:
     assert world.shares()[0] > 0.95
     world.accountant = None
     assert world.run(LEASE_S - 0.1, evenly(150, [0])) >= 40, "what was lent is obeyed to its end"
-    world.run(2.0, evenly(150, [0, 1]))
+    world.run(3.0, evenly(150, [0, 1]))
     assert world.shares() == [0.5, 0.5]
     assert world.run(10.0, evenly(150, [0])) == pytest.approx(250, rel=0.04)
     world.accountant = Accountant(world.num_gateways, clock=world.clock)
@@ -198,11 +212,13 @@ def test_a_gateway_that_went_or_died_leaves_its_part_to_the_others() -> None:
 
 def test_a_gateway_that_nobody_told_anything_takes_no_part_until_all_others_go_by_theirs() -> None:
     lease = Lease(4, 100.0)
-    assert (lease.share("k", 101.9), lease.held(101.9)) == (0.0, None)
-    assert (lease.share("k", 102.1), lease.held(102.1)) == (0.25, Grant(0.25))
+    quarter = Grant(0.25)
+    assert (lease.share("k", 101.0), lease.held(101.0)) == (0.0, Held())
+    assert (lease.share("k", 101.9), lease.held(101.9)) == (0.0, Held(Grant(), quarter))
+    assert (lease.share("k", 103.1), lease.held(103.1)) == (0.25, Held(quarter, quarter))
     lease.take(Grant(0.25, {"k": 0.9, "l": 0.01}), 200.0)
-    assert [lease.share("k", now_s) for now_s in (201.0, 201.1, 202.1)] == [0.9, 0.25, 0.25]
-    assert [lease.share("l", now_s) for now_s in (201.0, 201.1, 202.1)] == [0.01, 0.01, 0.25]
+    assert [lease.share("k", now_s) for now_s in (201.0, 201.1, 203.1)] == [0.9, 0.25, 0.25]
+    assert [lease.share("l", now_s) for now_s in (201.0, 202.9, 203.1)] == [0.01, 0.01, 0.25]
 
 
 def test_where_nothing_was_lent_yet_it_is_worth_to_come_again_soon() -> None:
@@ -222,22 +238,22 @@ def test_a_third_gateway_gets_its_part_only_from_what_the_others_gave() -> None:
     clock = Clock()
     accountant = Accountant(2, clock=clock)
     clock.now_s += LEASE_S
-    held: dict[str, Grant | None] = {"a": None, "b": None, "c": None}
+    held: dict[str, Grant] = {}
 
     def renew(name: str) -> None:
         clock.now_s += 0.03
-        held[name] = accountant.renew(name, held[name], {"k": 1.0})
-        assert sum(grant.default for grant in held.values() if grant) <= 1 + 1e-9
-        assert sum(grant.shares.get("k", grant.default) for grant in held.values() if grant) <= 1 + 1e-9
+        goes_by = held.get(name, Grant())
+        held[name] = accountant.renew(name, Held(goes_by, goes_by), {"k": 1.0})
+        assert sum(grant.default for grant in held.values()) <= 1 + 1e-9
+        assert sum(grant.of("k") for grant in held.values()) <= 1 + 1e-9
 
     for name in "ababab":
         renew(name)
     renew("c")
-    assert held["c"] is not None
     assert held["c"].default == pytest.approx(0.0)
     for name in "abcabcabcabcabcabc":
         renew(name)
-    assert [grant.default for grant in held.values() if grant] == pytest.approx([1 / 3] * 3)
+    assert [grant.default for grant in held.values()] == pytest.approx([1 / 3] * 3)
     assert held["c"].shares["k"] == pytest.approx(1 / 3, abs=0.05)
 
 
@@ -255,12 +271,11 @@ def test_a_thousand_keys_of_two_gateways() -> None:
     clock = Clock()
     accountant = Accountant(clock=clock)
     demands = {f"k{number}": 0.05 for number in range(1000)}
-    grant = None
-    for _ in range(4):
+    grant, other = Grant(), Grant()
+    for _ in range(6):
         clock.now_s += 0.5
-        grant = accountant.renew("a", grant, demands)
-        accountant.renew("b", None, {})
-    assert grant is not None
+        grant = accountant.renew("a", Held(grant, grant), demands)
+        other = accountant.renew("b", Held(other, other), {})
     assert min(grant.shares.values()) > 0.9
     assert len(grant.shares) == 1000
 
