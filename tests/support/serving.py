@@ -16,6 +16,7 @@ import uvicorn
 
 from eagleray.errors import EaglerayError, ModelNotFound
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+from eagleray.protocol.key_terms import KeyTerms
 from eagleray.protocol.tensors import Array
 from eagleray.serving.ingress import IngressApp
 from eagleray.serving.keys import KeyRing
@@ -270,8 +271,15 @@ class PretendAdmin:
     async def keys(self) -> list[dict[str, Any]]:
         return [key.to_public() for key in self.ring.keys.values()]
 
-    async def create_key(self, name: str, scopes: Sequence[str]) -> dict[str, Any]:
-        self.ring, key, text = self.ring.create(name, scopes)
+    async def create_key(
+        self, name: str, scopes: Sequence[str], terms: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        self.ring, key, text = self.ring.create(name, scopes, KeyTerms.from_json(terms or {}))
+        self._set(keys=self.ring)
+        return {**key.to_public(), "key": text}
+
+    async def rotate_key(self, key_id: str, overlap_s: float) -> dict[str, Any]:
+        self.ring, key, text = self.ring.rotate(key_id, overlap_s)
         self._set(keys=self.ring)
         return {**key.to_public(), "key": text}
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         submit_tune_resume,
     )
     from eagleray.client.sync import Client, TextStream
+    from eagleray.protocol.key_terms import KeyTerms
 
 _HOME = {
     "admin": ("Admin",),
@@ -53,6 +54,7 @@ _HOME = {
         "ApiKey",
         "DeployedVersion",
         "Generation",
+        "KeyTerms",
         "Model",
         "Prediction",
         "RegisteredModel",
@@ -89,6 +91,7 @@ __all__ = [
     "Job",
     "JobClient",
     "JobResult",
+    "KeyTerms",
     "Model",
     "NoAnswerError",
     "NoJobError",

@@ -14,11 +14,14 @@ from eagleray.client.claims import claims as claims_of
 from eagleray.client.results import ApiKey, RegisteredModel, RegisteredVersion, Service
 from eagleray.errors import InputError, ServiceError
 from eagleray.protocol.infer import dumps
+from eagleray.protocol.key_terms import KeyTerms
 
 if TYPE_CHECKING:
     from eagleray.specs import Spec
 
 POLL_S = 0.2
+OVERLAP_S = 86_400.0
+"""For so long the old text of a rotated key is good: a day to hand the new one out."""
 
 
 class Admin:
@@ -87,9 +90,15 @@ class Admin:
         """Every API key, without its text."""
         return self._run(keys())
 
-    def create_key(self, name: str, scopes: Sequence[str] = ("infer",)) -> ApiKey:
+    def create_key(
+        self, name: str, scopes: Sequence[str] = ("infer",), terms: KeyTerms | None = None
+    ) -> ApiKey:
         """A new key. Its text, `key`, is in this answer and nowhere else. Raises: InputError."""
-        return self._run(create_key(name, scopes))
+        return self._run(create_key(name, scopes, terms))
+
+    def rotate_key(self, key_id: str, *, overlap_s: float = OVERLAP_S) -> ApiKey:
+        """A new text, `key`, for a key; its old one is good for `overlap_s` more. Raises: InputError."""
+        return self._run(rotate_key(key_id, overlap_s))
 
     def revoke_key(self, key_id: str) -> None:
         """Let a key open nothing any more. Raises: InputError where there is none of that id."""
@@ -151,10 +160,16 @@ def keys() -> Call[list[ApiKey]]:
     return Call("GET", "/admin/keys", lambda values: list(map(results.api_key, values["keys"])))
 
 
-def create_key(name: str, scopes: Sequence[str]) -> Call[ApiKey]:
+def create_key(name: str, scopes: Sequence[str], terms: KeyTerms | None) -> Call[ApiKey]:
     """As `Admin.create_key`."""
-    asked = dumps({"name": name, "scopes": list(scopes)})
-    return Call("POST", "/admin/keys", results.api_key, asked, is_idempotent=False)
+    asked = {"name": name, "scopes": list(scopes)} | ({"terms": terms.to_json()} if terms else {})
+    return Call("POST", "/admin/keys", results.api_key, dumps(asked), is_idempotent=False)
+
+
+def rotate_key(key_id: str, overlap_s: float) -> Call[ApiKey]:
+    """As `Admin.rotate_key`."""
+    path = f"/admin/keys/{segment(key_id)}/rotate"
+    return Call("POST", path, results.api_key, dumps({"overlap_s": overlap_s}), is_idempotent=False)
 
 
 def revoke_key(key_id: str) -> Call[None]:

@@ -28,6 +28,7 @@ from eagleray.client.results import (
 from eagleray.client.texts import TextPieces
 from eagleray.errors import EaglerayError, InputError
 from eagleray.protocol.generation import GenerationRequest
+from eagleray.protocol.key_terms import KeyTerms
 
 if TYPE_CHECKING:
     from eagleray.specs import Spec
@@ -288,9 +289,15 @@ class AsyncAdmin:
         """As `Admin.keys`."""
         return await self._run(admin_calls.keys())
 
-    async def create_key(self, name: str, scopes: Sequence[str] = ("infer",)) -> ApiKey:
+    async def create_key(
+        self, name: str, scopes: Sequence[str] = ("infer",), terms: KeyTerms | None = None
+    ) -> ApiKey:
         """As `Admin.create_key`."""
-        return await self._run(admin_calls.create_key(name, scopes))
+        return await self._run(admin_calls.create_key(name, scopes, terms))
+
+    async def rotate_key(self, key_id: str, *, overlap_s: float = admin_calls.OVERLAP_S) -> ApiKey:
+        """As `Admin.rotate_key`."""
+        return await self._run(admin_calls.rotate_key(key_id, overlap_s))
 
     async def revoke_key(self, key_id: str) -> None:
         """As `Admin.revoke_key`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eagleray.errors import InputError
+from eagleray.protocol.key_terms import KeyTerms
 from eagleray.protocol.tensors import Array
 
 
@@ -175,6 +176,10 @@ class ApiKey:
     created_at: float
     """Seconds since the epoch."""
     key: str | None = field(default=None, repr=False)
+    terms: KeyTerms = field(default_factory=KeyTerms)
+    """What it may use."""
+    old_text_until: float | None = None
+    """Until when the text before the last rotation is good, in seconds since the epoch."""
 
 
 def tensor(entry: Mapping[str, Any]) -> Tensor:
@@ -249,5 +254,11 @@ def service(entry: Mapping[str, Any]) -> Service:
 def api_key(entry: Mapping[str, Any]) -> ApiKey:
     """From the server's JSON."""
     return ApiKey(
-        str(entry["id"]), str(entry["name"]), tuple(entry["scopes"]), entry["created_at"], entry.get("key")
+        id=str(entry["id"]),
+        name=str(entry["name"]),
+        scopes=tuple(entry["scopes"]),
+        created_at=entry["created_at"],
+        key=entry.get("key"),
+        terms=KeyTerms.from_json(entry.get("terms", {})),
+        old_text_until=entry.get("old_text_until"),
     )

@@ -50,11 +50,20 @@ class AdminBackend(Protocol):
         ...
 
     async def keys(self) -> list[dict[str, Any]]:
-        """Every key without its secret: {"id", "name", "scopes", "created_at"}."""
+        """Every key without its secret: {"id", "name", "scopes", "created_at", "terms", "old_text_until"}."""
         ...
 
-    async def create_key(self, name: str, scopes: Sequence[str]) -> dict[str, Any]:
-        """{"id", "name", "scopes", "created_at", "key"}: `key` is shown this once and kept nowhere."""
+    async def create_key(
+        self, name: str, scopes: Sequence[str], terms: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """As one of `keys`, and "key", its text: it is shown this once and kept nowhere.
+
+        `terms` is a KeyTerms as JSON.
+        """
+        ...
+
+    async def rotate_key(self, key_id: str, overlap_s: float) -> dict[str, Any]:
+        """As `create_key`, for a key that is there: its new text; the old one is good for `overlap_s`."""
         ...
 
     async def revoke_key(self, key_id: str) -> dict[str, Any]:

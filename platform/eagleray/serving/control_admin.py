@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from eagleray import __version__
 from eagleray.errors import InputError
+from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving import services
 from eagleray.serving.catalog import aliases_of
 from eagleray.serving.memory import ADMIN_KEY_NAME
@@ -136,11 +137,22 @@ class ControlPlane:
         """Every key, without its text."""
         return [key.to_public() for key in self._controller.record.keys.keys.values()]
 
-    async def create_key(self, name: str, scopes: Sequence[str]) -> dict[str, Any]:
+    async def create_key(
+        self, name: str, scopes: Sequence[str], terms: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """A new key; its text is in this answer and nowhere else. Raises: InputError."""
         if name == ADMIN_KEY_NAME:
             raise InputError(f"key name {name!r} is that of `up`'s own, which it replaces; choose another")
-        ring, key, text = self._controller.record.keys.create(name, scopes)
+        ring, key, text = self._controller.record.keys.create(name, scopes, KeyTerms.from_json(terms or {}))
+        self._controller.commit(replace(self._controller.record, keys=ring))
+        return {**key.to_public(), "key": text}
+
+    async def rotate_key(self, key_id: str, overlap_s: float) -> dict[str, Any]:
+        """A new text for a key; the old one is good for `overlap_s` more. Raises: InputError."""
+        keys = self._controller.record.keys
+        if key_id in keys.keys and keys.keys[key_id].name == ADMIN_KEY_NAME:
+            raise InputError(f"key {ADMIN_KEY_NAME!r} is `up`'s own: revoke it, and the next `up` makes one")
+        ring, key, text = keys.rotate(key_id, overlap_s)
         self._controller.commit(replace(self._controller.record, keys=ring))
         return {**key.to_public(), "key": text}
 

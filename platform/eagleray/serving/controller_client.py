@@ -151,9 +151,15 @@ class ControllerBackend:
         """As AdminBackend."""
         return await self._ask("keys")
 
-    async def create_key(self, name: str, scopes: Sequence[str]) -> dict[str, Any]:
+    async def create_key(
+        self, name: str, scopes: Sequence[str], terms: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """As AdminBackend."""
-        return await self._ask("create_key", name, list(scopes))
+        return await self._ask("create_key", name, list(scopes), dict(terms or {}))
+
+    async def rotate_key(self, key_id: str, overlap_s: float) -> dict[str, Any]:
+        """As AdminBackend."""
+        return await self._ask("rotate_key", key_id, overlap_s)
 
     async def revoke_key(self, key_id: str) -> dict[str, Any]:
         """As AdminBackend."""

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from eagleray.cluster import settings
 from eagleray.cluster.files import write_json
-from eagleray.errors import EaglerayError, ServiceError
+from eagleray.errors import EaglerayError, InputError, ServiceError
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.services import Record
 
 ADMIN_KEY_NAME = "local admin"
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 def load(path: Path) -> Record:
@@ -27,7 +28,7 @@ def load(path: Path) -> Record:
         return Record()
     try:
         return Record.from_json(json.loads(path.read_text()))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+    except (*_DAMAGED, OSError, InputError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ServiceError(
             f"the controller's record {path} cannot be read ({type(error).__name__}: {reason}); move it away "

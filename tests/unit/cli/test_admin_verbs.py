@@ -79,6 +79,10 @@ def test_an_alias_is_promoted(run: Run, ingress: Pretend) -> None:
         (["keys", "create", "app", "--scope", "root"], "scope 'root' is not known"),
         (["keys", "create", "\x07"], "key name"),
         (["keys", "revoke", "none"], "no key has the id 'none'"),
+        (["keys", "rotate", "none"], "no key has the id 'none'"),
+        (["keys", "create", "app", "--weight", "0"], "weight: expected a whole number from 1 to 100"),
+        (["keys", "create", "app", "--burst", "5"], "burst: expected 1 or more, beside requests_per_s"),
+        (["keys", "create", "app", "--model", "A B"], "models: 'A B' is none"),
         (["deploy", "none.toml"], "none.toml: no such file"),
         (["deploy", DIGITS, "--set", "name=none"], "no model 'none'; there are: digits"),
         (["deploy", DIGITS, "--set", "max_replicas=0"], f"{DIGITS}: max_replicas: "),
@@ -180,6 +184,39 @@ def test_a_key_lives_until_it_is_revoked(run: Run, ingress: Pretend, monkeypatch
     refused = run("models", "list")
     assert (refused.code, refused.out) == (1, "")
     assert "wrong or was revoked" in refused.err
+
+
+def test_a_key_with_terms_is_made_shown_and_rotated(run: Run, ingress: Pretend) -> None:
+    made = run(
+        "keys", "create", "app", "--model", "digits", "--model", "gpt-*", "--requests-per-s", "20",
+        "--bytes-per-s", "2Mi", "--concurrency", "4", "--weight", "3", "--priority", "batch",
+        "--expires-in", "12h",
+    )  # fmt: skip
+    said = "digits gpt-*, 20 requests/s, 2,097,152 bytes/s, 4 at a time, weight 3, batch, until 20"
+    assert f"'app', infer, {said}" in made.err
+    assert said in run("keys", "list").out
+    [entry] = [entry for entry in run("keys", "list", "--json").json if entry["name"] == "app"]
+    assert (entry["terms"]["models"], entry["terms"]["bytes_per_s"]) == (["digits", "gpt-*"], 2.0 * 2**20)
+    assert entry["terms"]["expires_at"] - entry["created_at"] == pytest.approx(12 * 3600, abs=60)
+    rotated = run("keys", "rotate", entry["id"], "--overlap", "30m")
+    assert re.fullmatch(f"er_{entry['id']}_[0-9a-f]{{64}}\n", rotated.out)
+    assert rotated.out != made.out
+    assert "its old text is good until 20" in rotated.err
+    assert "old text until 20" in run("keys", "list").out
+    assert "its old text is no longer good" in run("keys", "rotate", entry["id"], "--overlap", "0s").err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--requests-per-s", "many"), "'many': expected a number such as 10, 2.5, 10M or 64Mi"),
+        (("--expires-in", "1 year"), "'1 year': expected a time such as 90s, 30m, 12h or 7d"),
+        (("--priority", "high"), "'high' is not one of"),
+    ],
+)
+def test_terms_that_the_command_line_refuses(option: tuple[str, str], message: str, run: Run) -> None:
+    said = run("keys", "create", "app", *option)
+    assert (said.code, message in said.err) == (2, True), said
 
 
 def test_a_key_as_json_has_its_text(run: Run, ingress: Pretend) -> None:

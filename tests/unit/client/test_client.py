@@ -23,6 +23,7 @@ from eagleray.client import (
     BusyError,
     Claims,
     Client,
+    KeyTerms,
     NoAnswerError,
     TextStream,
     TookTooLongError,
@@ -660,12 +661,15 @@ def test_a_deployment_that_does_not_come_up(
 
 
 def test_keys_are_made_and_revoked(ingress: Pretend, client: Any, connect: Any) -> None:
-    made = client.admin.create_key("app")
+    made = client.admin.create_key("app", terms=KeyTerms(models=("digits",), requests_per_s=1e3))
     assert (made.name, made.scopes) == ("app", ("infer",))
     assert made.key.startswith(f"er_{made.id}_")
     assert made.key not in repr(made)
     listed = client.admin.keys()
     assert [(key.name, key.key) for key in listed][-1] == ("app", None)
+    assert listed[-1].terms == made.terms == KeyTerms(models=("digits",), requests_per_s=1e3)
+    first, made = made, client.admin.rotate_key(made.id, overlap_s=60.0)
+    assert (made.id, made.key != first.key, made.old_text_until is not None) == (first.id, True, True)
     ingress.set(is_key_needed_for_infer=True)
     with connect(ingress.url, made.key) as other:
         assert other.predict("digits", IMAGES).labels == LABELS

@@ -96,3 +96,42 @@ def test_a_key_is_made_used_and_revoked(ingress: Pretend, ask: Any) -> None:
 
 def test_a_new_key_is_for_inference_unless_more_is_asked(ask: Any) -> None:
     assert ask("POST", "/admin/keys", {"name": "app"})[1]["scopes"] == ["infer"]
+
+
+def test_a_key_with_terms_is_rotated(ingress: Pretend, ask: Any) -> None:
+    terms = {"models": ["iris"], "requests_per_s": 10, "weight": 2}
+    made = ask("POST", "/admin/keys", {"name": "app", "terms": terms})[1]
+    assert made["terms"] == terms
+    code, rotated = ask("POST", f"/admin/keys/{made['id']}/rotate", {"overlap_s": 60})
+    assert (code, rotated["id"], rotated["terms"]) == (200, made["id"], terms)
+    assert rotated["old_text_until"] > made["created_at"]
+    listed = ask("GET", "/admin/keys")[1]["keys"][-1]
+    assert (listed["terms"], "key" in listed) == (terms, False)
+    ingress.set(is_key_needed_for_infer=True)
+    assert [ingress.get("/models", headers=bearer(key["key"])).status_code for key in (made, rotated)] == [
+        200
+    ] * 2
+    last = ask("POST", f"/admin/keys/{made['id']}/rotate", {"overlap_s": 0})[1]
+    found = [ingress.get("/models", headers=bearer(key["key"])).status_code for key in (made, rotated, last)]
+    assert found == [401, 401, 200]
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "message"),
+    [
+        ("/admin/keys", {"name": "a", "terms": {"rate": 1}}, "terms: unknown key 'rate'"),
+        ("/admin/keys", {"name": "a", "terms": 7}, "terms: expected an object"),
+        (
+            "/admin/keys",
+            {"name": "a", "terms": {"weight": 0}},
+            "weight: expected a whole number from 1 to 100",
+        ),
+        ("/admin/keys", {"name": "a", "terms": {"expires_at": 1.0}}, "expires_at is 1970-01-01 00:00:01 UTC"),
+        ("/admin/keys/none/rotate", {}, "no key has the id 'none'"),
+        ("/admin/keys/none/rotate", {"overlap_s": "1h"}, "overlap_s: expected seconds"),
+        ("/admin/keys/none/rotate", {"overlap": 1}, "the body: unknown key 'overlap'"),
+    ],
+)
+def test_terms_that_are_none(ingress: Pretend, path: str, values: Any, message: str) -> None:
+    answer = ingress.post(path, values, headers=bearer(ingress.admin_key))
+    assert (answer.status_code, message in answer.json()["error"]) == (400, True), answer.text

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from eagleray.errors import ServiceError, SpecError
+from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving import memory
 from eagleray.serving.controller_client import Reader
 from eagleray.serving.keys import KeyRing
@@ -46,6 +47,17 @@ def test_a_record_that_cannot_be_read_is_not_overwritten(tmp_path, text):
         memory.load(path)
     assert "\n" not in str(caught.value)
     assert path.read_text() == text
+
+
+def test_terms_of_a_key_that_are_none_are_damage_like_any_other(tmp_path):
+    path = tmp_path / "record.json"
+    keys, _, _ = KeyRing().create("app", ["infer"], KeyTerms(weight=7))
+    memory.save(path, replace(Record(), keys=keys))
+    path.write_text(
+        path.read_text().replace('"weight": 7', '"weight": 700').replace('"weight":7', '"weight":700')
+    )
+    with pytest.raises(ServiceError, match=r"cannot be read \(InputError: weight: expected .*move it away"):
+        memory.load(path)
 
 
 def test_the_first_admin_key(tmp_path):

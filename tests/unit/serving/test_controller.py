@@ -245,7 +245,7 @@ def test_deploy_promote_replace_undeploy(parts):
 def test_a_restart_remembers_everything_and_starts_nothing_twice(parts):
     async def scenario(controller, backend):
         await backend.deploy({"name": "digits", "version": 1})
-        created = await backend.create_key("app", ["infer"])
+        created = await backend.create_key("app", ["infer"], {"requests_per_s": 5.0})
         await until(lambda: controller.record.is_settled and controller.serve.apps)
         controller.stop()
         applied = list(controller.serve.applied)
@@ -253,7 +253,7 @@ def test_a_restart_remembers_everything_and_starts_nothing_twice(parts):
         try:
             await until(lambda: not again.trouble)
             assert again.record == controller.record
-            assert again.record.keys.find(created["key"]) is not None
+            assert again.record.keys.find(created["key"]).terms.requests_per_s == 5.0
             assert again.serve.applied == applied
             again.serve.apps.clear()  # and where Serve itself has lost everything, it is handed everything
             again._wake.set()
@@ -312,6 +312,9 @@ def test_nobody_can_make_a_key_that_up_would_replace(parts):
         before = controller.record.keys
         with pytest.raises(InputError, match=r"'local admin' is that of `up`'s own.*choose another"):
             await backend.create_key(memory.ADMIN_KEY_NAME, ["admin"])
+        [own] = [key.id for key in before.keys.values() if key.name == memory.ADMIN_KEY_NAME]
+        with pytest.raises(InputError, match="is `up`'s own: revoke it"):  # its text is in a file
+            await backend.rotate_key(own, 60.0)
         assert controller.record.keys == before
 
     with_controller(parts, scenario)
@@ -329,6 +332,9 @@ def test_watch_returns_at_once_on_news_and_nothing_without(parts):
             newer = await waiting
         assert newer["revision"] > news["revision"]
         assert created["id"] in newer["state"]["keys"]
+        rotated = await backend.rotate_key(created["id"], 0)
+        assert controller.record.keys.find(created["key"]) is None
+        assert controller.record.keys.find(rotated["key"]) is not None
         await backend.revoke_key(created["id"])
         assert created["id"] not in controller.record.keys.keys
 

@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.ingress.door import leads_here
+from eagleray.serving.keys import KeyRing
 from support.serving import Pretend, bearer, pretend, serving
 
 INFER = "/v2/models/iris/infer"
@@ -126,3 +128,35 @@ def test_over_a_socket(server: Pretend, lines: list[str], status: int) -> None:
     with socket.create_connection((address.hostname, address.port or 0), timeout=60) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
         assert int(connection.recv(65536).split()[1]) == status
+
+
+@pytest.mark.parametrize("is_key_needed", [False, True])
+def test_a_key_is_for_its_models_alone(ingress: Pretend, is_key_needed: bool) -> None:
+    ring, _, key = ingress.app.state.keys.create("some", ["infer"], KeyTerms(models=("iris", "dig*")))
+    ingress.set(keys=ring, is_key_needed_for_infer=is_key_needed)
+    headers = bearer(key)
+    assert ingress.post(INFER, IRIS, headers=headers).status_code == 200
+    assert ingress.get("/v2/models/digits@candidate", headers=headers).status_code == 200
+    said = "the API key 'some' is for iris, dig*, not for the model"
+    prompt = {"model": "gpt", "prompt": "a"}
+    for method, path, values in (
+        ("POST", "/v2/models/tones/infer", IRIS), ("GET", "/v2/models/tones/ready", None),
+        ("POST", "/models/gpt:predict", {"inputs": "a"}), ("GET", "/v1/models/gpt", None),
+        ("POST", "/v1/completions", prompt), ("POST", "/v1/chat/completions", {"model": "gpt", "messages": [
+            {"role": "user", "content": "a"}]}),
+    ):  # fmt: skip
+        answer = ingress.ask(method, path, json=values, headers=headers)
+        assert (answer.status_code, said in answer.text) == (403, True), answer.text
+    assert [target.name for target, _ in ingress.transport.asked] == ["iris"]
+    assert ingress.transport.requests == []
+
+
+def test_an_expired_key_opens_nothing_even_where_none_is_needed(ingress: Pretend) -> None:
+    ring, _, key = ingress.app.state.keys.create("old", ["infer"], KeyTerms(expires_at=9e9))
+    expired = {**ring.to_json()}
+    [key_id] = [found.id for found in ring.keys.values() if found.name == "old"]
+    expired[key_id]["terms"]["expires_at"] = 1000.0
+    ingress.set(keys=KeyRing.from_json(expired))
+    answer = ingress.post(INFER, IRIS, headers=bearer(key))
+    assert (answer.status_code, "expired on 1970-01-01" in answer.text) == (401, True)
+    assert ingress.post(INFER, IRIS).status_code == 200

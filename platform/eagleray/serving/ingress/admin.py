@@ -8,10 +8,12 @@ from urllib.parse import parse_qsl
 
 from eagleray.errors import InputError, ModelNotFound
 from eagleray.protocol.infer import loads
+from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.ingress import schemas
 from eagleray.serving.ingress.call import Call, only
 from eagleray.serving.ingress.http import JSON, Response, json_response
 from eagleray.serving.ingress.routing import Handler, Route
+from eagleray.serving.keys import OVERLAP_S
 
 TAG = "Admin"
 NUM_RUNS = 20
@@ -96,13 +98,23 @@ async def keys(call: Call) -> Response:
 
 async def create_key(call: Call) -> Response:
     """A new key, whose text is in this answer and nowhere else."""
-    values = only(await call.decoded(loads), "name", "scopes")
+    values = only(await call.decoded(loads), "name", "scopes", "terms")
     name, scopes = values.get("name"), values.get("scopes", ["infer"])
     if not isinstance(name, str):
         raise InputError("name: expected a string to know the key by")
     if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
         raise InputError('scopes: expected a list of "infer" and "admin"')
-    return json_response(await call.admin.create_key(name, scopes), 201)
+    terms = KeyTerms.from_json(values.get("terms", {}))
+    return json_response(await call.admin.create_key(name, scopes, terms.to_json()), 201)
+
+
+async def rotate_key(call: Call) -> Response:
+    """A new text for a key, which is in this answer and nowhere else."""
+    values = only(await call.decoded(loads), "overlap_s")
+    overlap_s = values.get("overlap_s", OVERLAP_S)
+    if isinstance(overlap_s, bool) or not isinstance(overlap_s, int | float):
+        raise InputError("overlap_s: expected seconds for which the old text is still good")
+    return json_response(await call.admin.rotate_key(call.params["id"], overlap_s))
 
 
 async def revoke_key(call: Call) -> Response:
@@ -144,6 +156,7 @@ def routes() -> list[Route]:
         get("/admin/claims", claims, "Who holds which resources, and what waits for what"),
         get("/admin/keys", keys, "API keys"),
         post("/admin/keys", create_key, "Make an API key", schemas.CREATE_KEY, 201),
+        post("/admin/keys/{id}/rotate", rotate_key, "Give an API key a new text", schemas.ROTATE_KEY),
         Route("DELETE", "/admin/keys/{id}", revoke_key, "Revoke an API key", TAG, scope="admin",
               answer=schemas.OBJECT),
     ]  # fmt: skip

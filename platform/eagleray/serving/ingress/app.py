@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
+from typing import Any
 
 from eagleray.serving.admin import AdminBackend
+from eagleray.serving.admission.door import Admission
+from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.ingress import admin, door, failures, headers, openai, pages, people, v2
 from eagleray.serving.ingress.call import Call
 from eagleray.serving.ingress.failures import Failure
@@ -27,6 +32,9 @@ from eagleray.serving.transport import Transport
 
 NO_ROUTE = "(none)"
 """Label of requests that found no route: paths that strangers try are no labels."""
+END_S = 1.0
+"""A stream of a key that was revoked is cut off after so long, where its client does not take its end."""
+SWEEP_S = 1.0
 CLIENT_GONE = 499
 """nginx's code for a client that left before its answer; in the counters only."""
 
@@ -34,8 +42,8 @@ CLIENT_GONE = 499
 class IngressApp:
     """Answers HTTP for the models of `state`.
 
-    `state` may be replaced at any time (`app.state = newer`); a request keeps the one it began with. For one
-    event loop.
+    `state` may be replaced at any time (`app.state = newer`); a request keeps the one it began with, and ends
+    early where its key is gone from the newer one. For one event loop.
     """
 
     def __init__(
@@ -47,12 +55,27 @@ class IngressApp:
         echoes_request_id: bool = True,
     ) -> None:
         """`echoes_request_id`: False where a server in front does it, as Serve's proxy."""
+        self.admission = Admission()
         self.state = state
+        self._sweep: asyncio.TimerHandle | None = None
         self._echoes_request_id = echoes_request_id
         self.metrics = IngressMetrics()
         self.table = Table(all_routes())
         self._transport = transport
         self._admin = admin_backend
+
+    @property
+    def state(self) -> IngressState:
+        """What requests that begin now go by."""
+        return self._state
+
+    @state.setter
+    def state(self, state: IngressState) -> None:
+        self._state = state
+        self._has_expiring_keys = any(key.terms.expires_at for key in state.keys.keys.values())
+        self.admission.max_body_bytes = state.limits.max_body_bytes
+        self.admission.longest_s = state.limits.timeout_s
+        self.admission.take(state.keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's entry: HTTP and lifespan; a websocket is refused."""
@@ -73,6 +96,8 @@ class IngressApp:
         call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
         exchange = _Exchange()
         self.metrics.in_flight += 1
+        if self._has_expiring_keys and self._sweep is None:
+            self._end_expired()
         try:
             answer = await self._answer(call, exchange)
             exchange.status = answer.status
@@ -85,17 +110,59 @@ class IngressApp:
             raise
         finally:
             self.metrics.in_flight -= 1
+            self._close(call, exchange)
             self._count(call, exchange, time.perf_counter() - started_s)
 
     async def _answer(self, call: Call, exchange: _Exchange) -> Response | Stream:
         try:
             exchange.route, call.params = self.table.find(call.request.method, call.request.segments())
-            door.authorize(call.state, call.request.headers, exchange.route.scope)
-            return await exchange.route.handler(call)
+            if not exchange.route.is_inference:
+                call.key = door.authorize(call.state, call.request.headers, exchange.route.scope)
+                return await exchange.route.handler(call)
+            self._admit(call)
+            answer = await exchange.route.handler(call)
+            if call.ticket is not None:
+                answer.headers.update(call.ticket.account.state(time.monotonic()))
+            return answer
         except ClientGone:
             return Response(status=CLIENT_GONE)  # nobody reads it
         except Exception as error:
             return _failed(call.request, failures.failure(error, call.request_id))
+
+    def _admit(self, call: Call) -> None:
+        request = call.request
+        model = call.params.get("model", "").partition("@")[0] or None
+        ticket = door.admit(self.admission, call.state, request.headers, request.announced_bytes, model)
+        call.ticket, call.key = ticket, ticket.key
+        task = asyncio.current_task()
+        assert task is not None
+        ticket.on_end = functools.partial(self._end, call, task)
+
+    def _end(self, call: Call, task: asyncio.Task[Any], refusal: Refusal) -> None:
+        """Let an answer that is under way end: by itself, and where its client takes nothing all the same."""
+        call.end(refusal)
+
+        def cut() -> None:
+            if call.ticket is not None and not call.ticket.is_closed:
+                task.cancel()
+
+        asyncio.get_running_loop().call_later(END_S, cut)
+
+    def _close(self, call: Call, exchange: _Exchange) -> None:
+        if (ticket := call.ticket) is not None:
+            request, answer = call.request, exchange.answer
+            ticket.received(max(0, request.num_body_bytes - request.announced_bytes))
+            ticket.sent(answer.num_bytes if answer else 0)
+            ticket.used_tokens(call.num_tokens)
+            ticket.close(time.monotonic())
+        if not self.metrics.in_flight and self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    def _end_expired(self) -> None:
+        """End what is under way for keys whose time is over, every second while anything is."""
+        self.admission.end_expired()
+        self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._end_expired)
 
     def _count(self, call: Call, exchange: _Exchange, seconds: float) -> None:
         target = call.target

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from eagleray.errors import InputError, ServiceError
+from eagleray.protocol.generation import GenerationRequest
 from eagleray.protocol.tensors import Array
 from eagleray.serving.admin import AdminBackend
+from eagleray.serving.admission import deadline
+from eagleray.serving.admission.refusal import Refusal
+from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.ingress.door import refused
 from eagleray.serving.ingress.http import HttpError, Request, WhileWaitedFor
 from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.ingress.routing import Table
+from eagleray.serving.keys import Key
 from eagleray.serving.routes import Target
 from eagleray.serving.state import IngressState
 from eagleray.serving.transport import Overloaded, Transport
@@ -39,6 +47,53 @@ class Call:
     table: Table
     params: Mapping[str, str] = field(default_factory=dict)
     target: Target | None = None
+    key: Key | None = None
+    """That the request came with, where it is a good one of ours."""
+    ticket: Ticket | None = None
+    """Of the admission, where the request asks a model for something."""
+    num_tokens: int = 0
+    """Of prompt and answer so far, where text is generated."""
+    _ended: Refusal | None = None
+    _patience: asyncio.Timeout | None = None
+
+    def waiting(self, seconds: float | None) -> asyncio.Timeout:
+        """`async with call.waiting(5):` is `asyncio.timeout`, and is left when the request is ended, too.
+
+        Raises, out of the block: TimeoutError; see `check_ended`. One block at a time.
+        """
+        self.check_ended()
+        self._patience = asyncio.timeout(seconds)
+        return self._patience
+
+    def check_ended(self) -> None:
+        """Raises: HttpError where the request was ended: its key was revoked, or has expired."""
+        if self._ended is not None:
+            raise refused(self._ended)
+
+    def end(self, refusal: Refusal) -> None:
+        """Leave what is waited for: the request is answered, or its stream ended, with the refusal."""
+        self._ended = refusal
+        now_s = asyncio.get_running_loop().time()
+        if self._patience is not None:
+            with contextlib.suppress(RuntimeError):  # its block is left already
+                self._patience.reschedule(now_s)
+
+    def reserve_tokens(self, request: GenerationRequest) -> None:
+        """Let the key pay for the most that the request can use. Raises: HttpError 429."""
+        if self.ticket is not None:
+            # Of a prompt's tokens it is only known that they are no more than its bytes; what was too much
+            # is given back at the end.
+            most = len(request.prompt.encode()) + request.max_tokens
+            found = self.ticket.reserve_tokens(most, time.monotonic())
+            if found is not None:
+                raise refused(found)
+
+    @property
+    def left_s(self) -> float:
+        """How long the answer is waited for from now on: less than others where the client has said so."""
+        if self.ticket is None or deadline.HEADER not in self.request.headers:
+            return self.state.limits.timeout_s
+        return max(0.0, self.ticket.deadline_s - time.monotonic())
 
     async def body(self) -> bytes:
         """The request's body. Raises: HttpError 413, 408, 415."""
@@ -53,11 +108,13 @@ class Call:
         return await asyncio.to_thread(decode, body)
 
     def find(self, model: str | None = None, version: str | None = None) -> Target:
-        """The model version that the path names, or `model`; ready or not. Raises: UnknownModel."""
+        """The version that the path names, or `model`; ready or not. Raises: UnknownModel, WrongModel."""
         self.target = self.state.routes.resolve(
             self.params["model"] if model is None else model,
             self.params.get("version") if version is None else version,
         )
+        if self.key is not None:
+            self.key.require_model(self.target.name)
         return self.target
 
     def ready(self, model: str | None = None) -> Target:
@@ -75,11 +132,13 @@ class Call:
 
         Raises: as `Transport.infer`, but HttpError 504 instead of TimeoutError; ClientGone.
         """
-        timeout_s = self.state.limits.timeout_s
+        timeout_s = self.left_s
         try:
             with WhileWaitedFor(self.request):
-                return await self.transport.infer(target, inputs, timeout_s=timeout_s)
+                async with self.waiting(None):
+                    return await self.transport.infer(target, inputs, timeout_s=timeout_s)
         except TimeoutError:
+            self.check_ended()
             raise no_answer(target, timeout_s) from None
 
 
@@ -90,7 +149,7 @@ def named(target: Target) -> str:
 
 def no_answer(target: Target, timeout_s: float) -> HttpError:
     """The answer where a replica took too long."""
-    return HttpError(504, f"{named(target)} did not answer within {timeout_s:g} s")
+    return HttpError(504, f"{named(target)} did not answer within {timeout_s:.3g} s")
 
 
 def only(values: Any, *allowed: str, what: str = "the body") -> dict[str, Any]:

@@ -11,8 +11,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from eagleray.cluster import state as cluster_state
+from eagleray.serving.admission import deadline
+from eagleray.serving.admission.door import Admission, Head
+from eagleray.serving.admission.refusal import Refusal
+from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.ingress.http import HttpError
-from eagleray.serving.keys import Scope, carries_key
+from eagleray.serving.keys import Key, Scope, carries_key
 from eagleray.serving.state import IngressState
 
 _AUTHORITY = re.compile(r"(?:\[([0-9a-f.]*:[0-9a-f:.]*)\]|([^\[\]:]+))(?::[0-9]{0,5})?", re.IGNORECASE)
@@ -22,29 +26,61 @@ _WAY_OUT = (
 )
 
 
-def authorize(state: IngressState, headers: Mapping[str, str], scope: Scope | None) -> None:
-    """Let the request in, or raise. `scope` is what a key must be good for; None: all are welcome.
+def authorize(state: IngressState, headers: Mapping[str, str], scope: Scope | None) -> Key | None:
+    """The key that the request is let in by, None where it has and needs none; or raise.
+
+    `scope` is what a key must be good for; None: all are welcome.
 
     Raises:
         HttpError: 421 or 403; a key is needed only because the request comes from elsewhere, and it has none.
         AuthError, WrongScope: it needs a key and has none, or it has a bad one.
     """
     if scope is None:
-        return
+        return None
     authorization = headers.get("authorization", "")
-    if scope == "infer" and not state.is_key_needed_for_infer:
-        refusal = _refusal(headers)
-        if refusal is None:
-            state.keys.check_optional(authorization)
-            return
-        if not carries_key(authorization):
-            raise refusal
-    state.keys.check(authorization, scope)
+    if _needs_key(state, headers, authorization, scope):
+        return state.keys.check(authorization, scope)
+    return state.keys.check_optional(authorization)
+
+
+def admit(
+    admission: Admission, state: IngressState, headers: Mapping[str, str], num_bytes: int, model: str | None
+) -> Ticket:
+    """As `authorize`, for a request to a model: where it is let in its key's limits have room for it.
+
+    `num_bytes` is the length of its body as announced, and `model` the name in its path, where there is one.
+
+    Raises:
+        HttpError: as `authorize`, and all that `Admission.admit` refuses by.
+    """
+    authorization = headers.get("authorization", "")
+    is_key_needed = _needs_key(state, headers, authorization, "infer")
+    found = admission.admit(
+        Head(authorization, num_bytes, model, is_key_needed, headers.get(deadline.HEADER))
+    )
+    if isinstance(found, Refusal):
+        raise refused(found)
+    return found
+
+
+def refused(refusal: Refusal) -> HttpError:
+    """The admission's refusal, to be raised."""
+    return HttpError(refusal.status, refusal.message, refusal.headers)
 
 
 def is_open(state: IngressState, headers: Mapping[str, str]) -> bool:
     """Whether the request needs no key for the models."""
     return not state.is_key_needed_for_infer and _refusal(headers) is None
+
+
+def _needs_key(state: IngressState, headers: Mapping[str, str], authorization: str, scope: Scope) -> bool:
+    """Whether only a key lets the request in. Raises: HttpError where one would and there is none."""
+    if scope != "infer" or state.is_key_needed_for_infer:
+        return True
+    refusal = _refusal(headers)
+    if refusal is not None and not carries_key(authorization):
+        raise refusal
+    return refusal is not None
 
 
 def _refusal(headers: Mapping[str, str]) -> HttpError | None:

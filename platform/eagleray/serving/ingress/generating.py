@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -29,6 +28,7 @@ async def collect(call: Call, target: Target, request: GenerationRequest) -> lis
     """All chunks, one at least. Raises: as `begin`, at any chunk."""
     with WhileWaitedFor(call.request):
         async with contextlib.aclosing(await _begin(call, target, request)) as chunks:
+            chunks.is_whole = True
             return [chunk async for chunk in chunks]
 
 
@@ -45,9 +45,10 @@ async def begin(call: Call, target: Target, request: GenerationRequest) -> Begun
 
 
 async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begun:
+    call.reserve_tokens(request)
     chunks = call.transport.generate(target, request)
     try:
-        first = await _next(chunks, call, target)
+        first = await _next(chunks, call, target, call.left_s)
     except BaseException:
         await chunks.aclose()
         raise
@@ -61,6 +62,8 @@ class Begun(AsyncGenerator[GenerationChunk]):
     """
 
     def __init__(self, first: GenerationChunk, chunks: Chunks, call: Call, target: Target) -> None:
+        self.is_whole = False
+        """Whether the client waits for all of it: then its time is for all, and else for the first chunk."""
         self._waiting: GenerationChunk | None = first
         self._is_over = False
         self._chunks, self._call, self._target = chunks, call, target
@@ -71,7 +74,8 @@ class Begun(AsyncGenerator[GenerationChunk]):
             raise StopAsyncIteration
         chunk, self._waiting = self._waiting, None
         if chunk is None:
-            chunk = await _next(self._chunks, self._call, self._target)
+            timeout_s = self._call.left_s if self.is_whole else self._call.state.limits.timeout_s
+            chunk = await _next(self._chunks, self._call, self._target, timeout_s)
         self._is_over = chunk.finish_reason is not None
         return chunk
 
@@ -87,12 +91,14 @@ class Begun(AsyncGenerator[GenerationChunk]):
         await self._chunks.aclose()
 
 
-async def _next(chunks: Chunks, call: Call, target: Target) -> GenerationChunk:
-    timeout_s = call.state.limits.timeout_s
+async def _next(chunks: Chunks, call: Call, target: Target, timeout_s: float) -> GenerationChunk:
     try:
-        async with asyncio.timeout(timeout_s):
-            return await anext(chunks)
+        async with call.waiting(timeout_s):
+            chunk = await anext(chunks)
     except TimeoutError:
+        call.check_ended()
         raise no_answer(target, timeout_s) from None
     except StopAsyncIteration:
         raise ReplicaFailed(f"{named(target)} stopped in the middle of its answer") from None
+    call.num_tokens = chunk.prompt_tokens + chunk.completion_tokens
+    return chunk

@@ -69,6 +69,12 @@ class Request:
         """Content-Type without parameters, lower-case; "" where there is none."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
+    @property
+    def announced_bytes(self) -> int:
+        """Content-Length; 0 where there is none, or one that is no number."""
+        length = self.headers.get("content-length", "0")
+        return int(length[:20]) if length.isascii() and length.isdecimal() else 0
+
     async def body(self, limit_bytes: int, timeout_s: float) -> bytes:
         """The whole body, unpacked.
 

@@ -33,6 +33,11 @@ class Route:
     status: int = 200
 
     @property
+    def is_inference(self) -> bool:
+        """Whether it asks a model for something: what is told of models is nobody's to limit."""
+        return self.scope == "infer" and self.method == "POST"
+
+    @property
     def segments(self) -> tuple[str, ...]:
         """The path's parts."""
         return tuple(self.path.rstrip("/").split("/")[1:])

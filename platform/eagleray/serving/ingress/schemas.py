@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eagleray.protocol.key_terms import PRIORITIES
+
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
@@ -87,7 +89,16 @@ CHAT = an_object({"model": TEXT, "messages": a_list(an_object({"role": TEXT, "co
 
 PROMOTE = an_object({"version": WHOLE, "alias": TEXT})
 UNDEPLOY = an_object({"name": TEXT}, {"version": WHOLE})
-CREATE_KEY = an_object({"name": TEXT}, {"scopes": a_list({"enum": ["infer", "admin"]})})
+_KEY_TERMS = an_object(
+    {},
+    {
+        "models": a_list(TEXT), "requests_per_s": _NUMBER, "burst": _NUMBER, "tokens_per_s": _NUMBER,
+        "bytes_per_s": _NUMBER, "concurrency": WHOLE, "weight": WHOLE, "priority": {"enum": list(PRIORITIES)},
+        "expires_at": _NUMBER,
+    },
+)  # fmt: skip
+CREATE_KEY = an_object({"name": TEXT}, {"scopes": a_list({"enum": ["infer", "admin"]}), "terms": _KEY_TERMS})
+ROTATE_KEY = an_object({}, {"overlap_s": _NUMBER})
 SERVICE_SPEC: Schema = {
     "type": "object",
     "description": "docs/schemas/service.json has every key",
