@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from eagleray.cluster import local, nodes, processes, state
+from eagleray.cluster import local, nodes, ports, processes, state
 from eagleray.errors import ClusterError
 from eagleray.workflows import env as env_workflow
 
@@ -90,6 +90,7 @@ def test_rays_own_commands_work_after_env(cluster, cluster_env):
 def test_every_listener_is_on_loopback_and_in_the_table_of_docs_security(cluster):
     table = re.findall(r"^\| `([a-z_ ]+)`", SECURITY.read_text(), re.MULTILINE)
     assert set(table) == {*cluster.ports, *KINDS, DRIVER}, "docs/security.md and the cluster's ports differ"
+    processes.wait_until(lambda: not ports.is_free(state.LOOPBACK, cluster.ports["serve"]), timeout_s=60)
     listeners = _listeners({process.pid for process in processes.belonging(cluster.marker)})
     assert len(listeners) >= len(cluster.ports)
     without_row, beyond, seen = [], [], set()

@@ -29,6 +29,7 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
 )
 @click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
 @click.option("--require-key", is_flag=True, help="Models need a key on loopback too: for a proxy in front.")
+@click.option("--gateways", type=click.IntRange(1, 64), default=1, help="Processes that take requests.")
 @click.option(
     "--profile",
     type=click.Choice(["default", "fast", "lossy"]),
@@ -42,6 +43,7 @@ def attach(
     port: int,
     insecure: bool,
     require_key: bool,
+    gateways: int,
     profile: str | None,
 ) -> None:
     """Put the ingress on a running Ray cluster.
@@ -59,6 +61,7 @@ def attach(
         port=port,
         is_insecure=insecure,
         is_key_required=require_key,
+        gateways=gateways,
         profile=profile,
         say=click.echo,
     )

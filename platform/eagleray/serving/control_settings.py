@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.state import Limits
 
 CONTROLLER = "eagleray-controller"
@@ -34,6 +35,9 @@ class ControllerSettings:
     tracking_uri: str
     is_key_needed_for_infer: bool = False
     limits: Limits = field(default_factory=Limits)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    serve_port: int = 0
+    """Of Serve's own proxy, on loopback, which has no route of ours; 0 takes any free one."""
 
     @property
     def record_path(self) -> Path:
@@ -57,4 +61,10 @@ class ControllerSettings:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ControllerSettings:
         """What `to_json` gave."""
-        return cls(**{**values, "limits": Limits(**values["limits"])})
+        return cls(
+            **{
+                **values,
+                "limits": Limits(**values["limits"]),
+                "gateway": GatewaySettings.from_json(values.get("gateway", {})),
+            }
+        )

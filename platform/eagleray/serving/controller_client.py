@@ -11,7 +11,7 @@ from typing import Any
 from eagleray import errors
 from eagleray.cluster.names import NAMESPACE
 from eagleray.errors import EaglerayError, ServiceError
-from eagleray.serving.control_settings import CONTROLLER
+from eagleray.serving.control_settings import CONTROLLER, ControllerSettings
 
 Call = Callable[[str, Sequence[Any]], Awaitable[Mapping[str, Any]]]
 
@@ -27,8 +27,12 @@ class Reader:
         self._draining: dict[str, int] = {}
         """Applications that no route leads to, and the revision since which none does."""
         self._controller: Any = None
-        self._settings: Mapping[str, Any] | None = None
+        self._settings: ControllerSettings | None = None
+
+    @property
+    def settings(self) -> ControllerSettings | None:
         """Of the controller that was last heard of."""
+        return self._settings
 
     @property
     def is_draining(self) -> bool:
@@ -47,7 +51,8 @@ class Reader:
         """From now on requests begin with this revision."""
         self.revision = revision = int(news["revision"])
         self._draining = {app: self._draining.get(app, revision) for app in news["draining"]}
-        self._settings = news.get("settings")
+        if "settings" in news:
+            self._settings = ControllerSettings.from_json(news["settings"])
 
     def counted(self, app: Any) -> Any:
         """`app`, with its requests counted."""
@@ -90,12 +95,10 @@ class Reader:
 
     async def start_controller(self) -> None:
         """Start the controller that was last heard of, unless somebody else has."""
-        from eagleray.serving.control_settings import ControllerSettings
         from eagleray.serving.start import start
 
         if self._settings is not None:
-            settings = ControllerSettings.from_json(self._settings)
-            self._controller = await asyncio.to_thread(start, settings)
+            self._controller = await asyncio.to_thread(start, self._settings)
 
     def _actor(self) -> Any:
         import ray

@@ -19,6 +19,7 @@ from eagleray.cluster.state import ClusterState
 from eagleray.errors import ClusterError, ServiceError
 from eagleray.serving import memory
 from eagleray.serving.control_settings import CONTROLLER, ControllerSettings
+from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.state import Limits
 from eagleray.specs.local import LocalServing
 
@@ -40,6 +41,8 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
         tracking_uri=settings.tracking_uri(),
         is_key_needed_for_infer=serving.require_key or not state.is_loopback(serving.host),
         limits=Limits(int(serving.max_body_mib * 2**20), serving.request_timeout_s),
+        gateway=GatewaySettings(number=serving.gateways),
+        serve_port=cluster.ports["serve"],
     )
 
 

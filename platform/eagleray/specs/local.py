@@ -53,6 +53,8 @@ class LocalServing(Spec):
     """The address on which the ingress listens."""
     port: int = Field(default=0, ge=0, le=65535)
     """0 takes any free one."""
+    gateways: int = Field(default=1, ge=1, le=64)
+    """Processes that take requests, all on that port: more than one where it has cores to spare."""
     insecure: bool = False
     """Let the ingress listen beyond this machine, in plain HTTP: keys and data can be read on the way."""
     require_key: bool = False

@@ -16,7 +16,8 @@ from eagleray.cluster.attached import AttachedCluster
 from eagleray.cluster.names import ON_HEAD
 from eagleray.errors import ClusterError, InputError, ServiceError
 from eagleray.serving import preconditions, start
-from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings, url_of
+from eagleray.serving.control_settings import ControllerSettings, url_of
+from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.preconditions import NodeFacts
 from eagleray.workflows.joining import joined
 
@@ -35,6 +36,7 @@ def attach(
     port: int = DEFAULT_PORT,
     is_insecure: bool = False,
     is_key_required: bool = False,
+    gateways: int = 1,
     profile: str | None = None,
     say: Callable[[str], None] = print,
 ) -> AttachedCluster:
@@ -49,6 +51,7 @@ def attach(
         port: Of the ingress.
         is_insecure: Let it listen beyond the head, in plain HTTP.
         is_key_required: Models need a key on a loopback `host` too: for a proxy in front of it.
+        gateways: Processes that take requests.
         profile: Of recovery, for what starts from now on; None leaves the one that the cluster has.
         say: Takes lines for people.
 
@@ -74,6 +77,7 @@ def attach(
         storage_url=settings.storage_url(),
         tracking_uri=settings.tracking_uri(),
         is_key_needed_for_infer=is_key_required or not state.is_loopback(host),
+        gateway=GatewaySettings(number=gateways),
     )
     with joined(address, recovery.of_serve if recovery else {}):
         if (before := start.find()) is not None:
@@ -83,8 +87,8 @@ def attach(
         preconditions.check_nodes(nodes, storage_url=wanted.storage_url, tracking_uri=wanted.tracking_uri)
         if warning := preconditions.warning(nodes):
             say(warning)
-        serve = _serve(wanted)
-        preconditions.check_serve(serve, host=host, port=port, our_app=INGRESS_APP)
+        serve = _serve()
+        preconditions.check_serve(serve, port=port)
         head = _head_address()
         cluster = AttachedCluster(name, address, reachable_url(wanted, head), time.time())
         attached.write(cluster)  # before anything is started: `down` ends what a failure below leaves
@@ -223,10 +227,10 @@ def _fact(node: Any, answer: Any) -> NodeFacts:
         return NodeFacts(name, address, trouble=" ".join(str(error).split())[-300:])
 
 
-def _serve(wanted: ControllerSettings) -> Any:
+def _serve() -> Any:
     from eagleray.serving.serve_control_ray260 import ServeControl
 
-    return ServeControl(wanted.host, wanted.port).facts()
+    return ServeControl().facts()
 
 
 def _check_same(controller: Any, wanted: ControllerSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def test_without_serving_there_is_no_ingress():
     cluster = prepared("serving.enabled=false")
     try:
         assert cluster.ingress_url is None
-        assert "ingress" not in cluster.ports
+        assert not {"ingress", "serve"} & set(cluster.ports)
     finally:
         local.down("one", say=lambda _: None)
 
@@ -100,7 +101,10 @@ def test_behind_a_proxy_models_need_a_key_where_that_is_said(host, require_key, 
     )
     found = state.read("one")
     assert found is not None
-    assert start.local_settings(found, serving).is_key_needed_for_infer == is_needed
+    wanted = start.local_settings(found, serving)
+    assert wanted.is_key_needed_for_infer == is_needed
+    assert (wanted.port, wanted.serve_port) == (found.ports["ingress"], found.ports["serve"])
+    assert ControllerSettings.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
 
 
 def test_attach_can_require_a_key_on_loopback(monkeypatch):

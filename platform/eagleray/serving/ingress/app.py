@@ -21,7 +21,6 @@ from eagleray.serving.ingress.http import (
 )
 from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.ingress.routing import Route, Table
-from eagleray.serving.proxy import strip
 from eagleray.serving.state import IngressState
 from eagleray.serving.transport import Transport
 
@@ -38,17 +37,8 @@ class IngressApp:
     event loop.
     """
 
-    def __init__(
-        self,
-        state: IngressState,
-        transport: Transport,
-        admin_backend: AdminBackend,
-        *,
-        echoes_request_id: bool = True,
-    ) -> None:
-        """`echoes_request_id`: False where a server in front does it, as Serve's proxy."""
+    def __init__(self, state: IngressState, transport: Transport, admin_backend: AdminBackend) -> None:
         self.state = state
-        self._echoes_request_id = echoes_request_id
         self.metrics = IngressMetrics()
         self.table = Table(all_routes())
         self._transport = transport
@@ -65,7 +55,7 @@ class IngressApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()
-        pairs = strip(scope["headers"])
+        pairs = scope["headers"]
         request = Request(
             scope, receive, {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in pairs}
         )
@@ -76,8 +66,7 @@ class IngressApp:
         try:
             answer = await self._answer(call, exchange)
             exchange.status = answer.status
-            if self._echoes_request_id:
-                answer.headers["x-request-id"] = request_id
+            answer.headers["x-request-id"] = request_id
             exchange.answer = answer
             await answer.send(request, send)
         except BaseException:

@@ -1,0 +1,22 @@
+"""`GatewaySettings`: how the ingress's HTTP servers are to be, beside where they listen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """The same for all gateways of a cluster."""
+
+    number: int = 1
+    """Processes; all of them listen on the one port."""
+    keep_alive_s: int = 65
+    """A connection that asks for nothing is closed after so long: later than clients close theirs."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> GatewaySettings:
+        """What `dataclasses.asdict` gave."""
+        return cls(**values)
