@@ -17,9 +17,11 @@ from eagleray.errors import EaglerayError, ModelNotFound
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.protocol.tensors import Array
 from eagleray.serving.gateway.process import Gateway
+from eagleray.serving.gateway.rules import Rules
 from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.gateway.thread import LoopThread
 from eagleray.serving.ingress import IngressApp
+from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.routes import ModelRoute, Routes, Target
 from eagleray.serving.state import IngressState, Limits
@@ -300,6 +302,12 @@ class Pretend:
     gateway: Gateway | None = None
     """Where it is served."""
 
+    @property
+    def metrics(self) -> IngressMetrics:
+        """Of the ingress, whatever stands before it."""
+        assert self.admin.app is not None
+        return self.admin.app.metrics
+
     def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """One request without a socket, its answer read to the end."""
 
@@ -339,12 +347,24 @@ def pretend(*, both_scopes: bool = False, **limits: Any) -> Pretend:
 
 
 @contextmanager
-def serving(ingress: Pretend, *, port: int = 0, settings: GatewaySettings | None = None) -> Iterator[Pretend]:
+def serving(
+    ingress: Pretend,
+    *,
+    port: int = 0,
+    settings: GatewaySettings | None = None,
+    rules: Rules | None = None,
+) -> Iterator[Pretend]:
     """The ingress under a gateway, on a free port of this machine, in a thread of its own."""
     thread = LoopThread("gateway")
     with tempfile.TemporaryDirectory() as folder:
         gateway = Gateway(
-            ingress.app, settings or GatewaySettings(), host="127.0.0.1", port=port, directory=Path(folder)
+            ingress.app,
+            settings or GatewaySettings(),
+            host="127.0.0.1",
+            port=port,
+            directory=Path(folder),
+            on_refused=ingress.metrics.count_refused,
+            rules=rules,
         )
         try:
             thread.submit(gateway.open()).result(10)

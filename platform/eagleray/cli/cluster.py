@@ -31,6 +31,13 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
 @click.option("--require-key", is_flag=True, help="Models need a key on loopback too: for a proxy in front.")
 @click.option("--gateways", type=click.IntRange(1, 64), default=1, help="Processes that take requests.")
 @click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Of a proxy in front, or a network of such: its X-Forwarded-For is believed, and models need a key.",
+)
+@click.option(
     "--profile",
     type=click.Choice(["default", "fast", "lossy"]),
     help="Of recovery, as far as a running cluster takes one; without it, the cluster's stays.",
@@ -44,6 +51,7 @@ def attach(
     insecure: bool,
     require_key: bool,
     gateways: int,
+    trusted_proxies: tuple[str, ...],
     profile: str | None,
 ) -> None:
     """Put the ingress on a running Ray cluster.
@@ -62,6 +70,7 @@ def attach(
         is_insecure=insecure,
         is_key_required=require_key,
         gateways=gateways,
+        trusted_proxies=trusted_proxies,
         profile=profile,
         say=click.echo,
     )

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 def fingerprint(settings: ControllerSettings) -> str:
     """Of what a running ingress cannot change."""
-    return f"{__version__}-2-{settings.gateway.number}"
+    return f"{__version__}-2-{settings.gateway}"
 
 
 def build(settings: ControllerSettings) -> Any:
@@ -117,6 +117,7 @@ class Ingress:
             host=settings.host,
             port=settings.port,
             directory=Path(settings.directory),
+            on_refused=self._app.metrics.count_refused,
         )
         await gateway.open()
         self._gateway = gateway

@@ -39,9 +39,12 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
         port=cluster.ports["ingress"],
         storage_url=settings.storage_url(),
         tracking_uri=settings.tracking_uri(),
-        is_key_needed_for_infer=serving.require_key or not state.is_loopback(serving.host),
+        # What comes through a proxy comes from elsewhere, whatever the socket's other end is.
+        is_key_needed_for_infer=serving.require_key
+        or bool(serving.trusted_proxies)
+        or not state.is_loopback(serving.host),
         limits=Limits(int(serving.max_body_mib * 2**20), serving.request_timeout_s),
-        gateway=GatewaySettings(number=serving.gateways),
+        gateway=GatewaySettings(serving.gateways, trusted_proxies=serving.trusted_proxies),
         serve_port=cluster.ports["serve"],
     )
 

@@ -34,6 +34,16 @@ def _own_ipv4(host: str) -> str:
     return host
 
 
+def network(text: str) -> str:
+    """`text`, an address or a network. Raises: ValueError where it is neither."""
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is no address and no network, as 10.0.0.7 or 10.1.0.0/16") from None
+
+
 class LocalNodeType(Spec):
     """What one node of a type gets on this machine, in place of cluster.yaml's resources."""
 
@@ -55,6 +65,9 @@ class LocalServing(Spec):
     """0 takes any free one."""
     gateways: int = Field(default=1, ge=1, le=64)
     """Processes that take requests, all on that port: more than one where it has cores to spare."""
+    trusted_proxies: tuple[Annotated[str, AfterValidator(network)], ...] = ()
+    """Addresses and networks (10.1.0.0/16) of proxies in front, whose X-Forwarded-For is believed; with any,
+    models need a key."""
     insecure: bool = False
     """Let the ingress listen beyond this machine, in plain HTTP: keys and data can be read on the way."""
     require_key: bool = False

@@ -19,6 +19,7 @@ from eagleray.serving import preconditions, start
 from eagleray.serving.control_settings import ControllerSettings, url_of
 from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.preconditions import NodeFacts
+from eagleray.specs.local import network
 from eagleray.workflows.joining import joined
 
 DEFAULT_PORT = 8000
@@ -37,6 +38,7 @@ def attach(
     is_insecure: bool = False,
     is_key_required: bool = False,
     gateways: int = 1,
+    trusted_proxies: Sequence[str] = (),
     profile: str | None = None,
     say: Callable[[str], None] = print,
 ) -> AttachedCluster:
@@ -52,6 +54,7 @@ def attach(
         is_insecure: Let it listen beyond the head, in plain HTTP.
         is_key_required: Models need a key on a loopback `host` too: for a proxy in front of it.
         gateways: Processes that take requests.
+        trusted_proxies: Addresses and networks of proxies in front; with any, models need a key.
         profile: Of recovery, for what starts from now on; None leaves the one that the cluster has.
         say: Takes lines for people.
 
@@ -68,6 +71,10 @@ def attach(
             f"host {host} opens the ingress to the network in plain HTTP; put a proxy with TLS in front, "
             f"keep {state.LOOPBACK} and say --require-key, or say --insecure"
         )
+    try:
+        trusted = tuple(map(network, trusted_proxies))
+    except ValueError as error:
+        raise InputError(f"trusted proxies: {error}") from None
     wanted = ControllerSettings(
         cluster=name,
         directory=_UNKNOWN,  # the head says where
@@ -76,8 +83,8 @@ def attach(
         port=port,
         storage_url=settings.storage_url(),
         tracking_uri=settings.tracking_uri(),
-        is_key_needed_for_infer=is_key_required or not state.is_loopback(host),
-        gateway=GatewaySettings(number=gateways),
+        is_key_needed_for_infer=is_key_required or bool(trusted) or not state.is_loopback(host),
+        gateway=GatewaySettings(gateways, trusted_proxies=trusted),
     )
     with joined(address, recovery.of_serve if recovery else {}):
         if (before := start.find()) is not None:

@@ -83,6 +83,13 @@ def test_a_port_in_use_is_said_by_its_key():
     assert state.read("one") is None
 
 
+def test_a_trusted_proxy_is_an_address_or_a_network():
+    with pytest.raises(SpecError, match=r"trusted_proxies.*'proxy.example' is no address and no network"):
+        load(LocalSpec, LOCAL, ["serving.trusted_proxies=['10.0.0.0/8', 'proxy.example']"])
+    with pytest.raises(InputError, match=r"trusted proxies: '10.0.0.1/8' is no address and no network"):
+        attach.attach("10.0.0.1:6379", "theirs", trusted_proxies=["10.0.0.1/8"])
+
+
 def test_plain_http_beyond_this_machine_has_to_be_said_aloud(monkeypatch):
     monkeypatch.setattr(socket.socket, "bind", lambda _self, _address: None)
     with pytest.raises(SpecError, match=r"serving: host 10.0.0.1 opens the ingress .* insecure = true"):
@@ -91,18 +98,23 @@ def test_plain_http_beyond_this_machine_has_to_be_said_aloud(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("host", "require_key", "is_needed"),
-    [("127.0.0.1", False, False), ("127.0.0.1", True, True), ("10.0.0.1", False, True)],
+    ("host", "require_key", "trusted_proxies", "is_needed"),
+    [
+        ("127.0.0.1", False, [], False),
+        ("127.0.0.1", True, [], True),
+        ("127.0.0.1", False, ["127.0.0.1"], True),
+        ("10.0.0.1", False, [], True),
+    ],
 )
-def test_behind_a_proxy_models_need_a_key_where_that_is_said(host, require_key, is_needed):
+def test_behind_a_proxy_models_need_a_key(host, require_key, trusted_proxies, is_needed):
     prepared()
-    serving = LocalServing.model_construct(
-        **{**LocalServing().model_dump(), "host": host, "require_key": require_key}
-    )
+    said = {"host": host, "require_key": require_key, "trusted_proxies": tuple(trusted_proxies)}
+    serving = LocalServing.model_construct(**{**LocalServing().model_dump(), **said})
     found = state.read("one")
     assert found is not None
     wanted = start.local_settings(found, serving)
     assert wanted.is_key_needed_for_infer == is_needed
+    assert wanted.gateway.trusted_proxies == tuple(trusted_proxies)
     assert (wanted.port, wanted.serve_port) == (found.ports["ingress"], found.ports["serve"])
     assert ControllerSettings.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
 

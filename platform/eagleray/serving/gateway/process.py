@@ -16,6 +16,8 @@ import uvicorn
 
 from eagleray.serving.gateway import listening
 from eagleray.serving.gateway.face import Face, FaceState
+from eagleray.serving.gateway.forwarding import Proxies
+from eagleray.serving.gateway.rules import Rules
 from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.memory import GATEWAYS
 
@@ -25,6 +27,8 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 NOTICE_S = 1.0
 """So long a gateway that is about to end says so: it is not ready, and its answers close their connection."""
+_SPARE_CONNECTIONS = 64
+"""Beyond the limit so many are told that there are too many; more are closed without a word."""
 _ACCEPTED_AT_ONCE = 64
 _NO_DESCRIPTORS_S = 0.1
 _TICK_S = 1.0
@@ -43,15 +47,27 @@ class Gateway:
         host: Where it listens.
         port: Where it listens; 0 takes any free one.
         directory: A folder of the cluster's serving on this machine.
+        on_refused: Called with the status of each answer that is not the application's.
+        rules: The limits of a connection.
     """
 
-    def __init__(self, app: App, settings: GatewaySettings, *, host: str, port: int, directory: Path) -> None:
+    def __init__(
+        self,
+        app: App,
+        settings: GatewaySettings,
+        *,
+        host: str,
+        port: int,
+        directory: Path,
+        on_refused: Callable[[int], None] = lambda _status: None,
+        rules: Rules | None = None,
+    ) -> None:
         self._app, self._settings = app, settings
         self._host, self._port, self._directory = host, port, directory
         self._place: listening.Place | None = None
         self._greetings: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
-        self.state = FaceState()
+        self.state = FaceState(rules or Rules(), Proxies(settings.trusted_proxies), on_refused)
         self._config = uvicorn.Config(
             self._answer,
             http=Face,
@@ -139,6 +155,9 @@ class Gateway:
                 loop.remove_reader(self._place.listener)
                 loop.call_later(_NO_DESCRIPTORS_S, self._watch_listener)
                 return
+            if self.num_connections >= self._settings.max_connections + _SPARE_CONNECTIONS:
+                sock.close()
+                continue
             task = loop.create_task(self._greet(sock))
             self._greetings.add(task)
             task.add_done_callback(self._greetings.discard)
@@ -147,11 +166,15 @@ class Gateway:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            face = Face(self._config, self.state)
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: face, sock)
+            await asyncio.get_running_loop().connect_accepted_socket(self._face, sock)
         except OSError as error:
             log.debug("a connection ended before it began: %s", error)
             sock.close()
+
+    def _face(self) -> Face:
+        # With itself: this connection is counted among the greetings still.
+        is_full = self.num_connections > self._settings.max_connections
+        return Face(self._config, self.state, is_full=is_full)
 
     def _stop_listening(self) -> None:
         if self._place is not None:

@@ -13,10 +13,14 @@ class GatewaySettings:
 
     number: int = 1
     """Processes; all of them listen on the one port."""
+    max_connections: int = 4096
+    """Of one gateway at one time; more are answered 503."""
     keep_alive_s: int = 65
     """A connection that asks for nothing is closed after so long: later than clients close theirs."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks whose X-Forwarded-For is believed."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> GatewaySettings:
         """What `dataclasses.asdict` gave."""
-        return cls(**values)
+        return cls(**{**values, "trusted_proxies": tuple(values.get("trusted_proxies", ()))})

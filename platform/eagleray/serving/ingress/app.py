@@ -19,13 +19,11 @@ from eagleray.serving.ingress.http import (
     Stream,
     json_response,
 )
-from eagleray.serving.ingress.metrics import IngressMetrics
+from eagleray.serving.ingress.metrics import NO_ROUTE, IngressMetrics
 from eagleray.serving.ingress.routing import Route, Table
 from eagleray.serving.state import IngressState
 from eagleray.serving.transport import Transport
 
-NO_ROUTE = "(none)"
-"""Label of requests that found no route: paths that strangers try are no labels."""
 CLIENT_GONE = 499
 """nginx's code for a client that left before its answer; in the counters only."""
 
