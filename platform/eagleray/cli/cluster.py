@@ -27,6 +27,8 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Of the ingress."
 )
+@click.option("--tls-cert", default="", metavar="FILE", help="Certificate in PEM, on the head: HTTPS.")
+@click.option("--tls-key", default="", metavar="FILE", help="Its private key.")
 @click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
 @click.option("--require-key", is_flag=True, help="Models need a key on loopback too: for a proxy in front.")
 @click.option("--gateways", type=click.IntRange(1, 64), default=1, help="Processes that take requests.")
@@ -48,6 +50,8 @@ def attach(
     *,
     host: str,
     port: int,
+    tls_cert: str,
+    tls_key: str,
     insecure: bool,
     require_key: bool,
     gateways: int,
@@ -67,6 +71,8 @@ def attach(
         name or DEFAULT_CLUSTER,
         host=host,
         port=port,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         is_insecure=insecure,
         is_key_required=require_key,
         gateways=gateways,

@@ -65,6 +65,7 @@ def prepare(
         starter=processes.this_process("up"),
         created_s=time.time(),
         ingress_host=spec.serving.host,
+        is_ingress_tls=spec.serving.tls_cert is not None,
     )
     try:
         _write_files(cluster, spec, types, helpers, yaml.safe_dump)

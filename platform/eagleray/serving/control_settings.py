@@ -14,9 +14,10 @@ CONTROLLER = "eagleray-controller"
 INGRESS_APP = "ingress"
 
 
-def url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int, *, is_tls: bool = False) -> str:
     """The address of an ingress; an IPv6 host stands in brackets there."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ControllerSettings:
     @property
     def url(self) -> str:
         """Of the ingress, for clients."""
-        return url_of(self.host, self.port)
+        return url_of(self.host, self.port, is_tls=self.gateway.is_tls)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -44,7 +44,12 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
         or bool(serving.trusted_proxies)
         or not state.is_loopback(serving.host),
         limits=Limits(int(serving.max_body_mib * 2**20), serving.request_timeout_s),
-        gateway=GatewaySettings(serving.gateways, trusted_proxies=serving.trusted_proxies),
+        gateway=GatewaySettings(
+            serving.gateways,
+            trusted_proxies=serving.trusted_proxies,
+            tls_cert=serving.tls_cert or "",
+            tls_key=serving.tls_key or "",
+        ),
         serve_port=cluster.ports["serve"],
     )
 

@@ -68,6 +68,11 @@ class LocalServing(Spec):
     trusted_proxies: tuple[Annotated[str, AfterValidator(network)], ...] = ()
     """Addresses and networks (10.1.0.0/16) of proxies in front, whose X-Forwarded-For is believed; with any,
     models need a key."""
+    tls_cert: ExistingPath | None = None
+    """A file with a certificate, and those that lead to its root, in PEM: requests then come by HTTPS. Read
+    again when it changes."""
+    tls_key: ExistingPath | None = None
+    """The file with its private key."""
     insecure: bool = False
     """Let the ingress listen beyond this machine, in plain HTTP: keys and data can be read on the way."""
     require_key: bool = False
@@ -79,10 +84,13 @@ class LocalServing(Spec):
 
     @model_validator(mode="after")
     def _is_said_aloud(self) -> LocalServing:
-        if not self.host.startswith("127.") and not self.insecure:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together; give both, or none")
+        if not (self.host.startswith("127.") or self.insecure or self.tls_cert):
             raise ValueError(
-                f"host {self.host} opens the ingress to the network in plain HTTP; put a proxy with TLS in "
-                f"front, keep {_LOOPBACK} and say require_key = true, or say insecure = true"
+                f"host {self.host} opens the ingress to the network in plain HTTP; give tls_cert and "
+                f"tls_key, or put a proxy with TLS in front, keep {_LOOPBACK} and say require_key = true, or "
+                "say insecure = true"
             )
         return self
 

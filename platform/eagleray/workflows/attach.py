@@ -39,6 +39,8 @@ def attach(
     is_key_required: bool = False,
     gateways: int = 1,
     trusted_proxies: Sequence[str] = (),
+    tls_cert: str = "",
+    tls_key: str = "",
     profile: str | None = None,
     say: Callable[[str], None] = print,
 ) -> AttachedCluster:
@@ -55,6 +57,8 @@ def attach(
         is_key_required: Models need a key on a loopback `host` too: for a proxy in front of it.
         gateways: Processes that take requests.
         trusted_proxies: Addresses and networks of proxies in front; with any, models need a key.
+        tls_cert: A file on the head with a certificate in PEM: requests then come by HTTPS.
+        tls_key: A file on the head with its private key.
         profile: Of recovery, for what starts from now on; None leaves the one that the cluster has.
         say: Takes lines for people.
 
@@ -66,10 +70,11 @@ def attach(
     """
     _check_name(name)
     recovery = None if profile is None else profiles.named(profile)
-    if not state.is_loopback(host) and not is_insecure:
+    _check_tls(tls_cert, tls_key)
+    if not (state.is_loopback(host) or is_insecure or tls_cert):
         raise InputError(
-            f"host {host} opens the ingress to the network in plain HTTP; put a proxy with TLS in front, "
-            f"keep {state.LOOPBACK} and say --require-key, or say --insecure"
+            f"host {host} opens the ingress to the network in plain HTTP; give --tls-cert and --tls-key, or "
+            f"put a proxy with TLS in front, keep {state.LOOPBACK} and say --require-key, or say --insecure"
         )
     try:
         trusted = tuple(map(network, trusted_proxies))
@@ -84,7 +89,7 @@ def attach(
         storage_url=settings.storage_url(),
         tracking_uri=settings.tracking_uri(),
         is_key_needed_for_infer=is_key_required or bool(trusted) or not state.is_loopback(host),
-        gateway=GatewaySettings(gateways, trusted_proxies=trusted),
+        gateway=GatewaySettings(gateways, trusted_proxies=trusted, tls_cert=tls_cert, tls_key=tls_key),
     )
     with joined(address, recovery.of_serve if recovery else {}):
         if (before := start.find()) is not None:
@@ -114,6 +119,15 @@ def attach(
     return cluster
 
 
+def _check_tls(cert: str, key: str) -> None:
+    """Raises: InputError where the head could not find both files."""
+    if bool(cert) != bool(key):
+        raise InputError("--tls-cert and --tls-key belong together; give both, or none")
+    for path in filter(None, (cert, key)):
+        if not os.path.isabs(path):
+            raise InputError(f"{path}: give the file's whole path on the head")
+
+
 def _apply(profile: profiles.Profile) -> None:
     from eagleray.cluster import recovery_ray260
 
@@ -138,7 +152,8 @@ def what_holds(profile: profiles.Profile, nodes: Sequence[NodeFacts], *, is_serv
 
 def reachable_url(wanted: ControllerSettings, head: str) -> str:
     """The ingress's address for other hosts too: one that listens on all interfaces has that of the head."""
-    return url_of(head if wanted.host in _ALL_INTERFACES else wanted.host, wanted.port)
+    host = head if wanted.host in _ALL_INTERFACES else wanted.host
+    return url_of(host, wanted.port, is_tls=wanted.gateway.is_tls)
 
 
 def _far_loopback(wanted: ControllerSettings, head: str) -> str:
@@ -146,7 +161,7 @@ def _far_loopback(wanted: ControllerSettings, head: str) -> str:
     return (
         f"warning: that is {host} of the head, {head}, and this is another machine: commands here reach it "
         f"through `ssh -N -L {port}:{host}:{port} {head}` only; or `eagleray down --name {wanted.cluster}`, "
-        f"and attach with --host {head} --insecure, or on the head"
+        f"and attach with --host {head} and --tls-cert or --insecure, or on the head"
     )
 
 

@@ -95,6 +95,26 @@ def test_plain_http_beyond_this_machine_has_to_be_said_aloud(monkeypatch):
     with pytest.raises(SpecError, match=r"serving: host 10.0.0.1 opens the ingress .* insecure = true"):
         load(LocalSpec, LOCAL, ["serving.host='10.0.0.1'"])
     assert load(LocalSpec, LOCAL, ["serving.host='10.0.0.1'", "serving.insecure=true"]).serving.insecure
+    files = [f"serving.tls_cert='{LOCAL}'", f"serving.tls_key='{LOCAL}'"]  # any: they are read by the gateway
+    assert not load(LocalSpec, LOCAL, ["serving.host='10.0.0.1'", *files]).serving.insecure
+    with pytest.raises(SpecError, match="tls_cert and tls_key belong together"):
+        load(LocalSpec, LOCAL, files[:1])
+    with pytest.raises(InputError, match=r"plain HTTP; give --tls-cert and --tls-key, or .* say --insecure"):
+        attach.attach("10.0.0.1:6379", "theirs", host="10.0.0.1")
+    with pytest.raises(InputError, match=r"--tls-cert and --tls-key belong together"):
+        attach.attach("10.0.0.1:6379", "theirs", host="10.0.0.1", tls_cert="/cert.pem")
+    with pytest.raises(InputError, match=r"key\.pem: give the file's whole path on the head"):
+        attach.attach("10.0.0.1:6379", "theirs", tls_cert="/cert.pem", tls_key="key.pem")
+
+
+def test_with_a_certificate_the_ingress_is_called_by_https(tmp_path):
+    serving = [f"serving.tls_cert='{LOCAL}'", f"serving.tls_key='{LOCAL}'"]
+    cluster = prepared(*serving)
+    assert cluster.ingress_url == f"https://127.0.0.1:{cluster.ports['ingress']}"
+    assert state.read("one") == cluster
+    wanted = start.local_settings(cluster, load(LocalSpec, LOCAL, serving).serving)
+    assert wanted.url == cluster.ingress_url
+    assert (wanted.gateway.tls_cert, wanted.gateway.tls_key) == (str(LOCAL), str(LOCAL))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import time
@@ -19,6 +18,7 @@ from eagleray.serving.gateway.face import Face, FaceState
 from eagleray.serving.gateway.forwarding import Proxies
 from eagleray.serving.gateway.rules import Rules
 from eagleray.serving.gateway.settings import GatewaySettings
+from eagleray.serving.gateway.tls import HANDSHAKE_S, Certificate
 from eagleray.serving.memory import GATEWAYS
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class Gateway:
         self._place: listening.Place | None = None
         self._greetings: set[asyncio.Task[None]] = set()
         self._ticking: asyncio.Task[None] | None = None
+        self._certificate: Certificate | None = None
         self.state = FaceState(rules or Rules(), Proxies(settings.trusted_proxies), on_refused)
         self._config = uvicorn.Config(
             self._answer,
@@ -97,8 +98,10 @@ class Gateway:
         return self._place is not None
 
     async def open(self) -> None:
-        """Listen. Raises: ServiceError where the port is another program's."""
+        """Listen. Raises: ServiceError where the port is another program's, or the certificate is none."""
         self._config.load()
+        if self._settings.is_tls:
+            self._certificate = Certificate(Path(self._settings.tls_cert), Path(self._settings.tls_key))
         self._place = listening.listen(self._host, self._port, self._directory / GATEWAYS)
         self._port = self._place.listener.getsockname()[1]
         self._tick()
@@ -165,9 +168,15 @@ class Gateway:
     async def _greet(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(self._face, sock)
-        except OSError as error:
+            if self._certificate is None:
+                await loop.connect_accepted_socket(self._face, sock)
+            else:
+                await loop.connect_accepted_socket(
+                    self._face, sock, ssl=self._certificate.context, ssl_handshake_timeout=HANDSHAKE_S
+                )
+        except OSError as error:  # SSLError is one
             log.debug("a connection ended before it began: %s", error)
             sock.close()
 
@@ -196,10 +205,11 @@ class Gateway:
     async def _keep_ticking(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            with contextlib.suppress(OSError):
-                self._tick()
+            self._tick()
 
     def _tick(self) -> None:
+        if self._certificate is not None:
+            self._certificate.refresh()
         self.state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
 
 

@@ -19,6 +19,15 @@ class GatewaySettings:
     """A connection that asks for nothing is closed after so long: later than clients close theirs."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses and networks whose X-Forwarded-For is believed."""
+    tls_cert: str = ""
+    """A file with the certificate, and those that lead to its root, in PEM; empty: plain HTTP."""
+    tls_key: str = ""
+    """A file with its private key."""
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether requests come by HTTPS."""
+        return bool(self.tls_cert)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> GatewaySettings:
