@@ -27,6 +27,13 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Of the ingress."
 )
+@click.option(
+    "--access-log-mib",
+    type=click.FloatRange(0),
+    default=0,
+    metavar="MIB",
+    help="Of a log of requests; 0: none.",
+)
 @click.option("--tls-cert", default="", metavar="FILE", help="Certificate in PEM, on the head: HTTPS.")
 @click.option("--tls-key", default="", metavar="FILE", help="Its private key.")
 @click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
@@ -50,6 +57,7 @@ def attach(
     *,
     host: str,
     port: int,
+    access_log_mib: float,
     tls_cert: str,
     tls_key: str,
     insecure: bool,
@@ -71,6 +79,7 @@ def attach(
         name or DEFAULT_CLUSTER,
         host=host,
         port=port,
+        access_log_mib=access_log_mib,
         tls_cert=tls_cert,
         tls_key=tls_key,
         is_insecure=insecure,

@@ -102,6 +102,7 @@ class Ingress:
 
     async def open(self) -> None:
         """Follow the controller, and listen where it says. Raises: ServiceError where that cannot be."""
+        from eagleray.serving.gateway import access_log
         from eagleray.serving.gateway.process import Gateway
         from eagleray.serving.ingress.app import IngressApp
         from eagleray.serving.serve_transport_ray260 import ServeTransport
@@ -120,6 +121,9 @@ class Ingress:
             on_refused=self._app.metrics.count_refused,
         )
         await gateway.open()
+        if settings.gateway.access_log_bytes:
+            folder = Path(settings.directory) / access_log.FOLDER
+            self._app.access_log = access_log.AccessLog(folder, settings.gateway.access_log_bytes)
         self._gateway = gateway
         self._follower = asyncio.get_running_loop().create_task(self._follow())
 
@@ -143,6 +147,8 @@ class Ingress:
             await self._gateway.close(drain_s(self._reader.settings))
         if self._follower is not None:
             self._follower.cancel()
+        if self._app.access_log is not None:
+            self._app.access_log.close()
 
     async def _follow(self) -> None:
         while True:

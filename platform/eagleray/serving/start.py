@@ -49,6 +49,7 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
             trusted_proxies=serving.trusted_proxies,
             tls_cert=serving.tls_cert or "",
             tls_key=serving.tls_key or "",
+            access_log_bytes=int(serving.access_log_mib * 2**20),
         ),
         serve_port=cluster.ports["serve"],
     )

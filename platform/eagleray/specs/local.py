@@ -68,6 +68,9 @@ class LocalServing(Spec):
     trusted_proxies: tuple[Annotated[str, AfterValidator(network)], ...] = ()
     """Addresses and networks (10.1.0.0/16) of proxies in front, whose X-Forwarded-For is believed; with any,
     models need a key."""
+    access_log_mib: float = Field(default=0.0, ge=0, le=100_000)
+    """A line of JSON for each answered request, in files of the serving folder that together have no more for
+    each gateway; 0: none."""
     tls_cert: ExistingPath | None = None
     """A file with a certificate, and those that lead to its root, in PEM: requests then come by HTTPS. Read
     again when it changes."""

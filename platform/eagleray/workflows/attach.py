@@ -41,6 +41,7 @@ def attach(
     trusted_proxies: Sequence[str] = (),
     tls_cert: str = "",
     tls_key: str = "",
+    access_log_mib: float = 0.0,
     profile: str | None = None,
     say: Callable[[str], None] = print,
 ) -> AttachedCluster:
@@ -59,6 +60,7 @@ def attach(
         trusted_proxies: Addresses and networks of proxies in front; with any, models need a key.
         tls_cert: A file on the head with a certificate in PEM: requests then come by HTTPS.
         tls_key: A file on the head with its private key.
+        access_log_mib: Of one gateway's access log on the head; 0: none.
         profile: Of recovery, for what starts from now on; None leaves the one that the cluster has.
         say: Takes lines for people.
 
@@ -89,7 +91,13 @@ def attach(
         storage_url=settings.storage_url(),
         tracking_uri=settings.tracking_uri(),
         is_key_needed_for_infer=is_key_required or bool(trusted) or not state.is_loopback(host),
-        gateway=GatewaySettings(gateways, trusted_proxies=trusted, tls_cert=tls_cert, tls_key=tls_key),
+        gateway=GatewaySettings(
+            gateways,
+            trusted_proxies=trusted,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            access_log_bytes=int(access_log_mib * 2**20),
+        ),
     )
     with joined(address, recovery.of_serve if recovery else {}):
         if (before := start.find()) is not None:

@@ -121,13 +121,13 @@ def test_the_counters_are_prometheus_and_the_tables(ingress: Pretend) -> None:
     assert any(s.labels == strangers for s in families["eagleray_ingress_requests"].samples)
 
 
-def test_buckets_begin_at_half_a_millisecond() -> None:
-    assert BUCKETS_S[0] == 0.0005
+def test_buckets_begin_at_50_microseconds() -> None:
+    assert BUCKETS_S[0] == 0.00005
     found = IngressMetrics()
-    for seconds in (0.0004, 0.0005, 0.0006, 100):
+    for seconds in (0.00004, 0.00005, 0.00006, 100):
         found.count(route="/r", model="", version="", code=200, seconds=seconds, received=0, sent=0)
     counts = re.findall(r'le="([^"]+)"} (\d+)', found.text())
-    assert counts[:2] == [("0.0005", "2"), ("0.001", "3")]
+    assert counts[:2] == [("5e-05", "2"), ("0.0001", "3")]
     assert counts[-2:] == [("60", "3"), ("+Inf", "4")]
 
 

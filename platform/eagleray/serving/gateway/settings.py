@@ -24,6 +24,9 @@ class GatewaySettings:
     tls_key: str = ""
     """A file with its private key."""
 
+    access_log_bytes: int = 0
+    """Of one gateway's access log, in the cluster's serving folder; 0: none."""
+
     @property
     def is_tls(self) -> bool:
         """Whether requests come by HTTPS."""

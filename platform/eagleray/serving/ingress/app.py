@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
+from typing import Any
 
 from eagleray.serving.admin import AdminBackend
+from eagleray.serving.gateway.access_log import AccessLog
+from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress import admin, door, failures, headers, openai, pages, people, v2
 from eagleray.serving.ingress.call import Call
 from eagleray.serving.ingress.failures import Failure
@@ -24,6 +28,7 @@ from eagleray.serving.ingress.routing import Route, Table
 from eagleray.serving.state import IngressState
 from eagleray.serving.transport import Transport
 
+_MOST_PATH = 512
 CLIENT_GONE = 499
 """nginx's code for a client that left before its answer; in the counters only."""
 
@@ -37,6 +42,7 @@ class IngressApp:
 
     def __init__(self, state: IngressState, transport: Transport, admin_backend: AdminBackend) -> None:
         self.state = state
+        self.access_log: AccessLog | None = None
         self.metrics = IngressMetrics()
         self.table = Table(all_routes())
         self._transport = transport
@@ -59,12 +65,13 @@ class IngressApp:
         )
         request_id = headers.request_id(request.headers.get("x-request-id"))
         call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
+        call.watch = Watch(request.headers.get("traceparent"))
         exchange = _Exchange()
         self.metrics.in_flight += 1
         try:
             answer = await self._answer(call, exchange)
             exchange.status = answer.status
-            answer.headers["x-request-id"] = request_id
+            answer.headers |= {"x-request-id": request_id, **call.watch.headers()}
             exchange.answer = answer
             await answer.send(request, send)
         except BaseException:
@@ -78,6 +85,7 @@ class IngressApp:
         try:
             exchange.route, call.params = self.table.find(call.request.method, call.request.segments())
             door.authorize(call.state, call.request.headers, exchange.route.scope)
+            call.watch.mark("admission")
             return await exchange.route.handler(call)
         except ClientGone:
             return Response(status=CLIENT_GONE)  # nobody reads it
@@ -95,6 +103,8 @@ class IngressApp:
             received=call.request.num_body_bytes,
             sent=exchange.answer.num_bytes if exchange.answer else 0,
         )
+        if self.access_log is not None:
+            self.access_log.write(_line(call, exchange, seconds))
 
 
 class _Exchange:
@@ -109,6 +119,27 @@ class _Exchange:
 def all_routes() -> list[Route]:
     """Every route of the ingress, in the order of the documentation."""
     return [*v2.routes(), *openai.routes(), *people.routes(), *admin.routes(), *pages.routes()]
+
+
+def _line(call: Call, exchange: _Exchange, seconds: float) -> dict[str, Any]:
+    """Of the access log. Without the query: it may carry what is nobody's business."""
+    target, scope = call.target, call.request.scope
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "request_id": call.request_id,
+        "trace_id": call.watch.trace.trace_id,
+        "client": scope["client"][0] if scope.get("client") else "",
+        "method": call.request.method,
+        "path": scope["path"][:_MOST_PATH],
+        "route": exchange.route.path if exchange.route else NO_ROUTE,
+        "model": target.name if target else "",
+        "version": target.version if target else None,
+        "status": int(exchange.status),
+        "seconds": round(seconds, 6),
+        "received_bytes": call.request.num_body_bytes,
+        "sent_bytes": exchange.answer.num_bytes if exchange.answer else 0,
+        "ms": {name: round(1e3 * span_s, 3) for name, span_s in call.watch.spans_s.items()},
+    }
 
 
 def _failed(request: Request, failure: Failure) -> Response:

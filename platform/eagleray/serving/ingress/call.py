@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from eagleray.errors import InputError, ServiceError
 from eagleray.protocol.tensors import Array
 from eagleray.serving.admin import AdminBackend
+from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress.http import HttpError, Request, WhileWaitedFor
 from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.ingress.routing import Table
@@ -39,6 +40,7 @@ class Call:
     table: Table
     params: Mapping[str, str] = field(default_factory=dict)
     target: Target | None = None
+    watch: Watch = field(default_factory=Watch)
 
     async def body(self) -> bytes:
         """The request's body. Raises: HttpError 413, 408, 415."""
@@ -76,11 +78,14 @@ class Call:
         Raises: as `Transport.infer`, but HttpError 504 instead of TimeoutError; ClientGone.
         """
         timeout_s = self.state.limits.timeout_s
+        self.watch.mark("decode")
         try:
             with WhileWaitedFor(self.request):
                 return await self.transport.infer(target, inputs, timeout_s=timeout_s)
         except TimeoutError:
             raise no_answer(target, timeout_s) from None
+        finally:
+            self.watch.mark("replica")
 
 
 def named(target: Target) -> str:

@@ -45,12 +45,15 @@ async def begin(call: Call, target: Target, request: GenerationRequest) -> Begun
 
 
 async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begun:
+    call.watch.mark("decode")
     chunks = call.transport.generate(target, request)
     try:
         first = await _next(chunks, call, target)
     except BaseException:
         await chunks.aclose()
         raise
+    finally:
+        call.watch.mark("replica")
     return Begun(first, chunks, call, target)
 
 

@@ -10,7 +10,10 @@ from eagleray.metrics import INGRESS_TABLE, Metric
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+BUCKETS_S = (
+    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
 
 NO_ROUTE = "(none)"
 """Label of requests that found no route: paths that strangers try are no labels."""
