@@ -84,11 +84,12 @@ class Controller:
         }
 
     async def admin(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
-        """{"result"} of a method of AdminBackend, or {"error": {"kind", "message"}}."""
+        """{"result", "revision"} of a method of AdminBackend, or {"error": {"kind", "message"}}."""
         try:
             if not self._is_loaded or self._ending is not None:
                 raise ServiceError(self.trouble)  # what is committed after `_end` would be served again
-            return {"result": await getattr(self._plane, method)(*arguments)}
+            result = await getattr(self._plane, method)(*arguments)
+            return {"result": result, "revision": self.record.revision}
         except EaglerayError as error:
             return {"error": {"kind": type(error).__name__, "message": str(error)}}
         except Exception as error:  # ours to mend; as it is it might not survive the way to the ingress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ from eagleray import errors
 from eagleray.cluster.names import NAMESPACE
 from eagleray.errors import EaglerayError, ServiceError
 from eagleray.serving.control_settings import CONTROLLER, ControllerSettings
+
+_REACH_S = 2.0
 
 Call = Callable[[str, Sequence[Any]], Awaitable[Mapping[str, Any]]]
 
@@ -28,6 +31,7 @@ class Reader:
         """Applications that no route leads to, and the revision since which none does."""
         self._controller: Any = None
         self._settings: ControllerSettings | None = None
+        self._news = asyncio.Event()
 
     @property
     def settings(self) -> ControllerSettings | None:
@@ -53,6 +57,8 @@ class Reader:
         self._draining = {app: self._draining.get(app, revision) for app in news["draining"]}
         if "settings" in news:
             self._settings = ControllerSettings.from_json(news["settings"])
+        self._news.set()
+        self._news = asyncio.Event()
 
     def counted(self, app: Any) -> Any:
         """`app`, with its requests counted."""
@@ -77,17 +83,29 @@ class Reader:
         return await self._actor().watch.remote(self.name, self.revision, self.drained, wait_s)
 
     async def call(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
-        """`Controller.admin`. Raises: ServiceError where the controller does not answer."""
+        """`Controller.admin`, whose effect is known here when this returns.
+
+        Raises: ServiceError where the controller does not answer.
+        """
         from ray.exceptions import RayError
 
         try:
-            return await self._actor().admin.remote(method, list(arguments))
+            answer = await self._actor().admin.remote(method, list(arguments))
         except (RayError, ValueError) as error:
             self.lose_controller()
             raise ServiceError(
                 f"the serving controller does not answer ({type(error).__name__}); it is started again by "
                 "itself: try again in some seconds, and look first whether this was done"
             ) from None
+        await self.reach(answer.get("revision", -1))
+        return answer
+
+    async def reach(self, revision: int) -> None:
+        """Return when `take` has had this revision, or after 2 s: who deploys a model asks it next."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REACH_S):
+                while self.revision < revision:
+                    await self._news.wait()
 
     def lose_controller(self) -> None:
         """Look the controller up anew at the next call."""

@@ -153,7 +153,7 @@ def test_another_takes_over_without_a_failed_request(start) -> None:
         thread.start()
     until(lambda: counts[b"old"] > 20)
     start("new", old.port)
-    old_thread.submit(old.close(20.0, notice_s=0.2)).result(20)
+    old_thread.submit(old.close(20.0)).result(20)
     until(lambda: counts[b"new"] > 50)
     before = counts[b"old"]
     until(lambda: counts[b"new"] > 100)
