@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from eagleray.cluster import local, nodes, processes, state
+from eagleray.cluster import local, nodes, ports, processes, state
 from eagleray.errors import ClusterError
 from eagleray.workflows import env as env_workflow
 
@@ -90,6 +90,9 @@ def test_rays_own_commands_work_after_env(cluster, cluster_env):
 def test_every_listener_is_on_loopback_and_in_the_table_of_docs_security(cluster):
     table = re.findall(r"^\| `([a-z_ ]+)`", SECURITY.read_text(), re.MULTILINE)
     assert set(table) == {*cluster.ports, *KINDS, DRIVER}, "docs/security.md and the cluster's ports differ"
+    # Whatever is still starting: the ingress answers before them.
+    processes.wait_until(lambda: not ports.is_free(state.LOOPBACK, cluster.ports["serve"]), timeout_s=60)
+    processes.wait_until(lambda: not _commands(cluster, "eagleray.serving.start"), timeout_s=60)
     listeners = _listeners({process.pid for process in processes.belonging(cluster.marker)})
     assert len(listeners) >= len(cluster.ports)
     without_row, beyond, seen = [], [], set()
@@ -114,6 +117,18 @@ KINDS = {
 }
 """Rows of the table for processes whose ports Ray picks; what their command lines start with."""
 DRIVER = "driver"
+
+
+def _commands(cluster: state.ClusterState, part: str) -> list[str]:
+    """Command lines of the cluster's processes that have `part` in them."""
+    found = []
+    for process in processes.belonging(cluster.marker):
+        try:
+            command = Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace")
+        except OSError:
+            continue
+        found += [command] if part in command else []
+    return found
 
 
 def _row(cluster: state.ClusterState, pid: int, port: int) -> tuple[str | None, str]:

@@ -165,13 +165,25 @@ def test_a_revoked_key_opens_nothing_at_once(served):
     until(lambda: served.get("/admin/keys", headers=mine).status_code == 401, 5)
 
 
-def test_no_header_of_a_client_reaches_serves_proxy(served):
-    for header in ("x-request-timeout-seconds", "X-Request-Timeout-Seconds"):
-        answer = served.get("/v2", headers={header: "0.000001", "x-request-id": "mine"})
-        assert (answer.status_code, answer.headers.get_list("x-request-id")) == (200, ["mine"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x-request-timeout-seconds", "X-Request-Timeout-Seconds", "x-request-disconnect-disabled"),
+        *("serve_multiplexed_model_id", "x-session-id"),
+    ],
+)
+def test_headers_that_steer_serve_steer_nothing(served, name):
+    answer = infer(served, headers={name: "0.000001", "x-request-id": "mine"})
+    assert (answer.status_code, answer.headers.get_list("x-request-id")) == (200, ["mine"])
 
 
-def test_a_page_of_another_site_is_refused_through_the_proxy(served):
+def test_serves_own_proxy_leads_to_nothing_of_ours(cluster, served):
+    url = f"http://127.0.0.1:{cluster.ports['serve']}"
+    for path in ("/", "/v2", f"/v2/models/{NAME}/infer", "/admin/status"):
+        assert httpx.get(url + path, trust_env=False, timeout=30).status_code == 404
+
+
+def test_a_page_of_another_site_is_refused(served):
     with httpx.Client(base_url=served.base_url, trust_env=False) as anybody:
         assert infer(anybody).status_code == 200
         for header, value, status in (("host", "evil.example", 421), ("origin", "http://evil.example", 403)):
@@ -180,14 +192,14 @@ def test_a_page_of_another_site_is_refused_through_the_proxy(served):
             assert served.get("/models", headers={header: value}).status_code == 200
 
 
-def test_names_come_through_the_proxy_as_they_were_sent(served):
+def test_names_come_as_they_were_sent(served):
     for sent, named in (("a%2Fb", "a/b"), ("a%23b", "a#b"), ("%2e%2e", ".."), ("x" * 300, "xxx")):
         answer = served.get(f"/v2/models/{sent}")
         assert (answer.status_code, named in answer.json()["error"]) == (404, True), answer.text
     assert infer(served).status_code == 200
 
 
-def test_a_body_too_large_is_refused_through_the_proxy(served):
+def test_a_body_too_large_is_refused(served):
     for content in (b" " * 17 * 2**20, (b" " * 2**20 for _ in range(20))):
         answer = served.post(f"/v2/models/{NAME}/infer", content=content)
         assert (answer.status_code, "larger than 16777216 bytes" in answer.text) == (413, True)

@@ -83,8 +83,12 @@ def test_a_kill_fails_no_request_and_everything_comes_back(cluster, served, comm
         until(lambda: is_in_order(served), 90)
         before = load.answers.total()
         until(lambda: load.answers.total() > before + 20)
-    in_hand = 2 if "ingress" in command else 0  # what the killed process itself was answering is lost
-    assert len(load.failed) <= in_hand, load.failed
+    if "ingress" in command:
+        # There is one: what it was answering is lost, and nobody listens until there is another.
+        kinds = {failed.partition("(")[0] for failed in load.failed}
+        assert kinds <= {"ConnectError", "ReadError", "RemoteProtocolError"}
+    else:
+        assert load.failed == []
 
 
 def test_a_killed_replica_is_replaced_and_its_requests_are_answered_by_another(cluster, served):
@@ -97,11 +101,15 @@ def test_a_killed_replica_is_replaced_and_its_requests_are_answered_by_another(c
     assert load.failed == []
 
 
-def test_the_proxy_is_back_within_seconds(cluster, served):
-    proxy = process_of(cluster, "ray::ProxyActor")
-    processes.send(proxy, processes.signal.SIGKILL)
-    until(lambda: not proxy.is_alive)
-    assert until(lambda: local.is_ingress_ready(cluster), 60) < 30
+def test_without_serves_proxy_every_request_is_answered(cluster, served):
+    with Load(str(served.base_url)) as load:
+        until(lambda: load.answers.total() > 10)
+        proxy = process_of(cluster, "ray::ProxyActor")
+        processes.send(proxy, processes.signal.SIGKILL)
+        until(lambda: not proxy.is_alive)
+        before = load.answers.total()
+        until(lambda: load.answers.total() > before + 20)
+    assert load.failed == []
 
 
 def test_load_brings_replicas_and_nodes_and_their_end_takes_them(cluster, served):

@@ -24,11 +24,15 @@ SHARE = 0.3
 
 
 def infer(
-    client: httpx.Client, path: str = NAME, count: int = 1, image: list[float] | None = None
+    client: httpx.Client,
+    path: str = NAME,
+    count: int = 1,
+    image: list[float] | None = None,
+    headers: dict[str, str] | None = None,
 ) -> httpx.Response:
     data = (IMAGE if image is None else image) * count
     tensor = {"name": "image", "datatype": "FP32", "shape": [count, 1, 8, 8], "data": data}
-    return client.post(f"/v2/models/{path}/infer", json={"inputs": [tensor]})
+    return client.post(f"/v2/models/{path}/infer", json={"inputs": [tensor]}, headers=headers)
 
 
 def deploy(client: httpx.Client, **spec) -> dict:
@@ -99,6 +103,7 @@ class Load:
                     answer = infer(client)
                 except httpx.HTTPError as error:
                     self.failed.append(repr(error))
+                    time.sleep(0.05)
                     continue
                 if answer.status_code == 200:
                     self.answers[answer.json()["model_version"]] += 1

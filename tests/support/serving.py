@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
+import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 
 from eagleray.errors import EaglerayError, ModelNotFound
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.protocol.tensors import Array
+from eagleray.serving.gateway.process import Gateway
+from eagleray.serving.gateway.rules import Rules
+from eagleray.serving.gateway.settings import GatewaySettings
+from eagleray.serving.gateway.thread import LoopThread
 from eagleray.serving.ingress import IngressApp
+from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.routes import ModelRoute, Routes, Target
 from eagleray.serving.state import IngressState, Limits
@@ -303,6 +307,14 @@ class Pretend:
     admin_key: str
     infer_key: str
     url: str = "http://127.0.0.1"
+    gateway: Gateway | None = None
+    """Where it is served."""
+
+    @property
+    def metrics(self) -> IngressMetrics:
+        """Of the ingress, whatever stands before it."""
+        assert self.admin.app is not None
+        return self.admin.app.metrics
 
     def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """One request without a socket, its answer read to the end."""
@@ -343,19 +355,30 @@ def pretend(*, both_scopes: bool = False, **limits: Any) -> Pretend:
 
 
 @contextmanager
-def serving(ingress: Pretend, *, port: int = 0) -> Iterator[Pretend]:
-    """The ingress under a real uvicorn, on a free port of this machine, in a thread of its own."""
-    listener = socket.create_server(("127.0.0.1", port))
-    server = uvicorn.Server(uvicorn.Config(ingress.app, log_level="warning", lifespan="on"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        ingress.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        while not server.started:
-            assert thread.is_alive()
-            thread.join(0.002)
-        yield ingress
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
+def serving(
+    ingress: Pretend,
+    *,
+    port: int = 0,
+    settings: GatewaySettings | None = None,
+    rules: Rules | None = None,
+) -> Iterator[Pretend]:
+    """The ingress under a gateway, on a free port of this machine, in a thread of its own."""
+    thread = LoopThread("gateway")
+    with tempfile.TemporaryDirectory() as folder:
+        gateway = Gateway(
+            ingress.app,
+            settings or GatewaySettings(),
+            host="127.0.0.1",
+            port=port,
+            directory=Path(folder),
+            on_refused=ingress.metrics.count_refused,
+            rules=rules,
+        )
+        try:
+            thread.submit(gateway.open()).result(10)
+            ingress.url, ingress.gateway = f"http://127.0.0.1:{gateway.port}", gateway
+            yield ingress
+        finally:
+            if gateway.is_listening:
+                thread.submit(gateway.close(5.0, notice_s=0.0)).result(10)
+            thread.stop()

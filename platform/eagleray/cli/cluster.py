@@ -27,8 +27,25 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Of the ingress."
 )
+@click.option(
+    "--access-log-mib",
+    type=click.FloatRange(0),
+    default=0,
+    metavar="MIB",
+    help="Of a log of requests; 0: none.",
+)
+@click.option("--tls-cert", default="", metavar="FILE", help="Certificate in PEM, on the head: HTTPS.")
+@click.option("--tls-key", default="", metavar="FILE", help="Its private key.")
 @click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
 @click.option("--require-key", is_flag=True, help="Models need a key on loopback too: for a proxy in front.")
+@click.option("--gateways", type=click.IntRange(1, 64), default=1, help="Processes that take requests.")
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Of a proxy in front, or a network of such: its X-Forwarded-For is believed, and models need a key.",
+)
 @click.option(
     "--profile",
     type=click.Choice(["default", "fast", "lossy"]),
@@ -40,8 +57,13 @@ def attach(
     *,
     host: str,
     port: int,
+    access_log_mib: float,
+    tls_cert: str,
+    tls_key: str,
     insecure: bool,
     require_key: bool,
+    gateways: int,
+    trusted_proxies: tuple[str, ...],
     profile: str | None,
 ) -> None:
     """Put the ingress on a running Ray cluster.
@@ -57,8 +79,13 @@ def attach(
         name or DEFAULT_CLUSTER,
         host=host,
         port=port,
+        access_log_mib=access_log_mib,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         is_insecure=insecure,
         is_key_required=require_key,
+        gateways=gateways,
+        trusted_proxies=trusted_proxies,
         profile=profile,
         say=click.echo,
     )

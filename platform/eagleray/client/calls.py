@@ -9,6 +9,7 @@ import functools
 import os
 import random
 import secrets
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -73,8 +74,7 @@ class Settings:
                 max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS
             ),
             "trust_env": not is_loopback(self.url),
-            # Without TLS there is nothing to verify, and no need of 20 ms to load certificates.
-            "verify": self.url.startswith("https:"),
+            "verify": _verification(self.url),
         }
 
     def no_answer(self, error: Exception) -> NoAnswerError:
@@ -144,6 +144,15 @@ class Call(Generic[T]):
 
 
 @functools.lru_cache(maxsize=256)
+def _verification(url: str) -> ssl.SSLContext | bool:
+    """What a server's certificate is held against."""
+    if not url.startswith("https:"):
+        return False  # there is nothing to verify, and no need of 20 ms to load certificates
+    # httpx looks at SSL_CERT_FILE where it looks at proxies too, which is not on loopback.
+    own = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=own) if own else True
+
+
 def parsed(url: str) -> httpx.URL:
     """The address as httpx wants it: parsing one anew for every request would cost 30 us each time."""
     return httpx.URL(url)

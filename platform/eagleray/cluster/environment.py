@@ -54,8 +54,6 @@ def _of_ray(cluster: state.ClusterState) -> dict[str, str]:
         # From SIGTERM to SIGKILL of a stopped job: in Ray's own 3 s a driver cannot write its report.
         "RAY_JOB_STOP_WAIT_TIME_S": "20",
         "RAY_SERVE_LOG_TO_STDERR": "0",  # Serve has files of its own for what it logs
-        # Serve's proxy reads headers of clients that are not theirs to set; this takes them away first.
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "eagleray.serving.proxy.middlewares",
         # gRPC between Serve's processes: a request takes half as long as by actor calls, and may be large.
         "RAY_SERVE_PROXY_USE_GRPC": "1",
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30),

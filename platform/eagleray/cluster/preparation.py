@@ -51,6 +51,9 @@ def prepare(
     if spec.serving.enabled and "ingress" not in wanted:
         used = [*taken, *wanted.values(), *free.values()]
         free |= ports.free_ports(spec.serving.host, ["ingress"], taken=used)
+    if spec.serving.enabled:
+        used = [*taken, *wanted.values(), *free.values()]
+        free |= ports.free_ports(state.LOOPBACK, ["serve"], taken=used)
     settings.make_home()
     settings.clusters_dir().mkdir(mode=0o700, exist_ok=True)
     cluster = ClusterState(
@@ -62,6 +65,7 @@ def prepare(
         starter=processes.this_process("up"),
         created_s=time.time(),
         ingress_host=spec.serving.host,
+        is_ingress_tls=spec.serving.tls_cert is not None,
     )
     try:
         _write_files(cluster, spec, types, helpers, yaml.safe_dump)

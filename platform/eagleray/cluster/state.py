@@ -51,6 +51,7 @@ class ClusterState:
     created_s: float
     """Seconds since the epoch."""
     ingress_host: str = LOOPBACK
+    is_ingress_tls: bool = False
 
     @property
     def directory(self) -> Path:
@@ -84,7 +85,8 @@ class ClusterState:
         """Where models are called; None where the cluster was started without serving."""
         if "ingress" not in self.ports:
             return None
-        return f"http://{self.ingress_host}:{self.ports['ingress']}"
+        scheme = "https" if self.is_ingress_tls else "http"
+        return f"{scheme}://{self.ingress_host}:{self.ports['ingress']}"
 
     @property
     def nodes_dir(self) -> Path:

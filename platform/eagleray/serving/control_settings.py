@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.state import Limits
 
 CONTROLLER = "eagleray-controller"
 INGRESS_APP = "ingress"
 
 
-def url_of(host: str, port: int) -> str:
+def url_of(host: str, port: int, *, is_tls: bool = False) -> str:
     """The address of an ingress; an IPv6 host stands in brackets there."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class ControllerSettings:
     tracking_uri: str
     is_key_needed_for_infer: bool = False
     limits: Limits = field(default_factory=Limits)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    serve_port: int = 0
+    """Of Serve's own proxy, on loopback, which has no route of ours; 0 takes any free one."""
 
     @property
     def record_path(self) -> Path:
@@ -48,7 +53,7 @@ class ControllerSettings:
     @property
     def url(self) -> str:
         """Of the ingress, for clients."""
-        return url_of(self.host, self.port)
+        return url_of(self.host, self.port, is_tls=self.gateway.is_tls)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -57,4 +62,10 @@ class ControllerSettings:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ControllerSettings:
         """What `to_json` gave."""
-        return cls(**{**values, "limits": Limits(**values["limits"])})
+        return cls(
+            **{
+                **values,
+                "limits": Limits(**values["limits"]),
+                "gateway": GatewaySettings.from_json(values.get("gateway", {})),
+            }
+        )

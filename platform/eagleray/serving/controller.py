@@ -84,11 +84,12 @@ class Controller:
         }
 
     async def admin(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
-        """{"result"} of a method of AdminBackend, or {"error": {"kind", "message"}}."""
+        """{"result", "revision"} of a method of AdminBackend, or {"error": {"kind", "message"}}."""
         try:
             if not self._is_loaded or self._ending is not None:
                 raise ServiceError(self.trouble)  # what is committed after `_end` would be served again
-            return {"result": await getattr(self._plane, method)(*arguments)}
+            result = await getattr(self._plane, method)(*arguments)
+            return {"result": result, "revision": self.record.revision}
         except EaglerayError as error:
             return {"error": {"kind": type(error).__name__, "message": str(error)}}
         except Exception as error:  # ours to mend; as it is it might not survive the way to the ingress
@@ -277,15 +278,14 @@ class Controller:
         self.commit(record)
 
     async def _see_to_ingress(self, seen: Seen | None) -> None:
-        wanted = ingress_app.fingerprint()
+        wanted = ingress_app.fingerprint(self.settings)
         if seen is None or (self.record.applied.get(INGRESS_APP) != wanted and seen.status != "deleting"):
             await self.in_serve_thread(self._apply, lambda: [self.ingress()])
             self.commit(replace(self.record, applied={**self.record.applied, INGRESS_APP: wanted}))
             self.trouble = "the ingress is starting"
         elif seen.status == "running":
-            # The replica runs; Serve's proxy in front of it may still be starting.
             is_open = not self.trouble or await asyncio.to_thread(self.is_open)
-            self.trouble = "" if is_open else "Serve's proxy does not answer yet"
+            self.trouble = "" if is_open else "the ingress does not answer yet"
         else:
             self.trouble = f"the ingress is {seen.status} {seen.message}".strip()
 
@@ -308,7 +308,7 @@ class Controller:
 
     def connect(self) -> ServeControl:
         """The way to Serve."""
-        return ServeControl(self.settings.host, self.settings.port)
+        return ServeControl(self.settings.serve_port)
 
     def open_store(self) -> ModelStore:
         """The registry."""
@@ -328,7 +328,7 @@ class Controller:
 
     def ingress(self) -> App:
         """What Serve is handed for the ingress."""
-        return App(INGRESS_APP, ingress_app.build(), ingress_app.fingerprint(), route_prefix="/")
+        return App(INGRESS_APP, ingress_app.build(self.settings), ingress_app.fingerprint(self.settings))
 
     def is_open(self) -> bool:
         """Whether the ingress answers at its address."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 from eagleray import errors
 from eagleray.cluster.names import NAMESPACE
 from eagleray.errors import EaglerayError, ServiceError
-from eagleray.serving.control_settings import CONTROLLER
+from eagleray.serving.control_settings import CONTROLLER, ControllerSettings
+
+_REACH_S = 2.0
 
 Call = Callable[[str, Sequence[Any]], Awaitable[Mapping[str, Any]]]
 
@@ -27,8 +30,13 @@ class Reader:
         self._draining: dict[str, int] = {}
         """Applications that no route leads to, and the revision since which none does."""
         self._controller: Any = None
-        self._settings: Mapping[str, Any] | None = None
+        self._settings: ControllerSettings | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def settings(self) -> ControllerSettings | None:
         """Of the controller that was last heard of."""
+        return self._settings
 
     @property
     def is_draining(self) -> bool:
@@ -47,7 +55,10 @@ class Reader:
         """From now on requests begin with this revision."""
         self.revision = revision = int(news["revision"])
         self._draining = {app: self._draining.get(app, revision) for app in news["draining"]}
-        self._settings = news.get("settings")
+        if "settings" in news:
+            self._settings = ControllerSettings.from_json(news["settings"])
+        self._news.set()
+        self._news = asyncio.Event()
 
     def counted(self, app: Any) -> Any:
         """`app`, with its requests counted."""
@@ -72,17 +83,29 @@ class Reader:
         return await self._actor().watch.remote(self.name, self.revision, self.drained, wait_s)
 
     async def call(self, method: str, arguments: Sequence[Any]) -> dict[str, Any]:
-        """`Controller.admin`. Raises: ServiceError where the controller does not answer."""
+        """`Controller.admin`, whose effect is known here when this returns.
+
+        Raises: ServiceError where the controller does not answer.
+        """
         from ray.exceptions import RayError
 
         try:
-            return await self._actor().admin.remote(method, list(arguments))
+            answer = await self._actor().admin.remote(method, list(arguments))
         except (RayError, ValueError) as error:
             self.lose_controller()
             raise ServiceError(
                 f"the serving controller does not answer ({type(error).__name__}); it is started again by "
                 "itself: try again in some seconds, and look first whether this was done"
             ) from None
+        await self.reach(answer.get("revision", -1))
+        return answer
+
+    async def reach(self, revision: int) -> None:
+        """Return when `take` has had this revision, or after 2 s: who deploys a model asks it next."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REACH_S):
+                while self.revision < revision:
+                    await self._news.wait()
 
     def lose_controller(self) -> None:
         """Look the controller up anew at the next call."""
@@ -90,12 +113,10 @@ class Reader:
 
     async def start_controller(self) -> None:
         """Start the controller that was last heard of, unless somebody else has."""
-        from eagleray.serving.control_settings import ControllerSettings
         from eagleray.serving.start import start
 
         if self._settings is not None:
-            settings = ControllerSettings.from_json(self._settings)
-            self._controller = await asyncio.to_thread(start, settings)
+            self._controller = await asyncio.to_thread(start, self._settings)
 
     def _actor(self) -> Any:
         import ray

@@ -1,80 +1,154 @@
-"""The only routed Serve application: the ingress, in a replica on the head that follows the controller."""
+"""The ingress as a Serve application without a route: each replica is a gateway that follows the controller.
+
+Serve places, watches and replaces the replicas; requests never go through it. Each listens on the ingress's
+port itself, in a thread with a loop of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eagleray import __version__
 from eagleray.cluster.names import ON_HEAD
 from eagleray.errors import ServiceError
+from eagleray.serving.control_settings import ControllerSettings
 from eagleray.serving.controller_client import ControllerBackend, Reader
 from eagleray.serving.state import IngressState
 
 if TYPE_CHECKING:
-    from eagleray.serving.ingress.app import IngressApp
+    from eagleray.serving.gateway.process import Gateway
 
 DEPLOYMENT = "Ingress"
-_MAX_REQUESTS = 2000
-_WATCH_S, _DRAINING_WATCH_S = 10.0, 0.1
+_FIRST_WATCH_S, _WATCH_S, _DRAINING_WATCH_S = 1.0, 10.0, 0.1
 _RETRY_S = 0.5
+_MOST_DRAIN_S = 60.0
+_STOP_S = 5.0
+_SILENT_S = 30.0
+"""A loop that has not turned for so long hangs."""
 _log = logging.getLogger(__name__)
 
 
-def fingerprint() -> str:
+def fingerprint(settings: ControllerSettings) -> str:
     """Of what a running ingress cannot change."""
-    return f"{__version__}-1"
+    return f"{__version__}-2-{settings.gateway}"
 
 
-def build() -> Any:
+def build(settings: ControllerSettings) -> Any:
     """The Serve application, to be handed to Serve."""
     from ray import serve
 
     deployment = serve.deployment(
         name=DEPLOYMENT,
-        num_replicas=1,
-        max_ongoing_requests=_MAX_REQUESTS,
+        num_replicas=settings.gateway.number,
         ray_actor_options={"num_cpus": 0, "resources": dict(ON_HEAD)},
-        logging_config={"enable_access_log": False},  # the ingress counts requests itself
+        max_surge_percent=100,  # else old gateways end before new ones listen
         health_check_period_s=2,
         graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=10,
-    )(serve.ingress()(IngressReplica))
+        graceful_shutdown_timeout_s=drain_s(settings) + 2 * _STOP_S,
+    )(IngressReplica)
     return deployment.bind()
 
 
+def drain_s(settings: ControllerSettings) -> float:
+    """How long a gateway that is to end waits for what it is answering."""
+    return min(settings.limits.timeout_s, _MOST_DRAIN_S)
+
+
 class IngressReplica:
-    """Holds an IngressApp, its state and its way to the replicas of models."""
+    """Serve's side of a gateway: started, watched, ended."""
 
     async def __init__(self) -> None:
         from eagleray.cluster.loopback_ray260 import keep_replica_to_node_address
 
         keep_replica_to_node_address()
+        from eagleray.serving.gateway.thread import LoopThread
+
+        self._thread = LoopThread("gateway")
+        self._ingress = Ingress()
+        try:
+            await asyncio.wrap_future(self._thread.submit(self._ingress.open()))
+        except BaseException:
+            self._thread.stop()
+            raise
+
+    async def check_health(self) -> None:
+        """Serve asks; a replica that does not serve any more is replaced."""
+        if not self._thread.is_alive:
+            raise ServiceError("the gateway's thread has ended")
+        if (silent_s := self._thread.silent_s) > _SILENT_S:
+            raise ServiceError(f"the gateway's loop has not turned for {silent_s:.0f} s")
+        if trouble := self._ingress.trouble:
+            raise ServiceError(trouble)
+
+    async def __del__(self) -> None:
+        """Serve asks for it once, before it ends the process."""
+        if self._thread.is_alive:
+            await asyncio.wrap_future(self._thread.submit(self._ingress.close()))
+            await asyncio.to_thread(self._thread.stop)
+
+
+class Ingress:
+    """A gateway, the application behind it, and its way to the controller and to models; for one loop."""
+
+    def __init__(self) -> None:
+        self._reader = Reader()
+        self._is_told = False
+        self._gateway: Gateway | None = None
+        self._follower: asyncio.Task[None] | None = None
+        self._is_ending = False
+
+    async def open(self) -> None:
+        """Follow the controller, and listen where it says. Raises: ServiceError where that cannot be."""
+        from eagleray.serving.gateway import access_log
+        from eagleray.serving.gateway.process import Gateway
         from eagleray.serving.ingress.app import IngressApp
         from eagleray.serving.serve_transport_ray260 import ServeTransport
 
-        self._reader = Reader()
-        self._is_told = False
         self._transport = ServeTransport()
-        self._app: IngressApp = IngressApp(
-            IngressState(),
-            self._transport,
-            ControllerBackend(self._reader.call),
-            echoes_request_id=False,
+        self._app = IngressApp(IngressState(), self._transport, ControllerBackend(self._reader.call))
+        while (settings := self._reader.settings) is None:
+            if not await self._follow_once(_FIRST_WATCH_S):
+                await asyncio.sleep(_RETRY_S)
+        gateway = Gateway(
+            self._reader.counted(self._app),
+            settings.gateway,
+            host=settings.host,
+            port=settings.port,
+            directory=Path(settings.directory),
+            on_refused=self._app.metrics.count_refused,
         )
-        while not await self._follow_once(0.0):
-            await asyncio.sleep(_RETRY_S)
+        await gateway.open()
+        if settings.gateway.access_log_bytes:
+            folder = Path(settings.directory) / access_log.FOLDER
+            self._app.access_log = access_log.AccessLog(folder, settings.gateway.access_log_bytes)
+        self._gateway = gateway
         self._follower = asyncio.get_running_loop().create_task(self._follow())
 
-    def __serve_build_asgi_app__(self) -> Any:
-        """What Serve's proxy hands requests to."""
-        return self._reader.counted(self._app)
+    @property
+    def trouble(self) -> str:
+        """Why it no longer serves; empty where it does. From any thread."""
+        if self._is_ending:
+            return ""
+        if self._follower is None or self._follower.done():
+            error = None if self._follower is None else self._follower.exception()
+            return f"the ingress no longer follows the controller: {error}"
+        if self._gateway is None or not self._gateway.is_listening:
+            return "the gateway no longer listens"
+        return ""
 
-    async def check_health(self) -> None:
-        """Serve asks; a replica that no longer follows the controller is replaced."""
-        if self._follower.done():
-            raise ServiceError(f"the ingress no longer follows the controller: {self._follower.exception()}")
+    async def close(self) -> None:
+        """Take no more requests, finish what is under way, end."""
+        self._is_ending = True
+        if self._gateway is not None:
+            assert self._reader.settings is not None
+            await self._gateway.close(drain_s(self._reader.settings))
+        if self._follower is not None:
+            self._follower.cancel()
+        if self._app.access_log is not None:
+            self._app.access_log.close()
 
     async def _follow(self) -> None:
         while True:

@@ -14,6 +14,8 @@ from eagleray.errors import EaglerayError, InputError, ServiceError
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.services import Record
 
+GATEWAYS = "gateways"
+"""Of the folder with a file for each gateway that listens."""
 ADMIN_KEY_NAME = "local admin"
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
@@ -58,8 +60,11 @@ def forget(path: Path) -> None:
     """Remove the record, and its folder where that holds nothing else."""
     for file in (path, *path.parent.glob(f".{path.name}.*")):  # and what a killed writer has left
         file.unlink(missing_ok=True)
-    with suppress(OSError):
-        path.parent.rmdir()
+    for file in (path.parent / GATEWAYS).glob("*"):
+        file.unlink(missing_ok=True)
+    for folder in (path.parent / GATEWAYS, path.parent):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def ensure_admin_key(path: Path, keys: KeyRing) -> KeyRing:

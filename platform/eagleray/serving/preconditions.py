@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eagleray import __version__
@@ -36,8 +36,7 @@ class ServeFacts:
     host: str
     port: int
     location: str
-    routes: Mapping[str, str]
-    """Applications by their route."""
+    """On which nodes its proxies are."""
 
 
 def warning(nodes: Sequence[NodeFacts]) -> str:
@@ -81,19 +80,11 @@ def check_nodes(nodes: Sequence[NodeFacts], *, storage_url: str, tracking_uri: s
         )
 
 
-def check_serve(found: ServeFacts | None, *, host: str, port: int, our_app: str) -> None:
-    """Raises: ClusterError where Serve runs in a way that leaves no room for the ingress."""
-    if found is None:
+def check_serve(found: ServeFacts | None, *, port: int) -> None:
+    """Raises: ClusterError where Serve, as it runs, has the ingress's port."""
+    if found is None or found.location == "Disabled" or found.port != port:
         return
-    if (found.host, found.port) != (host, port) or found.location == "Disabled":
-        raise ClusterError(
-            f"Serve runs on this cluster already, at {found.host}:{found.port} (proxies: {found.location}), "
-            f"and the ingress was to be at {host}:{port}; give --host {found.host} --port {found.port} to "
-            "share it, where its proxies are not disabled, or stop it with `serve shutdown`"
-        )
-    other = found.routes.get("/")
-    if other is not None and other != our_app:
-        raise ClusterError(
-            f"the application {other!r} has the route / on this cluster, which the ingress needs; deploy it "
-            "under another prefix, or delete it"
-        )
+    raise ClusterError(
+        f"Serve's proxies on this cluster are at {found.host}:{found.port}, and the ingress needs a port of "
+        "its own: give another one with --port"
+    )

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eagleray.errors import ServiceError
+from eagleray.cluster import ports
+from eagleray.cluster.state import LOOPBACK
 from eagleray.serving.preconditions import ServeFacts
 from eagleray.serving.reconcile import Seen
 
@@ -35,17 +36,15 @@ class App:
 class ServeControl:
     """Serve as this process sees it. Every method blocks; for one thread at a time."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._host, self._port = host, port
+    def __init__(self, port: int = 0) -> None:
+        """`port`: of Serve's proxy, on loopback, where this starts Serve; 0 takes any free one."""
+        self._port = port
 
     def start(self) -> bool:
         """Start Serve, unless it runs already; its proxy, on the head only, starts in the background.
 
         Returns:
             Whether this has started it.
-
-        Raises:
-            ServiceError: it listens elsewhere than it shall.
         """
         from ray.serve import context
         from ray.serve._private import api, client
@@ -53,12 +52,12 @@ class ServeControl:
         from ray.serve.schema import LoggingConfig
 
         if context._get_global_client(raise_if_no_controller_running=False) is not None:
-            self._check_options()
             return False
+        port = self._port or ports.free_ports(LOOPBACK, ["serve"])["serve"]
         controller, _proxies = api._create_controller_and_proxy_refs(
-            http_options=HTTPOptions(host=self._host, port=self._port),
+            http_options=HTTPOptions(host=LOOPBACK, port=port),
             grpc_options=None,
-            # Its own line for each request costs more than the request; the ingress counts them.
+            # No request of ours goes through it, and what each replica does the ingress counts.
             global_logging_config=LoggingConfig(enable_access_log=False),
             global_tracing_config=None,
             controller_options=ControllerOptions(),
@@ -66,15 +65,6 @@ class ServeControl:
         )
         context._set_global_client(client.ServeControllerClient(controller))
         return True
-
-    def _check_options(self) -> None:
-        """Raises: ServiceError where Serve, which somebody else started, listens elsewhere than we shall."""
-        found = self._client().http_config
-        if (found.host, found.port) != (self._host, self._port):
-            raise ServiceError(
-                f"Serve runs already, at {found.host}:{found.port}, and not at {self._host}:{self._port}; "
-                "stop it (`serve shutdown`), or attach with its address"
-            )
 
     def facts(self) -> ServeFacts | None:
         """How Serve runs; None where it does not."""
@@ -85,12 +75,10 @@ class ServeControl:
         if client is None:
             return None
         location: Any = ray.get(client._controller.get_proxy_location.remote())
-        details = client.get_serve_details()["applications"]
         return ServeFacts(
             host=client.http_config.host,
             port=client.http_config.port,
             location=getattr(location, "value", str(location)),
-            routes={app["route_prefix"]: name for name, app in details.items() if app.get("route_prefix")},
         )
 
     def is_running(self) -> bool:

@@ -19,6 +19,7 @@ from eagleray.cluster.state import ClusterState
 from eagleray.errors import ClusterError, ServiceError
 from eagleray.serving import memory
 from eagleray.serving.control_settings import CONTROLLER, ControllerSettings
+from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.state import Limits
 from eagleray.specs.local import LocalServing
 
@@ -38,8 +39,19 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
         port=cluster.ports["ingress"],
         storage_url=settings.storage_url(),
         tracking_uri=settings.tracking_uri(),
-        is_key_needed_for_infer=serving.require_key or not state.is_loopback(serving.host),
+        # What comes through a proxy comes from elsewhere, whatever the socket's other end is.
+        is_key_needed_for_infer=serving.require_key
+        or bool(serving.trusted_proxies)
+        or not state.is_loopback(serving.host),
         limits=Limits(int(serving.max_body_mib * 2**20), serving.request_timeout_s),
+        gateway=GatewaySettings(
+            serving.gateways,
+            trusted_proxies=serving.trusted_proxies,
+            tls_cert=serving.tls_cert or "",
+            tls_key=serving.tls_key or "",
+            access_log_bytes=int(serving.access_log_mib * 2**20),
+        ),
+        serve_port=cluster.ports["serve"],
     )
 
 

@@ -34,6 +34,16 @@ def _own_ipv4(host: str) -> str:
     return host
 
 
+def network(text: str) -> str:
+    """`text`, an address or a network. Raises: ValueError where it is neither."""
+    import ipaddress
+
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is no address and no network, as 10.0.0.7 or 10.1.0.0/16") from None
+
+
 class LocalNodeType(Spec):
     """What one node of a type gets on this machine, in place of cluster.yaml's resources."""
 
@@ -53,6 +63,19 @@ class LocalServing(Spec):
     """The address on which the ingress listens."""
     port: int = Field(default=0, ge=0, le=65535)
     """0 takes any free one."""
+    gateways: int = Field(default=1, ge=1, le=64)
+    """Processes that take requests, all on that port: more than one where it has cores to spare."""
+    trusted_proxies: tuple[Annotated[str, AfterValidator(network)], ...] = ()
+    """Addresses and networks (10.1.0.0/16) of proxies in front, whose X-Forwarded-For is believed; with any,
+    models need a key."""
+    access_log_mib: float = Field(default=0.0, ge=0, le=100_000)
+    """A line of JSON for each answered request, in files of the serving folder that together have no more for
+    each gateway; 0: none."""
+    tls_cert: ExistingPath | None = None
+    """A file with a certificate, and those that lead to its root, in PEM: requests then come by HTTPS. Read
+    again when it changes."""
+    tls_key: ExistingPath | None = None
+    """The file with its private key."""
     insecure: bool = False
     """Let the ingress listen beyond this machine, in plain HTTP: keys and data can be read on the way."""
     require_key: bool = False
@@ -64,10 +87,13 @@ class LocalServing(Spec):
 
     @model_validator(mode="after")
     def _is_said_aloud(self) -> LocalServing:
-        if not self.host.startswith("127.") and not self.insecure:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together; give both, or none")
+        if not (self.host.startswith("127.") or self.insecure or self.tls_cert):
             raise ValueError(
-                f"host {self.host} opens the ingress to the network in plain HTTP; put a proxy with TLS in "
-                f"front, keep {_LOOPBACK} and say require_key = true, or say insecure = true"
+                f"host {self.host} opens the ingress to the network in plain HTTP; give tls_cert and "
+                f"tls_key, or put a proxy with TLS in front, keep {_LOOPBACK} and say require_key = true, or "
+                "say insecure = true"
             )
         return self
 

@@ -16,8 +16,10 @@ from eagleray.cluster.attached import AttachedCluster
 from eagleray.cluster.names import ON_HEAD
 from eagleray.errors import ClusterError, InputError, ServiceError
 from eagleray.serving import preconditions, start
-from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings, url_of
+from eagleray.serving.control_settings import ControllerSettings, url_of
+from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.preconditions import NodeFacts
+from eagleray.specs.local import network
 from eagleray.workflows.joining import joined
 
 DEFAULT_PORT = 8000
@@ -35,6 +37,11 @@ def attach(
     port: int = DEFAULT_PORT,
     is_insecure: bool = False,
     is_key_required: bool = False,
+    gateways: int = 1,
+    trusted_proxies: Sequence[str] = (),
+    tls_cert: str = "",
+    tls_key: str = "",
+    access_log_mib: float = 0.0,
     profile: str | None = None,
     say: Callable[[str], None] = print,
 ) -> AttachedCluster:
@@ -49,6 +56,11 @@ def attach(
         port: Of the ingress.
         is_insecure: Let it listen beyond the head, in plain HTTP.
         is_key_required: Models need a key on a loopback `host` too: for a proxy in front of it.
+        gateways: Processes that take requests.
+        trusted_proxies: Addresses and networks of proxies in front; with any, models need a key.
+        tls_cert: A file on the head with a certificate in PEM: requests then come by HTTPS.
+        tls_key: A file on the head with its private key.
+        access_log_mib: Of one gateway's access log on the head; 0: none.
         profile: Of recovery, for what starts from now on; None leaves the one that the cluster has.
         say: Takes lines for people.
 
@@ -60,11 +72,16 @@ def attach(
     """
     _check_name(name)
     recovery = None if profile is None else profiles.named(profile)
-    if not state.is_loopback(host) and not is_insecure:
+    _check_tls(tls_cert, tls_key)
+    if not (state.is_loopback(host) or is_insecure or tls_cert):
         raise InputError(
-            f"host {host} opens the ingress to the network in plain HTTP; put a proxy with TLS in front, "
-            f"keep {state.LOOPBACK} and say --require-key, or say --insecure"
+            f"host {host} opens the ingress to the network in plain HTTP; give --tls-cert and --tls-key, or "
+            f"put a proxy with TLS in front, keep {state.LOOPBACK} and say --require-key, or say --insecure"
         )
+    try:
+        trusted = tuple(map(network, trusted_proxies))
+    except ValueError as error:
+        raise InputError(f"trusted proxies: {error}") from None
     wanted = ControllerSettings(
         cluster=name,
         directory=_UNKNOWN,  # the head says where
@@ -73,7 +90,14 @@ def attach(
         port=port,
         storage_url=settings.storage_url(),
         tracking_uri=settings.tracking_uri(),
-        is_key_needed_for_infer=is_key_required or not state.is_loopback(host),
+        is_key_needed_for_infer=is_key_required or bool(trusted) or not state.is_loopback(host),
+        gateway=GatewaySettings(
+            gateways,
+            trusted_proxies=trusted,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            access_log_bytes=int(access_log_mib * 2**20),
+        ),
     )
     with joined(address, recovery.of_serve if recovery else {}):
         if (before := start.find()) is not None:
@@ -83,8 +107,8 @@ def attach(
         preconditions.check_nodes(nodes, storage_url=wanted.storage_url, tracking_uri=wanted.tracking_uri)
         if warning := preconditions.warning(nodes):
             say(warning)
-        serve = _serve(wanted)
-        preconditions.check_serve(serve, host=host, port=port, our_app=INGRESS_APP)
+        serve = _serve()
+        preconditions.check_serve(serve, port=port)
         head = _head_address()
         cluster = AttachedCluster(name, address, reachable_url(wanted, head), time.time())
         attached.write(cluster)  # before anything is started: `down` ends what a failure below leaves
@@ -101,6 +125,15 @@ def attach(
     if state.is_loopback(host) and not is_mine(head):
         say(_far_loopback(wanted, head))
     return cluster
+
+
+def _check_tls(cert: str, key: str) -> None:
+    """Raises: InputError where the head could not find both files."""
+    if bool(cert) != bool(key):
+        raise InputError("--tls-cert and --tls-key belong together; give both, or none")
+    for path in filter(None, (cert, key)):
+        if not os.path.isabs(path):
+            raise InputError(f"{path}: give the file's whole path on the head")
 
 
 def _apply(profile: profiles.Profile) -> None:
@@ -127,7 +160,8 @@ def what_holds(profile: profiles.Profile, nodes: Sequence[NodeFacts], *, is_serv
 
 def reachable_url(wanted: ControllerSettings, head: str) -> str:
     """The ingress's address for other hosts too: one that listens on all interfaces has that of the head."""
-    return url_of(head if wanted.host in _ALL_INTERFACES else wanted.host, wanted.port)
+    host = head if wanted.host in _ALL_INTERFACES else wanted.host
+    return url_of(host, wanted.port, is_tls=wanted.gateway.is_tls)
 
 
 def _far_loopback(wanted: ControllerSettings, head: str) -> str:
@@ -135,7 +169,7 @@ def _far_loopback(wanted: ControllerSettings, head: str) -> str:
     return (
         f"warning: that is {host} of the head, {head}, and this is another machine: commands here reach it "
         f"through `ssh -N -L {port}:{host}:{port} {head}` only; or `eagleray down --name {wanted.cluster}`, "
-        f"and attach with --host {head} --insecure, or on the head"
+        f"and attach with --host {head} and --tls-cert or --insecure, or on the head"
     )
 
 
@@ -223,10 +257,10 @@ def _fact(node: Any, answer: Any) -> NodeFacts:
         return NodeFacts(name, address, trouble=" ".join(str(error).split())[-300:])
 
 
-def _serve(wanted: ControllerSettings) -> Any:
+def _serve() -> Any:
     from eagleray.serving.serve_control_ray260 import ServeControl
 
-    return ServeControl(wanted.host, wanted.port).facts()
+    return ServeControl().facts()
 
 
 def _check_same(controller: Any, wanted: ControllerSettings) -> None:

@@ -87,7 +87,7 @@ def _check_nothing_is_left(cluster: AttachedCluster) -> None:
     """Raises: ClusterError where Serve runs what is ours, and no controller is there that would end it."""
     from eagleray.serving.serve_control_ray260 import ServeControl
 
-    serve = ServeControl("", 0)
+    serve = ServeControl()
     names = serve.observe() if serve.is_running() else []
     if ours := list(filter(is_ours, names)):
         raise ClusterError(

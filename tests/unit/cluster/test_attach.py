@@ -24,7 +24,7 @@ def test_what_was_started_before_it_failed_can_be_taken_down(tmp_path, monkeypat
         "_facts": lambda _url: [],
         "preconditions.check_nodes": lambda *_, **__: None,
         "preconditions.warning": lambda _nodes: "",
-        "_serve": lambda _wanted: None,
+        "_serve": lambda: None,
         "preconditions.check_serve": lambda *_, **__: None,
         "_head_address": lambda: "10.0.0.1",
         "ledger.start": lambda _wanted: LEDGER,

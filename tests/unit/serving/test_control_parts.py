@@ -122,6 +122,23 @@ def test_an_ingress_uses_an_application_as_long_as_a_request_that_began_before_i
     asyncio.run(run())
 
 
+def test_what_was_changed_through_an_ingress_is_known_there_when_it_is_answered(monkeypatch):
+    async def run() -> None:
+        reader = Reader()
+        reader.take({"revision": 1, "draining": []})
+        await reader.reach(1)
+        reaching = asyncio.ensure_future(reader.reach(3))
+        for revision in (2, 3):
+            await asyncio.sleep(0.001)
+            assert not reaching.done()
+            reader.take({"revision": revision, "draining": []})
+        await asyncio.wait_for(reaching, 10)
+        monkeypatch.setattr("eagleray.serving.controller_client._REACH_S", 0.001)
+        await asyncio.wait_for(reader.reach(4), 10)  # a controller that has no more to say
+
+    asyncio.run(run())
+
+
 def test_a_request_that_began_after_does_not_hold_an_application():
     async def run():
         reader, release = Reader(), asyncio.Event()

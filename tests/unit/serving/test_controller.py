@@ -34,7 +34,7 @@ class PretendServe:
         self.refuses: Exception | None = None
         """Raised by `apply`."""
         self.is_open = True
-        """Whether the proxy answers."""
+        """Whether the ingress answers."""
         self.fails: dict[str, str] = {}
         self.runs = self.seems_to_run = True
         """As it is, and as a client thinks that found it earlier and has not looked again."""
@@ -142,7 +142,7 @@ class PretendController(Controller):
 
     def ingress(self):
         assert_in_serve_thread()
-        return App(INGRESS_APP, None, "1", "/")
+        return App(INGRESS_APP, None, "1")
 
     def require_capacity(self, spec):
         if spec.gpus_per_replica > 1:
@@ -204,10 +204,10 @@ def test_the_newest_runs(parts):
     with_controller(parts, scenario)
 
 
-def test_trouble_lasts_until_the_proxy_answers(parts):
+def test_trouble_lasts_until_the_ingress_answers(parts):
     async def scenario(controller, backend):
         controller.serve.is_open = False
-        await until(lambda: controller.trouble == "Serve's proxy does not answer yet")
+        await until(lambda: controller.trouble == "the ingress does not answer yet")
         controller.serve.is_open = True
         await until(lambda: not controller.trouble)
 

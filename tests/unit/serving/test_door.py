@@ -120,7 +120,7 @@ def server() -> Iterator[Pretend]:
         (["GET /models HTTP/1.1", "host: evil.example"], 421),
         (["GET /models HTTP/1.1", "Host: LOCALHOST:1"], 200),
         (["GET /models HTTP/1.1", "Host: localhost.evil.example"], 421),
-        (["GET http://127.0.0.1/models HTTP/1.1", "Host: evil.example"], 421),
+        (["GET http://127.0.0.1/models HTTP/1.1", "Host: evil.example"], 400),
     ],
 )
 def test_over_a_socket(server: Pretend, lines: list[str], status: int) -> None:

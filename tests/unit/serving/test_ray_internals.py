@@ -112,15 +112,44 @@ def test_a_replica_warms_up_with_one_sample_and_with_a_whole_batch():
     assert fit.overall() is not None, "of each size the second call says what a pass takes"
 
 
-def test_the_ingress_is_on_the_head_alone_takes_no_cpu_and_has_the_one_route():
-    from eagleray.serving.controller import Controller
+def test_gateways_are_on_the_head_alone_take_no_cpu_and_have_no_route():
+    from types import SimpleNamespace
 
-    app = Controller.ingress(None)
-    assert app.route_prefix == "/"
+    from eagleray.serving import ingress_app
+    from eagleray.serving.control_settings import ControllerSettings
+    from eagleray.serving.controller import Controller
+    from eagleray.serving.gateway.settings import GatewaySettings
+
+    settings = ControllerSettings("c", "/d", "", "127.0.0.1", 1, "", "", gateway=GatewaySettings(number=2))
+    app = Controller.ingress(SimpleNamespace(settings=settings))
+    assert app.route_prefix is None
     deployment = app.deployment._bound_deployment
     assert deployment.ray_actor_options["num_cpus"] == 0
     assert deployment.ray_actor_options["resources"] == {"node:__internal_head__": 0.001}
-    assert deployment.num_replicas == 1
+    assert deployment.num_replicas == 2
+    config = deployment._deployment_config
+    assert config.max_surge_percent == 100, "a new gateway listens before the old one ends"
+    assert config.graceful_shutdown_timeout_s > ingress_app.drain_s(settings)
+    single = ControllerSettings.from_json({**settings.to_json(), "gateway": {}})
+    assert app.version == ingress_app.fingerprint(settings) != ingress_app.fingerprint(single)
+
+
+def test_serve_ends_a_replica_by_its_destructor_which_may_be_a_coroutine():
+    from ray.serve._private.replica import UserCallableWrapper
+
+    from eagleray.serving.ingress_app import IngressReplica
+
+    assert inspect.iscoroutinefunction(IngressReplica.__del__)
+    source = inspect.getsource(UserCallableWrapper.call_destructor)
+    assert "self._callable.__del__" in source, MOVED
+    assert "await self._call_func_or_gen" in source, MOVED
+
+
+def test_a_handle_may_be_asked_from_any_loop():
+    """Its router has a thread of its own; without, a gateway's loop could not await what it answers."""
+    from ray.serve._private import constants
+
+    assert constants.RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP, MOVED
 
 
 def test_serves_proxy_is_on_the_head_only(monkeypatch):
@@ -139,7 +168,7 @@ def test_serves_proxy_is_on_the_head_only(monkeypatch):
         return None, {}
 
     monkeypatch.setattr(api, "_create_controller_and_proxy_refs", create)
-    assert ServeControl("127.0.0.1", 8123).start()
+    assert ServeControl(8123).start()
     assert asked["proxy_location"].value == "HeadOnly"
     assert (asked["http_options"].host, asked["http_options"].port) == ("127.0.0.1", 8123)
 

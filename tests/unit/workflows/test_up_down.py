@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def test_without_serving_there_is_no_ingress():
     cluster = prepared("serving.enabled=false")
     try:
         assert cluster.ingress_url is None
-        assert "ingress" not in cluster.ports
+        assert not {"ingress", "serve"} & set(cluster.ports)
     finally:
         local.down("one", say=lambda _: None)
 
@@ -82,25 +83,60 @@ def test_a_port_in_use_is_said_by_its_key():
     assert state.read("one") is None
 
 
+def test_a_trusted_proxy_is_an_address_or_a_network():
+    with pytest.raises(SpecError, match=r"trusted_proxies.*'proxy.example' is no address and no network"):
+        load(LocalSpec, LOCAL, ["serving.trusted_proxies=['10.0.0.0/8', 'proxy.example']"])
+    with pytest.raises(InputError, match=r"trusted proxies: '10.0.0.1/8' is no address and no network"):
+        attach.attach("10.0.0.1:6379", "theirs", trusted_proxies=["10.0.0.1/8"])
+
+
 def test_plain_http_beyond_this_machine_has_to_be_said_aloud(monkeypatch):
     monkeypatch.setattr(socket.socket, "bind", lambda _self, _address: None)
     with pytest.raises(SpecError, match=r"serving: host 10.0.0.1 opens the ingress .* insecure = true"):
         load(LocalSpec, LOCAL, ["serving.host='10.0.0.1'"])
     assert load(LocalSpec, LOCAL, ["serving.host='10.0.0.1'", "serving.insecure=true"]).serving.insecure
+    files = [f"serving.tls_cert='{LOCAL}'", f"serving.tls_key='{LOCAL}'"]  # any: they are read by the gateway
+    assert not load(LocalSpec, LOCAL, ["serving.host='10.0.0.1'", *files]).serving.insecure
+    with pytest.raises(SpecError, match="tls_cert and tls_key belong together"):
+        load(LocalSpec, LOCAL, files[:1])
+    with pytest.raises(InputError, match=r"plain HTTP; give --tls-cert and --tls-key, or .* say --insecure"):
+        attach.attach("10.0.0.1:6379", "theirs", host="10.0.0.1")
+    with pytest.raises(InputError, match=r"--tls-cert and --tls-key belong together"):
+        attach.attach("10.0.0.1:6379", "theirs", host="10.0.0.1", tls_cert="/cert.pem")
+    with pytest.raises(InputError, match=r"key\.pem: give the file's whole path on the head"):
+        attach.attach("10.0.0.1:6379", "theirs", tls_cert="/cert.pem", tls_key="key.pem")
+
+
+def test_with_a_certificate_the_ingress_is_called_by_https(tmp_path):
+    serving = [f"serving.tls_cert='{LOCAL}'", f"serving.tls_key='{LOCAL}'"]
+    cluster = prepared(*serving)
+    assert cluster.ingress_url == f"https://127.0.0.1:{cluster.ports['ingress']}"
+    assert state.read("one") == cluster
+    wanted = start.local_settings(cluster, load(LocalSpec, LOCAL, serving).serving)
+    assert wanted.url == cluster.ingress_url
+    assert (wanted.gateway.tls_cert, wanted.gateway.tls_key) == (str(LOCAL), str(LOCAL))
 
 
 @pytest.mark.parametrize(
-    ("host", "require_key", "is_needed"),
-    [("127.0.0.1", False, False), ("127.0.0.1", True, True), ("10.0.0.1", False, True)],
+    ("host", "require_key", "trusted_proxies", "is_needed"),
+    [
+        ("127.0.0.1", False, [], False),
+        ("127.0.0.1", True, [], True),
+        ("127.0.0.1", False, ["127.0.0.1"], True),
+        ("10.0.0.1", False, [], True),
+    ],
 )
-def test_behind_a_proxy_models_need_a_key_where_that_is_said(host, require_key, is_needed):
+def test_behind_a_proxy_models_need_a_key(host, require_key, trusted_proxies, is_needed):
     prepared()
-    serving = LocalServing.model_construct(
-        **{**LocalServing().model_dump(), "host": host, "require_key": require_key}
-    )
+    said = {"host": host, "require_key": require_key, "trusted_proxies": tuple(trusted_proxies)}
+    serving = LocalServing.model_construct(**{**LocalServing().model_dump(), **said})
     found = state.read("one")
     assert found is not None
-    assert start.local_settings(found, serving).is_key_needed_for_infer == is_needed
+    wanted = start.local_settings(found, serving)
+    assert wanted.is_key_needed_for_infer == is_needed
+    assert wanted.gateway.trusted_proxies == tuple(trusted_proxies)
+    assert (wanted.port, wanted.serve_port) == (found.ports["ingress"], found.ports["serve"])
+    assert ControllerSettings.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
 
 
 def test_attach_can_require_a_key_on_loopback(monkeypatch):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from eagleray.serving.admin import AdminBackend
 from eagleray.serving.admission.door import Admission
 from eagleray.serving.admission.refusal import Refusal
+from eagleray.serving.gateway.access_log import AccessLog
+from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress import admin, door, failures, headers, openai, pages, people, v2
 from eagleray.serving.ingress.call import Call
 from eagleray.serving.ingress.failures import Failure
@@ -24,17 +27,15 @@ from eagleray.serving.ingress.http import (
     Stream,
     json_response,
 )
-from eagleray.serving.ingress.metrics import IngressMetrics
+from eagleray.serving.ingress.metrics import NO_ROUTE, IngressMetrics
 from eagleray.serving.ingress.routing import Route, Table
-from eagleray.serving.proxy import strip
 from eagleray.serving.state import IngressState
 from eagleray.serving.transport import Transport
 
-NO_ROUTE = "(none)"
-"""Label of requests that found no route: paths that strangers try are no labels."""
 END_S = 1.0
 """A stream of a key that was revoked is cut off after so long, where its client does not take its end."""
 SWEEP_S = 1.0
+_MOST_PATH = 512
 CLIENT_GONE = 499
 """nginx's code for a client that left before its answer; in the counters only."""
 
@@ -46,19 +47,11 @@ class IngressApp:
     early where its key is gone from the newer one. For one event loop.
     """
 
-    def __init__(
-        self,
-        state: IngressState,
-        transport: Transport,
-        admin_backend: AdminBackend,
-        *,
-        echoes_request_id: bool = True,
-    ) -> None:
-        """`echoes_request_id`: False where a server in front does it, as Serve's proxy."""
+    def __init__(self, state: IngressState, transport: Transport, admin_backend: AdminBackend) -> None:
         self.admission = Admission()
         self.state = state
+        self.access_log: AccessLog | None = None
         self._sweep: asyncio.TimerHandle | None = None
-        self._echoes_request_id = echoes_request_id
         self.metrics = IngressMetrics()
         self.table = Table(all_routes())
         self._transport = transport
@@ -88,12 +81,13 @@ class IngressApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()
-        pairs = strip(scope["headers"])
+        pairs = scope["headers"]
         request = Request(
             scope, receive, {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in pairs}
         )
         request_id = headers.request_id(request.headers.get("x-request-id"))
         call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
+        call.watch = Watch(request.headers.get("traceparent"))
         exchange = _Exchange()
         self.metrics.in_flight += 1
         if self._has_expiring_keys and self._sweep is None:
@@ -101,8 +95,7 @@ class IngressApp:
         try:
             answer = await self._answer(call, exchange)
             exchange.status = answer.status
-            if self._echoes_request_id:
-                answer.headers["x-request-id"] = request_id
+            answer.headers |= {"x-request-id": request_id, **call.watch.headers()}
             exchange.answer = answer
             await answer.send(request, send)
         except BaseException:
@@ -118,8 +111,10 @@ class IngressApp:
             exchange.route, call.params = self.table.find(call.request.method, call.request.segments())
             if not exchange.route.is_inference:
                 call.key = door.authorize(call.state, call.request.headers, exchange.route.scope)
+                call.watch.mark("admission")
                 return await exchange.route.handler(call)
             self._admit(call)
+            call.watch.mark("admission")
             answer = await exchange.route.handler(call)
             if call.ticket is not None:
                 answer.headers.update(call.ticket.account.state(time.monotonic()))
@@ -175,6 +170,8 @@ class IngressApp:
             received=call.request.num_body_bytes,
             sent=exchange.answer.num_bytes if exchange.answer else 0,
         )
+        if self.access_log is not None:
+            self.access_log.write(_line(call, exchange, seconds))
 
 
 class _Exchange:
@@ -189,6 +186,27 @@ class _Exchange:
 def all_routes() -> list[Route]:
     """Every route of the ingress, in the order of the documentation."""
     return [*v2.routes(), *openai.routes(), *people.routes(), *admin.routes(), *pages.routes()]
+
+
+def _line(call: Call, exchange: _Exchange, seconds: float) -> dict[str, Any]:
+    """Of the access log. Without the query: it may carry what is nobody's business."""
+    target, scope = call.target, call.request.scope
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "request_id": call.request_id,
+        "trace_id": call.watch.trace.trace_id,
+        "client": scope["client"][0] if scope.get("client") else "",
+        "method": call.request.method,
+        "path": scope["path"][:_MOST_PATH],
+        "route": exchange.route.path if exchange.route else NO_ROUTE,
+        "model": target.name if target else "",
+        "version": target.version if target else None,
+        "status": int(exchange.status),
+        "seconds": round(seconds, 6),
+        "received_bytes": call.request.num_body_bytes,
+        "sent_bytes": exchange.answer.num_bytes if exchange.answer else 0,
+        "ms": {name: round(1e3 * span_s, 3) for name, span_s in call.watch.spans_s.items()},
+    }
 
 
 def _failed(request: Request, failure: Failure) -> Response:

@@ -16,6 +16,7 @@ from eagleray.serving.admin import AdminBackend
 from eagleray.serving.admission import deadline
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress.door import refused
 from eagleray.serving.ingress.http import HttpError, Request, WhileWaitedFor
 from eagleray.serving.ingress.metrics import IngressMetrics
@@ -47,6 +48,7 @@ class Call:
     table: Table
     params: Mapping[str, str] = field(default_factory=dict)
     target: Target | None = None
+    watch: Watch = field(default_factory=Watch)
     key: Key | None = None
     """That the request came with, where it is a good one of ours."""
     ticket: Ticket | None = None
@@ -133,6 +135,7 @@ class Call:
         Raises: as `Transport.infer`, but HttpError 504 instead of TimeoutError; ClientGone.
         """
         timeout_s = self.left_s
+        self.watch.mark("decode")
         try:
             with WhileWaitedFor(self.request):
                 async with self.waiting(None):
@@ -140,6 +143,8 @@ class Call:
         except TimeoutError:
             self.check_ended()
             raise no_answer(target, timeout_s) from None
+        finally:
+            self.watch.mark("replica")
 
 
 def named(target: Target) -> str:

@@ -45,6 +45,7 @@ async def begin(call: Call, target: Target, request: GenerationRequest) -> Begun
 
 
 async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begun:
+    call.watch.mark("decode")
     call.reserve_tokens(request)
     chunks = call.transport.generate(target, request)
     try:
@@ -52,6 +53,8 @@ async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begu
     except BaseException:
         await chunks.aclose()
         raise
+    finally:
+        call.watch.mark("replica")
     return Begun(first, chunks, call, target)
 
 

@@ -10,7 +10,13 @@ from eagleray.metrics import INGRESS_TABLE, Metric
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+BUCKETS_S = (
+    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+
+NO_ROUTE = "(none)"
+"""Label of requests that found no route: paths that strangers try are no labels."""
 
 _Labels = tuple[str, ...]
 
@@ -39,6 +45,10 @@ class IngressMetrics:
             buckets = self._buckets[labels] = [0] * (len(BUCKETS_S) + 1)
         buckets[bisect_left(BUCKETS_S, seconds)] += 1
         self._seconds[labels] = self._seconds.get(labels, 0.0) + seconds
+
+    def count_refused(self, code: int) -> None:
+        """Take a request that was no HTTP as we take it, or came on one connection too many."""
+        self.count(route=NO_ROUTE, model="", version="", code=code, seconds=0.0, received=0, sent=0)
 
     def text(self) -> str:
         """All of it, in Prometheus's text format."""

@@ -1,0 +1,1 @@
+"""The ingress's HTTP server: its port, what it lets in as HTTP, TLS, traces, the access log."""

@@ -1,0 +1,71 @@
+"""The gateways' port: shared by those of one cluster, and with nobody else."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from eagleray.cluster import ports, processes
+from eagleray.errors import ServiceError
+
+BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one gateway listens."""
+
+    listener: socket.socket
+    claim: Path
+    """A file that says so to the next gateway of the cluster."""
+
+    def leave(self) -> None:
+        """Listen no more."""
+        self.listener.close()
+        self.claim.unlink(missing_ok=True)
+
+
+def listen(host: str, port: int, claims: Path) -> Place:
+    """Listen on the port, beside other gateways of the cluster; 0 takes any free one.
+
+    The kernel lets any program of the same user in on a port that is to be shared, and gives each a part of
+    the connections. So a gateway takes one that somebody listens on already only where a gateway of its own
+    cluster lives: each has a file in the folder `claims`.
+
+    Raises:
+        ServiceError: another program has the port, or there is no such address here.
+    """
+    claims.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if port and not _are_there_others(claims) and not ports.is_free(host, port):
+        raise ServiceError(
+            f"port {port} of {host} is in use by another program, or {host} is no address of this machine; "
+            "end that program, or give the ingress another port"
+        )
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setblocking(False)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ServiceError(f"the ingress cannot listen on port {port} of {host}: {error.strerror}") from error
+    me = processes.this_process()
+    claim = claims / f"{me.pid}-{me.start}-{secrets.token_hex(4)}"
+    claim.touch(mode=0o600)
+    return Place(listener, claim)
+
+
+def _are_there_others(claims: Path) -> bool:
+    """Whether a gateway lives that has a file there; files of those that do not are removed."""
+    is_found = False
+    for path in claims.glob("*-*-*"):
+        pid, start, _ = path.name.split("-")
+        if processes.Process(int(pid), int(start)).is_alive:
+            is_found = True
+        else:
+            path.unlink(missing_ok=True)
+    return is_found

@@ -1,0 +1,38 @@
+"""Whose request it is, behind proxies that are listed and proxies that are not."""
+
+from __future__ import annotations
+
+import pytest
+
+from eagleray.serving.gateway.forwarding import Proxies
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        ("203.0.113.9", ["198.51.100.1"], "203.0.113.9"),  # anybody can write it
+        ("10.1.2.3", [], "10.1.2.3"),
+        ("10.1.2.3", ["198.51.100.1"], "198.51.100.1"),
+        ("10.1.2.3", ["1.1.1.1, 198.51.100.1"], "198.51.100.1"),  # the client wrote 1.1.1.1
+        ("10.1.2.3", ["1.1.1.1", "198.51.100.1"], "198.51.100.1"),
+        ("10.1.2.3", ["198.51.100.1, 10.9.9.9"], "198.51.100.1"),  # two proxies, both listed
+        ("10.1.2.3", ["198.51.100.1, 192.0.2.7"], "192.0.2.7"),
+        ("10.1.2.3", ["10.9.9.9"], "10.9.9.9"),
+        ("10.1.2.3", ["198.51.100.1:5555"], "198.51.100.1"),
+        ("10.1.2.3", ["[2001:db8::1]:5555"], "2001:db8::1"),
+        ("10.1.2.3", ["2001:db8::1"], "2001:db8::1"),
+        ("10.1.2.3", ["unknown"], "10.1.2.3"),
+        ("10.1.2.3", ["1.1.1.1, <script>, 10.9.9.9"], "10.9.9.9"),
+        ("10.1.2.3", ["", ","], "10.1.2.3"),
+        ("192.168.0.7", ["198.51.100.1"], "198.51.100.1"),
+        ("192.168.0.8", ["198.51.100.1"], "192.168.0.8"),
+        ("fd00::1", ["198.51.100.1"], "198.51.100.1"),
+        ("/run/socket", ["198.51.100.1"], "/run/socket"),
+    ],
+)
+def test_the_last_address_that_is_no_proxy_of_ours(peer: str, forwarded: list[str], client: str) -> None:
+    assert Proxies(["10.0.0.0/8", "192.168.0.7", "fd00::/8"]).client_of(peer, forwarded) == client
+
+
+def test_where_none_is_listed_nobody_is_believed() -> None:
+    assert Proxies().client_of("127.0.0.1", ["198.51.100.1"]) == "127.0.0.1"
