@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +25,9 @@ from eagleray.serving.control_admin import ControlPlane
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.readers import Readers
 from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Retry, Seen, carry_out, decide
+from eagleray.serving.replica.listening import frame_bytes
 from eagleray.serving.serve_control_ray260 import App, ServeControl
-from eagleray.serving.services import Record, ServedVersion, is_ours
+from eagleray.serving.services import LINK_KEY_BYTES, Record, ServedVersion, is_ours
 from eagleray.serving.state import IngressState
 from eagleray.specs import ServiceSpec
 
@@ -124,6 +126,14 @@ class Controller:
             "draining": self.record.draining,
             "starts": self.record.starts,
             "settings": self.settings.to_json(),
+            "links": self.links(),
+        }
+
+    def links(self) -> dict[str, Any]:
+        """What gateways and replicas have to agree on; with the cluster's key, so for them alone."""
+        return {
+            "key": self.record.link_key,
+            "max_frame_bytes": frame_bytes(self.settings.limits.max_body_bytes),
         }
 
     def ingress_state(self) -> IngressState:
@@ -217,7 +227,8 @@ class Controller:
             if self.settings.admin_key_path:
                 keys = memory.ensure_admin_key(self.settings.admin_key, keys)
             self._is_loaded = True
-            self.commit(replace(self.record, keys=keys))
+            link_key = self.record.link_key or secrets.token_hex(LINK_KEY_BYTES)
+            self.commit(replace(self.record, keys=keys, link_key=link_key))
             self.trouble = "Serve is starting"
         except (ServiceError, OSError) as error:
             self._is_loaded = False
@@ -324,7 +335,7 @@ class Controller:
 
     def app_of(self, served: ServedVersion) -> App:
         """What Serve is handed for a model version."""
-        return model_app.app_of(served)
+        return model_app.app_of(served, self.links())
 
     def ingress(self) -> App:
         """What Serve is handed for the ingress."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+    from eagleray.serving.replica.texts import Texts
     from eagleray.serving.services import ServedVersion
     from eagleray.specs import ServiceSpec
 
@@ -26,17 +27,23 @@ REFUSED = "refused"
 _STARTS = 1
 """Tries of the first replica. The controller tries again, but not what would go wrong again."""
 _DRAIN_S = 60.0
+_CLOSE_MARGIN_S = 5.0
 _WARM_UP_TOKENS = 2
+_MOST_SLOTS = 16
+"""Texts at a time; each has its own memory of the whole context from the start."""
 
 
-def app_of(served: ServedVersion) -> App:
-    """The application that serves the version."""
-    arguments = arguments_of(served.spec, served.url, served.digest)
+def app_of(served: ServedVersion, links: Mapping[str, Any]) -> App:
+    """The application that serves the version; `links`: see `arguments_of`."""
+    arguments = arguments_of(served.spec, served.url, served.digest, links)
     return App(served.app, build(served.spec, arguments), served.restart_fingerprint)
 
 
-def arguments_of(spec: ServiceSpec, url: str, digest: str | None) -> dict[str, Any]:
-    """What a ModelReplica is made from: plain values."""
+def arguments_of(spec: ServiceSpec, url: str, digest: str | None, links: Mapping[str, Any]) -> dict[str, Any]:
+    """What a ModelReplica is made from: plain values.
+
+    `links`: the cluster's key, as hexadecimal "key", and "max_frame_bytes".
+    """
     return {
         "url": url,
         "digest": digest,
@@ -44,6 +51,8 @@ def arguments_of(spec: ServiceSpec, url: str, digest: str | None) -> dict[str, A
         "max_batch_size": spec.max_batch_size,
         "num_threads": max(1, math.floor(spec.cpus_per_replica)),
         "num_gpus": math.ceil(spec.gpus_per_replica),
+        "max_queued": spec.max_queued_requests,
+        "links": dict(links),
     }
 
 
@@ -109,10 +118,13 @@ def _actor_options(spec: ServiceSpec) -> dict[str, Any]:
 
 
 class ModelReplica:
-    """Loads one package, and answers for it. What takes long is computed in a thread, off the event loop."""
+    """Loads one package, and answers for it: over links past Serve, and by Serve's handles.
+
+    What takes long is computed in a thread of the model's own, all the rest in that of its link server.
+    """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        """Load the package and run it once. Raises: PackageError where it does not verify."""
+        """Load the package, run it once, and listen. Raises: PackageError where it does not verify."""
         from eagleray.cluster.loopback_ray260 import keep_replica_to_node_address
 
         keep_replica_to_node_address()
@@ -121,21 +133,23 @@ class ModelReplica:
         from eagleray import device
         from eagleray.inference import Predictor
         from eagleray.packaging import open_package
+        from eagleray.serving.replica import listening
         from eagleray.serving.replica.asking import Asking
         from eagleray.serving.replica.batcher import Batcher
         from eagleray.serving.replica.fit import Fits
+        from eagleray.serving.replica.handler import ReplicaHandler
         from eagleray.serving.replica.joining import joining_of
 
-        torch.set_num_threads(arguments["num_threads"])  # for this thread, which is the loop's, alone
+        num_threads = arguments["num_threads"]
+        torch.set_num_threads(num_threads)  # for this thread, which is the loop's, alone
         package = open_package(
             arguments["url"], allow_code=arguments["allow_code"], digest=arguments["digest"]
         )
         place = device.pick(arguments["num_gpus"])
         self._predictor = Predictor(package, place)
-        self._thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (arguments["num_threads"],))
+        self._thread = ThreadPoolExecutor(1, "model", torch.set_num_threads, (num_threads,))
         self._fit = Fits()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._num_texts = 0
+        self._texts = self._engine(arguments) if package.card.is_generative else None
         self._batcher = Batcher(
             self._predict,
             max_batch_size=arguments["max_batch_size"],
@@ -148,6 +162,13 @@ class ModelReplica:
         )
         self._asking = Asking(self._batcher, self._call_soon)
         self._thread.submit(self._warm_up, arguments["max_batch_size"]).result()
+        links = arguments["links"]
+        self._server, self._address = listening.serve(
+            ReplicaHandler(self._predictor, self._batcher, self._texts, self._call_soon),
+            bytes.fromhex(links["key"]),
+            max_frame_bytes=links["max_frame_bytes"],
+        )
+        self._call_soon(lambda: torch.set_num_threads(num_threads))
 
     async def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The card's outputs, or {"refused": why} for values that the model cannot take."""
@@ -158,42 +179,85 @@ class ModelReplica:
             self._predictor.check(inputs)
         except InputError as error:
             return {REFUSED: str(error)}
-        self._loop = asyncio.get_running_loop()
         return await self._asking.submit(inputs, arrived_s=arrived_s)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
-        """Pieces of text as they come. Several requests take turns; closed early, it computes no more."""
-        pieces = self._pieces(request)
-        loop = asyncio.get_running_loop()
-        self._num_texts += 1
+        """Pieces of text as they come; closed early, it computes no more."""
+        from eagleray.errors import InputError
+
+        if self._texts is None:
+            raise InputError("the model does not generate text")
+        loop, found = asyncio.get_running_loop(), asyncio.Queue[Any]()
+
+        def take(news: Any) -> None:
+            loop.call_soon_threadsafe(found.put_nowait, news)
+
+        handle = self._texts.submit(request, take, take)
         try:
-            while (piece := await loop.run_in_executor(self._thread, next, pieces, None)) is not None:
-                yield piece
+            while True:
+                news = await found.get()
+                if isinstance(news, Exception):
+                    raise news
+                yield news
+                if news.finish_reason is not None:
+                    return
         finally:
-            self._num_texts -= 1
-            self._thread.submit(pieces.close)  # behind the piece that is being computed
+            handle.cancel()
+
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """Where gateways reach this replica past Serve; Serve asks by this name, and tells them."""
+        from eagleray.serving.replica.listening import METADATA
+
+        return {METADATA: dict(self._address)}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller is to know of this replica; Serve asks by this name."""
         from eagleray.serving import signals
 
-        return signals.stated(self._batcher, self._fit.overall(), self._num_texts, time.monotonic())
+        num_texts = 0 if self._texts is None else self._texts.num_under_way
+        return signals.stated(self._batcher, self._fit.overall(), num_texts, time.monotonic())
+
+    async def check_health(self) -> None:
+        """Serve asks; a replica that gateways cannot reach any more is replaced."""
+        from eagleray.errors import ServiceError
+
+        if not self._server.is_alive:
+            raise ServiceError("the replica's link server has ended")
+        if self._texts is not None and self._texts.failure is not None:
+            raise ServiceError(f"the replica makes no texts any more: {self._texts.failure}")
+
+    def close(self, timeout_s: float = _DRAIN_S - _CLOSE_MARGIN_S) -> None:
+        """Take no more over links, and end when what runs there has ended, or after `timeout_s`."""
+        self._server.close(timeout_s)
+        if self._texts is not None:
+            self._texts.close()
+
+    def __del__(self) -> None:
+        """Serve asks for it once, when no handle has anything under way."""
+        if hasattr(self, "_server"):
+            self.close()
 
     def _predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs for inputs that were checked, each by itself."""
         return self._predictor.predict_encoded(self._predictor.encode(inputs))
 
     def _call_soon(self, work: Callable[[], None]) -> None:
-        """Have the loop of the requests do it; from any thread."""
-        assert self._loop is not None  # a request has come
-        self._loop.call_soon_threadsafe(work)
+        """Have the link's loop do it; from any thread."""
+        self._server.call_soon(work)
 
-    def _pieces(self, request: GenerationRequest) -> Any:
+    def _engine(self, arguments: Mapping[str, Any]) -> Texts:
         from eagleray.data import ByteTokenizer
-        from eagleray.inference.generation import generate
+        from eagleray.inference.continuous import ContinuousEngine
+        from eagleray.serving.replica.texts import Texts
 
-        context = self._predictor.card.signature.input_shape[0]
-        return generate(self._predictor.module, ByteTokenizer(), request, context=context)
+        engine = ContinuousEngine(
+            self._predictor.module,
+            ByteTokenizer(),
+            self._predictor.card.signature.input_shape[0],
+            slots=min(_MOST_SLOTS, arguments["max_batch_size"]),
+            max_waiting=arguments["max_queued"] + _MOST_SLOTS,
+        )
+        return Texts(engine, self._thread)
 
     def _warm_up(self, max_batch_size: int) -> None:
         for size in sorted({1, max_batch_size}):
@@ -201,8 +265,7 @@ class ModelReplica:
             start_s = time.perf_counter()
             self._predictor.warm_up(size)  # the first call pays for more than a pass
             self._fit.seed(size, time.perf_counter() - start_s)
-        if self._predictor.card.is_generative:
+        if self._texts is not None:
             from eagleray.protocol.generation import GenerationRequest
 
-            for _ in self._pieces(GenerationRequest("a", max_tokens=_WARM_UP_TOKENS)):
-                pass
+            self._texts.run(GenerationRequest("a", max_tokens=_WARM_UP_TOKENS))

@@ -20,6 +20,7 @@ from eagleray.specs import ModelCard, ServiceSpec
 from eagleray.specs.service import FORMER
 
 APP_PREFIX = "m--"
+LINK_KEY_BYTES = 32
 _FORMAT = 1
 _RESTARTING = {"allow_code", "max_batch_size", "name"}
 """Settings that a replica reads once, when it starts."""
@@ -151,6 +152,8 @@ class Record:
     keys: KeyRing = field(default_factory=KeyRing)
     has_started_serve: bool = False
     """Whether Serve is ours to end."""
+    link_key: str = field(default="", repr=False)
+    """What gateways and replicas know each other by: 32 bytes as hexadecimal; made by the controller."""
 
     @property
     def draining(self) -> list[str]:
@@ -210,6 +213,7 @@ class Record:
             "applied": dict(self.applied),
             "keys": self.keys.to_json(),
             "has_started_serve": self.has_started_serve,
+            "link_key": self.link_key,
         }
 
     @classmethod
@@ -228,6 +232,7 @@ class Record:
             applied=dict(values["applied"]),
             keys=KeyRing.from_json(values["keys"]),
             has_started_serve=bool(values["has_started_serve"]),
+            link_key=_link_key(values.get("link_key", "")),  # older records have none
         )
 
 
@@ -287,6 +292,12 @@ def retire(record: Record, name: str, version: int, now_s: float) -> Record:
     if served.failure:
         return record
     return replace(record, retiring={**record.retiring, served.app: Retiring(served, now_s)})
+
+
+def _link_key(value: Any) -> str:
+    if value and len(bytes.fromhex(value)) != LINK_KEY_BYTES:
+        raise ValueError(f"link_key is not {LINK_KEY_BYTES} bytes")
+    return value
 
 
 def _service_to_json(service: Service) -> dict[str, Any]:

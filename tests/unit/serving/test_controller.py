@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import stat
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -318,6 +320,28 @@ def test_nobody_can_make_a_key_that_up_would_replace(parts):
         assert controller.record.keys == before
 
     with_controller(parts, scenario)
+
+
+def test_the_clusters_key_is_made_once_kept_from_others_and_handed_to_gateways(parts, caplog):
+    async def scenario():
+        keys = []
+        for _ in range(2):
+            controller = await started(parts)
+            controller.stop()
+            keys.append((await controller.watch("i", -1, [], 60.0))["links"]["key"])
+            record = controller.record
+        assert keys[0] == keys[1]
+        assert len(bytes.fromhex(keys[0])) == 32
+        assert stat.S_IMODE(parts.record_path.stat().st_mode) == 0o600
+        assert keys[0] not in caplog.text + repr(record) + json.dumps(controller.ingress_state().to_json())
+        values = json.loads(parts.record_path.read_text())
+        parts.record_path.write_text(json.dumps({**values, "link_key": "ab"}))
+        damaged = await started(parts)
+        damaged.stop()
+        assert "link_key is not 32 bytes" in damaged.trouble
+
+    with caplog.at_level(logging.DEBUG):
+        asyncio.run(scenario())
 
 
 def test_watch_returns_at_once_on_news_and_nothing_without(parts):

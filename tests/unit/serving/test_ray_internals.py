@@ -88,12 +88,13 @@ def test_a_model_has_no_route_and_takes_the_gpu_and_the_node_that_its_spec_names
     spec = ServiceSpec(
         kind="service", name="x", cpus_per_replica=2, gpus_per_replica=0.5, label_selector={"pool": "gpu"}
     )
-    app = model_app.app_of(ServedVersion(spec, 1, "/models/1", "0" * 64, cards.card(), deployed_at=0.0))
+    served = ServedVersion(spec, 1, "/models/1", "0" * 64, cards.card(), deployed_at=0.0)
+    app = model_app.app_of(served, {"key": "00" * 32, "max_frame_bytes": 1})
     assert app.route_prefix is None
     options = app.deployment._bound_deployment.ray_actor_options
     wanted = {"num_cpus": 2, "num_gpus": 0.5, "label_selector": {"pool": "gpu"}}
     assert wanted.items() <= options.items()
-    assert model_app.arguments_of(spec, "", None)["num_gpus"] == 1, "half of one is one to pick"
+    assert model_app.arguments_of(spec, "", None, {})["num_gpus"] == 1, "half of one is one to pick"
 
 
 def test_a_replica_warms_up_with_one_sample_and_with_a_whole_batch():
@@ -104,9 +105,8 @@ def test_a_replica_warms_up_with_one_sample_and_with_a_whole_batch():
 
     sizes, texts, fit = [], [], Fits()
     predictor = SimpleNamespace(warm_up=sizes.append, card=SimpleNamespace(is_generative=True))
-    replica = SimpleNamespace(
-        _predictor=predictor, _pieces=lambda asked: texts.append(asked.prompt) or "ab", _fit=fit
-    )
+    made = SimpleNamespace(run=lambda asked: texts.append(asked.prompt))
+    replica = SimpleNamespace(_predictor=predictor, _texts=made, _fit=fit)
     ModelReplica._warm_up(replica, 32)
     assert (sizes, texts) == ([1, 1, 32, 32], ["a"])
     assert fit.overall() is not None, "of each size the second call says what a pass takes"
@@ -187,3 +187,15 @@ def test_serves_settings_are_names_that_serve_reads():
     unknown = [name for name in ours if f'"{name}"' not in source and not name.endswith("_")]
     assert ours
     assert unknown == [], MOVED
+
+
+def test_serve_asks_a_replica_for_its_address_by_a_name_that_it_knows_and_ends_it_by_another():
+    from ray.serve._private import constants, replica
+    from ray.serve._private.common import RunningReplicaInfo
+
+    from eagleray.serving.model_app import ModelReplica
+
+    assert constants.RECORD_REPLICA_METADATA_METHOD == "record_replica_metadata", MOVED
+    assert hasattr(ModelReplica, constants.RECORD_REPLICA_METADATA_METHOD)
+    assert "replica_metadata" in RunningReplicaInfo.__dataclass_fields__, MOVED
+    assert "self._callable.__del__" in inspect.getsource(replica), MOVED

@@ -81,6 +81,6 @@ def test_serve_asks_a_replica_by_a_name_that_it_knows():
     )
     fit = Fits()
     fit.seed(1, 0.5)
-    one = SimpleNamespace(_batcher=batcher(), _fit=fit, _num_texts=4)
+    one = SimpleNamespace(_batcher=batcher(), _fit=fit, _texts=SimpleNamespace(num_under_way=4))
     found = asyncio.run(ModelReplica.record_autoscaling_stats(one))
     assert (found["eagleray_texts"], found["eagleray_per_sample_s"]) == (4.0, 0.5)

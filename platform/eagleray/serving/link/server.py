@@ -102,6 +102,11 @@ class LinkServer:
             "protocol": handshake.PROTOCOL,
         }
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs. From any thread."""
+        return self._thread.is_alive()
+
     def call_soon(self, work: Callable[[], object]) -> None:
         """Have the loop do it; from any thread. Many calls cost one wake-up. After `close` none is done."""
         self._work.append(work)
