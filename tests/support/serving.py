@@ -28,6 +28,7 @@ from eagleray.serving.routes import ModelRoute, Routes, Target
 from eagleray.serving.state import IngressState, Limits
 from eagleray.specs import Signature
 from eagleray.specs.card import Architecture, Lineage, ModelCard, inputs_of, outputs_of
+from support.linked import LinkedTransport
 
 FEATURES = ("sepal length", "sepal width", "petal length", "petal width")
 SIGNATURES = {
@@ -307,6 +308,8 @@ class Pretend:
     admin_key: str
     infer_key: str
     url: str = "http://127.0.0.1"
+    links: LinkedTransport | None = None
+    """Between the app and the transport, where there are any."""
     gateway: Gateway | None = None
     """Where it is served."""
 
@@ -322,7 +325,11 @@ class Pretend:
         async def exchange() -> httpx.Response:
             door = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=door, base_url=self.url) as client:
-                return await client.request(method, path, **arguments)
+                try:
+                    return await client.request(method, path, **arguments)
+                finally:
+                    if self.links is not None:
+                        await self.links.leave()
 
         return asyncio.run(exchange())
 
@@ -344,14 +351,15 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def pretend(*, both_scopes: bool = False, **limits: Any) -> Pretend:
+def pretend(*, both_scopes: bool = False, over_links: bool = False, **limits: Any) -> Pretend:
     """An ingress with two keys, one for each scope; inference needs none."""
     ring, _, admin_key = KeyRing().create("admin", ["infer", "admin"] if both_scopes else ["admin"])
     ring, _, infer_key = ring.create("infer", ["infer"])
     transport, admin = PretendTransport(), PretendAdmin(ring=ring)
     state = IngressState(routes=routes(), keys=ring, limits=Limits(**limits))
-    admin.app = IngressApp(state, transport, admin)
-    return Pretend(admin.app, transport, admin, admin_key, infer_key)
+    links = LinkedTransport(transport) if over_links else None
+    admin.app = IngressApp(state, links or transport, admin)
+    return Pretend(admin.app, transport, admin, admin_key, infer_key, links=links)
 
 
 @contextmanager

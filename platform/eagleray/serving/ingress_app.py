@@ -103,11 +103,13 @@ class Ingress:
     async def open(self) -> None:
         """Follow the controller, and listen where it says. Raises: ServiceError where that cannot be."""
         from eagleray.serving.gateway import access_log
+        from eagleray.serving.gateway.link_transport import LinkTransport
         from eagleray.serving.gateway.process import Gateway
         from eagleray.serving.ingress.app import IngressApp
+        from eagleray.serving.replica.listening import here
         from eagleray.serving.serve_transport_ray260 import ServeTransport
 
-        self._transport = ServeTransport()
+        self._transport = LinkTransport(ServeTransport(), node=here()[1])
         self._app = IngressApp(IngressState(), self._transport, ControllerBackend(self._reader.call))
         while (settings := self._reader.settings) is None:
             if not await self._follow_once(_FIRST_WATCH_S):
@@ -147,6 +149,7 @@ class Ingress:
             await self._gateway.close(drain_s(self._reader.settings))
         if self._follower is not None:
             self._follower.cancel()
+        await self._transport.close()
         if self._app.access_log is not None:
             self._app.access_log.close()
 
@@ -179,5 +182,5 @@ class Ingress:
                 for target in route.versions.values()
             }
             self._transport.expect(news["starts"])
-            self._transport.keep_only(apps | set(news["draining"]))
+            self._transport.follow(news["links"], apps | set(news["draining"]))
         return True

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eagleray.serving.model_app import DEPLOYMENT, REFUSED
-from eagleray.serving.transport import BadInput, Overloaded, ReplicaFailed
+from eagleray.serving.transport import BadInput, failed, full, went_away
 from eagleray.serving.waiting import FIRST_START_S, Waiting
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from eagleray.protocol.generation import GenerationChunk, GenerationRequest
     from eagleray.serving.routes import Target
-
-_ANOTHER_REPLICA_S = 0.5
-"""A guess: by then Serve's handle no longer offers the replica that is lost."""
 
 
 @dataclass
@@ -149,26 +146,18 @@ def _under_way(line: Line, target: Target) -> Iterator[None]:
     from ray.serve.exceptions import BackPressureError, RayServeException
 
     waiting, is_answered = line.waiting, False
-    what = f"model {target.name!r} version {target.version}"
     waiting.begin(time.monotonic())
     try:
         yield
         is_answered = True
     except BackPressureError:
-        retry_after_s = waiting.retry_after_s(time.monotonic())
-        raise Overloaded(
-            f"{what} has {target.max_queued} requests waiting, which is all it takes; try again in "
-            f"{retry_after_s:.0f} s",
-            retry_after_s,
-        ) from None
+        raise full(target, waiting.retry_after_s(time.monotonic())) from None
     except TimeoutError:
         raise
     except Exception as error:
         if isinstance(error, RayError | RayServeException) and not isinstance(error, RayTaskError):
-            raise ReplicaFailed(
-                f"{what}: its replica went away ({type(error).__name__}); try again", _ANOTHER_REPLICA_S
-            ) from error
+            raise went_away(target, type(error).__name__) from error
         cause = error.cause if isinstance(error, RayTaskError) else error
-        raise ReplicaFailed(f"{what} failed: {type(cause).__name__}: {cause}") from error
+        raise failed(target, f"{type(cause).__name__}: {cause}") from error
     finally:
         waiting.end(time.monotonic(), is_answered=is_answered)

@@ -37,6 +37,34 @@ class ReplicaFailed(ServiceError):
         self.retry_after_s = retry_after_s
 
 
+ANOTHER_REPLICA_S = 0.5
+"""A guess: by then requests no longer go to the replica that is lost."""
+
+
+def what(target: Target) -> str:
+    """For messages."""
+    return f"model {target.name!r} version {target.version}"
+
+
+def full(target: Target, retry_after_s: float) -> Overloaded:
+    """It takes no more now."""
+    return Overloaded(
+        f"{what(target)} has {target.max_queued} requests waiting, which is all it takes; try again in "
+        f"{retry_after_s:.0f} s",
+        retry_after_s,
+    )
+
+
+def went_away(target: Target, why: str) -> ReplicaFailed:
+    """The replica is no more; another one will do."""
+    return ReplicaFailed(f"{what(target)}: its replica went away ({why}); try again", ANOTHER_REPLICA_S)
+
+
+def failed(target: Target, why: str) -> ReplicaFailed:
+    """The model broke over it, and would again."""
+    return ReplicaFailed(f"{what(target)} failed: {why}")
+
+
 class Transport(Protocol):
     """Carries one request to a replica of `target` and its answer back; safe for many requests at once.
 

@@ -45,7 +45,7 @@ class Controller:
         self.changed.clear()
         state = IngressState(routes=self.routes).to_json()
         return {
-            "revision": self.revision, "state": state, "draining": [], "starts": {},
+            "revision": self.revision, "state": state, "draining": [], "starts": {}, "links": {},
             "settings": self.settings.to_json(),
         }  # fmt: skip
 

@@ -56,7 +56,7 @@ def test_an_error_in_the_middle_of_a_stream_is_an_event(ingress: Pretend) -> Non
     assert answer.status_code == 200
     *pieces, last = events(answer.text)
     assert [event["choices"][0]["text"] for event in pieces] == ["a", "b"]
-    assert last["error"]["message"] == "the replica went away"
+    assert last["error"]["message"].endswith("the replica went away")
     assert ingress.transport.num_open == 0
 
 

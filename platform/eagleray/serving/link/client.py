@@ -112,6 +112,11 @@ class Link(Wire):
         return transport is not None and not self.is_draining and not transport.is_closing()
 
     @property
+    def max_frame_bytes(self) -> int:
+        """What both ends have agreed on."""
+        return self._max_frame_bytes
+
+    @property
     def has_ring(self) -> bool:
         """Whether bodies can go through shared memory."""
         return self._ring is not None

@@ -49,6 +49,8 @@ SLOT = 0x01
 SEAL_BYTES = 16
 MAX_STREAM = 0xFFFFFFFF
 MAX_TEXT_BYTES = 4096
+TOO_LARGE = "the answer is too large"
+"""How the text of a FAILED begins where a link cannot carry what was computed."""
 
 _READ_BYTES = 128 * 1024
 _OWN_BYTES = 16 * 1024

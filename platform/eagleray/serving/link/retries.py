@@ -63,6 +63,11 @@ class Request:
         """Where it is now; None when it is over."""
         return self._link
 
+    @property
+    def is_second(self) -> bool:
+        """Whether it has had its second try."""
+        return self._first is not None
+
     def cancel(self) -> None:
         """Nobody waits for it any more: its callbacks are not called."""
         if (link := self._link) is not None:

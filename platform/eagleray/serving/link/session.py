@@ -14,6 +14,7 @@ from eagleray.serving.link.frames import (
     PLACE,
     RETRY,
     SLOT,
+    TOO_LARGE,
     Buffer,
     FrameError,
     Kind,
@@ -91,7 +92,7 @@ class Session(Wire):
         try:
             self.send(kind, call.stream, parts, flags=flags)
         except FrameError as error:
-            self.send(Kind.FAILED, call.stream, (text_bytes(f"the answer is too large: {error}"),))
+            self.send(Kind.FAILED, call.stream, (text_bytes(f"{TOO_LARGE}: {error}"),))
         if self._is_paused:
             self._check_reading()
 

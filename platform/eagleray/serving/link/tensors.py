@@ -100,6 +100,12 @@ def write(arrays: Mapping[str, Array]) -> list[Buffer]:
 def write_into(place: memoryview, arrays: Mapping[str, Array]) -> tuple[bytes, int] | None:
     """Put the values into `place`, of a slot; their head and how many bytes they take, or None: no room."""
     head, *values = write(arrays)
+    length = put(place, values)
+    return None if length is None else (bytes(head), length)
+
+
+def put(place: memoryview, values: Sequence[Buffer]) -> int | None:
+    """Put what `write` gave behind the head into `place`, of a slot; its bytes, or None: no room."""
     length = sum(map(len, values))
     if length > len(place):
         return None
@@ -107,7 +113,7 @@ def write_into(place: memoryview, arrays: Mapping[str, Array]) -> tuple[bytes, i
     for part in values:
         place[at : at + len(part)] = part
         at += len(part)
-    return bytes(head), length
+    return length
 
 
 def read(body: Buffer) -> dict[str, Array]:

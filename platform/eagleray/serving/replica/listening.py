@@ -27,7 +27,7 @@ def frame_bytes(max_body_bytes: int) -> int:
 
 def serve(handler: Handler, key: bytes, *, max_frame_bytes: int) -> tuple[LinkServer, ReplicaAddress]:
     """A server that listens, and where. Raises: ServiceError."""
-    host, node = _here()
+    host, node = here()
     shared = Path(tempfile.gettempdir()) / f"eagleray-link-{os.geteuid()}"
     try:
         return _serve(handler, key, shared, host, node, max_frame_bytes)
@@ -44,7 +44,7 @@ def _serve(  # noqa: PLR0917
     return server, server.start()
 
 
-def _here() -> tuple[str, str]:
+def here() -> tuple[str, str]:
     """This node's address and id; loopback, and none, in a process that is not Ray's."""
     import ray
 

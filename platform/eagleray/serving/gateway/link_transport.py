@@ -1,0 +1,342 @@
+"""`LinkTransport`: requests go to replicas over links, and by Serve's handles where there is no link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from eagleray.errors import InputError
+from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+from eagleray.serving import transport
+from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
+from eagleray.serving.link import generating, tensors
+from eagleray.serving.link.client import Answer, Link
+from eagleray.serving.link.frames import TOO_LARGE, Buffer, FrameError, Kind
+from eagleray.serving.link.pool import Pool
+from eagleray.serving.link.retries import Request
+from eagleray.serving.link.ring import MIN_RING_BYTES, RingOptions
+from eagleray.serving.routes import Target
+from eagleray.serving.transport import BadInput, Overloaded, Transport
+from eagleray.serving.waiting import FIRST_START_S, Waiting
+
+Arrays = Mapping[str, np.ndarray]
+RING = RingOptions(slots=16, slot_bytes=4 << 20)
+_log = logging.getLogger(__name__)
+
+
+class Fallback(Transport, Protocol):
+    """As `ServeTransport`."""
+
+    def expect(self, starts: Mapping[str, float]) -> None:
+        """How long each application took to start."""
+        ...
+
+    def keep_only(self, apps: Collection[str]) -> None:
+        """There are no others any more."""
+        ...
+
+
+@dataclass(eq=False)
+class Line:
+    """The way to one application."""
+
+    app: str
+    pool: Pool
+    waiting: Waiting
+    max_ongoing: int = 0
+    """Requests that all replicas work on at a time."""
+    num_running: int = 0
+    detour: str = ""
+    """Why requests go by Serve's handles; empty where they do not."""
+
+    def say(self, detour: str) -> None:
+        """Log where requests go, once for each change."""
+        if detour == self.detour:
+            return
+        self.detour = detour
+        if detour:
+            _log.warning("requests to %s go by Serve's handles, more slowly: %s", self.app, detour)
+        else:
+            _log.warning("requests to %s go over links again", self.app)
+
+    def why_none(self) -> str:
+        """Why there is no link to choose."""
+        if not self.num_running:
+            return "it has no replica now"
+        problems = self.pool.problems()
+        return next(iter(problems.values()), "") or "no link to its replicas is ready yet"
+
+
+@dataclass(eq=False)
+class _Sent:
+    """A request under way, and its answer."""
+
+    answer: asyncio.Future[Answer]
+    request: Request | None = None
+
+    def take(self, answer: Answer) -> None:
+        """The link's: it is answered."""
+        if self.answer.done():  # cancelled, by a task that has not run since
+            answer.release()
+        else:
+            self.answer.set_result(answer)
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        if self.answer.done() and not self.answer.cancelled():
+            self.answer.result().release()
+        elif self.request is not None:
+            self.request.cancel()
+
+
+class LinkTransport:
+    """A Transport. For one event loop.
+
+    Args:
+        serve: Takes what no link can: the first request of an application that is scaled to zero, say.
+        node: This process's node, as Ray knows it.
+        ring: Shared memory for each link on this node.
+        look_up: Tells which replicas an application has.
+    """
+
+    def __init__(
+        self,
+        serve: Fallback,
+        *,
+        node: str,
+        ring: RingOptions | None = RING,
+        look_up: Callable[[OnChange], Watcher] = Lookup,
+    ) -> None:
+        self._serve, self._node, self._ring = serve, node, ring
+        self._links: Mapping[str, Any] = {}
+        self._lines: dict[str, Line] = {}
+        self._starts: Mapping[str, float] = {}
+        self._lookup = look_up(self.update)
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def line(self, app: str) -> Line | None:
+        """The way to an application; None where it is not known."""
+        return self._lines.get(app)
+
+    def follow(self, links: Mapping[str, Any], apps: Collection[str]) -> None:
+        """Have links to the replicas of these applications, and of no others.
+
+        `links`: as `Controller.links`; nothing where there can be none.
+        """
+        if links != self._links:
+            self._drop(list(self._lines))
+            self._links = links
+        self._drop([app for app in self._lines if app not in apps])
+        self._serve.keep_only(apps)
+        if links:
+            for app in set(apps) - self._lines.keys():
+                self._lines[app] = self._opened(app)
+        self._lookup.follow(self._lines)
+
+    def expect(self, starts: Mapping[str, float]) -> None:
+        """Take down how long each application took to start: what a full queue is told at first."""
+        self._starts = starts
+        self._serve.expect(starts)
+
+    def update(self, app: str, replicas: Sequence[Running]) -> None:
+        """These replicas of an application run now."""
+        if (line := self._lines.get(app)) is not None:
+            line.num_running = len(replicas)
+            line.max_ongoing = sum(replica.max_ongoing for replica in replicas)
+            line.pool.update([replica.address for replica in replicas if replica.address is not None])
+
+    async def close(self) -> None:
+        """End all links."""
+        await self._lookup.close()
+        self._drop(list(self._lines))
+        await asyncio.gather(*self._closing)
+
+    async def infer(self, target: Target, inputs: Arrays, *, timeout_s: float) -> dict[str, np.ndarray]:
+        """As Transport."""
+        until_s = time.monotonic() + timeout_s
+        if (line := self.way(target)) is not None:
+            outputs = None
+            line.waiting.begin(time.monotonic())
+            try:
+                outputs = await self._over_link(line, target, inputs, timeout_s)
+            finally:
+                line.waiting.end(time.monotonic(), is_answered=outputs is not None)
+            if outputs is not None:
+                return outputs
+        return await self._serve.infer(target, inputs, timeout_s=max(0.0, until_s - time.monotonic()))
+
+    async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+        """As Transport."""
+        if (line := self.way(target)) is not None:
+            is_answered = False
+            line.waiting.begin(time.monotonic())
+            try:
+                async with contextlib.aclosing(self._pieces(line, target, request)) as pieces:
+                    async for chunk in pieces:
+                        is_answered = chunk.finish_reason is not None
+                        yield chunk
+                        if is_answered:
+                            return
+            finally:
+                line.waiting.end(time.monotonic(), is_answered=is_answered)
+        async with contextlib.aclosing(self._serve.generate(target, request)) as pieces:
+            async for chunk in pieces:
+                yield chunk
+
+    def way(self, target: Target) -> Line | None:
+        """The line that a request is to go by; None: by Serve. Raises: Overloaded where it is full."""
+        line = self._lines.get(target.app)
+        if line is None:
+            return None
+        if line.pool.choose() is None:
+            line.say(line.why_none())
+            return None
+        line.say("")
+        if line.waiting.num_under_way >= line.max_ongoing + target.max_queued:
+            raise transport.full(target, line.waiting.retry_after_s(time.monotonic()))
+        return line
+
+    async def _over_link(
+        self, line: Line, target: Target, inputs: Arrays, timeout_s: float
+    ) -> dict[str, np.ndarray] | None:
+        """The outputs; None: it is to go by Serve."""
+        sent = _Sent(asyncio.get_running_loop().create_future())
+        try:
+            async with asyncio.timeout(timeout_s):
+                if not _send(line.pool, sent, inputs, max(1, round(timeout_s * 1000))):
+                    return None
+                answer = await sent.answer
+            if goes_by_serve(line, sent.request, answer):
+                return None
+            return outputs_of(target, answer)
+        finally:
+            sent.give_up()
+
+    async def _pieces(
+        self, line: Line, target: Target, request: GenerationRequest
+    ) -> AsyncGenerator[GenerationChunk]:
+        """The chunks; none at all: it is to go by Serve."""
+        news: asyncio.Queue[GenerationChunk | Answer] = asyncio.Queue()
+
+        def on_piece(piece: bytes, tokens: int) -> None:
+            news.put_nowait(generating.read_piece(piece, tokens))
+
+        sent = line.pool.generate(generating.request_bytes(request), 0, on_piece, news.put_nowait)
+        if sent is None:
+            return
+        try:
+            is_begun = False
+            while not isinstance(found := await news.get(), Answer):
+                is_begun = True
+                yield found
+            if not is_begun and goes_by_serve(line, sent, found):
+                return
+            yield last_chunk(target, found)
+        finally:
+            sent.cancel()
+
+    def _opened(self, app: str) -> Line:
+        pool = Pool(
+            bytes.fromhex(self._links["key"]),
+            node=self._node,
+            max_frame_bytes=self._links["max_frame_bytes"],
+            ring=self._ring,
+        )
+        return Line(app, pool, Waiting(start_s=self._starts.get(app, FIRST_START_S)))
+
+    def _drop(self, apps: Collection[str]) -> None:
+        for app in apps:
+            line = self._lines.pop(app)
+            task = asyncio.get_running_loop().create_task(line.pool.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
+    """Whether Serve is to have it: it was not begun, or the one second try that there may be is left."""
+    if answer.kind == Kind.FAILED and answer.message.startswith(TOO_LARGE):
+        return True
+    if answer.kind == Kind.GOAWAY:
+        return True
+    is_first = request is None or not request.is_second
+    return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
+
+
+def outputs_of(target: Target, answer: Answer) -> dict[str, np.ndarray]:
+    """What a RESULT carries; copies, where it lies in a slot. Raises: as `Transport.infer`."""
+    if answer.kind != Kind.RESULT:
+        raise error_of(target, answer)
+    assert answer.body is not None
+    try:
+        if answer.slot is None:
+            return tensors.read(answer.body)
+        found = tensors.read_apart(answer.head, answer.body)
+    except InputError as error:
+        raise transport.failed(target, f"its replica's answer cannot be read: {error}") from None
+    return {name: array.copy() for name, array in found.items()}
+
+
+def last_chunk(target: Target, answer: Answer) -> GenerationChunk:
+    """The end of a text. Raises: as `Transport.generate`."""
+    if answer.kind != Kind.RESULT:
+        raise error_of(target, answer)
+    assert answer.body is not None
+    try:
+        return generating.read_end(answer.body)
+    except FrameError as error:
+        raise transport.failed(target, f"its replica's answer cannot be read: {error}") from None
+
+
+def error_of(target: Target, answer: Answer) -> Exception:
+    """What an answer that is no RESULT is to its caller."""
+    match answer.kind:
+        case Kind.REFUSED:
+            return BadInput(answer.message)
+        case Kind.OVERLOADED:
+            return Overloaded(f"{transport.what(target)}: {answer.message}", answer.retry_after_s)
+        case Kind.EXPIRED:
+            return TimeoutError(answer.message)
+        case Kind.FAILED:
+            return transport.failed(target, answer.message)
+        case _:
+            return transport.went_away(target, answer.message)
+
+
+def _send(pool: Pool, sent: _Sent, inputs: Arrays, deadline_ms: int) -> bool:
+    """Whether it is on its way; False: there is no link, or none that carries so much."""
+    link = pool.choose()
+    if link is None:
+        return False
+    try:
+        parts = tensors.write(inputs)
+    except tensors.TensorError:
+        return False  # the model says what it has against them
+    size = sum(map(len, parts))
+    if size >= link.max_frame_bytes:
+        return False
+    if size >= MIN_RING_BYTES and (placed := _in_slot(pool, link, sent, parts, deadline_ms)) is not None:
+        sent.request = placed
+    else:
+        sent.request = pool.infer(parts, deadline_ms, sent.take)
+    return sent.request is not None
+
+
+def _in_slot(
+    pool: Pool, link: Link, sent: _Sent, parts: Sequence[Buffer], deadline_ms: int
+) -> Request | None:
+    """The request, its values in shared memory; None where they find no room there."""
+    if (slot := link.take_slot()) is None:
+        return None
+    head, *values = parts
+    length = tensors.put(slot.view, values)
+    if length is None:
+        slot.release()
+        return None
+    return pool.infer_in_slot(link, slot, 0, length, bytes(head), deadline_ms, sent.take)

@@ -1,0 +1,341 @@
+"""Requests over links, and where they go when there is none; real links, pretending replicas, no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from eagleray.protocol.generation import GenerationRequest
+from eagleray.serving.gateway.link_transport import LinkTransport
+from eagleray.serving.gateway.lookup_ray260 import Running
+from eagleray.serving.link.server import LinkServer
+from eagleray.serving.routes import Target
+from eagleray.serving.transport import BadInput, Overloaded, ReplicaFailed
+from support.linked import LINKS, NODE, LinkedTransport, NoLookup, PretendReplica
+from support.links import KEY, num_free, run, until
+from support.serving import PretendTransport, outputs_for, target
+
+DIGITS, GPT = target("digits", 2, max_queued=2), target("gpt", 1)
+
+
+class PretendServe(PretendTransport):
+    """Answers as pretending replicas do, and knows what it was asked."""
+
+    def expect(self, starts) -> None:
+        self.starts = starts
+
+    def keep_only(self, apps) -> None:
+        self.apps = apps
+
+
+class Replicas:
+    """Several of one target, each a link server; and the transport to them."""
+
+    def __init__(self, folder, of: Target = DIGITS, number: int = 1) -> None:
+        self.behind, self.target = [PretendTransport() for _ in range(number)], of
+        self.serve = PretendServe()
+        self.servers = [
+            LinkServer(
+                PretendReplica(of, behind),
+                KEY,
+                folder=folder,
+                host="127.0.0.1",
+                max_frame_bytes=LINKS["max_frame_bytes"],
+                node=NODE,
+            )
+            for behind in self.behind
+        ]
+        self.addresses = [server.start() for server in self.servers]
+
+    @asynccontextmanager
+    async def linked(self, max_ongoing: int = 100, **options) -> AsyncIterator[LinkTransport]:
+        transport = LinkTransport(self.serve, node=NODE, look_up=NoLookup)
+        transport.follow({**LINKS, **options}, [self.target.app])
+        self.tell(transport, max_ongoing)
+        await until(lambda: len(transport.line(self.target.app).pool.links) == len(self.servers))
+        try:
+            yield transport
+        finally:
+            await transport.close()
+
+    def tell(self, transport: LinkTransport, max_ongoing: int = 100) -> None:
+        transport.update(self.target.app, [Running(address, max_ongoing) for address in self.addresses])
+
+
+@pytest.fixture
+def replicas(tmp_path) -> Iterator[Replicas]:
+    found = Replicas(tmp_path / "s")
+    yield found
+    for server in found.servers:
+        server.close(0)
+
+
+@pytest.fixture
+def two(tmp_path) -> Iterator[Replicas]:
+    found = Replicas(tmp_path / "s", number=2)
+    yield found
+    for server in found.servers:
+        server.close(0)
+
+
+def images(number: int, size: int = 1) -> dict[str, np.ndarray]:
+    return {"image": np.full((size, 1, 8, 8), number, np.float32)}
+
+
+def same(found, inputs) -> bool:
+    wanted = outputs_for(DIGITS.card, inputs)
+    return all(np.array_equal(found[name].astype(wanted[name].dtype), wanted[name]) for name in wanted)
+
+
+def test_both_ways_give_the_same_and_it_is_said_once_which_one(replicas, caplog):
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        for _ in range(3):
+            assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
+        assert len(replicas.serve.asked) == 3, "nobody has said how links are made"
+        transport.follow(LINKS, [DIGITS.app])
+        for _ in range(3):
+            assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
+        assert len(replicas.serve.asked) == 6, "it is scaled to zero"
+        transport.update(DIGITS.app, [Running(None, 10)])
+        assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
+        assert len(replicas.serve.asked) == 7, "its replica has no address"
+        replicas.tell(transport)
+        assert await transport.line(DIGITS.app).pool.wait_for_link(5)
+        for _ in range(3):
+            assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
+        assert (len(replicas.serve.asked), len(replicas.behind[0].asked)) == (7, 3)
+        await transport.close()
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario())
+    said = [record.message for record in caplog.records if "m--digits--v2" in record.message]
+    assert said == [
+        "requests to m--digits--v2 go by Serve's handles, more slowly: it has no replica now",
+        "requests to m--digits--v2 go by Serve's handles, more slowly: no link to its replicas is ready yet",
+        "requests to m--digits--v2 go over links again",
+    ]
+
+
+def test_a_replica_with_another_key_is_reached_by_serve(replicas, caplog):
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow({**LINKS, "key": "ff" * 32}, [DIGITS.app])
+        replicas.tell(transport)
+        pool = transport.line(DIGITS.app).pool
+        await until(lambda: any(pool.problems().values()))
+        assert same(await transport.infer(DIGITS, images(1), timeout_s=5), images(1))
+        assert len(replicas.serve.asked) == 1
+        transport.follow(LINKS, [DIGITS.app])  # the key was replaced: all links anew
+        replicas.tell(transport)
+        assert await transport.line(DIGITS.app).pool.wait_for_link(5)
+        await transport.infer(DIGITS, images(1), timeout_s=5)
+        assert len(replicas.serve.asked) == 1
+        transport.follow(LINKS, [])
+        assert transport.line(DIGITS.app) is None
+        await transport.close()
+
+    run(scenario())
+    assert "key" in caplog.text
+    assert LINKS["key"] not in caplog.text
+
+
+def test_large_values_go_through_shared_memory_and_come_back_as_copies(replicas):
+    async def scenario():
+        async with replicas.linked() as transport:
+            [link] = transport.line(DIGITS.app).pool.links
+            slots = num_free(link)
+            inputs = {"image": np.random.default_rng(1).random((400, 1, 8, 8), np.float32)}
+            found = await asyncio.gather(
+                *(transport.infer(DIGITS, inputs, timeout_s=5) for _ in range(slots + 4))
+            )
+            assert all(same(outputs, inputs) for outputs in found)
+            assert num_free(link) == slots
+            replicas.behind[0].pause_s = 30
+            with pytest.raises(TimeoutError):
+                await transport.infer(DIGITS, inputs, timeout_s=0.05)
+            await until(lambda: num_free(link) == slots and not replicas.behind[0].num_open)
+
+    run(scenario())
+
+
+def test_what_a_link_does_not_carry_goes_by_serve(replicas):
+    async def scenario():
+        async with replicas.linked(max_frame_bytes=1 << 16) as transport:
+            large = images(1, 1000)
+            assert same(await transport.infer(DIGITS, large, timeout_s=5), large)
+            assert len(replicas.serve.asked) == 1
+            assert same(await transport.infer(DIGITS, images(1, 2), timeout_s=5), images(1, 2))
+            replicas.behind[0].change = lambda outputs: {"label": np.zeros(1 << 16)}
+            assert same(await transport.infer(DIGITS, images(2), timeout_s=5), images(2))
+            assert len(replicas.serve.asked) == 2, "the answer was too large"
+            surrogate = {"image": np.array(["\ud800"], object)}
+            replicas.serve.error = BadInput("the model's own words")
+            with pytest.raises(BadInput, match="own words"):
+                await transport.infer(DIGITS, surrogate, timeout_s=5)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (BadInput("too small"), BadInput, "^too small$"),
+        (Overloaded("no room", 7.0), Overloaded, "^model 'digits' version 2: no room$"),
+        (ValueError("no layer"), ReplicaFailed, "^model 'digits' version 2 failed: ValueError: no layer$"),
+    ],
+)
+def test_errors_of_a_replica_in_the_words_of_serves_transport(replicas, error, kind, message):
+    async def scenario():
+        async with replicas.linked() as transport:
+            replicas.behind[0].error = error
+            with pytest.raises(kind, match=message) as said:
+                await transport.infer(DIGITS, images(1), timeout_s=5)
+            if kind is Overloaded:
+                assert said.value.retry_after_s == 7.0
+            elif kind is ReplicaFailed:
+                assert said.value.retry_after_s is None, "it would fail there too"
+            assert not replicas.serve.asked
+            replicas.behind[0].error = None
+            assert same(await transport.infer(DIGITS, images(1), timeout_s=5), images(1))
+
+    run(scenario())
+
+
+def test_a_full_queue_is_told_so_as_serve_does(replicas):
+    async def scenario():
+        async with replicas.linked(max_ongoing=1) as transport:
+            replicas.behind[0].pause_s = 30
+            asked = [
+                asyncio.ensure_future(transport.infer(DIGITS, images(1), timeout_s=60)) for _ in range(3)
+            ]
+            await until(lambda: replicas.behind[0].num_open == 3)
+            with pytest.raises(Overloaded, match="has 2 requests waiting, which is all it takes; try again"):
+                await transport.infer(DIGITS, images(1), timeout_s=5)
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+            assert transport.line(DIGITS.app).waiting.num_under_way == 0
+            await until(lambda: not replicas.behind[0].num_open, "nobody waits for them any more")
+
+    run(scenario())
+
+
+def test_a_replica_that_dies_under_load_costs_no_request(two):
+    async def scenario():
+        async with two.linked() as transport:
+            for behind in two.behind:
+                behind.pause_s = 0.02
+            asked = [
+                asyncio.ensure_future(transport.infer(DIGITS, images(n), timeout_s=5)) for n in range(20)
+            ]
+            await until(lambda: two.behind[0].num_open > 3)
+            await asyncio.to_thread(two.servers[0].close, 0)
+            for number, found in enumerate(await asyncio.gather(*asked)):
+                assert same(found, images(number))
+            assert not two.serve.asked
+
+    run(scenario())
+
+
+def test_the_only_replica_dies_and_serve_has_the_second_try_within_the_budget(replicas):
+    async def scenario():
+        async with replicas.linked() as transport:
+            replicas.behind[0].pause_s = 30
+            asked = [
+                asyncio.ensure_future(transport.infer(target("digits", 2), images(n), timeout_s=5))
+                for n in range(20)
+            ]
+            await until(lambda: replicas.behind[0].num_open == 20)
+            await asyncio.to_thread(replicas.servers[0].close, 0)
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            errors = [error for error in found if isinstance(error, Exception)]
+            assert len(replicas.serve.asked) == 20 - len(errors)
+            assert len(replicas.serve.asked) in (11, 12), (
+                "10 are there, and each ten earn one, but for rounding"
+            )
+            assert all("went away" in str(error) for error in errors)
+            assert {error.retry_after_s for error in errors} == {0.5}
+
+    run(scenario())
+
+
+def texts(chunks) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+def test_texts_over_links_and_by_serve(tmp_path):
+    replicas = Replicas(tmp_path / "s", GPT)
+    request = GenerationRequest("abc", max_tokens=5)
+
+    async def scenario():
+        async with replicas.linked() as transport:
+            chunks = [chunk async for chunk in transport.generate(GPT, request)]
+            assert (texts(chunks), chunks[-1].finish_reason) == ("abcab", "length")
+            assert (chunks[-1].prompt_tokens, chunks[-1].completion_tokens) == (3, 5)
+            assert transport.line(GPT.app).waiting.num_under_way == 0
+
+            stream = transport.generate(GPT, GenerationRequest("ab", max_tokens=9))
+            replicas.behind[0].pause_s = 30
+            replicas.behind[0].pauses_after = 1
+            assert (await anext(stream)).text == "a"
+            await stream.aclose()
+            await until(lambda: not replicas.behind[0].num_open, "it was closed early")
+
+            stream = transport.generate(GPT, GenerationRequest("ab", max_tokens=9))
+            assert (await anext(stream)).text == "a"
+            await asyncio.to_thread(replicas.servers[0].close, 0)
+            with pytest.raises(ReplicaFailed, match="went away"):
+                await anext(stream)
+            assert not replicas.serve.requests, "its beginning was said already"
+            chunks = [chunk async for chunk in transport.generate(GPT, request)]
+            assert texts(chunks) == "abcab"
+            assert len(replicas.serve.requests) == 1
+
+    run(scenario())
+
+
+def test_a_text_of_which_nothing_came_is_made_elsewhere(tmp_path):
+    replicas = Replicas(tmp_path / "s", GPT)
+
+    async def scenario():
+        async with replicas.linked() as transport:
+            replicas.behind[0].pause_s = 30
+            stream = transport.generate(GPT, GenerationRequest("ab", max_tokens=4))
+            first = asyncio.ensure_future(anext(stream))
+            await until(lambda: replicas.behind[0].num_open)
+            await asyncio.to_thread(replicas.servers[0].close, 0)
+            assert (await first).text == "a"
+            assert texts([chunk async for chunk in stream]) == "bab"
+            assert len(replicas.serve.requests) == 1
+
+    run(scenario())
+
+
+def test_what_serve_is_told_goes_on_to_it(replicas):
+    async def scenario():
+        async with replicas.linked() as transport:
+            transport.expect({DIGITS.app: 3.0})
+            assert replicas.serve.starts == {DIGITS.app: 3.0}
+            assert list(replicas.serve.apps) == [DIGITS.app]
+
+    run(scenario())
+
+
+def test_the_suites_transport_has_real_links():
+    behind = PretendTransport()
+    links = LinkedTransport(behind)
+
+    async def scenario():
+        found = await links.infer(DIGITS, images(4), timeout_s=5)
+        assert same(found, images(4))
+        await links.leave()
+
+    run(scenario())
+    assert len(behind.asked) == 1
+    links.close()
