@@ -49,7 +49,7 @@ def same(found, arrays) -> None:
 @given(arrays=st.dictionaries(NAMES, ARRAYS, max_size=4))
 def test_what_was_written_is_read(arrays) -> None:
     same(read(joined(arrays)), arrays)
-    place = memoryview(bytearray(8192))
+    place = memoryview(bytearray(1 << 17))  # 4 x 625 texts of 36 bytes
     put = write_into(place, arrays)
     assert put is not None
     head, length = put
