@@ -17,6 +17,8 @@ from eagleray.errors import EaglerayError, ModelNotFound
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.protocol.tensors import Array
+from eagleray.serving.gateway.face import Face
+from eagleray.serving.gateway.lane import Lane
 from eagleray.serving.gateway.process import Gateway
 from eagleray.serving.gateway.rules import Rules
 from eagleray.serving.gateway.settings import GatewaySettings
@@ -312,6 +314,10 @@ class Pretend:
     """Between the app and the transport, where there are any."""
     gateway: Gateway | None = None
     """Where it is served."""
+    thread: LoopThread | None = None
+    """With the gateway's loop."""
+    client: httpx.Client | None = None
+    """To that, where it has a fast lane."""
 
     @property
     def metrics(self) -> IngressMetrics:
@@ -320,7 +326,9 @@ class Pretend:
         return self.admin.app.metrics
 
     def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """One request without a socket, its answer read to the end."""
+        """One request, without a socket where there is no lane; its answer read to the end."""
+        if self.client is not None:
+            return self.client.request(method, path, **arguments)
 
         async def exchange() -> httpx.Response:
             door = httpx.ASGITransport(self.app, raise_app_exceptions=False)
@@ -370,9 +378,13 @@ def serving(
     settings: GatewaySettings | None = None,
     rules: Rules | None = None,
 ) -> Iterator[Pretend]:
-    """The ingress under a gateway, on a free port of this machine, in a thread of its own."""
-    thread = LoopThread("gateway")
+    """The ingress under a gateway, on a free port of this machine, in a thread of its own.
+
+    With links: their requests take the fast lane.
+    """
+    thread = ingress.thread = LoopThread("gateway")
     with tempfile.TemporaryDirectory() as folder:
+        lane = thread.submit(_lane(ingress, ingress.links)).result(10) if ingress.links else None
         gateway = Gateway(
             ingress.app,
             settings or GatewaySettings(),
@@ -381,12 +393,26 @@ def serving(
             directory=Path(folder),
             on_refused=ingress.metrics.count_refused,
             rules=rules,
+            connection=Face if lane is None else lane.connection,
         )
         try:
             thread.submit(gateway.open()).result(10)
             ingress.url, ingress.gateway = f"http://127.0.0.1:{gateway.port}", gateway
+            if lane is not None:
+                ingress.client = httpx.Client(base_url=ingress.url, trust_env=False, verify=False, timeout=60)
             yield ingress
         finally:
+            if ingress.client is not None:
+                ingress.client.close()
             if gateway.is_listening:
                 thread.submit(gateway.close(5.0, notice_s=0.0)).result(10)
+            if ingress.links is not None:
+                thread.submit(ingress.links.leave()).result(10)
             thread.stop()
+
+
+async def _lane(ingress: Pretend, links: LinkedTransport) -> Lane:
+    for route in ingress.app.state.routes.models.values():
+        for found in route.versions.values():
+            transport = await links.linked(found)
+    return Lane(ingress.app, transport)

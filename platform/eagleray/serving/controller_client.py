@@ -60,18 +60,26 @@ class Reader:
         self._news.set()
         self._news = asyncio.Event()
 
+    def begin(self) -> int:
+        """A request begins: the revision that it goes by, for `end`."""
+        self._under_way[self.revision] += 1
+        return self.revision
+
+    def end(self, revision: int) -> None:
+        """A request that began with that revision is over."""
+        self._under_way[revision] -= 1
+        if not self._under_way[revision]:
+            del self._under_way[revision]
+
     def counted(self, app: Any) -> Any:
         """`app`, with its requests counted."""
 
         async def counting(scope: Any, receive: Any, send: Any) -> None:
-            revision = self.revision
-            self._under_way[revision] += 1
+            revision = self.begin()
             try:
                 await app(scope, receive, send)
             finally:
-                self._under_way[revision] -= 1
-                if not self._under_way[revision]:
-                    del self._under_way[revision]
+                self.end(revision)
 
         async def counting_http(scope: Any, receive: Any, send: Any) -> None:
             await (counting if scope["type"] == "http" else app)(scope, receive, send)

@@ -103,6 +103,7 @@ class Ingress:
     async def open(self) -> None:
         """Follow the controller, and listen where it says. Raises: ServiceError where that cannot be."""
         from eagleray.serving.gateway import access_log
+        from eagleray.serving.gateway.lane import Lane
         from eagleray.serving.gateway.link_transport import LinkTransport
         from eagleray.serving.gateway.process import Gateway
         from eagleray.serving.ingress.app import IngressApp
@@ -114,6 +115,7 @@ class Ingress:
         while (settings := self._reader.settings) is None:
             if not await self._follow_once(_FIRST_WATCH_S):
                 await asyncio.sleep(_RETRY_S)
+        lane = Lane(self._app, self._transport, begin=self._reader.begin, end=self._reader.end)
         gateway = Gateway(
             self._reader.counted(self._app),
             settings.gateway,
@@ -121,6 +123,7 @@ class Ingress:
             port=settings.port,
             directory=Path(settings.directory),
             on_refused=self._app.metrics.count_refused,
+            connection=lane.connection,
         )
         await gateway.open()
         if settings.gateway.access_log_bytes:

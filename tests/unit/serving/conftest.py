@@ -1,25 +1,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 
-from support.serving import Pretend, pretend
+from support.serving import Pretend, pretend, serving
 
 BOTH_TRANSPORTS = {"test_v2", "test_v2_binary", "test_openai_routes", "test_people", "test_bad_input"}
 """The suite of requests: the same over links as by Serve's handles, for which a pretending one stands."""
+BY_THE_LANE = {"test_v2", "test_v2_binary", "test_bad_input", "test_door", "test_limits"}
+"""Those that ask for inference: the same by a gateway's fast lane, on real sockets."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Have each test of the suite twice."""
-    if "ingress" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] in BOTH_TRANSPORTS:
-        metafunc.parametrize("ingress", ["handles", "links"], indirect=True)
+    """Have each test of the suite for each way."""
+    module = metafunc.module.__name__.rpartition(".")[2]
+    ways = ["handles", *["links"] * (module in BOTH_TRANSPORTS), *["lane"] * (module in BY_THE_LANE)]
+    if "ingress" in metafunc.fixturenames and len(ways) > 1:
+        metafunc.parametrize("ingress", ways, indirect=True)
 
 
 @pytest.fixture
 def ingress(request: pytest.FixtureRequest) -> Iterator[Pretend]:
     """A new ingress in front of pretending models; inference needs no key."""
-    found = pretend(over_links=getattr(request, "param", "") == "links")
-    yield found
+    way = getattr(request, "param", "handles")
+    found = pretend(over_links=way != "handles")
+    with serving(found) if way == "lane" else nullcontext():
+        yield found
     if found.links is not None:
         found.links.close()

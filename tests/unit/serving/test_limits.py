@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -19,6 +19,8 @@ from support.serving import Pretend, bearer, pretend, serving
 
 INFER = "/v2/models/iris/infer"
 IRIS = {"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
+BROKEN = {False: 500, True: 502}
+"""What an error is that nobody foresaw: the ingress's own, or, where there are links, the replica's."""
 RATE_HEADERS = ("x-ratelimit-resource", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 
 
@@ -34,12 +36,22 @@ def together(ingress: Pretend, *requests: tuple[str, Any, dict[str, str]]) -> li
     """Answers of requests that are sent at once."""
 
     async def exchange() -> list[httpx.Response]:
-        door = httpx.ASGITransport(ingress.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=door, base_url=ingress.url) as client:
+        by_socket = (
+            ingress.client is not None and len(requests) < 100
+        )  # httpx's pool takes a minute for 1,000
+        door = None if by_socket else httpx.ASGITransport(ingress.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=door, base_url=ingress.url, trust_env=False) as client:
             sent = [client.post(path, json=values, headers=headers) for path, values, headers in requests]
             return await asyncio.gather(*sent)
 
     return asyncio.run(exchange())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("is_key_needed", [True, False])
@@ -77,7 +89,9 @@ def test_requests_at_a_time(ingress: Pretend) -> None:
     assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 5 + [200] * 8
     assert answers[3].headers["x-ratelimit-resource"] == "concurrency"
     ingress.transport.error = ValueError("broken")  # what fails is over too
-    assert [ingress.post(INFER, IRIS, headers=limited).status_code for _ in range(5)] == [500] * 5
+    assert [ingress.post(INFER, IRIS, headers=limited).status_code for _ in range(5)] == [
+        BROKEN[ingress.links is not None]
+    ] * 5
     ingress.transport.error = None
     assert {a.status_code for a in together(ingress, *[(INFER, IRIS, limited)] * 3)} == {200}
 
@@ -97,7 +111,8 @@ def test_tokens_are_reserved_and_what_was_not_used_is_given_back(ingress: Preten
     assert account._tokens is not None
     account._tokens.give(100)
     ingress.transport.error = ValueError("broken")
-    assert ask(max_tokens=1000).status_code == 500, "more than there ever is, when nothing is owed"
+    broken = BROKEN[ingress.links is not None]
+    assert ask(max_tokens=1000).status_code == broken, "more than there ever is, when nothing is owed"
     ingress.transport.error = None
     assert ask(stream=True).status_code == 200, "nothing was used, so all was given back"
     assert ask().status_code == 429
@@ -272,7 +287,7 @@ def test_a_stream_of_a_key_that_expires_ends(ingress: Pretend, monkeypatch: pyte
     answer = ingress.post("/v1/completions", body, headers=headers)
     assert answer.status_code == 200
     assert "the API key 'app' expired on 2" in answer.text
-    assert ingress.transport.num_open == 0
+    until(lambda: ingress.transport.num_open == 0)
     assert ingress.app._sweep is None
 
 

@@ -170,11 +170,15 @@ class Face(HttpToolsProtocol):
         except Refused as refused:
             self._stop(refused)
         self._is_in_body = True
-        super().on_headers_complete()
+        self._begin()
         if forwarded and self.client is not None:
             self.scope["client"] = (self._state.proxies.client_of(self.client[0], forwarded), 0)
         if self._state.is_draining:
             self.cycle.keep_alive = False
+
+    def _begin(self) -> None:
+        """Have the request answered whose head has come, now or after those before it."""
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """As the base; a body that nobody wants any more is let go by, up to a limit."""

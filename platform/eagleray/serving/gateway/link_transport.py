@@ -17,8 +17,8 @@ from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving import transport
 from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
 from eagleray.serving.link import generating, tensors
-from eagleray.serving.link.client import Answer, Link
-from eagleray.serving.link.frames import TOO_LARGE, Buffer, FrameError, Kind
+from eagleray.serving.link.client import Answer, OnAnswer
+from eagleray.serving.link.frames import TOO_LARGE, FrameError, Kind
 from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.retries import Request
 from eagleray.serving.link.ring import MIN_RING_BYTES, RingOptions
@@ -72,28 +72,6 @@ class Line:
             return "it has no replica now"
         problems = self.pool.problems()
         return next(iter(problems.values()), "") or "no link to its replicas is ready yet"
-
-
-@dataclass(eq=False)
-class _Sent:
-    """A request under way, and its answer."""
-
-    answer: asyncio.Future[Answer]
-    request: Request | None = None
-
-    def take(self, answer: Answer) -> None:
-        """The link's: it is answered."""
-        if self.answer.done():  # cancelled, by a task that has not run since
-            answer.release()
-        else:
-            self.answer.set_result(answer)
-
-    def give_up(self) -> None:
-        """Nobody waits for it any more."""
-        if self.answer.done() and not self.answer.cancelled():
-            self.answer.result().release()
-        elif self.request is not None:
-            self.request.cancel()
 
 
 class LinkTransport:
@@ -170,7 +148,7 @@ class LinkTransport:
                 line.waiting.end(time.monotonic(), is_answered=outputs is not None)
             if outputs is not None:
                 return outputs
-        return await self._serve.infer(target, inputs, timeout_s=max(0.0, until_s - time.monotonic()))
+        return await self.by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
 
     async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
@@ -190,6 +168,10 @@ class LinkTransport:
             async for chunk in pieces:
                 yield chunk
 
+    async def by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
+        """As `infer`, by Serve's handles."""
+        return await self._serve.infer(target, inputs, timeout_s=timeout_s)
+
     def way(self, target: Target) -> Line | None:
         """The line that a request is to go by; None: by Serve. Raises: Overloaded where it is full."""
         line = self._lines.get(target.app)
@@ -207,17 +189,29 @@ class LinkTransport:
         self, line: Line, target: Target, inputs: Arrays, timeout_s: float
     ) -> dict[str, np.ndarray] | None:
         """The outputs; None: it is to go by Serve."""
-        sent = _Sent(asyncio.get_running_loop().create_future())
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def take(answer: Answer) -> None:
+            if future.done():  # cancelled, by a task that has not run since
+                answer.release()
+            else:
+                future.set_result(answer)
+
+        request = send(line.pool, inputs, max(1, round(timeout_s * 1000)), take)
+        if request is None:
+            return None
         try:
             async with asyncio.timeout(timeout_s):
-                if not _send(line.pool, sent, inputs, max(1, round(timeout_s * 1000))):
-                    return None
-                answer = await sent.answer
-            if goes_by_serve(line, sent.request, answer):
-                return None
-            return outputs_of(target, answer)
+                answer = await future
+        except BaseException:
+            if future.done() and not future.cancelled():
+                future.result().release()
+            request.cancel()
+            raise
+        try:
+            return None if goes_by_serve(line, request, answer) else copied_outputs(target, answer)
         finally:
-            sent.give_up()
+            answer.release()
 
     async def _pieces(
         self, line: Line, target: Target, request: GenerationRequest
@@ -270,17 +264,22 @@ def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
 
 
 def outputs_of(target: Target, answer: Answer) -> dict[str, np.ndarray]:
-    """What a RESULT carries; copies, where it lies in a slot. Raises: as `Transport.infer`."""
+    """What a RESULT carries: views, good until its release. Raises: as `Transport.infer`."""
     if answer.kind != Kind.RESULT:
         raise error_of(target, answer)
     assert answer.body is not None
     try:
         if answer.slot is None:
             return tensors.read(answer.body)
-        found = tensors.read_apart(answer.head, answer.body)
+        return tensors.read_apart(answer.head, answer.body)
     except InputError as error:
         raise transport.failed(target, f"its replica's answer cannot be read: {error}") from None
-    return {name: array.copy() for name, array in found.items()}
+
+
+def copied_outputs(target: Target, answer: Answer) -> dict[str, np.ndarray]:
+    """As `outputs_of`, good for ever."""
+    found = outputs_of(target, answer)
+    return found if answer.slot is None else {name: array.copy() for name, array in found.items()}
 
 
 def last_chunk(target: Target, answer: Answer) -> GenerationChunk:
@@ -309,34 +308,22 @@ def error_of(target: Target, answer: Answer) -> Exception:
             return transport.went_away(target, answer.message)
 
 
-def _send(pool: Pool, sent: _Sent, inputs: Arrays, deadline_ms: int) -> bool:
-    """Whether it is on its way; False: there is no link, or none that carries so much."""
+def send(pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer) -> Request | None:
+    """The request on its way; None: there is no link, or none that carries it."""
     link = pool.choose()
     if link is None:
-        return False
+        return None
     try:
         parts = tensors.write(inputs)
     except tensors.TensorError:
-        return False  # the model says what it has against them
+        return None  # the model says what it has against them
     size = sum(map(len, parts))
-    if size >= link.max_frame_bytes:
-        return False
-    if size >= MIN_RING_BYTES and (placed := _in_slot(pool, link, sent, parts, deadline_ms)) is not None:
-        sent.request = placed
-    else:
-        sent.request = pool.infer(parts, deadline_ms, sent.take)
-    return sent.request is not None
-
-
-def _in_slot(
-    pool: Pool, link: Link, sent: _Sent, parts: Sequence[Buffer], deadline_ms: int
-) -> Request | None:
-    """The request, its values in shared memory; None where they find no room there."""
-    if (slot := link.take_slot()) is None:
-        return None
-    head, *values = parts
-    length = tensors.put(slot.view, values)
-    if length is None:
-        slot.release()
-        return None
-    return pool.infer_in_slot(link, slot, 0, length, bytes(head), deadline_ms, sent.take)
+    if size >= MIN_RING_BYTES:
+        if size >= link.max_frame_bytes:
+            return None
+        if (slot := link.take_slot()) is not None:
+            head, *values = parts
+            if (length := tensors.put(slot.view, values)) is not None:
+                return pool.infer_in_slot(link, slot, 0, length, bytes(head), deadline_ms, take)
+            slot.release()
+    return pool.infer(parts, deadline_ms, take)

@@ -49,6 +49,7 @@ class Gateway:
         directory: A folder of the cluster's serving on this machine.
         on_refused: Called with the status of each answer that is not the application's.
         rules: The limits of a connection.
+        connection: Makes one, of the arguments of `Face`.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class Gateway:
         directory: Path,
         on_refused: Callable[[int], None] = lambda _status: None,
         rules: Rules | None = None,
+        connection: Callable[..., Face] = Face,
     ) -> None:
-        self._app, self._settings = app, settings
+        self._app, self._settings, self._connection = app, settings, connection
         self._host, self._port, self._directory = host, port, directory
         self._place: listening.Place | None = None
         self._greetings: set[asyncio.Task[None]] = set()
@@ -183,7 +185,7 @@ class Gateway:
     def _face(self) -> Face:
         # With itself: this connection is counted among the greetings still.
         is_full = self.num_connections > self._settings.max_connections
-        return Face(self._config, self.state, is_full=is_full)
+        return self._connection(self._config, self.state, is_full=is_full)
 
     def _stop_listening(self) -> None:
         if self._place is not None:

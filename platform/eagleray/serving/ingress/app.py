@@ -29,6 +29,7 @@ from eagleray.serving.ingress.http import (
 )
 from eagleray.serving.ingress.metrics import NO_ROUTE, IngressMetrics
 from eagleray.serving.ingress.routing import Route, Table
+from eagleray.serving.routes import Target
 from eagleray.serving.state import IngressState
 from eagleray.serving.transport import Transport
 
@@ -79,6 +80,19 @@ class IngressApp:
         else:
             await send({"type": "websocket.close", "code": 1000})
 
+    def begin(self) -> None:
+        """A request is under way; each is to be ended."""
+        self.metrics.in_flight += 1
+        if self._has_expiring_keys and self._sweep is None:
+            self._end_expired()
+
+    def end(self) -> None:
+        """A request is not under way any more."""
+        self.metrics.in_flight -= 1
+        if not self.metrics.in_flight and self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_s = time.perf_counter()
         pairs = scope["headers"]
@@ -89,9 +103,7 @@ class IngressApp:
         call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
         call.watch = Watch(request.headers.get("traceparent"))
         exchange = _Exchange()
-        self.metrics.in_flight += 1
-        if self._has_expiring_keys and self._sweep is None:
-            self._end_expired()
+        self.begin()
         try:
             answer = await self._answer(call, exchange)
             exchange.status = answer.status
@@ -102,8 +114,8 @@ class IngressApp:
             exchange.status = exchange.status if exchange.answer else CLIENT_GONE
             raise
         finally:
-            self.metrics.in_flight -= 1
             self._close(call, exchange)
+            self.end()
             self._count(call, exchange, time.perf_counter() - started_s)
 
     async def _answer(self, call: Call, exchange: _Exchange) -> Response | Stream:
@@ -150,9 +162,6 @@ class IngressApp:
             ticket.sent(answer.num_bytes if answer else 0)
             ticket.used_tokens(call.num_tokens)
             ticket.close(time.monotonic())
-        if not self.metrics.in_flight and self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
 
     def _end_expired(self) -> None:
         """End what is under way for keys whose time is over, every second while anything is."""
@@ -188,25 +197,54 @@ def all_routes() -> list[Route]:
     return [*v2.routes(), *openai.routes(), *people.routes(), *admin.routes(), *pages.routes()]
 
 
-def _line(call: Call, exchange: _Exchange, seconds: float) -> dict[str, Any]:
+def line_of(
+    *,
+    request_id: str,
+    watch: Watch,
+    client: str,
+    method: str,
+    path: str,
+    route: str,
+    target: Target | None,
+    status: int,
+    seconds: float,
+    received: int,
+    sent: int,
+) -> dict[str, Any]:
     """Of the access log. Without the query: it may carry what is nobody's business."""
-    target, scope = call.target, call.request.scope
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "request_id": call.request_id,
-        "trace_id": call.watch.trace.trace_id,
-        "client": scope["client"][0] if scope.get("client") else "",
-        "method": call.request.method,
-        "path": scope["path"][:_MOST_PATH],
-        "route": exchange.route.path if exchange.route else NO_ROUTE,
+        "request_id": request_id,
+        "trace_id": watch.trace.trace_id,
+        "client": client,
+        "method": method,
+        "path": path[:_MOST_PATH],
+        "route": route,
         "model": target.name if target else "",
         "version": target.version if target else None,
-        "status": int(exchange.status),
+        "status": status,
         "seconds": round(seconds, 6),
-        "received_bytes": call.request.num_body_bytes,
-        "sent_bytes": exchange.answer.num_bytes if exchange.answer else 0,
-        "ms": {name: round(1e3 * span_s, 3) for name, span_s in call.watch.spans_s.items()},
+        "received_bytes": received,
+        "sent_bytes": sent,
+        "ms": {name: round(1e3 * span_s, 3) for name, span_s in watch.spans_s.items()},
     }
+
+
+def _line(call: Call, exchange: _Exchange, seconds: float) -> dict[str, Any]:
+    scope = call.request.scope
+    return line_of(
+        request_id=call.request_id,
+        watch=call.watch,
+        client=scope["client"][0] if scope.get("client") else "",
+        method=call.request.method,
+        path=scope["path"],
+        route=exchange.route.path if exchange.route else NO_ROUTE,
+        target=call.target,
+        status=int(exchange.status),
+        seconds=seconds,
+        received=call.request.num_body_bytes,
+        sent=exchange.answer.num_bytes if exchange.answer else 0,
+    )
 
 
 def _failed(request: Request, failure: Failure) -> Response:

@@ -122,11 +122,7 @@ class Call:
     def ready(self, model: str | None = None) -> Target:
         """As `find`. Raises: Overloaded where it is still starting, ServiceError where it failed."""
         target = self.find(model)
-        if target.state == "starting":
-            raise Overloaded(f"{named(target)} is starting; try again in a moment", STARTING_S)
-        if target.state != "ready":
-            why = f": {target.message}" if target.message else ""
-            raise ServiceError(f"{named(target)} is {target.state}{why}")
+        check_ready(target)
         return target
 
     async def infer(self, target: Target, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -145,6 +141,15 @@ class Call:
             raise no_answer(target, timeout_s) from None
         finally:
             self.watch.mark("replica")
+
+
+def check_ready(target: Target) -> None:
+    """Raises: Overloaded where it is still starting, ServiceError where it failed."""
+    if target.state == "starting":
+        raise Overloaded(f"{named(target)} is starting; try again in a moment", STARTING_S)
+    if target.state != "ready":
+        why = f": {target.message}" if target.message else ""
+        raise ServiceError(f"{named(target)} is {target.state}{why}")
 
 
 def named(target: Target) -> str:

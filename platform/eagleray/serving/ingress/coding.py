@@ -20,7 +20,7 @@ _ALIASES = {"x-gzip": "gzip"}
 
 _QUICK_PACKED_BYTES = 2**10
 """Up to here a body is unpacked in the event loop: to 1 MiB at most, in 3 ms."""
-_QUICK_BYTES = 2**15
+QUICK_BYTES = 2**15
 """Up to here one is packed in the loop, in 1 ms."""
 _STEP_BYTES = 2**16
 _SMALLEST_BYTES = 2**10
@@ -90,19 +90,24 @@ def _window(body: bytes, coding: str) -> int:
 
 async def packed(body: bytes, accept: str) -> tuple[bytes, str] | None:
     """The body in the coding that Accept-Encoding likes best; None where there is none or it does not pay."""
-    coding = liked(accept) if len(body) >= _SMALLEST_BYTES else None
+    coding = wanted(body, accept)
     if coding is None:
         return None
-    if len(body) <= _QUICK_BYTES:
+    if len(body) <= QUICK_BYTES:
         found = pack(body, coding)
     else:
         found = await asyncio.to_thread(pack, body, coding)
     return None if found is None else (found, coding)
 
 
+def wanted(body: bytes, accept: str) -> str | None:
+    """The coding that Accept-Encoding likes best, where it likes one and the body is worth it."""
+    return liked(accept) if accept and len(body) >= _SMALLEST_BYTES else None
+
+
 def pack(body: bytes, coding: str) -> bytes | None:
     """The packed body; None where it is hardly smaller, which is judged by its beginning first."""
-    if len(body) > 2 * _QUICK_BYTES and _packed(body[:_QUICK_BYTES], coding) is None:
+    if len(body) > 2 * QUICK_BYTES and _packed(body[:QUICK_BYTES], coding) is None:
         return None
     return _packed(body, coding)
 

@@ -71,9 +71,8 @@ class Request:
 
     @property
     def announced_bytes(self) -> int:
-        """Content-Length; 0 where there is none, or one that is no number."""
-        length = self.headers.get("content-length", "0")
-        return int(length[:20]) if length.isascii() and length.isdecimal() else 0
+        """As the function."""
+        return announced_bytes(self.headers)
 
     async def body(self, limit_bytes: int, timeout_s: float) -> bytes:
         """The whole body, unpacked.
@@ -97,7 +96,7 @@ class Request:
         try:
             return await coding.unpacked(body, name, limit_bytes)
         except coding.TooLarge:
-            raise _too_large(limit_bytes, f"its {len(body)} bytes unpack to more") from None
+            raise too_large(limit_bytes, f"its {len(body)} bytes unpack to more") from None
 
     def _coding(self) -> str | None:
         header = self.headers.get("content-encoding", "")
@@ -114,7 +113,7 @@ class Request:
     def _check_announced(self, limit_bytes: int) -> None:
         length = self.headers.get("content-length", "0")
         if length.isascii() and length.isdecimal() and int(length[:20]) > limit_bytes:
-            raise _too_large(limit_bytes, f"it has {length[:20]}")
+            raise too_large(limit_bytes, f"it has {length[:20]}")
 
     async def _read(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
@@ -125,13 +124,20 @@ class Request:
             if part := message.get("body", b""):
                 self.num_body_bytes += len(part)
                 if self.num_body_bytes > limit_bytes:
-                    raise _too_large(limit_bytes, f"{self.num_body_bytes} came and it went on")
+                    raise too_large(limit_bytes, f"{self.num_body_bytes} came and it went on")
                 parts.append(part)
             if not message.get("more_body", False):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _too_large(limit_bytes: int, found: str) -> HttpError:
+def announced_bytes(headers: Mapping[str, str]) -> int:
+    """Content-Length; 0 where there is none, or one that is no number."""
+    length = headers.get("content-length", "0")
+    return int(length[:20]) if length.isascii() and length.isdecimal() else 0
+
+
+def too_large(limit_bytes: int, found: str) -> HttpError:
+    """413; `found` says what came."""
     return HttpError(413, f"the body is larger than {limit_bytes} bytes ({found}); send less at a time")
 
 
@@ -150,8 +156,12 @@ class Response:
         """Put the body into a coding that the client asked for, if it asked and the body gets smaller."""
         found = await coding.packed(self.body, request.headers.get("accept-encoding", ""))
         if found is not None:
-            self.body, self.headers["content-encoding"] = found
-            self.headers["vary"] = "accept-encoding"
+            self.take_packed(*found)
+
+    def take_packed(self, body: bytes, name: str) -> None:
+        """Have the body in a coding that the client asked for."""
+        self.body, self.headers["content-encoding"] = body, name
+        self.headers["vary"] = "accept-encoding"
 
     async def send(self, request: Request, send: Send) -> None:
         """Send it, once."""

@@ -9,6 +9,7 @@ import eagleray
 from eagleray.errors import EaglerayError, InputError
 from eagleray.protocol import binary, fast, tensors
 from eagleray.protocol import infer as protocol
+from eagleray.protocol.tensors import Array
 from eagleray.serving.ingress import schemas
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, Call, named
 from eagleray.serving.ingress.http import JSON, Response, json_response
@@ -19,7 +20,7 @@ TAG = "Open Inference v2"
 PLATFORM = "eagleray_safetensors"
 EXTENSIONS: tuple[str, ...] = (binary.EXTENSION,)
 """Of the protocol."""
-_OFF_LOOP_VALUES = 2**14
+OFF_LOOP_VALUES = 2**14
 """Of an answer's JSON: from here on it is written in a thread."""
 
 
@@ -78,20 +79,27 @@ async def infer(call: Call) -> Response:
     target = call.ready()
     request = await _request(call)
     tensors.check(request.inputs, target.card.inputs)
-    _check_wanted(request.outputs, target)
+    check_wanted(request.outputs, target)
     outputs = await call.infer(target, request.inputs)
-    response = protocol.InferResponse(
+    response = response_of(target, request, outputs)
+    if num_slow(response, request) < OFF_LOOP_VALUES:
+        answer = answer_of(response, request, target)
+    else:
+        answer = await asyncio.to_thread(answer_of, response, request, target)
+    await answer.pack(call.request)
+    return answer
+
+
+def response_of(
+    target: Target, request: protocol.InferRequest, outputs: dict[str, Array]
+) -> protocol.InferResponse:
+    """The outputs that were asked for, with what the protocol says beside them."""
+    return protocol.InferResponse(
         model_name=target.name,
         model_version=str(target.version),
         outputs=protocol.select(outputs, request.outputs),
         id=request.id,
     )
-    if _num_slow(response, request) < _OFF_LOOP_VALUES:
-        answer = _answer(response, request, target)
-    else:
-        answer = await asyncio.to_thread(_answer, response, request, target)
-    await answer.pack(call.request)
-    return answer
 
 
 async def _request(call: Call) -> protocol.InferRequest:
@@ -102,7 +110,7 @@ async def _request(call: Call) -> protocol.InferRequest:
         return await asyncio.to_thread(fast.read_request, body, header)
 
 
-def _num_slow(response: protocol.InferResponse, request: protocol.InferRequest) -> int:
+def num_slow(response: protocol.InferResponse, request: protocol.InferRequest) -> int:
     """Values of the answer that are written one by one."""
     return sum(
         array.size
@@ -111,7 +119,7 @@ def _num_slow(response: protocol.InferResponse, request: protocol.InferRequest) 
     )
 
 
-def _answer(response: protocol.InferResponse, request: protocol.InferRequest, target: Target) -> Response:
+def answer_of(response: protocol.InferResponse, request: protocol.InferRequest, target: Target) -> Response:
     """The response in the form that was asked for. Raises: EaglerayError (500) as `encoded`."""
     written = _written(response, request.is_binary, target)
     if written.json_bytes is None:
@@ -134,7 +142,8 @@ def _written(
         raise EaglerayError(f"{named(target)} gave no usable answer: output {error}") from None
 
 
-def _check_wanted(wanted: tuple[str, ...], target: Target) -> None:
+def check_wanted(wanted: tuple[str, ...], target: Target) -> None:
+    """Raises: InputError where an output is asked for that there is not."""
     given = [tensor.name for tensor in target.card.outputs]
     for name in wanted:
         if name not in given:
