@@ -11,7 +11,13 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from eagleray.errors import PeerLost
-from eagleray.training import joiners_ray260, leaving, member_ray260, membership_ray260
+from eagleray.training import (
+    formations_ray260,
+    joiners_ray260,
+    leaving,
+    member_ray260,
+    membership_ray260,
+)
 from eagleray.training.member_ray260 import Member
 from eagleray.training.membership_ray260 import Membership
 from eagleray.training.station import STEP, Event, News
@@ -81,7 +87,7 @@ class Play:
         played = SimpleNamespace(get=self._get)
         monkeypatch.setattr(membership_ray260, "ray", played)
         clocks = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock, sleep=lambda _: None)
-        for module in (membership_ray260, member_ray260, leaving, joiners_ray260):
+        for module in (membership_ray260, member_ray260, leaving, joiners_ray260, formations_ray260):
             monkeypatch.setattr(module, "time", clocks)
         monkeypatch.setattr(
             member_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
@@ -307,7 +313,7 @@ def test_a_silent_worker_is_given_up_and_what_it_did_last_is_said(play):
     played.now += 9
     played.tell("a", step=41)
     assert played.ended == ["b"]
-    (lost,) = played.membership._lost.values()
+    (lost,) = played.membership._formations.lost.values()
     assert lost[1] == "it has not answered for 9.0 s; the last thing it did: step 41, forward and backward"
 
 
