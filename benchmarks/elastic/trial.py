@@ -34,7 +34,6 @@ class Trial:
         self.spec = spec
         self.run = Run.create(spec)
         self.recorder = recorder or Recorder()
-        self.recorder.folder = self.run.folder
         self.size = Size()
         scaling = spec.scaling
         more = {"spares": scaling.spares} if workloads.has_setting("spares") else {}

@@ -13,11 +13,11 @@ from eagleray.training.station import Formation
 class Formations:
     """Orders workers into formations, and keeps what the next one is told of the one before."""
 
-    def __init__(self, first_number: int, tell: Callable[[Change], None]):
-        """`tell` hears of each formation as soon as it is ordered."""
+    def __init__(self, first_number: int, tell: Callable[[Change], None], note: Callable[[int, int], None]):
+        """`note` keeps number and size of each before it is ordered; `tell` hears of it right after."""
         self.lost: dict[int, tuple[WorkerInfo, str]] = {}
         """By rank, of the formation that is left: who was lost, and why."""
-        self._next_number, self._tell = first_number, tell
+        self._next_number, self._tell, self._note = first_number, tell, note
         self._num_before = 0
         self._left_at: float | None = None
         """When the formation was asked to stop, or given up, seconds since the epoch."""
@@ -49,6 +49,7 @@ class Formations:
     def order(self, members: Sequence[Member]) -> None:
         """Order these into the next one, by rank."""
         number, self._next_number = self._next_number, self._next_number + 1
+        self._note(number, len(members))
         num_before, self._num_before, num_lost = self._num_before, len(members), len(self.lost)
         for rank, member in enumerate(members):
             member.order(Formation(number, rank, len(members), members[0].address, num_before, num_lost))

@@ -54,6 +54,7 @@ class Membership:
         heartbeat_s: float,
         max_failures: int,
         tell: Callable[[Change | Record], None],
+        note: Callable[[int, int], None] = lambda number, size: None,
         part: Callable[[Worker], None] = lambda worker: None,
     ):
         """Decide over the workers on the seats of `reservation`, once there are some (`begin`).
@@ -68,6 +69,7 @@ class Membership:
             heartbeat_s: how long a rank may be silent, seconds.
             max_failures: formations broken without a step in between that are got over.
             tell: hears of each change of the workers, and of what the run is to be told (records).
+            note: keeps number and size of a formation that is about to be ordered; must not block for long.
             part: called before a worker is ended that has told what nobody else tells.
         """
         self.lock = threading.RLock()
@@ -77,7 +79,7 @@ class Membership:
         """Why Ray Train has to start the workers again, or the run has to stop for now."""
         self.restarts = restarts
         self._reservation, self._tell, self._part = reservation, tell, part
-        self._formations = Formations(first_attempt, tell)
+        self._formations = Formations(first_attempt, tell, note)
         self._minimum, self._wanted, self._num_spares = minimum, wanted, spares
         self._heartbeat_s, self._patience = heartbeat_s, Patience(max_failures)
         self._joiners = Joiners(reservation, self.lock, self._say)

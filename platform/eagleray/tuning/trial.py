@@ -255,7 +255,7 @@ def _train_together(
             run.url,
             first_attempt=next_attempt(run),
             reservation=reservation,
-            observer=TrialObserver(run, reporter),
+            observer=TrialObserver(reporter),
         )
     except Suspended:
         return None
@@ -266,20 +266,13 @@ def _train_together(
 class TrialObserver:
     """Hears of a trial's Ray Train run (`training.observer`), and reports it."""
 
-    def __init__(self, run: Folder, reporter: Reporter):
-        self._run, self._reporter = run, reporter
+    def __init__(self, reporter: Reporter):
+        self._reporter = reporter
 
     def changed(self, change: Change) -> None:
-        """Note the attempt, and tell of it and of what was lost before."""
-        from eagleray.training.attempts import note_attempt
-
+        """Tell of the attempt, and of what was lost before."""
         for rank, (_, reason) in sorted(change.lost.items()):
             self._reporter.put("note", text=f"lost rank {rank}: {reason}; the others go on")
-        try:
-            note_attempt(self._run, change.number, len(change.workers))
-        except OSError as error:  # raised, it would be an error of Ray Train's controller, and end the trial
-            trouble = f"the attempt cannot be noted in {self._run.url}: {error.strerror or error}"
-            self._reporter.put("note", text=f"{trouble}; training goes on")
         self._reporter.started(change.number, change.workers)
 
     def records(self, records: Sequence[Record]) -> None:

@@ -205,6 +205,22 @@ def test_workers_that_are_ready_form_a_group_at_rank_0s_address(play):
     assert (played.membership._phase, played.ranks) == ("training", "ab")
 
 
+def test_an_attempt_is_noted_before_its_workers_are_ordered(play):
+    noted = []
+
+    def note(number: int, size: int) -> None:
+        orders = [len(worker.actor.took("form")) for worker in played.workers.values()]
+        noted.append((number, size, orders, len(played.changes)))
+
+    played = play(2, is_begun=False, note=note)
+    for name in "ab":
+        played.tell(name, "waiting")
+    played.train()
+    played.die("b")
+    played.tell("a", "waiting", step=7)
+    assert noted == [(1, 2, [0, 0], 0), (2, 1, [1, 1], 1)]
+
+
 def test_survivors_of_a_death_are_woken_and_form_anew(play):
     played = play(3)
     played.clock = 128.0
