@@ -65,7 +65,7 @@ def fit(
 
     Where others need what the run holds (`Reservation.allot`), it ends early: `is_suspended` is true in what
     is returned, beside the values of `stopping.Suspended`. All that the ranks had trained is in the newest
-    checkpoint then, if it was not forced.
+    checkpoint then, if it was not forced and the storage took it.
 
     Raises:
         EaglerayError: the run failed for good; the first cause, in words.
