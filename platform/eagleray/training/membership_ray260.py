@@ -185,6 +185,7 @@ class Membership:
             return
         self.members.remove(member)
         self._formations.lose(member, reason)
+        self._patience.lost()
         if len(self.members) < self._minimum:
             self._say(
                 f"a worker was lost ({reason}): {len(self.members)} of {self._minimum} are left, and wait "
@@ -227,8 +228,9 @@ class Membership:
                 self._give_up(member, f"it has hung for {hung_s:.1f} s")
         lasted_s = time.monotonic() - self._since
         if self._phase == "forming" and lasted_s > self._patience.form_limit_s:
-            self._patience.did_not_meet()
-            self._break(f"the ranks did not meet in {lasted_s:.0f} s")
+            reason = f"the ranks did not meet in {lasted_s:.0f} s"
+            self._patience.did_not_meet(reason)
+            self._break(reason)
 
     def _is_stuck(self, member: Member) -> bool:
         limit_s = self._patience.regroup_limit_s(member.step_s)
@@ -302,7 +304,7 @@ class Membership:
         stay = stay[: self._wanted]
         come = self._joiners.ready[: self._wanted - len(stay)]
         leave = [member for member in self.members if member not in stay]
-        if self.restarts and not self._formations.is_nothing_held:
+        if self.restarts and not self._formations.is_nothing_held and not self._patience.is_unmet:
             self._let_go(leave)
             self.failure = Restarting() if broken is None else PeerLost(broken)  # which Ray Train counts
             return

@@ -423,6 +423,50 @@ def test_a_formation_that_needs_longer_than_others_comes_about(play):
     assert played.membership._phase == "regrouping", "the next has as long as the first had"
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_formation_that_needs_long_is_no_failure(play, restarts):
+    played = play(2, is_begun=False, max_failures=0, restarts=restarts)
+    for name in "ab":
+        played.tell(name, "waiting")
+    for limit_s in (20, 40, 80):
+        played.now += limit_s + 1
+        played.tick()
+        for name in "ab":
+            played.tell(name, "lost", "waiting")
+        assert (played.membership._phase, played.membership.failure) == ("forming", None)
+    played.train(step=7)
+    assert (played.ranks, played.membership.failure) == ("ab", None)
+    for name in "ab":
+        played.tell(name, "lost", "waiting", step=7)
+    assert str(played.membership.failure).endswith("a:1"), "a break in training is one"
+
+
+def test_a_formation_that_never_comes_about_ends_the_run(play):
+    played = play(2, is_begun=False, max_failures=0)
+    for name in "ab":
+        played.tell(name, "waiting")
+    for limit_s in (20, 40, 80, 160):
+        assert played.membership.failure is None
+        played.now += limit_s + 1
+        played.tick()
+        for name in "ab":
+            played.tell(name, "lost", "waiting")
+    assert str(played.membership.failure) == (
+        "4 formations in a row did not come about; the ranks did not meet in 161 s"
+    )
+
+
+def test_who_is_lost_while_a_formation_takes_long_is_a_failure(play):
+    played = play(2, is_begun=False, max_failures=0)
+    for name in "ab":
+        played.tell(name, "waiting")
+    played.now += 21
+    played.tick()
+    played.die("b")
+    played.tell("a", "lost", "waiting")
+    assert str(played.membership.failure).endswith("without a step in between; its process ended")
+
+
 def test_a_survivor_in_a_long_step_is_waited_for(play):
     played = play(3)
     for name in "ac":
