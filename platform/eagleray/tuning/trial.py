@@ -44,6 +44,8 @@ class Reporter:
         self._measured: Evaluation | None = None
         self._total_steps: int | None = None
         self._step = self._saved_step = 0
+        self._unsaved_step: int | None = None
+        """That the workers stopped at, and the storage did not take."""
         self._reported_at = time.monotonic()
 
     def put(self, kind: str, **values: Any) -> None:
@@ -73,6 +75,8 @@ class Reporter:
             self._send({})
         elif kind == "evaluation":
             self._measure(record)
+        elif kind == "unsaved":
+            self._unsaved_step = record["step"]
         elif kind == "commit":
             self._saved_step = record["step"]
             if self._measured is not None and record["step"] == self._measured["step"]:
@@ -109,9 +113,14 @@ class Reporter:
         self._send({"outcome": {**outcome, "evaluations": self._evaluations}})
 
     def paused(self, step: int | None = None) -> None:
-        """Tell that the trial has stopped between two steps, to go on later; `step`, if given, is saved."""
+        """Tell that the trial has stopped between two steps, to go on later.
+
+        `step`, if given, is saved, unless the workers have said that the storage did not take it.
+        """
         if step is not None:
-            self._step = self._saved_step = max(step, self._step)
+            self._step = max(step, self._step)
+            if self._step != self._unsaved_step:
+                self._saved_step = self._step
         self._send({"paused": {"step": self._step, "saved_step": self._saved_step}})
 
     def failed(self, error: Exception) -> None:

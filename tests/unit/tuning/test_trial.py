@@ -102,6 +102,17 @@ def test_a_failure_in_words() -> None:
     assert 'raise KeyError("lr")' in "\n".join(details_of(caught.value))
 
 
+@pytest.mark.parametrize(("unsaved", "saved_step"), [(None, 20), (20, 10)])
+def test_a_trial_that_pauses_where_the_storage_refused_says_what_is_saved(
+    reporter: Reporter, reports: list[dict[str, Any]], unsaved: int | None, saved_step: int
+) -> None:
+    reporter.put("commit", step=10, seconds=0.1)
+    if unsaved is not None:
+        reporter.put("unsaved", step=unsaved)
+    reporter.paused(20)
+    assert reports[-1]["paused"] == {"step": 20, "saved_step": saved_step}
+
+
 def test_who_is_asked_to_pause_before_it_has_begun_pauses_when_it_begins() -> None:
     heard: list[tuple[str, float | None]] = []
     pausing = Pausing()
