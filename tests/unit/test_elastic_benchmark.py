@@ -178,6 +178,14 @@ def test_every_aim_has_a_row_and_every_row_a_function():
         assert set(one.arguments) <= set(names[2:])
 
 
+def test_a_group_of_the_same_size_is_another_where_its_process_is():
+    old, new = ({"pid": pid, "world": 3} for pid in (1, 2))
+    assert passages.is_one_group([old, old], 3, 2)
+    assert not passages.is_one_group([old, old, new], 3, 2), "it was killed, and started again"
+    assert not passages.is_one_group([old, old], 2, 2)
+    assert not passages.is_one_group([old], 3, 2)
+
+
 def test_only_rows_that_are_not_timed_run_beside_each_other():
     def of(name: str, is_timed: bool):
         return rows.Row(name, "", 1, 1, is_timed=is_timed)
