@@ -163,6 +163,28 @@ def connect() -> None:
     connect_driver()
 
 
+class NewNodes:
+    """Nodes for a worker each, asked for of the node autoscaler, and held until they are wanted."""
+
+    def __init__(self, count: int):
+        """Ask; returns at once."""
+        from ray.util.placement_group import placement_group
+
+        self._group = placement_group(
+            [{"CPU": 1, "GPU": 1}] * count,
+            strategy="STRICT_SPREAD",
+            bundle_label_selector=[{"eagleray.io/pool": "train"}] * count,
+        )
+
+    def leave_to_others(self) -> None:
+        """Wait until they are there, and hold them no longer."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        ray.get(self._group.ready(), timeout=GROW_LIMIT_S)
+        remove_placement_group(self._group)
+
+
 def node_process(node_id: str) -> Any:
     """The process that leads a node of the local cluster, by Ray's id of the node."""
     from messages import RowFailed
