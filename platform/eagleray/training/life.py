@@ -67,6 +67,7 @@ class Life:
         self._materials: Materials | None = None
         self._earlier: compression.Hook | None = None
         self._is_even = False
+        """All ranks owe the same, and no step was begun since."""
 
     def prepare(self) -> None:
         """Do what needs no other rank, so that nobody waits for it later: the user's code, data, model."""
@@ -131,7 +132,7 @@ class Life:
             consumed: the digest of the samples that the ranks' losses took, summed over them.
         """
         assert self.formation is not None
-        before, self._is_even = self.progress.consumed, False
+        before = self.progress.consumed
         self.progress = self.progress.advanced(shard.consumed, shard.epoch)
         entry = Entry.of(
             consumed,
