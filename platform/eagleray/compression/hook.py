@@ -14,7 +14,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import groups
-from eagleray.compression import fitting, state
+from eagleray.compression import alike, fitting, state
 from eagleray.compression.automatic import Auto, Choice
 from eagleray.compression.compressor import Compressor
 from eagleray.compression.engine import Engine
@@ -147,6 +147,15 @@ class Hook:
         compressor, other = self.compressor, earlier.compressor
         if isinstance(compressor, Auto) and isinstance(other, Auto):
             compressor.load_state_dict(other.state_dict())
+
+    def common_state(self) -> dict[str, Any]:
+        """What all ranks must have alike, as this one has it: for the others, after a step that broke."""
+        return alike.given(self.memory)
+
+    def take_common_state(self, theirs: Mapping[str, Any]) -> None:
+        """Have it as another rank has it (its `common_state`); before the first step, after `follow`."""
+        alike.take(self.memory, theirs)
+        self.memory.owe(self.compressor.sends_residual)
 
     def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> list[str]:
         """Take a state before the first step, of any number of ranks and any compressor; all must load it.

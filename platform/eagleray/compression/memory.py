@@ -69,8 +69,8 @@ class Memory:
 
     def owe(self, is_sent: Callable[[Place], bool]) -> None:
         """Another compressor takes over, which sends the residual of these: note whose are to be repaid."""
-        if RESIDUAL in self.flats:
-            self.owed = {name for name, place in self.layout.places.items() if not is_sent(place)}
+        has_any = RESIDUAL in self.flats
+        self.owed = {name for name, place in self.layout.places.items() if has_any and not is_sent(place)}
 
     def repay(self, parts: Iterable[tuple[Place, int]], gradient: Tensor, loss_scale: float) -> None:
         """Add to the gradient what nothing else would send of these parameters, and forget it.

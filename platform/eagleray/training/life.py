@@ -204,14 +204,16 @@ class Life:
             (one for one in held if one.has_state), key=lambda one: (one.step, -one.settled, -one.committed)
         )
         has_chosen = [one[:4] == chosen[:4] for one in held]
-        if all(has_chosen):
-            return
         source = has_chosen.index(True)
-        tensors, document = sharing.pack(parts, self) if parts.rank == source else (None, None)
-        tensors, document = parts.agreement.broadcast(source, tensors, document)
-        if not has_chosen[parts.rank]:
-            # A rank that was a step behind keeps what it owes itself; after a loss nobody has a mean of it.
-            sharing.unpack(parts, self, tensors, document, with_memory=not self.holds_state, is_even=is_even)
+        if not all(has_chosen):
+            tensors, document = sharing.pack(parts, self) if parts.rank == source else (None, None)
+            tensors, document = parts.agreement.broadcast(source, tensors, document)
+            if not has_chosen[parts.rank]:
+                # Who was a step behind keeps what it owes itself; after a loss nobody has a mean of it.
+                is_new = not self.holds_state
+                sharing.unpack(parts, self, tensors, document, with_memory=is_new, is_even=is_even)
+        if not is_even:  # a step may have broken, in which some ranks had gone further than others
+            sharing.even_common_state(parts, source)
 
     def _tell_of_it(self, parts: Parts, formation: Formation) -> None:
         if parts.rank != 0:

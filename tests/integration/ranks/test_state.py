@@ -16,7 +16,10 @@ from eagleray.compression.wire import HEADER
 from eagleray.errors import InputError, PeerLost
 from eagleray.packaging import flatten, unflatten
 from eagleray.specs.compression import CompressionSpec
-from integration.ranks.checks import MANY_BUCKETS, Net, step
+from eagleray.training.life import Life
+from eagleray.training.station import Formation, Station
+from eagleray.training.telemetry import Buffer
+from integration.ranks.checks import MANY_BUCKETS, Net, assert_equal_on_all_ranks, step
 from integration.ranks.runs import digits_spec, train_rank
 from support.worlds import run_world
 
@@ -157,6 +160,38 @@ def follows(rank: int, world_size: int) -> None:
 
 def test_what_a_rank_owes_keeps_the_weight_that_it_had():
     run_world(3, follows)
+
+
+def goes_further_in_a_step_that_breaks(rank: int, world_size: int, folder: str) -> None:
+    """Both held the same step; rank 1 had done more of the next one when it broke."""
+    for kind in ("randomk", "int8_ring", "powersgd"):
+        settings = CompressionSpec.without_others(
+            {"kind": kind, "dense_below": 0, "rank": 1, "warmup_steps": 2}
+        )
+        life = Life(digits_spec(compression=settings), folder, Buffer(), Station())
+        life.prepare()
+        for formation in (1, 2, 3):
+            life.join(Formation(formation, rank, world_size, "", formation - 1))
+            assert life.parts is not None
+            hook, found = life.parts.hook, []
+            for _ in range(4):
+                life.parts.model(torch.randn(5, 64) + rank).square().sum().backward()
+                found += [p.grad.clone() for p in life.parts.module.parameters() if p.grad is not None]
+                life.parts.optimizer.zero_grad()
+            assert_equal_on_all_ranks({str(index): one for index, one in enumerate(found)})
+            if rank == 1 and formation == 1:
+                for _, named in hook.memory.tensors.values():
+                    for name, tensor in named.items():
+                        named[name] = 2 * tensor.transpose(-1, 0)
+            if rank == 0 and formation == 2:  # where even the first step of a kind has not begun
+                hook.memory.flats.clear()
+                hook.memory.tensors.clear()
+            life.disconnect()
+        life.close()
+
+
+def test_a_step_that_broke_leaves_nothing_unlike_that_all_must_have_alike(tmp_path):
+    run_world(2, goes_further_in_a_step_that_breaks, str(tmp_path))
 
 
 def test_a_run_goes_on_with_another_number_of_ranks_and_another_compressor(tmp_path):
