@@ -28,7 +28,11 @@ class Guard:
         """Up to which step all can be taken back; and whether all of this one can."""
 
     def begin(self, job: Job) -> None:
-        """A bucket begins: copy what it may have to give back."""
+        """A bucket begins: copy what it may have to give back.
+
+        Whether it is known by then that the step is not finite is a matter of time, and so another on each
+        rank; whether steps are guarded is the same on all.
+        """
         if self._bad is not None or self._is_guarded(job.step):
             self._memory.keep(job.bucket.places)
 
@@ -46,7 +50,7 @@ class Guard:
         if self._bad is None:
             self._memory.let_go(free=not self._is_guarded(step))
         else:
-            self._memory.take_back()
+            self._memory.take_back(has_all=self._is_guarded(step))
             self._guarded_until = step.number + GUARDED_STEPS
             if not self._is_whole and self._rank == 0:
                 _log.warning(

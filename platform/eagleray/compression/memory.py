@@ -114,15 +114,24 @@ class Memory:
         """Whether `take_back` would bring all of it back; also where there is nothing."""
         return not self.flats or all(place.name in self._kept for place in places)
 
-    def take_back(self) -> None:
-        """Make what was copied in this step what it was then; what has come since is zero, or gone."""
+    def take_back(self, *, has_all: bool = True) -> None:
+        """Make what was copied in this step what it was then; what has come since is zero, or gone.
+
+        Args:
+            has_all: all of it was copied, on all ranks. Else slots of rule "same" stay: all ranks have
+                changed them alike, but not all have copied the same parameters.
+        """
         for name, (place, slots, before) in self._kept.items():
-            for slot, (_, flat) in self.flats.items():
+            for slot, (rule, flat) in self.flats.items():
+                if rule == "same" and not has_all:
+                    continue
                 if slot in slots:
                     _part(flat, place).copy_(_part(self._copies[slot], place))
                 else:
                     _part(flat, place).zero_()
-            for slot, (_, named) in self.tensors.items():
+            for slot, (rule, named) in self.tensors.items():
+                if rule == "same" and not has_all:
+                    continue
                 if slot in before and name in named and named[name].shape == before[slot].shape:
                     named[name].copy_(before[slot])
                 elif slot in before:
