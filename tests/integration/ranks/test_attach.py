@@ -229,9 +229,11 @@ def test_a_model_over_some_of_the_ranks_is_exchanged_among_them():
 def with_nothing_in_it(rank, world_size):
     """A parameter of no elements beside one that is compressed."""
     net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 0, bias=False))
-    for kind in ("none", "int8", "int8_ring", "topk", "randomk", "powersgd"):
+    corrected = CompressionSpec(kind="topk", dense_below=0, momentum_correction=True)
+    kinds = ("none", "int8", "int8_ring", "topk", "randomk", "powersgd", "auto")
+    for spec in (corrected, *(CompressionSpec(kind=kind, dense_below=0) for kind in kinds)):
         model = DistributedDataParallel(net)
-        hook = compression.attach(model, CompressionSpec(kind=kind, dense_below=0))
+        hook = compression.attach(model, spec)
         assert hook._engine.layout.places["1.weight"].is_dense
         for _ in range(2):
             (model.module[0](torch.ones(1, 8)).sum() + model(torch.ones(1, 8)).sum()).backward()
