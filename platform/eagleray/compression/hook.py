@@ -24,6 +24,7 @@ from eagleray.compression.memory import Memory
 from eagleray.compression.optimizer import Paired, pair, thaw
 from eagleray.compression.own import try_out
 from eagleray.compression.stats import NonFinite, Stats
+from eagleray.compression.topk import TopK
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
 from eagleray.groups import Group
@@ -267,7 +268,7 @@ def attach(
         optimizer: what takes the steps: `auto` leaves out what does not suit it; onebit_adam and fourbit_adam
             need a MomentumAdam. None: not known.
         rehearse: a rank that is alone, and sends nothing, gets the gradient that compression would have left
-            of it. None: as the spec says.
+            of it. None: as the spec says. topk with a momentum, which the optimizer then lacks, always does.
 
     Raises:
         SpecError: there is no such kind, or a setting of it is not right.
@@ -303,7 +304,7 @@ def attach(
             compressor,
             group,
             layout,
-            is_rehearsed=(settings.rehearse if rehearse is None else rehearse) and compressor.is_lossy,
+            is_rehearsed=_is_rehearsed(compressor, settings.rehearse if rehearse is None else rehearse),
             owns_group=owns_group,
             keeps_each_rank=settings.residuals == "per_rank",
         )
@@ -319,6 +320,12 @@ def attach(
             f"this model has a communication hook already, and DDP takes one only: {error}"
         ) from error
     return hook
+
+
+def _is_rehearsed(compressor: Compressor, is_asked_for: bool) -> bool:
+    """Whether a rank alone encodes and decodes: where asked for, or where the momentum is in it."""
+    has_momentum = isinstance(compressor, TopK) and compressor.momentum > 0
+    return has_momentum or (is_asked_for and compressor.is_lossy)
 
 
 def _require_free(model: DistributedDataParallel) -> None:
