@@ -21,7 +21,7 @@ from eagleray.compression.engine import Engine
 from eagleray.compression.jobs import Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
-from eagleray.compression.optimizer import Paired, pair, thaw
+from eagleray.compression.optimizer import MomentumAdam, Paired, pair, thaw
 from eagleray.compression.own import try_out
 from eagleray.compression.stats import NonFinite, Stats
 from eagleray.compression.topk import TopK
@@ -44,9 +44,11 @@ class Hook:
         is_rehearsed: bool,
         owns_group: bool,
         keeps_each_rank: bool = False,
+        optimizer: torch.optim.Optimizer | None = None,
     ):
         self._group, self._owns_group, self._keeps_each_rank = group, owns_group, keeps_each_rank
         self._model = model
+        self._optimizer = optimizer if isinstance(optimizer, MomentumAdam) else None
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         self._buckets: dict[tuple[int, ...], Bucket] = {}
         parameter = fitting.first_parameter(model)
@@ -196,6 +198,8 @@ class Hook:
         is_cuda = gradient.is_cuda
         future: Future[Tensor] = Future(devices=[gradient.device]) if is_cuda else Future()
         step = Step(self._step, bucket.index(), self._loss_scale)
+        if self._optimizer is not None and step.bucket == 0:
+            self._optimizer.forget()  # a step that broke, or was skipped, has left in it what it expected
         if bucket.is_last():
             self._step += 1
         if self._group.world_size == 1 and not self._is_rehearsed:
@@ -307,6 +311,7 @@ def attach(
             is_rehearsed=_is_rehearsed(compressor, settings.rehearse if rehearse is None else rehearse),
             owns_group=owns_group,
             keeps_each_rank=settings.residuals == "per_rank",
+            optimizer=optimizer,
         )
     except BaseException:
         if owns_group:
