@@ -18,6 +18,7 @@ from eagleray.compression import alike, fitting, state
 from eagleray.compression.automatic import Auto, Choice
 from eagleray.compression.compressor import Compressor
 from eagleray.compression.engine import Engine
+from eagleray.compression.guard import Alone
 from eagleray.compression.jobs import Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
@@ -54,7 +55,7 @@ class Hook:
         parameter = fitting.first_parameter(model)
         self.memory = Memory(layout, torch.device("cpu") if parameter is None else parameter.device)
         self._engine = Engine(compressor, group, layout, self.memory)
-        self._is_rehearsed = is_rehearsed
+        self._exchanges, self._alone = group.world_size > 1 or is_rehearsed, Alone()
         self._step = 1
         self._loss_scale = 1.0
 
@@ -77,7 +78,7 @@ class Hook:
 
     def non_finite(self) -> NonFinite:
         """How many steps had a gradient that was not finite on some rank; the same on all ranks."""
-        return self._engine.guard.non_finite
+        return self._engine.guard.non_finite if self._exchanges else self._alone.non_finite()
 
     def set_loss_scale(self, scale: float) -> None:
         """Say by how much the next gradients are multiplied, as by a gradient scaler: residuals are not."""
@@ -189,6 +190,7 @@ class Hook:
     def close(self) -> None:
         """End the engine's thread, and the group if `attach` made it. Twice is fine."""
         self._engine.close()
+        self._alone.non_finite()  # it lets go of DDP's buffers
         if self._owns_group:
             groups.close(self._group)
 
@@ -202,7 +204,8 @@ class Hook:
             self._optimizer.forget()  # a step that broke, or was skipped, has left in it what it expected
         if bucket.is_last():
             self._step += 1
-        if self._group.world_size == 1 and not self._is_rehearsed:
+        if not self._exchanges:
+            self._alone.see(self._bucket(bucket), gradient, is_first=step.bucket == 0)
             future.set_result(gradient)
             return future
         ready = torch.cuda.current_stream(gradient.device).record_event() if is_cuda else None

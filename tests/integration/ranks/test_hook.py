@@ -52,6 +52,13 @@ def alone(rank, world_size):
     assert torch.equal(net.weight.grad, torch.full((1, 3), value))
     assert hook.stats() == compression.Stats()
     assert threading.active_count() == before
+    for bad, told in ((torch.nan, (1, 1)), (-torch.inf, (2, 2)), (1.0, (0, 2)), (torch.inf, (1, 3))):
+        for _ in range(2 if bad == 1.0 else 1):
+            model(torch.full((1, 3), bad)).sum().backward()
+            model.zero_grad()
+        found = hook.non_finite()
+        assert (found.in_a_row, found.total, found.parameter, found.incomplete) == (*told, "weight", 0)
+        assert hook.non_finite() == found, "asking twice counts once"
     state = hook.collect_state()
     assert state is not None
     hook.load_state_dict(state)
