@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.compression.topk import TopK
+from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError, SpecError
 from eagleray.groups import making
 from eagleray.specs.compression import CompressionSpec
@@ -224,6 +225,24 @@ def over_a_subgroup(rank, world_size):
 
 def test_a_model_over_some_of_the_ranks_is_exchanged_among_them():
     run_world(3, over_a_subgroup, timeout_s=60)
+
+
+def swaps_as_over_nccl(rank, world_size):
+    """Ranks 1 and 2, which are 0 and 1 of their group, swap in one launch; gloo takes such, too."""
+    members = [0] if rank == 0 else [1, 2]
+    wire = Wire(groups.new_group("some", backend="gloo", timeout_s=30, ranks=members))
+    wire.is_nccl = True
+    if rank == 0:
+        return
+    other = 1 - wire.rank
+    outgoing, incoming = ([None, wire.message(1)] if other else [wire.message(1), None] for _ in range(2))
+    outgoing[other].body.fill_(rank)
+    wire.swap(Step(1, 0), 0, outgoing, incoming).wait()
+    assert int(incoming[other].body) == 3 - rank
+
+
+def test_over_nccl_peers_are_ranks_of_the_group_too():
+    run_world(3, swaps_as_over_nccl, timeout_s=60)
 
 
 def with_nothing_in_it(rank, world_size):
