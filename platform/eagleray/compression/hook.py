@@ -210,7 +210,7 @@ class Hook:
             return future
         ready = torch.cuda.current_stream(gradient.device).record_event() if is_cuda else None
         job = Job(self._bucket(bucket), gradient, step, future, ready, bucket.is_last())
-        if self._model._join_config.enable and isinstance(self.compressor, Paired):
+        if self._model._join_config.enable and self._sends_momentum():
             job.failure = InputError(
                 f"compression {self.compressor.name} does not work within join(): a rank that has ended "
                 "takes no optimizer steps, so that its momentum is not the others'; choose another one"
@@ -219,6 +219,11 @@ class Hook:
         else:
             self._engine.submit(job)
         return self._watch(job) if bucket.is_last() else future
+
+    def _sends_momentum(self) -> bool:
+        """Whether, in this step or a later one, the optimizer's momentum travels."""
+        compressor = self.compressor
+        return compressor.may_pair() if isinstance(compressor, Auto) else isinstance(compressor, Paired)
 
     def _watch(self, job: Job) -> Future[Tensor]:
         """Let backward raise the failure of this step's buckets, of which `job` is the last to be exchanged.

@@ -81,13 +81,15 @@ def kept_dense(rank, group):
 
 
 def joined_with_a_pair(rank, group):
-    net = Net()
-    model = DistributedDataParallel(net)
-    optimizer = compression.MomentumAdam(net.parameters())
-    hook = compression.attach(model, "onebit_adam", group, optimizer=optimizer)
-    with pytest.raises(InputError, match=r"onebit_adam does not work within join\(\)"), model.join():
-        step(model, rank, 0)
-    hook.close()
+    for spec in ("onebit_adam", CompressionSpec(kind="auto", fidelity="medium")):
+        net = Net()
+        model = DistributedDataParallel(net)
+        optimizer = compression.MomentumAdam(net.parameters())
+        hook = compression.attach(model, spec, group, optimizer=optimizer)
+        name = hook.compressor.name
+        with pytest.raises(InputError, match=rf"{name} does not work within join\(\)"), model.join():
+            step(model, rank, 0)
+        hook.close()
 
 
 def all_of_them(rank, world_size):
