@@ -53,6 +53,8 @@ TABLE: tuple[Metric, ...] = (
     Metric("eagleray_train_nodes", "gauge", "nodes", _RUN, "Nodes that the run's workers are on."),
     Metric("eagleray_train_checkpoint_seconds", "gauge", "seconds", _RUN, "Time of the last checkpoint commit."),
     Metric("eagleray_train_recoveries_total", "counter", "", _RUN, "Times the run went on after losing a worker."),
+    Metric("eagleray_train_lost_residuals_total", "counter", "workers", _RUN,
+           "Workers that were lost while compression still owed something of theirs, which went with them."),
     Metric("eagleray_train_redone_steps_total", "counter", "steps", _RUN, "Steps trained again after a loss."),
     Metric("eagleray_goodput_ratio", "gauge", "ratio", _RUN,
            "Time of steps that were trained for the first time over the time since the run's submission."),

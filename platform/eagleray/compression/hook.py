@@ -131,7 +131,7 @@ class Hook:
             found["automatic"] = compressor.state_dict()
         return found
 
-    def follow(self, earlier: "Hook", *, num_lost: int, is_even: bool) -> None:
+    def follow(self, earlier: "Hook", *, num_lost: int, is_even: bool) -> state.Lost:
         """Take over, before the first step, what an earlier hook of the same model on this rank has kept.
 
         Args:
@@ -139,18 +139,22 @@ class Hook:
             num_lost: how many ranks were lost since: what they owed goes with them.
             is_even: every rank keeps the mean of what all owe (`even_out`), so its weight is right with any
                 number of them.
+
+        Returns what of it was lost with the ranks that were.
         """
+        lost = state.Lost(0, 0.0, 0.0)
         earlier.memory.take_back()  # of a step that a loss cut off, as far as it was copied
         self.memory.flats, self.memory.tensors = earlier.memory.flats, earlier.memory.tensors
         self.memory.owe(self.compressor.sends_residual)
         if not is_even:
             before = earlier._group.world_size  # and not of a formation that broke before it came about
             left = max(1, before - num_lost)
-            state.reweigh(self.memory, before, left)
+            lost = state.reweigh(self.memory, before, left)
             state.reweigh(self.memory, left, self._group.world_size)
         compressor, other = self.compressor, earlier.compressor
         if isinstance(compressor, Auto) and isinstance(other, Auto):
             compressor.load_state_dict(other.state_dict())
+        return lost
 
     def common_state(self) -> dict[str, Any]:
         """What all ranks must have alike, as this one has it: for the others, after a step that broke."""

@@ -126,6 +126,11 @@ def training_panels() -> tuple[Panel, ...]:
             gauge("eagleray_goodput_ratio"),
             description="1 less what was lost, evaluations, and what comes after the last step.",
         ),
+        _lines(
+            "Lost residuals",
+            total(f"{train}lost_residuals_total"),
+            description="Workers that were lost while compression still owed something of theirs.",
+        ),
         _lines("Lost time", gauge("eagleray_lost_seconds", "{{run}} {{cause}}")),
         _lines("Checkpoint time", gauge(f"{train}checkpoint_seconds")),
         _lines("Steps per second", rate(f"{train}steps_total"), unit="suffix: steps/s"),

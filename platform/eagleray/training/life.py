@@ -6,6 +6,7 @@ comes new gets it from those who have it; where nobody has it, all load the newe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -99,8 +100,10 @@ class Life:
         self.parts = parts
         self.station.is_exchanging = lambda: parts.hook.is_exchanging
         if self._earlier is not None:
-            parts.hook.follow(self._earlier, num_lost=formation.num_lost, is_even=is_even)
+            lost = parts.hook.follow(self._earlier, num_lost=formation.num_lost, is_even=is_even)
             self._earlier = None
+            if lost.norm > 0 and parts.rank == 0:
+                self.sink.put("lost", **dataclasses.asdict(lost))
         parts.agreement.same("the dataset's digest", parts.dataset.digest)
         if is_new:
             self.progress = state.restore(parts, self.store, self.samples, self._say)

@@ -155,6 +155,8 @@ class RunMonitor:
             self._say(record["reason"])
             self.tracker.tag("eagleray.compression", record["compressor"])
             self.tracker.tag("eagleray.compression.reason", record["reason"])
+        elif kind == "lost":
+            self._emitter.add("eagleray_train_lost_residuals_total", record["num_ranks"], self._labels)
         elif kind == "commit":
             self._emitter.set("eagleray_train_checkpoint_seconds", record["seconds"], self._labels)
             state_bytes = record.get("state_bytes", 0)

@@ -151,10 +151,12 @@ def follows(rank: int, world_size: int) -> None:
     owed = hook.memory.flat("residual", "mean").clone()
     smaller = DistributedDataParallel(Net(), process_group=pair)
     later = compression.attach(smaller, spec_of("int8"))
-    later.follow(hook, num_lost=0, is_even=True)
+    assert later.follow(hook, num_lost=1, is_even=True).num_ranks == 0
     assert torch.equal(later.memory.flat("residual", "mean"), owed)
-    later.follow(hook, num_lost=0, is_even=False)
+    lost = later.follow(hook, num_lost=1, is_even=False)
     torch.testing.assert_close(later.memory.flat("residual", "mean"), owed * 2 / 3)
+    assert (lost.num_ranks, lost.share) == (1, 1 / 3)
+    assert lost.norm == pytest.approx(float(owed.norm()) / 3)
     later.close()
 
 
@@ -168,11 +170,15 @@ def goes_further_in_a_step_that_breaks(rank: int, world_size: int, folder: str) 
         settings = CompressionSpec.without_others(
             {"kind": kind, "dense_below": 0, "rank": 1, "warmup_steps": 2}
         )
-        life = Life(digits_spec(compression=settings), folder, Buffer(), Station())
+        sink = Buffer()
+        life = Life(digits_spec(compression=settings), folder, sink, Station())
         life.prepare()
         for formation in (1, 2, 3):
-            life.join(Formation(formation, rank, world_size, "", formation - 1))
+            num_lost = int(formation == 2)  # and another came in its place
+            life.join(Formation(formation, rank, world_size, "", world_size, num_lost))
             assert life.parts is not None
+            lost = [one["share"] for one in sink.drain() if one["kind"] == "lost"]
+            assert lost == ([0.5] if rank == 0 and num_lost else []), "rank 0 tells what was owed"
             hook, found = life.parts.hook, []
             for _ in range(4):
                 life.parts.model(torch.randn(5, 64) + rank).square().sum().backward()

@@ -11,6 +11,7 @@ from eagleray.errors import PeerLost, TrainingError
 from eagleray.metrics import NullEmitter
 from eagleray.packaging import Folder
 from eagleray.workflows import monitor as monitor_module
+from eagleray.workflows import run_summary
 from eagleray.workflows.monitor import RunMonitor, Segments, read_history
 from eagleray.workflows.report import Account
 from unit.workflows.test_report import at, chosen, formed, phase, step, workers
@@ -76,12 +77,18 @@ def test_a_loss_that_the_others_survive_is_said_and_counted(monitor, said):
     monitor.records([phase(0, 0.0), step(10, 5.0), at(18, 6.0)])
     lost = {1: (workers("a", "b")[1], "its process ended")}
     monitor.changed(formed(2, "a", "c", num_before=3, lost=lost))
-    monitor.records([phase(18, 6.5, attempt=2), step(20, 7.0)])
+    owed = {"kind": "lost", "time": 6.4, "num_ranks": 1, "share": 1 / 3, "norm": 0.25}
+    monitor.records([owed, phase(18, 6.5, attempt=2), step(20, 7.0)])
     assert "lost rank 1 (node B, pid 101): its process ended; the others go on with what they hold" in said
     assert "attempt 2: 3 -> 2 workers on 2 nodes" in said
     assert "training again after 1.0 s; 0 steps to redo" in said
     (lost,) = monitor.account.to_json()["recoveries"]
     assert (lost["ranks"], lost["nodes"], lost["redone_steps"]) == ([1], ["B"], 0)
+    assert (lost["owed_share"], lost["owed_norm"]) == (1 / 3, 0.25)
+    assert monitor._emitter.counters["lost_residuals_total"] == 1
+    assert run_summary._way_back(lost, is_last=True) == (
+        "training again after 1.0 s, 0 steps redone, 33 % of what compression owed lost"
+    )
 
 
 def test_another_size_is_no_loss(monitor, said):
