@@ -289,15 +289,16 @@ def attach(
     Raises:
         SpecError: there is no such kind, or a setting of it is not right.
         InputError: this is no DDP model, or no compression; the model has mixed_precision, a hook already,
-            complex parameters or an embedding with sparse gradients, or shares `group` for its own messages;
-            `group` has other ranks, or is gloo's and the model on GPUs; `keep_dense` names no parameter;
-            compression and optimizer do not fit; a compressor of one's own does not do what it must
-            (`own.try_out`); or another rank has another model, other compression or other settings of it.
+            complex parameters or an embedding with sparse gradients, float64 ones that the compression would
+            round, or shares `group` for its own messages; `group` has other ranks, or is gloo's and the model
+            on GPUs; `keep_dense` names no parameter; compression and optimizer do not fit; a compressor of
+            one's own does not do what it must (`own.try_out`); or another rank has another model, other
+            compression or other settings of it.
         PeerLost: another rank did not come.
     """
     fitting.require_ddp(model)
     _require_free(model)
-    settings, compressor = fitting.settings_of(compression)
+    settings, compressor = fitting.settings_of(compression, model)
     if optimizer is not None:
         thaw(optimizer)
     meet = compressor.pair if isinstance(compressor, Auto) else partial(pair, compressor)

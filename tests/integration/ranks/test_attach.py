@@ -157,6 +157,7 @@ def refused(rank, world_size):
     momentum = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     adam = torch.optim.Adam(model.parameters())
     corrected = {"kind": "topk", "momentum_correction": True}
+    wide = DistributedDataParallel(Net(torch.float64))
     cases = [
         (Net(), "none", None, InputError, "takes a DistributedDataParallel model, not Net"),
         (model, None, None, InputError, "compression is None; give the name of a kind"),
@@ -170,6 +171,8 @@ def refused(rank, world_size):
         (model, TopK(momentum=0.9), adam, InputError, "Adam has one of 0.9"),
         (model, {"kind": "int8", "keep_dense": ["no"]}, None, InputError, "trains no no"),
         (DistributedDataParallel(Complex()), "int8", None, InputError, "w is torch.complex64"),
+        (wide, "bf16", None, InputError, "first.weight is torch.float64, and compression bf16 would round"),
+        (wide, Own(), None, InputError, "first.weight is torch.float64, and compression own would round"),
         (
             DistributedDataParallel(nn.Embedding(50, 40, sparse=True)),
             *("int8", None, InputError, "'.the model.' has sparse gradients"),
@@ -193,6 +196,9 @@ def refused(rank, world_size):
     with pytest.raises(InputError, match="hook already: DDP takes one only; leave register_comm_hook out"):
         compression.attach(other, "none")
     assert len(making._open_groups) == open_before
+    hook = compression.attach(wide, {"kind": "auto", "fidelity": "low"})
+    assert hook.compressor.candidates() == ("none",), "nothing else is exact"
+    hook.close()
     given = DistributedDataParallel(nn.Embedding(50, 40))
     hook = compression.attach(given, {"kind": "int4", "dense_below": 7})
     assert hook._engine.layout.places["weight"].is_dense is False
