@@ -6,6 +6,7 @@ comes new gets it from those who have it; where nobody has it, all load the newe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -67,6 +68,7 @@ class Life:
         self._materials: Materials | None = None
         self._earlier: compression.Hook | None = None
         self._is_even = False
+        """All ranks owe the same, and no step was begun since."""
 
     def prepare(self) -> None:
         """Do what needs no other rank, so that nobody waits for it later: the user's code, data, model."""
@@ -98,8 +100,10 @@ class Life:
         self.parts = parts
         self.station.is_exchanging = lambda: parts.hook.is_exchanging
         if self._earlier is not None:
-            parts.hook.follow(self._earlier, num_lost=formation.num_lost, is_even=is_even)
+            lost = parts.hook.follow(self._earlier, num_lost=formation.num_lost, is_even=is_even)
             self._earlier = None
+            if lost.norm > 0 and parts.rank == 0:
+                self.sink.put("lost", **dataclasses.asdict(lost))
         parts.agreement.same("the dataset's digest", parts.dataset.digest)
         if is_new:
             self.progress = state.restore(parts, self.store, self.samples, self._say)
@@ -131,7 +135,7 @@ class Life:
             consumed: the digest of the samples that the ranks' losses took, summed over them.
         """
         assert self.formation is not None
-        before, self._is_even = self.progress.consumed, False
+        before = self.progress.consumed
         self.progress = self.progress.advanced(shard.consumed, shard.epoch)
         entry = Entry.of(
             consumed,
@@ -203,14 +207,16 @@ class Life:
             (one for one in held if one.has_state), key=lambda one: (one.step, -one.settled, -one.committed)
         )
         has_chosen = [one[:4] == chosen[:4] for one in held]
-        if all(has_chosen):
-            return
         source = has_chosen.index(True)
-        tensors, document = sharing.pack(parts, self) if parts.rank == source else (None, None)
-        tensors, document = parts.agreement.broadcast(source, tensors, document)
-        if not has_chosen[parts.rank]:
-            # A rank that was a step behind keeps what it owes itself; after a loss nobody has a mean of it.
-            sharing.unpack(parts, self, tensors, document, with_memory=not self.holds_state, is_even=is_even)
+        if not all(has_chosen):
+            tensors, document = sharing.pack(parts, self) if parts.rank == source else (None, None)
+            tensors, document = parts.agreement.broadcast(source, tensors, document)
+            if not has_chosen[parts.rank]:
+                # Who was a step behind keeps what it owes itself; after a loss nobody has a mean of it.
+                is_new = not self.holds_state
+                sharing.unpack(parts, self, tensors, document, with_memory=is_new, is_even=is_even)
+        if not is_even:  # a step may have broken, in which some ranks had gone further than others
+            sharing.even_common_state(parts, source)
 
     def _tell_of_it(self, parts: Parts, formation: Formation) -> None:
         if parts.rank != 0:

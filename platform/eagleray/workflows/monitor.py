@@ -13,6 +13,7 @@ from eagleray.packaging import Folder
 from eagleray.registry.tracking import Tracker
 from eagleray.training.observer import START, Change, WorkerInfo
 from eagleray.training.telemetry import Record
+from eagleray.workflows.buckets import by_bucket
 from eagleray.workflows.report import Account, Recovery, sent
 from eagleray.workflows.words import clock, count
 
@@ -43,7 +44,7 @@ class RunMonitor:
         self._folder, self.tracker, self._emitter = folder, tracker, emitter
         self._say, self._node_name = say, node_name
         self._workers: dict[int, WorkerInfo] = {}
-        self._said_at = 0.0
+        self._said_at = self._step_s = 0.0
         self._is_mlflow_noted = False
         self._is_trouble_said = False
         self._segments = Segments(folder)
@@ -153,6 +154,10 @@ class RunMonitor:
             self._say(record["reason"])
             self.tracker.tag("eagleray.compression", record["compressor"])
             self.tracker.tag("eagleray.compression.reason", record["reason"])
+        elif kind == "buckets":
+            self._export_buckets(record)
+        elif kind == "lost":
+            self._emitter.add("eagleray_train_lost_residuals_total", record["num_ranks"], self._labels)
         elif kind == "commit":
             self._emitter.set("eagleray_train_checkpoint_seconds", record["seconds"], self._labels)
             state_bytes = record.get("state_bytes", 0)
@@ -160,7 +165,7 @@ class RunMonitor:
             self.tracker.log({"state_mb": self.account.state_bytes / 1e6}, record["step"])
 
     def _export_step(self, record: Record) -> None:
-        step_s = record["seconds"] / record["num_steps"]
+        step_s = self._step_s = record["seconds"] / record["num_steps"]
         loss = {"loss": record["loss"]} if "loss" in record else {}
         values = {
             **loss,
@@ -189,6 +194,13 @@ class RunMonitor:
         }
         for name, value in counters.items():
             self._emitter.add(f"eagleray_train_{name}_total", value, self._labels)
+
+    def _export_buckets(self, record: Record) -> None:
+        for bucket, values in by_bucket(record["buckets"], self._step_s).items():
+            labels = {**self._labels, "bucket": bucket}
+            for name, value in values.items():
+                self._emitter.set(f"eagleray_train_bucket_{name}", value, labels)
+            self.tracker.log({f"bucket_{bucket}_{k}": v for k, v in values.items()}, record["step"])
 
     def _compression(self, record: Record) -> dict[str, float]:
         """How the gradients went, as numbers of one time."""

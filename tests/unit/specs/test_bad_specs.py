@@ -315,6 +315,15 @@ def test_a_compression_that_the_optimizer_cannot_take(good: Path, compression: s
     assert message(good, SGD, compression).startswith(expected)
 
 
+def test_a_compression_that_the_precision_cannot_take(good: Path) -> None:
+    said = message(good, "training.precision=float64", "compression.kind=int8")
+    assert said.startswith(
+        "compression.kind: 'int8' would round gradients that training.precision 'float64' makes; use none or "
+    )
+    for kind in ("none", "auto", "own:Kind"):
+        specs.load(specs.TrainSpec, good, ["training.precision=float64", f"compression.kind={kind}"])
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
