@@ -120,7 +120,7 @@ class Life:
         """
         assert self.parts is not None
         loop.train(self.parts, self)
-        self.committer.flush_final()
+        self._save_the_end()
         return outcome(self.parts, self.progress)
 
     def took(self, shard: Shard, consumed: Sequence[int]) -> None:
@@ -152,6 +152,26 @@ class Life:
         self.station.at(self.progress.step, "commit a checkpoint")
         state.commit(self.parts, self.progress, self.committer, self.samples)
         self.committed_step = self.progress.step
+
+    def _save_the_end(self) -> None:
+        """Have the state after the last step in the storage; all ranks do it together.
+
+        Rank 0 may have been lost while it wrote that, or could not write it before another was lost: then all
+        hold a step as committed that no checkpoint has.
+
+        Raises:
+            PeerLost: another rank was lost meanwhile.
+            CheckpointError: it cannot be written. TakenOver: a newer attempt of the run commits.
+        """
+        assert self.parts is not None
+        agreement, step = self.parts.agreement, self.progress.step
+        while True:
+            self.station.at(step, "commit a checkpoint")
+            state.settle(self.parts, self.committer.flush_final(), self.samples)
+            if agreement.sum({"is_stored": self.samples.is_stored(step)})["is_stored"]:
+                return
+            self.committed_step = -1
+            self.commit()
 
     def yield_to_driver(self) -> None:
         """Stop after this step, as all ranks do: nothing is owed any more that is not in the checkpoint.
