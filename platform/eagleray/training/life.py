@@ -77,6 +77,12 @@ class Life:
         import_code(Folder(self.run_url))
         self._materials = gather(self.spec, device.pick(self.spec.scaling.gpus_per_worker))
 
+    @property
+    def data_digest(self) -> str:
+        """Of the data that was read; all ranks must have the same."""
+        assert self._materials is not None
+        return self._materials.dataset.digest
+
     def join(self, formation: Formation) -> None:
         """Connect with the other ranks, over the default group, and hold the same state as they do.
 

@@ -30,6 +30,8 @@ class Member:
     is_ready: bool = False
     """It waits for an order."""
     address: str = ""
+    data_digest: str = ""
+    """Of the data that it has read."""
     has_begun: bool = False
     """It trains in the current formation."""
     is_prepared: bool = False
@@ -76,7 +78,7 @@ class Member:
         for event in news.events:
             if event.kind == "waiting":
                 self.is_ready, self.address, self.has_begun = True, event.text, False
-                self.is_prepared = True
+                self.is_prepared, self.data_digest = True, event.digest
             elif event.kind == "training":
                 self.has_begun = True
             elif event.kind == "over":

@@ -51,6 +51,8 @@ class Event:
     time: float
     text: str = ""
     """waiting: an address that this rank could listen on. lost: why."""
+    digest: str = ""
+    """waiting: of the data that this rank has."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,18 @@ class Station:
             self._order, self._events, self._notice, self._formation = None, [], 0, 0
             self._steps.clear()
 
-    def next_formation(self, address: str, step: int) -> Formation:
+    def next_formation(self, address: str, step: int, digest: str = "") -> Formation:
         """Say that the rank is ready, and wait for the driver's order.
 
         Args:
             address: that this rank could listen on, `ip:port`.
             step: that it holds the state of.
+            digest: of the data that it has.
         """
         self.at(step, "wait for the driver's order", is_waiting=True)
         with self._changed:
             self._steps.clear()  # another size steps at another pace, and a pause between two is no step
-            self._tell("waiting", address)
+            self._tell("waiting", address, digest)
             self._changed.wait_for(lambda: self._order is not None)
             order, self._order = self._order, None
             assert order is not None
@@ -153,8 +156,8 @@ class Station:
         with self._changed:
             self._tell(kind, text)
 
-    def _tell(self, kind: Any, text: str) -> None:
-        self._events.append(Event(kind, self._formation, self._step, time.time(), text))
+    def _tell(self, kind: Any, text: str, digest: str = "") -> None:
+        self._events.append(Event(kind, self._formation, self._step, time.time(), text, digest))
         self._changed.notify_all()
 
 

@@ -64,7 +64,7 @@ def train_in_formations(
     try:
         life.prepare()
         while True:
-            formation = station.next_formation(address(), life.progress.step)
+            formation = station.next_formation(address(), life.progress.step, life.data_digest)
             try:
                 with groups.forming():
                     groups.form(

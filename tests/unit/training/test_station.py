@@ -15,10 +15,11 @@ def order(number=1, rank=0):
 def test_an_order_is_waited_for_and_the_rank_says_that_it_is_ready():
     station = Station()
     got = []
-    thread = threading.Thread(target=lambda: got.append(station.next_formation("10.0.0.1:7", 30)))
+    thread = threading.Thread(target=lambda: got.append(station.next_formation("10.0.0.1:7", 30, "d1")))
     thread.start()
     (event,) = station.news(5).events
     assert (event.kind, event.text, event.step, event.formation) == ("waiting", "10.0.0.1:7", 30, 0)
+    assert event.digest == "d1"
     assert station.news(0).is_waiting
     station.form(order(4))
     thread.join(5)
