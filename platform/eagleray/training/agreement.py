@@ -57,6 +57,8 @@ class Agreement:
 
     def __init__(self, group: Group):
         self._group = group
+        self.is_waiting = False
+        """It waits for what the others say."""
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """The sum of each value over the ranks, in float64. All ranks give the same names in the same order.
@@ -206,10 +208,13 @@ class Agreement:
             raise self._lost(what, error) from error
 
     def _attempt(self, start, what: str) -> None:
+        self.is_waiting = True
         try:
             start().wait()
         except RuntimeError as error:
             raise self._lost(what, error) from error
+        finally:
+            self.is_waiting = False
 
     def _wait(self, work: dist.Work, what: str) -> None:
         self._attempt(lambda: work, what)

@@ -25,7 +25,7 @@ from eagleray.training.placing import agree_on_place
 from eagleray.training.progress import Progress
 from eagleray.training.samples import Samples
 from eagleray.training.snapshot import Committer
-from eagleray.training.station import Formation, Station
+from eagleray.training.station import COMMIT, END, Formation, Station
 from eagleray.training.telemetry import Sink
 
 GROUP_TIMEOUT_S = 600.0
@@ -102,7 +102,7 @@ class Life:
         with groups.telling_losses():
             parts = connect(materials, gradients=gradients, agreement=agreement, sends_weights=is_new)
         self.parts = parts
-        self.station.is_exchanging = lambda: parts.hook.is_exchanging
+        self.station.is_exchanging = lambda: parts.hook.is_exchanging or parts.agreement.is_waiting
         if self._earlier is not None:
             parts.hook.follow(self._earlier, num_lost=formation.num_lost, is_even=is_even)
             self._earlier = None
@@ -127,6 +127,7 @@ class Life:
         assert self.parts is not None
         loop.train(self.parts, self)
         self._save_the_end()
+        self.station.at(self.progress.step, END)
         return outcome(self.parts, self.progress)
 
     def took(self, shard: Shard, consumed: Sequence[int]) -> None:
@@ -155,7 +156,7 @@ class Life:
         assert self.parts is not None
         if self.committed_step == self.progress.step:
             return
-        self.station.at(self.progress.step, "commit a checkpoint")
+        self.station.at(self.progress.step, COMMIT)
         state.commit(self.parts, self.progress, self.committer, self.samples)
         self.committed_step = self.progress.step
 
@@ -172,7 +173,7 @@ class Life:
         assert self.parts is not None
         agreement, step = self.parts.agreement, self.progress.step
         while True:
-            self.station.at(step, "commit a checkpoint")
+            self.station.at(step, COMMIT)
             state.settle(self.parts, self.committer.flush_final(), self.samples)
             if agreement.sum({"is_stored": self.samples.is_stored(step)})["is_stored"]:
                 return

@@ -189,7 +189,7 @@ def test_a_joiner_whose_node_has_other_data_is_given_up_and_the_next_is_tried_la
         joiners.fetch(1)
         until(lambda: joiners.members)
         (member,) = joiners.members
-        member.take(News((Event("waiting", 0, 0, 0.0, "a:1", "2" * 64),), 0, "wait", 0.0, True, 0.0))
+        member.take(News((Event("waiting", 0, 0, 0.0, "a:1", "2" * 64),), 0, "wait", 0.0, True, 0.0, 0.0))
         assert joiners.ready == [], "it would end the run for all"
         [(lost, reason)] = joiners.hopeless(8.0)
         joiners.lose(lost, reason)
@@ -201,5 +201,5 @@ def test_a_joiner_whose_node_has_other_data_is_given_up_and_the_next_is_tried_la
     joiners.fetch(1)
     until(lambda: joiners.members)
     (member,) = joiners.members
-    member.take(News((Event("waiting", 0, 0, 0.0, "a:1", "1" * 64),), 0, "wait", 0.0, True, 0.0))
+    member.take(News((Event("waiting", 0, 0, 0.0, "a:1", "1" * 64),), 0, "wait", 0.0, True, 0.0, 0.0))
     assert (joiners.ready, joiners.hopeless(8.0)) == ([member], [])

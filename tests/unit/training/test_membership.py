@@ -161,11 +161,12 @@ class Play:
         doing: str = STEP,
         idle_s: float = 0.0,
         step_s: float = 0.1,
+        usual_s: float | None = None,
         is_waiting: bool | None = None,
     ) -> None:
         events = tuple(Event(kind, 0, step, 0.0, f"{name}:1") for kind in kinds)
         is_waiting = doing != STEP if is_waiting is None else is_waiting
-        news = News(events, step, doing, idle_s, is_waiting, step_s)
+        news = News(events, step, doing, idle_s, is_waiting, step_s, step_s if usual_s is None else usual_s)
         self.membership._hear(self.member(name), news)
         self.tick()
 
