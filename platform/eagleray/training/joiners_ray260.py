@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.training.member_ray260 import Member
 from eagleray.training.reservation_ray260 import Reservation, last_line
-from eagleray.training.seat_ray260 import Seat
+from eagleray.training.seat_ray260 import START_LIMIT_S, Seat
 
 MAX_WAIT_S = 60.0
 """Between two tries, where none of them gets anybody ready."""
@@ -121,11 +122,13 @@ class Joiners:
         """Wait until a new worker is up, and start its train function."""
         member, launch, reason = None, self._launch, ""
         try:
-            metadata: Any = ray.get(actor.get_metadata.remote())
+            metadata: Any = ray.get(actor.get_metadata.remote(), timeout=START_LIMIT_S)
             bundle = self._reservation.bundle
             member = Member(Worker(actor, metadata, bundle, placement_group_bundle_index=seat.index), seat)
             if launch is not None:
                 launch(member.worker)
+        except GetTimeoutError:  # it was stopped, say: nobody else looks at it before it is up
+            member, reason = None, f"it was not up within {START_LIMIT_S:.0f} s"
         except Exception as error:  # its process or its node ended, say: another is fetched
             member, reason = None, last_line(error)
         with self._lock:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from eagleray.training import joiners_ray260
 from eagleray.training.joiners_ray260 import Joiners
@@ -44,8 +44,9 @@ def play(monkeypatch):
     def start(*names: str, said: list[str] | None = None) -> tuple[Joiners, Seats, list[str]]:
         seats, launched = Seats(*names), []
 
-        def get(name: str) -> Any:
-            seats.up.wait(10)
+        def get(name: str, timeout: float | None = None) -> Any:
+            if not seats.up.wait(10 if timeout is None else min(10, timeout)):
+                raise GetTimeoutError
             if name in seats.dead:
                 raise ActorDiedError()
             return SimpleNamespace(node_id="n", node_ip="127.0.0.1", pid=1)
@@ -112,6 +113,16 @@ def test_a_worker_that_cannot_be_launched_is_said_and_holds_no_place(play):
     assert said == ["a worker that was to join was lost (no context for it); tried again after 1 s"]
     joiners.fetch(1)
     assert not joiners._is_asking, "not at once"
+
+
+def test_a_worker_that_does_not_start_is_given_up_and_said(play, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(joiners_ray260, "START_LIMIT_S", 0.05)
+    joiners, seats, _ = play("a", said=said)
+    joiners.fetch(1)
+    until(lambda: said)
+    assert said == ["a worker that was to join was lost (it was not up within 0 s); tried again after 1 s"]
+    assert (len(joiners), seats.closed) == (0, ["a"])
 
 
 def test_a_worker_whose_seat_is_given_back_while_it_starts_has_not_failed(play):
