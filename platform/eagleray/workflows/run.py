@@ -219,8 +219,11 @@ def _train(
             reservation.release()
         if not outcome.get("is_suspended"):
             break
-        is_stored = outcome["step"] != account.unsaved_step
-        say(suspension(outcome, is_stored=is_stored))
+        if outcome["step"]:
+            is_stored = outcome["step"] != account.unsaved_step
+        else:  # they had not trained since they were started: what was before is lost already, or is not
+            is_stored = account.pending is None and account.unsaved_step is None
+        say(suspension(outcome, is_stored=is_stored, position=account.position))
         if outcome["is_forced"]:
             account.lost(list(range(outcome["num_workers"])), f"not given back in time ({outcome['reason']})")
         is_saved = is_stored and not outcome["is_forced"]
@@ -235,8 +238,18 @@ def _train(
     return outcome
 
 
-def suspension(outcome: Mapping[str, Any], *, is_stored: bool = True) -> str:
-    """How a run was suspended, in a line: by what `fit` returned, and whether the storage took its state."""
+def suspension(outcome: Mapping[str, Any], *, is_stored: bool = True, position: int = 0) -> str:
+    """How a run was suspended, in a line.
+
+    Args:
+        outcome: what `fit` returned.
+        is_stored: whether the storage has its state.
+        position: the last step that was taken, where its workers had not trained since they were started.
+    """
+    if not outcome["step"]:
+        at = f" at step {position}" if position else ""
+        lost = "" if is_stored else "; steps since the last checkpoint are taken again"
+        return f"suspended{at}, before its workers trained: {outcome['reason']}{lost}"
     if outcome["is_forced"]:
         saved = "it had not saved that in time, and goes on from the checkpoint before"
     elif not is_stored:
