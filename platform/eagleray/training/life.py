@@ -14,6 +14,7 @@ import torch
 from eagleray import compression, device, groups
 from eagleray.data import Shard
 from eagleray.data.digests import Entry
+from eagleray.errors import PeerLost, TrainingError
 from eagleray.packaging import CheckpointStore, Folder
 from eagleray.packaging.journal import Journal
 from eagleray.specs import TrainSpec
@@ -108,9 +109,7 @@ class Life:
             self._earlier = None
         parts.agreement.same("the dataset's digest", parts.dataset.digest)
         if is_new:
-            self.progress = state.restore(parts, self.store, self.samples, self._say)
-            self.settled_step = self.committed_step = self.progress.step
-            parts.agreement.same("the step to go on from", self.progress.step)
+            self._restore(parts)
         else:
             self._take_the_newest(parts, held, is_even=is_even)
         self.holds_state, self._is_even = True, is_even and not is_new
@@ -220,6 +219,22 @@ class Life:
     def _held(self) -> tuple[int, ...]:
         position = (self.progress.step, self.settled_step, self.committed_step)
         return (int(self.holds_state), *position, int(self._is_even))
+
+    def _restore(self, parts: Parts) -> None:
+        """Have the state of the newest checkpoint on all ranks.
+
+        Raises:
+            PeerLost: they have not read the same one: a rank that went on without us has just finished it, or
+                one of them could not read it. The next formation looks again.
+            CheckpointError, InputError: it does not fit.
+        """
+        self.progress = state.restore(parts, self.store, self.samples, self._say)
+        self.settled_step = self.committed_step = self.progress.step
+        attempt, step = self.samples.parent or (0, 0)
+        try:
+            parts.agreement.same("the checkpoint to go on from", f"step {step} of attempt {attempt}")
+        except TrainingError as error:
+            raise PeerLost(str(error)) from error
 
     def _take_the_newest(self, parts: Parts, held: Sequence[Held], *, is_even: bool) -> None:
         """Have one state on all ranks: of the newest step, whoever has done least of what follows sends his.

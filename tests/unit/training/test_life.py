@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from eagleray.compression import Stats
-from eagleray.errors import CheckpointError
+from eagleray.errors import CheckpointError, PeerLost, TrainingError
 from eagleray.packaging import CheckpointStore
 from eagleray.specs import TrainSpec, load
 from eagleray.training import life as life_module
-from eagleray.training import loop
+from eagleray.training import loop, state
 from eagleray.training.agreement import Agreement
 from eagleray.training.life import Life, Yielded
 from eagleray.training.progress import Progress
@@ -95,3 +95,23 @@ def test_a_last_checkpoint_that_lies_in_the_storage_is_not_written_again(ended: 
     ended.samples.parent = (1, 20)  # as it was loaded, or heard of
     ended.train()
     assert stored(ended) == []
+
+
+def test_ranks_that_have_read_different_checkpoints_look_again(
+    ended: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[str, str]] = []
+
+    def same(what: str, value: str) -> None:
+        compared.append((what, value))
+        if len(compared) == 1:
+            raise TrainingError("rank 1 has step 10 of attempt 1, the others have step 20 of attempt 1")
+
+    parts: Any = SimpleNamespace(agreement=SimpleNamespace(same=same))
+    ended.samples.parent = (1, 20)
+    monkeypatch.setattr(state, "restore", lambda *_: Progress(step=20))
+    with pytest.raises(PeerLost, match="rank 1 has step 10 of attempt 1"):  # which is no end of the run
+        ended._restore(parts)
+    ended._restore(parts)
+    assert compared == [("the checkpoint to go on from", "step 20 of attempt 1")] * 2
+    assert (ended.progress.step, ended.settled_step, ended.committed_step) == (20, 20, 20)
