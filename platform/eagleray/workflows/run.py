@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from eagleray.cluster import job_ray260, settings
-from eagleray.errors import EaglerayError, InputError, SpecError
+from eagleray.errors import EaglerayError, InputError, SpecError, TakenOver
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.connecting import connect
@@ -342,7 +342,7 @@ def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:
         return 0
     except EaglerayError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        if run is not None and error.exit_code == 1:
+        if run is not None and error.exit_code == 1 and not isinstance(error, TakenOver):
             _say(f"go on with it: eagleray resume {run.run_id}")
         return error.exit_code
     except OSError as error:
