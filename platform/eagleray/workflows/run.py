@@ -211,7 +211,8 @@ def _train(
             outcome = fit(
                 run.spec,
                 run.folder.url,
-                first_attempt=run.next_attempt(),
+                # Those of this driver too, which a storage that was full does not know of.
+                first_attempt=max(run.next_attempt(), account.attempt + 1),
                 reservation=reservation,
                 observer=seats.watching(monitor),
             )

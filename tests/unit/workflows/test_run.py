@@ -209,6 +209,25 @@ def test_a_run_that_is_suspended_before_it_trains_says_what_was_lost_before(
     assert [one["is_saved"] for one in account.suspensions] == [is_saved]
 
 
+def test_a_number_that_could_not_be_noted_is_not_given_again(tmp_path, monkeypatch):
+    account, attempts = Account(), []
+    suspended = {"is_suspended": True, "reason": "needed by chat", "time": 100.0, "is_forced": False}
+    outcomes = [{**suspended, "step": 40, "num_workers": 2}, {"progress": {"step": 60}}]
+
+    def fit(*_, first_attempt, **__):
+        attempts.append(first_attempt)
+        account.attempt = first_attempt + 3  # a loss or two, and the disk is full: none of them is noted
+        return outcomes.pop(0)
+
+    reservation = SimpleNamespace(release=lambda: None)
+    monkeypatch.setattr("eagleray.training.trainer.fit", fit)
+    monkeypatch.setattr(run_module, "_reserve", lambda *_: (reservation, 101.0))
+    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", []), Folder(str(tmp_path)))
+    seats = SimpleNamespace(watching=lambda observer: observer)
+    run_module._train(run, seats, reservation, SimpleNamespace(account=account), lambda text: None)
+    assert attempts == [1, 5]
+
+
 def test_seats_that_go_before_there_is_a_worker_are_waited_for_anew():
     released, said = [], []
 
