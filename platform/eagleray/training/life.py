@@ -207,9 +207,14 @@ class Life:
         self.committer.close()
 
     def _at_a_place(self, agreement: Agreement, formation: Formation) -> Materials:
-        """The materials, where all ranks agree to compute."""
+        """The materials, where all ranks agree to compute.
+
+        At another place they are made anew, without what was trained: where that is in no checkpoint, a rank
+        stays where it is if it can, also with a card that nobody shares with it any more.
+        """
         assert self._materials is not None
-        picked = device.pick(self.spec.scaling.gpus_per_worker)
+        is_unsaved = self.holds_state and not self._is_even  # not after a stop that all agreed on
+        picked = self._materials.place if is_unsaved else device.pick(self.spec.scaling.gpus_per_worker)
         place = agree_on_place(picked, agreement, formation.rank, formation.world_size)
         if place.device != self._materials.place.device:
             self._materials = gather(self.spec, place)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from eagleray.compression import Stats
+from eagleray.device import Place
 from eagleray.errors import CheckpointError, PeerLost, TrainingError
 from eagleray.packaging import CheckpointStore
 from eagleray.specs import TrainSpec, load
@@ -115,3 +116,18 @@ def test_ranks_that_have_read_different_checkpoints_look_again(
     ended._restore(parts)
     assert compared == [("the checkpoint to go on from", "step 20 of attempt 1")] * 2
     assert (ended.progress.step, ended.settled_step, ended.committed_step) == (20, 20, 20)
+
+
+@pytest.mark.parametrize("is_even", [False, True])
+def test_who_holds_what_is_in_no_checkpoint_stays_where_it_computes(
+    ended: Life, monkeypatch: pytest.MonkeyPatch, is_even: bool
+) -> None:
+    shared = Place(device=torch.device("cpu"), backend="gloo", is_logical_gpu=True)
+    own = Place(device=torch.device("cuda", 0), backend="nccl", is_logical_gpu=False)
+    before: Any = SimpleNamespace(place=shared)
+    monkeypatch.setattr(life_module.device, "pick", lambda _: own)
+    monkeypatch.setattr(life_module, "agree_on_place", lambda picked, *_: picked)
+    monkeypatch.setattr(life_module, "gather", lambda spec, place: SimpleNamespace(place=place))
+    ended._materials, ended.holds_state, ended._is_even = before, True, is_even
+    found = ended._at_a_place(ended.parts.agreement, ended.formation)  # type: ignore[union-attr, arg-type]
+    assert (found.place, ended.holds_state) == ((own, False) if is_even else (shared, True))
