@@ -103,6 +103,13 @@ class Member:
 
     def silent_s(self) -> float:
         """For how long it has not answered, seconds."""
+    def forgive(self, seconds: float) -> None:
+        """So long its answers lay unheard: nobody is blamed for that time."""
+        now = time.monotonic()
+        self.asked_at = min(now, self.asked_at + seconds)
+        if self.waits_since is not None:
+            self.waits_since = min(now, self.waits_since + seconds)
+
         return time.monotonic() - self.asked_at if self.pending is not None else 0.0
 
     @property

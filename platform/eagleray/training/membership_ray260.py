@@ -22,6 +22,7 @@ from eagleray.errors import PeerLost
 from eagleray.training import leaving
 from eagleray.training.formations_ray260 import Formations
 from eagleray.training.joiners_ray260 import Joiners
+from eagleray.training.listening_ray260 import TICK_S, Ear
 from eagleray.training.member_ray260 import Member
 from eagleray.training.observer import Change
 from eagleray.training.patience import Patience
@@ -31,7 +32,6 @@ from eagleray.training.station import News
 from eagleray.training.stopping import Restarting, Suspended
 from eagleray.training.telemetry import Record
 
-TICK_S = 0.05
 WAKE_EVERY_S = 0.5
 GROW_AFTER_S = 1.0
 """A formation lasts at least so long before others join it: they may come together."""
@@ -82,7 +82,7 @@ class Membership:
         self._formations = Formations(first_attempt, tell, note)
         self._minimum, self._wanted, self._num_spares = minimum, wanted, spares
         self._heartbeat_s, self._patience = heartbeat_s, Patience(max_failures)
-        self._joiners = Joiners(reservation, self.lock, self._say)
+        self._joiners, self._ear = Joiners(reservation, self.lock, self._say), Ear()
         self._phase: Phase = "over"
         self._since = time.monotonic()
         self._notice = 0
@@ -106,7 +106,7 @@ class Membership:
                 Member(worker, seat, rank=rank)
                 for rank, (worker, seat) in enumerate(zip(workers, seats, strict=True))
             ]
-            self.failure = None
+            self.failure, self._ear = None, Ear()
             self._formations.begin()
             self._patience.begin()
             self._joiners.open(launch)
@@ -144,17 +144,12 @@ class Membership:
         """Ask all workers, hear those that answer, and decide."""
         with self.lock:
             everyone = [*self.members, *self._joiners.members]
-            for member in everyone:
-                member.ask()
-        pending = {member.pending: member for member in everyone}
-        if not pending:
-            time.sleep(TICK_S)
-        else:
-            ray.wait(list(pending), timeout=TICK_S)
-        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0) if pending else ([], [])
+        answers = self._ear.hear(everyone)
         with self.lock:
-            for reference in done:
-                self._hear(pending[reference], reference)
+            for member, answer in answers:
+                self._hear(member, answer)
+            now, deaf_s = time.monotonic(), self._ear.was_deaf_s(everyone)
+            self._since, self._woken_at = (min(now, at + deaf_s) for at in (self._since, self._woken_at))
             if self.failure is None and not any(member.is_over for member in self.members):
                 self._find_silent()
                 self._advance()
