@@ -40,6 +40,8 @@ class Member:
     is_prepared: bool = False
     """It has been ready once: its data is read and its model built."""
     is_over: bool = False
+    has_failed: bool = False
+    """It is over, since its train function raised."""
     news: News | None = None
     pending: Any = None
     """Its answer on the way."""
@@ -91,7 +93,7 @@ class Member:
             elif event.kind == "training":
                 self.has_begun = True
             elif event.kind == "over":
-                self.is_over = True
+                self.is_over, self.has_failed = True, bool(event.text)
             elif event.kind == "lost":
                 lost = event.text
         return lost
@@ -101,8 +103,6 @@ class Member:
         limit_s = heartbeat_s if self.is_prepared else max(heartbeat_s, PREPARE_SILENCE_S)
         return self.silent_s() > limit_s
 
-    def silent_s(self) -> float:
-        """For how long it has not answered, seconds."""
     def forgive(self, seconds: float) -> None:
         """So long its answers lay unheard: nobody is blamed for that time."""
         now = time.monotonic()
@@ -110,6 +110,8 @@ class Member:
         if self.waits_since is not None:
             self.waits_since = min(now, self.waits_since + seconds)
 
+    def silent_s(self) -> float:
+        """For how long it has not answered, seconds."""
         return time.monotonic() - self.asked_at if self.pending is not None else 0.0
 
     @property

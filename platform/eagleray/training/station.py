@@ -21,9 +21,9 @@ NUM_STEPS, NUM_BESIDE = 100, 10
 """As many of its last steps, and of its last evaluations and commits, tell how long a rank needs for one."""
 STEP, UPDATE, DATA = "forward and backward", "update the weights", "wait for data"
 """What a rank does that steps, as it says it."""
-EVALUATE, COMMIT, END = "evaluate", "commit a checkpoint", "measure the trained model"
+BESIDE = EVALUATE, COMMIT, END = "evaluate", "commit a checkpoint", "measure the trained model"
 """What it does beside them, now and then, for a time of its own."""
-JUDGED = (STEP, UPDATE, DATA, EVALUATE, COMMIT, END)
+JUDGED = (STEP, UPDATE, DATA, *BESIDE)
 """In which of all that it may do it can be told to hang."""
 
 
@@ -55,7 +55,7 @@ class Event:
     step: int
     time: float
     text: str = ""
-    """waiting: an address that this rank could listen on. lost: why."""
+    """waiting: an address that this rank could listen on. lost: why. over: the error, if it was one."""
     digest: str = ""
     """waiting: of the data that this rank has."""
 
@@ -93,7 +93,7 @@ class Station:
         """How long the last ones of this formation took, from one's begin to the next one's, seconds."""
         self._begun_at: float | None = None
         """When the newest step was begun."""
-        self._beside = {doing: deque[float](maxlen=NUM_BESIDE) for doing in (EVALUATE, COMMIT, END)}
+        self._beside = {doing: deque[float](maxlen=NUM_BESIDE) for doing in BESIDE}
         """How long the last ones of this formation took."""
         self._beside_s = 0.0
         """What of them came since the newest step was begun."""

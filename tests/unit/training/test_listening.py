@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, RayError
 
 from eagleray.training import listening_ray260, member_ray260
 from eagleray.training.listening_ray260 import DEAF_S, Ear
@@ -16,10 +17,16 @@ HEARTBEAT_S = 8.0
 
 
 class Play:
-    """A clock that a wait moves on; `answers` are those that are there."""
+    """A clock that a wait moves on; `answers` are those that are there, by worker."""
 
     def __init__(self) -> None:
-        self.now, self.answers, self.num_asked = 1000.0, set[str](), 0
+        self.now, self.answers, self.num_asked = 1000.0, dict[str, Any](), 0
+
+    def get(self, reference: str) -> Any:
+        answer = self.answers[reference.partition("?")[0]]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def monotonic(self) -> float:
         return self.now
@@ -48,12 +55,24 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
 
 def test_who_answers_is_heard_and_asked_again(play: Play) -> None:
     ear, members = Ear(), [play.member(name) for name in "ab"]
-    play.answers = {"b"}
-    [(member, reference)] = ear.hear(members)
-    assert (member, reference) == (members[1], "b?2")
-    member.pending = None
+    play.answers = {"b": "news"}
+    assert ear.hear(members) == [(members[1], "news")]
     ear.hear(members)
     assert play.num_asked == 3, "the other one's answer is on its way"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ActorDiedError(), "its process ended"),
+        (RayError("the task\nis lost"), "is lost"),
+    ],
+)
+def test_who_cannot_answer_any_more_is_heard_of(play: Play, error: Exception, said: str) -> None:
+    play.answers = {"a": error}
+    member = play.member("a")
+    assert [answer for _, answer in Ear().hear([member])] == [said]
+    assert member.pending is None
 
 
 def test_a_driver_that_stood_still_gives_its_workers_time_to_be_heard(play: Play) -> None:
@@ -65,9 +84,8 @@ def test_a_driver_that_stood_still_gives_its_workers_time_to_be_heard(play: Play
     ear.hear(members)
     assert ear.was_deaf_s(members) == pytest.approx(60 - DEAF_S, abs=0.1)
     assert not any(member.is_silent(HEARTBEAT_S) for member in members)
-    play.answers = {"a"}  # which is read out of the socket only now
-    for member, _ in ear.hear(members):
-        member.pending = None
+    play.answers = {"a": "news"}  # which is read out of the socket only now
+    assert len(ear.hear(members)) == 1
     for _ in range(int(HEARTBEAT_S / 0.05)):
         ear.hear(members[1:])
         ear.was_deaf_s(members[1:])

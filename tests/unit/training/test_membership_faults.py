@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from eagleray.errors import PeerLost
 from eagleray.training import listening_ray260, membership_ray260
 from unit.training.test_membership import play
 
@@ -36,3 +37,65 @@ def test_formations_have_the_time_that_a_driver_stood_still(play, monkeypatch):
     played.now += 60
     played.membership._turn()
     assert played.membership._phase == "forming", "they may have trained for long"
+
+
+def end(played, name: str, error: str = "") -> None:
+    """Its train function returns, or raises."""
+    member = played.member(name)
+    member.is_over, member.has_failed = True, bool(error)
+    played.tick()
+
+
+def test_a_loss_in_the_last_sum_starts_the_workers_again_where_some_are_over(play):
+    played = play(3)
+    end(played, "a")
+    played.die("c")
+    played.tick()
+    assert str(played.membership.failure) == "a worker was lost as the run ended: its process ended"
+    assert isinstance(played.membership.failure, PeerLost)
+
+
+def test_who_waits_for_an_order_when_others_are_over_does_not_wait_for_ever(play):
+    played = play(2)
+    end(played, "a")
+    played.tell("b", "lost", "waiting", step=40)  # the connection broke, and nobody died
+    assert str(played.membership.failure) == "a worker was lost as the run ended: b:1"
+
+
+def test_a_rank_0_that_is_lost_in_the_completion_is_not_left_out(play):
+    played = play(2, minimum=2)
+    end(played, "b")
+    assert played.membership.failure is None, "rank 0 has more to do"
+    played.die("a")
+    played.tick()
+    assert "as the run ended: its process ended" in str(played.membership.failure)
+    assert played.said == [], "nobody waits for another"
+
+
+def test_a_rank_0_that_stops_in_the_completion_is_found(play):
+    played = play(2)
+    end(played, "b")
+    played.member("a").pending, played.member("a").asked_at = object(), played.now
+    played.now += 9
+    played.tick()
+    assert played.ended == ["a"]
+    assert "as the run ended: it has not answered for 9.0 s" in str(played.membership.failure)
+
+
+def test_who_ends_after_it_has_returned_is_not_missed_but_rank_0(play):
+    played = play(3)
+    for name in "abc":
+        end(played, name)
+    played.die("b")
+    played.tick()
+    assert (played.membership.failure, played.ranks) == (None, "ac")
+    played.die("a")
+    played.tick()
+    assert played.membership.failure is not None, "it has the outcome"
+
+
+def test_where_one_has_raised_ray_train_hears_that(play):
+    played = play(2)
+    end(played, "a", error="TrainingError")
+    played.tell("b", "lost", "waiting", step=40)
+    assert played.membership.failure is None
