@@ -245,6 +245,8 @@ class Membership:
             reason = f"the ranks did not meet in {lasted_s:.0f} s"
             self._patience.did_not_meet(reason)
             self._break(reason)
+        elif trains and not found and giving_up.wait_for_each_other(self.members, self._heartbeat_s):
+            self._break("all ranks wait for each other")
 
     def _give_up(self, member: Member, reason: str) -> None:
         self._lose(member, f"{reason}{member.last_deed}")

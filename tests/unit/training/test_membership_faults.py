@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
 from eagleray.errors import PeerLost
 from eagleray.training import listening_ray260, membership_ray260
+from eagleray.training.station import COMMIT, EVALUATE
 from unit.training.test_membership import play
 
 __all__ = ["play"]
@@ -99,3 +102,54 @@ def test_where_one_has_raised_ray_train_hears_that(play):
     end(played, "a", error="TrainingError")
     played.tell("b", "lost", "waiting", step=40)
     assert played.membership.failure is None
+
+
+VOTE = "wait for the step's vote"
+
+
+def test_ranks_that_wait_for_each_other_form_anew(play):
+    played = play(2)
+    for name in "ab":
+        played.tell(name, step=41, doing=VOTE, idle_s=0.0)
+    played.now += 29.0
+    played.tell("a", step=41, doing=VOTE, idle_s=29.0)
+    played.tell("b", step=41, idle_s=1.0)
+    played.now += 2.0
+    played.tell("a", step=41, doing=VOTE, idle_s=31.0)
+    played.tell("b", step=41, idle_s=3.0, is_waiting=True)
+    assert played.membership._phase == "training", "one of them has not waited for so long"
+    played.now += 31.0
+    for name in "ab":
+        played.tell(name, step=41, doing=VOTE, idle_s=60.0)
+    assert played.membership._phase == "regrouping"
+    assert played.ended == []
+    for name in "ab":
+        played.tell(name, "lost", "waiting", step=41)
+    assert played.said == ["the workers form anew: all ranks wait for each other"]
+
+
+@pytest.mark.parametrize("known", [{"step_s": 20.0}, {"step_s": 0.0}, {"usual_s": 0.0}])
+def test_ranks_may_wait_where_steps_take_long_or_nobody_knows_how_long(play, known):
+    played = play(2)
+    for idle_s in (0.0, 90.0):
+        played.now += idle_s
+        for name in "ab":
+            played.tell(name, step=41, doing=VOTE, idle_s=idle_s, **known)
+    assert played.membership._phase == "training"
+
+
+@pytest.mark.parametrize("doing", [EVALUATE, COMMIT])
+def test_a_survivor_that_evaluates_or_commits_has_time_to_come_out(play, doing):
+    played = play(3)
+    played.tell("a", step=41)
+    played.tell("c", step=41, doing=doing, is_waiting=False)
+    played.die("b")
+    played.now += 11
+    played.tick()
+    assert played.ended == ["a"], "it steps, and looks up soon"
+    played.now += 100
+    played.tick()
+    assert played.ended == ["a"]
+    played.now += 121
+    played.tick()
+    assert played.ended == ["a", "c"]
