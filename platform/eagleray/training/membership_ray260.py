@@ -150,6 +150,8 @@ class Membership:
             now, deaf_s = time.monotonic(), self._ear.was_deaf_s(everyone)
             self._since, self._woken_at = (min(now, at + deaf_s) for at in (self._since, self._woken_at))
             self._decide()
+        if 0 < len(self.members) < self._minimum:  # without the lock: it may ask the ledger why
+            self._reservation.tell(time.monotonic() - self._since)
 
     def _decide(self) -> None:
         if self.failure is not None:

@@ -54,6 +54,10 @@ class Seats:
         self.free: list[str] = []
         self.leave_by: float | None = None
         self.is_suspended, self.reason = False, ""
+        self.waited_s: list[float] = []
+
+    def tell(self, waited_s: float) -> None:
+        self.waited_s.append(waited_s)
 
     def vacant(self, count: int) -> list[Any]:
         return self.free[:count]

@@ -42,6 +42,19 @@ def test_formations_have_the_time_that_a_driver_stood_still(play, monkeypatch):
     assert played.membership._phase == "forming", "they may have trained for long"
 
 
+def test_those_who_wait_for_another_say_so_while_it_lasts(play, monkeypatch):
+    played = play(2, minimum=2)
+    monkeypatch.setattr(played.membership, "_ear", SimpleNamespace(hear=lambda _: [], was_deaf_s=lambda _: 0))
+    played.membership._turn()
+    assert played.seats.waited_s == []
+    played.die("b")
+    played.tell("a", "waiting")
+    for _ in range(3):
+        played.membership._turn()
+        played.now += 30
+    assert played.seats.waited_s == [0.0, 30.0, 60.0]
+
+
 def end(played, name: str, error: str = "") -> None:
     """Its train function returns, or raises."""
     member = played.member(name)
