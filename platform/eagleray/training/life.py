@@ -54,7 +54,8 @@ class Life:
     def __init__(self, spec: TrainSpec, run_url: str, sink: Sink, station: Station):
         self.spec, self.run_url, self.sink, self.station = spec, run_url, sink, station
         self.store = CheckpointStore(f"{run_url}/checkpoints")
-        self.committer = Committer(self.store, Journal(run_url), 0, sink, spec.checkpoint.keep)
+        journal, keep = Journal(run_url), spec.checkpoint.keep
+        self.committer = Committer(self.store, journal, 0, sink, keep, is_cut=groups.are_broken)
         self.samples = Samples()
         self.progress = Progress()
         self.settled_step = 0

@@ -18,8 +18,10 @@ from eagleray.training.station import COMMIT, JUDGED, STEP, UPDATE, Formation, N
 PREPARE_SILENCE_S = 60.0
 """For a worker that reads its data: code that holds the interpreter lock meanwhile lets it answer nobody."""
 AWAITED_S = 120.0
-"""So long the others wait for a rank of which nobody knows yet how long it needs (first steps warm caches and
-compile, and so does a first evaluation), or whose commit waits for the storage, which hangs for all alike."""
+"""So long the others wait for a rank of which nobody knows yet how long it needs: first steps warm caches and
+compile, and so does a first evaluation."""
+STORAGE_S = 600.0
+"""So long they wait for one that commits: what it waits for is the storage, which hangs for all alike."""
 
 
 @dataclass(eq=False)
@@ -141,7 +143,8 @@ class Member:
         if not others:
             return news.idle_s if is_hung and usual_s > 0 and news.doing in (STEP, UPDATE) else None
         if usual_s == 0 or news.doing == COMMIT:
-            is_hung &= max(other.waited_s for other in others) > max(heartbeat_s, AWAITED_S)
+            limit_s = STORAGE_S if news.doing == COMMIT else AWAITED_S
+            is_hung &= max(other.waited_s for other in others) > max(heartbeat_s, limit_s)
         return news.idle_s if is_hung and any(other.is_waiting for other in others) else None
 
     @property

@@ -9,7 +9,7 @@ import pytest
 
 from eagleray.training import member_ray260
 from eagleray.training.agreement import Agreement
-from eagleray.training.member_ray260 import AWAITED_S, Member
+from eagleray.training.member_ray260 import AWAITED_S, STORAGE_S, Member
 from eagleray.training.station import COMMIT, DATA, END, EVALUATE, STEP, UPDATE, News
 
 HEARTBEAT_S = 8.0
@@ -68,16 +68,21 @@ def test_a_rank_that_is_waited_for_hangs_after_five_times_what_that_took_before(
 
 
 @pytest.mark.parametrize(
-    ("doing", "usual_s"), [*((one, 0.0) for one in (STEP, UPDATE, DATA, EVALUATE, END)), (COMMIT, 0.1)]
+    ("doing", "usual_s", "limit_s"),
+    [
+        *((doing, 0.0, AWAITED_S) for doing in (STEP, UPDATE, DATA, EVALUATE, END)),
+        (COMMIT, 0.0, STORAGE_S),
+        (COMMIT, 0.1, STORAGE_S),
+    ],
 )
-def test_where_nobody_knows_how_long_it_takes_the_others_wait_for_two_minutes(
-    clock: Clock, doing: str, usual_s: float
+def test_where_nobody_knows_how_long_it_takes_the_others_wait_for_minutes(
+    clock: Clock, doing: str, usual_s: float, limit_s: float
 ) -> None:
-    one = member(doing, idle_s=500.0, usual_s=usual_s)
-    assert one.hung_s(HEARTBEAT_S, [waiting(clock, AWAITED_S - 1)]) is None, (
+    one = member(doing, idle_s=900.0, usual_s=usual_s)
+    assert one.hung_s(HEARTBEAT_S, [waiting(clock, limit_s - 1)]) is None, (
         "it is slow, and they were not long"
     )
-    assert one.hung_s(HEARTBEAT_S, [waiting(clock, AWAITED_S + 1), waiting(clock, 0.0)]) == 500.0
+    assert one.hung_s(HEARTBEAT_S, [waiting(clock, limit_s + 1), waiting(clock, 0.0)]) == 900.0
 
 
 def test_a_commit_that_waits_for_a_storage_which_was_quick_before_is_no_hang_within_seconds(
