@@ -16,7 +16,7 @@ WAITED_FOR = "checkpoint.at_evaluations=true"
 
 def checkpoint(tell: Teller, reps: int) -> None:
     """One worker commits every 10 steps; each commit against the median of those that are waited for."""
-    steps = workloads.EVERY_STEPS * (reps + 1)
+    steps = workloads.EVERY_STEPS * (reps + 2)
     tell.note("commits that are waited for")
     whole_s = statistics.median(blocked(workloads.gpt(1, steps=steps, more=(WAITED_FOR,))))
     tell.facts(waited_for_s=whole_s)
@@ -26,7 +26,10 @@ def checkpoint(tell: Teller, reps: int) -> None:
 
 
 def blocked(spec: Any) -> list[float]:
-    """Seconds for which each commit of a run held it up, but the first one, which makes its memory."""
+    """Seconds for which each commit of a run held it up.
+
+    Not the first one, which makes its memory, nor the last one, which every run waits for.
+    """
     from support.crew import crew
 
     with TemporaryDirectory() as folder, crew(spec, folder) as alone:
@@ -37,4 +40,4 @@ def blocked(spec: Any) -> list[float]:
                 raise RowFailed(f"the run ended: {worker.error}")
             time.sleep(0.1)  # its answers take time from its steps
         worker.look()  # what it has told last
-        return [record["blocked_s"] for record in worker.records if record["kind"] == "commit"][1:]
+        return [record["blocked_s"] for record in worker.records if record["kind"] == "commit"][1:-1]
