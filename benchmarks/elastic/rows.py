@@ -45,6 +45,7 @@ _ALL = (
     Row("weights", "exact:weights", 1, 600, stage="exact"),
     Row("bits", "exact:bits", 1, 600, stage="exact"),
     Row("partition", "partition:partition", 10, 900, has_cluster=False),
+    Row("checkpoint", "checkpoints:checkpoint", 20, 240, has_cluster=False),
     Row("floor", "floor:floor", 3, 240, has_cluster=False),
     Row("resize_2_1_stock", "stock:resize", 3, 300, TWO_ONE),
     Row("worker_stock", "stock:worker", 3, 300),

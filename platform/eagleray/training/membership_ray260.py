@@ -12,26 +12,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import ray
-from ray.exceptions import RayActorError, RayError
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.errors import PeerLost
+from eagleray.training import giving_up_ray260 as giving_up
 from eagleray.training import leaving
 from eagleray.training.formations_ray260 import Formations
 from eagleray.training.joiners_ray260 import Joiners
+from eagleray.training.listening_ray260 import TICK_S, Ear
 from eagleray.training.member_ray260 import Member
 from eagleray.training.observer import Change
 from eagleray.training.patience import Patience
-from eagleray.training.reservation_ray260 import Reservation, last_line
+from eagleray.training.reservation_ray260 import Reservation
 from eagleray.training.seat_ray260 import Seat
 from eagleray.training.station import News
 from eagleray.training.stopping import Restarting, Suspended
 from eagleray.training.telemetry import Record
 
-TICK_S = 0.05
 WAKE_EVERY_S = 0.5
 GROW_AFTER_S = 1.0
 """A formation lasts at least so long before others join it: they may come together."""
@@ -82,7 +81,7 @@ class Membership:
         self._formations = Formations(first_attempt, tell, note)
         self._minimum, self._wanted, self._num_spares = minimum, wanted, spares
         self._heartbeat_s, self._patience = heartbeat_s, Patience(max_failures)
-        self._joiners = Joiners(reservation, self.lock, self._say)
+        self._joiners, self._ear = Joiners(reservation, self.lock, self._say), Ear()
         self._phase: Phase = "over"
         self._since = time.monotonic()
         self._notice = 0
@@ -106,7 +105,7 @@ class Membership:
                 Member(worker, seat, rank=rank)
                 for rank, (worker, seat) in enumerate(zip(workers, seats, strict=True))
             ]
-            self.failure = None
+            self.failure, self._ear = None, Ear()
             self._formations.begin()
             self._patience.begin()
             self._joiners.open(launch)
@@ -144,34 +143,49 @@ class Membership:
         """Ask all workers, hear those that answer, and decide."""
         with self.lock:
             everyone = [*self.members, *self._joiners.members]
-            for member in everyone:
-                member.ask()
-        pending = {member.pending: member for member in everyone}
-        if not pending:
-            time.sleep(TICK_S)
-        else:
-            ray.wait(list(pending), timeout=TICK_S)
-        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0) if pending else ([], [])
+        answers = self._ear.hear(everyone)
         with self.lock:
-            for reference in done:
-                self._hear(pending[reference], reference)
-            if self.failure is None and not any(member.is_over for member in self.members):
-                self._find_silent()
-                self._advance()
+            for member, answer in answers:
+                self._hear(member, answer)
+            now, deaf_s = time.monotonic(), self._ear.was_deaf_s(everyone)
+            self._since, self._woken_at = (min(now, at + deaf_s) for at in (self._since, self._woken_at))
+            self._decide()
+        if 0 < len(self.members) < self._minimum:  # without the lock: it may ask the ledger why
+            self._reservation.tell(time.monotonic() - self._since)
 
-    def _hear(self, member: Member, reference: Any) -> None:
-        """Take a worker's news, or its death."""
-        member.pending = None
-        try:
-            news: News = ray.get(reference)
-        except RayActorError as error:
-            self._lose(member, "its process ended" if "died" in str(error) else last_line(error))
-        except RayError as error:
-            self._lose(member, last_line(error))
+    def _decide(self) -> None:
+        if self.failure is not None:
+            return
+        if self._is_ending:
+            self._see_the_end()
         else:
-            lost = member.take(news)
-            if lost is not None:
-                self._break(lost)
+            self._find_silent()
+            self._advance()
+
+    @property
+    def _is_ending(self) -> bool:
+        """Some have returned from their train functions: no order can come any more."""
+        return any(member.is_over for member in self.members)
+
+    def _see_the_end(self) -> None:
+        """All others return, too, or all workers start again, from a checkpoint after which no step is left.
+
+        Where one has raised, Ray Train hears why.
+        """
+        if self._phase == "over" or any(member.has_failed for member in self.members):
+            return
+        for member, reason in giving_up.silent(self.members, self._heartbeat_s):
+            self._give_up(member, reason)
+        if self._formations.lost or any(member.is_ready for member in self.members):
+            why = self._formations.reasons or self._patience.broken
+            self.failure = PeerLost(f"a worker was lost as the run ended: {why}")
+
+    def _hear(self, member: Member, answer: News | str) -> None:
+        """Take a worker's news, or why there will be none."""
+        if isinstance(answer, str):
+            self._lose(member, answer)
+        elif (lost := member.take(answer)) is not None:
+            self._break(lost)
 
     def _lose(self, member: Member, reason: str) -> None:
         """A worker is gone, or is given up."""
@@ -184,9 +198,10 @@ class Membership:
             self._enter("over")
             return
         self.members.remove(member)
-        self._formations.lose(member, reason)
+        if not (member.is_over and member.rank):  # what rank 0 returns is the run's outcome
+            self._formations.lose(member, reason)
         self._patience.lost()
-        if len(self.members) < self._minimum:
+        if len(self.members) < self._minimum and not self._is_ending:
             self._say(
                 f"a worker was lost ({reason}): {len(self.members)} of {self._minimum} are left, and wait "
                 "with their state for another"
@@ -217,27 +232,23 @@ class Membership:
             return
         for member, reason in self._joiners.hopeless(self._heartbeat_s):
             self._give_up(member, reason)
-        for member in list(self.members):
-            others = [other for other in self.members if other is not member]
-            silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s, others)
-            if member.is_silent(self._heartbeat_s):
-                self._give_up(member, f"it has not answered for {silent_s:.1f} s")
-            elif self._is_stuck(member):
-                self._give_up(member, "it does not come out of the formation that was left")
-            elif self._phase in ("training", "yielding") and hung_s is not None:
-                self._give_up(member, f"it has hung for {hung_s:.1f} s")
-        lasted_s = time.monotonic() - self._since
+        trains, lasted_s = self._phase in ("training", "yielding"), time.monotonic() - self._since
+        is_asked = self._phase == "regrouping" and not self._formations.is_nothing_held
+        found = giving_up.hopeless(
+            self.members,
+            self._heartbeat_s,
+            self._patience,
+            trains=trains,
+            asked_s=lasted_s if is_asked else None,
+        )
+        for member, reason in found:
+            self._give_up(member, reason)
         if self._phase == "forming" and lasted_s > self._patience.form_limit_s:
             reason = f"the ranks did not meet in {lasted_s:.0f} s"
             self._patience.did_not_meet(reason)
             self._break(reason)
-
-    def _is_stuck(self, member: Member) -> bool:
-        limit_s = self._patience.regroup_limit_s(member.step_s)
-        is_asked = (
-            self._phase == "regrouping" and not member.is_ready and not self._formations.is_nothing_held
-        )
-        return is_asked and time.monotonic() - self._since > limit_s
+        elif trains and not found and giving_up.wait_for_each_other(self.members, self._heartbeat_s):
+            self._break("all ranks wait for each other")
 
     def _give_up(self, member: Member, reason: str) -> None:
         self._lose(member, f"{reason}{member.last_deed}")

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from eagleray.cluster.names import CLAIM_GROUP, NODE_ID_LABEL
 from eagleray.errors import TrainingError
-from eagleray.training.seat_ray260 import Seat, create_actor
+from eagleray.training.seat_ray260 import START_LIMIT_S, Seat, create_actor
 from eagleray.training.stopping import Suspended
 
 MAX_DEATHS_AT_START = 5
@@ -204,14 +204,16 @@ class Reservation:
         started = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(min(every_s, 1.0))
-            self._tell(time.monotonic() - started)
+            self.tell(time.monotonic() - started)
         if self._failure is not None:
             raise self._failure
         assert self.placed_at is not None
         return self.placed_at
 
-    def _tell(self, waited_s: float) -> None:
-        """Say that nodes are waited for, if enough time has passed since it was said last."""
+    def tell(self, waited_s: float) -> None:
+        """Say that seats are waited for, if enough time has passed since it was said last."""
+        if waited_s < self._every_s:  # another wait
+            self._tell_after_s = self._every_s
         if waited_s < self._tell_after_s:
             return
         self._tell_after_s = waited_s + min(max(waited_s, self._every_s), 60.0)
@@ -242,16 +244,16 @@ class Reservation:
                 self._spawn_all()
             made = [seat for seat in list(self.seats) if seat.actor is not None]
             try:
-                metadata = ray.get([seat.actor.get_metadata.remote() for seat in made]) if made else []
+                asked = [seat.actor.get_metadata.remote() for seat in made]
+                metadata = ray.get(asked, timeout=START_LIMIT_S) if made else []
                 if taken := self._take(made, metadata):
                     return taken
-            except RayActorError as error:
+            except (RayActorError, GetTimeoutError) as error:
                 if all(seat.actor is not None for seat in made):  # else it was given back meanwhile
                     self._end_workers()
                     num_left -= self._judge(error, present, num_left)
             is_made = sum(seat.actor is not None for seat in made) >= self.minimum
             if not is_made:
-                self._tell_after_s = self._every_s
                 self.await_seats()
 
     def _take(self, made: list[Seat], metadata: list[Any]) -> list[tuple[Seat, Any]]:
@@ -264,9 +266,9 @@ class Reservation:
                 seat.rank = rank
             return taken
 
-    def _judge(self, error: RayActorError, present: set[str], num_left: int) -> int:
+    def _judge(self, error: RayActorError | GetTimeoutError, present: set[str], num_left: int) -> int:
         """What the end of a worker that was starting costs of `num_left`. Raises: TrainingError."""
-        if error.actor_init_failed:
+        if isinstance(error, RayActorError) and error.actor_init_failed:
             raise TrainingError(f"a worker cannot start: {last_line(error)}") from error
         is_node_lost = not present <= _live_nodes()
         if num_left == 1 and not is_node_lost:
@@ -274,12 +276,13 @@ class Reservation:
                 f"workers ended while they started, {MAX_DEATHS_AT_START} times: {last_line(error)}"
             ) from error
         what = "its node was lost" if is_node_lost else "its process ended"
+        what = f"it was not up within {START_LIMIT_S:.0f} s" if isinstance(error, GetTimeoutError) else what
         self._say(f"a worker was lost while it started ({what}); starting the workers again")
         return int(not is_node_lost)
 
     def await_seats(self) -> None:
         """Block until enough seats are placed, and say so while it lasts. Raises: Suspended."""
-        self._await_seats(self._tell)
+        self._await_seats(self.tell)
 
     def vacant(self, count: int) -> list[Seat]:
         """Up to so many seats that are placed and have no worker; asks for more where they are too few.

@@ -95,7 +95,7 @@ class RunMonitor:
         for record in records:
             was_pending = self.account.pending
             if record["kind"] == "phase" and record["step"] and not self.account.step:
-                self.account.time.reached = last_step(self._folder)
+                self.account.time.reached = self._last_step()
             self.account.take(record)
             self._track(record)
             if record["kind"] == "phase":
@@ -105,6 +105,16 @@ class RunMonitor:
         self._export_goodput()
         self._keep(lambda: self._segments.add(self.account.history))
         self._keep(self._remember_mlflow)
+
+    def _last_step(self) -> int:
+        """The last one of earlier drivers, as far as their history can be read: only `redo` goes by it."""
+        try:
+            return last_step(self._folder)
+        except (OSError, ValueError) as error:  # the storage is away, or a segment is torn
+            self._say(
+                f"the history in {self._folder.url} cannot be read, steps to redo count as new: {error}"
+            )
+            return 0
 
     def _keep(self, write: Callable[[], object]) -> None:
         """Write to the run's folder; storage trouble is said once, and does not end the run."""

@@ -108,6 +108,10 @@ def test_the_good_one_loads(good: Path) -> None:
         ("compression.max_skipped_steps=0", "compression.max_skipped_steps: input should be greater than or"),
         ("training.epochs=3", "training: give either steps or epochs"),
         ("scaling={spares=1, on_change='restart'}", "scaling: spares are of no use with on_change"),
+        (
+            "scaling={num_workers=2, min_workers=3}",
+            "scaling: min_workers (3) is more than num_workers (2), the largest size; lower one or raise",
+        ),
         ("data.split.train=0.5", "data.split: train + validation + test is 0.7; make it 1"),
         ("loss.kind=next_token", "digits have class targets; loss.kind 'next_token' does not fit"),
         ("completion.prompt=def", "completion needs model.kind = \"gpt\", not 'cnn'"),

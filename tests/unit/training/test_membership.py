@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
 
 from eagleray.errors import PeerLost
 from eagleray.training import (
@@ -55,6 +54,10 @@ class Seats:
         self.free: list[str] = []
         self.leave_by: float | None = None
         self.is_suspended, self.reason = False, ""
+        self.waited_s: list[float] = []
+
+    def tell(self, waited_s: float) -> None:
+        self.waited_s.append(waited_s)
 
     def vacant(self, count: int) -> list[Any]:
         return self.free[:count]
@@ -84,8 +87,6 @@ class Play:
         self.now, self.told, self.ended, self.seats = 100.0, [], [], Seats()
         self.parted: list[str] = []
         self.clock = 0.0
-        played = SimpleNamespace(get=self._get)
-        monkeypatch.setattr(membership_ray260, "ray", played)
         clocks = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock, sleep=lambda _: None)
         for module in (membership_ray260, member_ray260, leaving, joiners_ray260, formations_ray260):
             monkeypatch.setattr(module, "time", clocks)
@@ -125,11 +126,6 @@ class Play:
         facts = SimpleNamespace(node_id=f"node-{name}", pid=ord(name), node_ip="127.0.0.1")
         return SimpleNamespace(actor=Actor(name), metadata=facts)
 
-    def _get(self, reference: Any) -> Any:
-        if isinstance(reference, Exception):
-            raise reference
-        return reference
-
     def member(self, name: str) -> Member:
         everyone = [*self.membership.members, *self.membership._joiners.members]
         return next(member for member in everyone if member.worker is self.workers[name])
@@ -150,8 +146,7 @@ class Play:
         self.seats.is_suspended, self.seats.reason = is_suspension, "a service needs it"
 
     def tick(self) -> None:
-        self.membership._find_silent()
-        self.membership._advance()
+        self.membership._decide()
 
     def yield_(self, step: int = 0) -> None:
         """All have stopped after the same step, and are committed."""
@@ -167,16 +162,17 @@ class Play:
         doing: str = STEP,
         idle_s: float = 0.0,
         step_s: float = 0.1,
+        usual_s: float | None = None,
         is_waiting: bool | None = None,
     ) -> None:
-        events = tuple(Event(kind, 0, step, 0.0, f"{name}:1") for kind in kinds)
+        events = tuple(Event(kind, 0, step, 0.0, "" if kind == "over" else f"{name}:1") for kind in kinds)
         is_waiting = doing != STEP if is_waiting is None else is_waiting
-        news = News(events, step, doing, idle_s, is_waiting, step_s)
+        news = News(events, step, doing, idle_s, is_waiting, step_s, step_s if usual_s is None else usual_s)
         self.membership._hear(self.member(name), news)
         self.tick()
 
     def die(self, name: str) -> None:
-        self.membership._hear(self.member(name), ActorDiedError())
+        self.membership._hear(self.member(name), "its process ended")
         self.membership._advance()
 
     def train(self, step: int = 0) -> None:

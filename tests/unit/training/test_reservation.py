@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 
 from eagleray.errors import TrainingError
 from eagleray.training import reservation_ray260, seat_ray260
@@ -28,7 +28,7 @@ class PlayedRay:
     def nodes(self):
         return [{"NodeID": name, "Alive": name in self.alive} for name in ("head", "other", "new")]
 
-    def get(self, refs):
+    def get(self, refs, timeout=None):
         outcome = self.outcomes.pop(0)
         if outcome == "node lost":
             self.alive.remove("other")
@@ -195,6 +195,15 @@ def test_a_node_that_dies_while_workers_start_is_waited_for(play):
     assert said == ["a worker was lost while it started (its node was lost); starting the workers again"]
 
 
+def test_a_worker_that_stops_while_it_starts_is_not_waited_for_for_ever(play):
+    reservation, played, said = play(GetTimeoutError("not ready"), "fine")
+    assert names(reservation.take_actors()) == ["3@g0.0", "4@g0.1"]
+    assert played.killed == ["1@g0.0", "2@g0.1"]
+    assert said == [
+        "a worker was lost while it started (it was not up within 300 s); starting the workers again"
+    ]
+
+
 def test_workers_that_end_again_and_again_end_the_run(play):
     reservation, played, said = play(*["process ended"] * MAX_DEATHS_AT_START)
     with pytest.raises(
@@ -217,11 +226,14 @@ def test_a_worker_whose_constructor_raises_is_not_made_again(play):
 def test_waiting_is_said_at_intervals_that_double_up_to_a_minute(play):
     reservation, _, said = play()
     for second in range(300):
-        reservation._tell(float(second))
+        reservation.tell(float(second))
     assert [line.split(": ")[1].split(" ")[0] for line in said] == [
         "5", "10", "20", "40", "80", "140", "200", "260",
     ]  # fmt: skip
     assert said[0] == "waiting for 2 x (1 CPU): 5 s; a node is starting, busy or missing"
+    for second in range(7):  # another wait
+        reservation.tell(float(second))
+    assert said[8:] == ["waiting for 2 x (1 CPU): 5 s; a node is starting, busy or missing"]
 
 
 def test_a_spare_has_a_seat_and_does_not_train_at_first(play):
@@ -295,7 +307,7 @@ def test_workers_whose_seats_go_while_they_start_do_not_start_the_others_anew(pl
     reservation, played, said = play(ActorDiedError(), "fine", count=2, minimum=1, units={"a": 1, "b": 1})
     get = played.get
 
-    def get_and_take_one(refs):
+    def get_and_take_one(refs, timeout=None):
         if len(refs) == 2:
             reservation.allot({"a": 1}, leave_by=time.monotonic() + 9.0)
         return get(refs)

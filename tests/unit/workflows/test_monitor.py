@@ -73,6 +73,23 @@ def test_a_recovery_in_words(monitor, said):
     assert "training again after 10.0 s; 8 steps to redo" in said
 
 
+@pytest.mark.parametrize("error", ["torn", OSError(errno.EIO, "Input/output error")])
+def test_a_history_that_cannot_be_read_does_not_end_a_resumed_run(
+    monitor, said, tmp_path, monkeypatch, error
+):
+    (tmp_path / "history").mkdir()
+    (tmp_path / "history" / "000001.parquet").write_bytes(b"PAR1 and then nothing")
+    if error != "torn":
+        monkeypatch.setattr(monitor_module, "read_history", lambda *_: (_ for _ in ()).throw(error))
+    monitor.changed(formed(2, "a"))
+    monitor.records([phase(40, 1.0, attempt=2), step(60, 3.0)])
+    (line,) = [line for line in said if "cannot be read" in line]
+    assert line.startswith(
+        f"the history in {monitor._folder.url} cannot be read, steps to redo count as new: "
+    )
+    assert (monitor.account.step, monitor.account.time.reached) == (60, 60)
+
+
 def test_a_loss_that_the_others_survive_is_said_and_counted(monitor, said):
     monitor.changed(formed(1, "a", "b", "c"))
     monitor.records([phase(0, 0.0), step(10, 5.0), at(18, 6.0)])
