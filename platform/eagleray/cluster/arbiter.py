@@ -74,8 +74,8 @@ class Side(Protocol):
         """Free what asks have taken on nodes that have come; the other asks stay."""
         ...
 
-    def evict(self, claim: str, units: Units) -> Mapping[str, int]:
-        """End units of a claim by force; by node, those that have ended."""
+    def evict(self, claim: str, units: Units, keep: Units) -> Mapping[str, int]:
+        """End units of a claim by force, but never those that it is to `keep`; by node, those that ended."""
         ...
 
     def tell(self, held: Sequence[Held], totals: Mapping[str, Resources]) -> None:
@@ -344,23 +344,21 @@ class Arbiter:
             self._asked = None
 
     async def _evict(self, decision: Evict) -> None:
+        claim = self._book.claims.get(decision.claim)
+        if claim is None or not (units := Counter(decision.units) & Counter(claim.giving)):
+            return
         try:
-            evict = partial(self._side.evict, decision.claim, decision.units)
+            evict = partial(self._side.evict, claim.id, units, claim.keep)
             ended = await asyncio.get_running_loop().run_in_executor(self._force, evict)
         except Exception as error:
             _log.warning(
                 "ledger: claim %s could not be ended by force (%s); trying again", decision.claim, error
             )
             return
-        claim = self._book.claims.get(decision.claim)
-        starting = claim.starting if claim else {}
-        gone = Counter(
-            {  # what does not run is not there to be ended
-                node: max(ended.get(node, 0), min(units, starting.get(node, 0)))
-                for node, units in decision.units.items()
-            }
-        )
-        if left := dict(Counter(decision.units) - gone):
+        claim = self._book.claims.get(claim.id, claim)
+        units &= Counter(claim.giving)  # its holder may have given some back meanwhile
+        gone = units & (Counter(ended) | Counter(claim.starting))  # what does not run cannot be ended
+        if left := dict(units - gone):
             _log.warning("ledger: claim %s: its holder has to end these by itself: %s", decision.claim, left)
         if any(gone.values()):
             now_s = self._clock()

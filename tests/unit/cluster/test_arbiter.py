@@ -61,7 +61,7 @@ class Cluster:
     def settle(self, free: Mapping[str, Resources]) -> None:
         self.settled += free
 
-    def evict(self, claim: str, units: Units) -> Mapping[str, int]:
+    def evict(self, claim: str, units: Units, keep: Units) -> Mapping[str, int]:
         self.evicted.append((claim, dict(units)))
         if not self.can_evict:
             return {}
@@ -272,7 +272,7 @@ def test_what_is_not_given_back_in_time_is_ended_by_force(quick, can_evict, capl
 def test_a_cluster_is_looked_at_while_force_takes_its_time(quick, monkeypatch):
     cluster, has_looked = Cluster(a=2), threading.Event()
 
-    def slow(self: Cluster, claim: str, units: Units) -> Mapping[str, int]:
+    def slow(self: Cluster, claim: str, units: Units, keep: Units) -> Mapping[str, int]:
         self.evicted.append((claim, dict(units)))
         return units if has_looked.wait(5) else {}
 
@@ -292,6 +292,33 @@ def test_a_cluster_is_looked_at_while_force_takes_its_time(quick, monkeypatch):
         has_looked.set()
 
     during(cluster, body)
+
+
+def test_what_its_holder_gives_back_while_it_is_ended_by_force_goes_once(quick, monkeypatch, caplog):
+    cluster, kept, has_given_back = Cluster(a=2), [], threading.Event()
+
+    def slow(self: Cluster, claim: str, units: Units, keep: Units) -> Mapping[str, int]:
+        kept.append(dict(keep))
+        return units if has_given_back.wait(5) else {}
+
+    monkeypatch.setattr(Cluster, "evict", slow)
+
+    async def body(ledger: Arbiter) -> None:
+        request = run(wanted=2, yield_s=0.05)
+        had = await granted(ledger, request)
+        cluster.in_use = {"a": {"CPU": 2.0}}
+        ledger.exchange(Statement(service()))
+        await until(lambda: kept)
+        noticed = await ledger.wait("r", had.version, 10)
+        assert noticed is not None
+        ledger.exchange(Statement(request, noticed.version, {"a": 1}, {"a": 1}))
+        has_given_back.set()
+        await asyncio.sleep(0.1)
+        assert (kept, claim_of(ledger, "r")["held"]) == ([{"a": 1}], {"a": 1})
+
+    log = during(cluster, body)
+    assert log.kinds("r").count("return") == 1
+    assert "has to end these" not in caplog.text
 
 
 def test_what_was_granted_and_never_taken_into_use_needs_no_force(quick):
