@@ -10,25 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from eagleray.capacity import events
 from eagleray.capacity.book import Book
 from eagleray.capacity.claims import Claim, Observation, Settings
 from eagleray.capacity.client import Allotment, Statement, allotment
-from eagleray.capacity.decisions import Ask, AskNodes, Evict, Expire, Units, Wait
+from eagleray.capacity.decisions import Ask, AskNodes, Evict, Expire, Wait
 from eagleray.capacity.placement import Capacity
 from eagleray.capacity.policy import decide
-from eagleray.capacity.resources import Resources
 from eagleray.cluster.clock import Clock
 from eagleray.cluster.event_log import EventLog
 from eagleray.cluster.report import report_of
-from eagleray.cluster.sight import Seen, Sight
+from eagleray.cluster.side import Held, Side
+from eagleray.cluster.sight import Sight
 from eagleray.errors import CapacityError
 
 POLICY = Settings(ask_after_s=0.5)
@@ -41,50 +41,6 @@ _STOOD_STILL_S = 5.0
 _CAPACITY_S = 5.0
 _TELL_EVERY_S = 2.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Held:
-    """Units of one claim on one node."""
-
-    node: str
-    bundle: Resources
-    units: int
-
-
-class Side(Protocol):
-    """The cluster, as the ledger sees and changes it. Methods block, and may raise while the GCS is away."""
-
-    def observe(self, capacity: Capacity, *, with_asks: bool) -> Seen:
-        """The cluster now. `with_asks`: the ledger's own asks may have taken room there."""
-        ...
-
-    def capacity(self) -> Capacity:
-        """What the cluster can ever have."""
-        ...
-
-    def ask(self, asks: Sequence[Ask], free: Mapping[str, Resources]) -> bool:
-        """Have nodes started for `asks` alone, beside those that are there; whether asks are left.
-
-        `free`: on each node that is there, with what claims were granted and have not taken yet.
-        """
-        ...
-
-    def settle(self, free: Mapping[str, Resources]) -> None:
-        """Free what asks have taken on nodes that have come; the other asks stay."""
-        ...
-
-    def evict(self, claim: str, units: Units, keep: Units) -> Mapping[str, int]:
-        """End units of a claim by force, but never those that it is to `keep`; by node, those that ended."""
-        ...
-
-    def tell(self, held: Sequence[Held], totals: Mapping[str, Resources]) -> None:
-        """Let others on the cluster know what is held under claims; `totals`: of all nodes."""
-        ...
-
-    def end(self) -> None:
-        """Leave nothing behind on the cluster."""
-        ...
 
 
 class Arbiter:

@@ -24,9 +24,9 @@ from eagleray.capacity.decisions import Ask, Units
 from eagleray.capacity.placement import Capacity
 from eagleray.capacity.resources import Resources, num_fitting
 from eagleray.cluster import capacity_ray260, observation_ray260
-from eagleray.cluster.arbiter import Held
 from eagleray.cluster.names import ASK_GROUP, CLAIM_GROUP, NODE_ID_LABEL
 from eagleray.cluster.observation_ray260 import groups
+from eagleray.cluster.side import Held
 from eagleray.cluster.sight import Seen
 
 REQUESTER = "eagleray-ledger"

@@ -16,7 +16,8 @@ from eagleray.capacity.placement import Capacity, NodeCapacity
 from eagleray.capacity.resources import Resources
 from eagleray.cluster import arbiter as module
 from eagleray.cluster import sight
-from eagleray.cluster.arbiter import Arbiter, Held
+from eagleray.cluster.arbiter import Arbiter
+from eagleray.cluster.side import Held
 from eagleray.cluster.sight import Seen
 from eagleray.errors import CapacityError, InputError
 

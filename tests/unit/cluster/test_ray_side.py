@@ -10,9 +10,9 @@ import ray
 
 from eagleray.capacity import Ask
 from eagleray.cluster import ray_side_ray260 as module
-from eagleray.cluster.arbiter import Held
 from eagleray.cluster.names import ASK_GROUP
 from eagleray.cluster.ray_side_ray260 import RaySide, pin_of
+from eagleray.cluster.side import Held
 
 CPU = {"CPU": 1.0}
 FULL, ROOM = {"CPU": 0.0}, {"CPU": 1.0}
