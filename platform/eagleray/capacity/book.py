@@ -37,7 +37,8 @@ class Book:
     def exchange(self, statement: Statement, now_s: float) -> Book:
         """After a holder has stated what it asks for and has.
 
-        A claim that is not known is taken up with what it holds: so a new ledger learns of old grants.
+        A claim that is not known is taken up with what it holds, in the place that it had: so a new ledger
+        learns of old grants, and of the queue.
 
         Raises:
             InputError: the claim is known with another bundle.
@@ -46,8 +47,15 @@ class Book:
         claim = self.claims.get(request.claim)
         if claim is None:
             held = _most(statement.held, statement.used)
-            granted_s = now_s if held else None
-            claim = Claim(request, now_s, now_s, held, granted_s=granted_s, version=statement.seen)
+            claim = Claim(
+                request,
+                now_s - statement.asked_s,
+                now_s,
+                held,
+                granted_s=now_s if held else None,
+                waiting_s=None if held or not statement.lacked_s else now_s - statement.lacked_s,
+                version=statement.seen,
+            )
         elif claim.request.bundle != request.bundle:
             raise InputError(
                 f"claim of {request.holder}: a unit is {amounts(request.bundle)}, and the claim {claim.id} "

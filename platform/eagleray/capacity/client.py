@@ -47,6 +47,10 @@ class Statement:
     used: Units = field(default_factory=dict)
     """Of those, what runs."""
     facts: Facts = field(default_factory=Facts)
+    asked_s: float = 0.0
+    """For how many seconds a ledger has known of it: a new one gives it the same place among equals."""
+    lacked_s: float = 0.0
+    """The same since it held anything last: so long it waits already."""
 
 
 class ClaimClient(Protocol):

@@ -37,6 +37,8 @@ _LISTEN_FIRST_S = 3.0
 _BUSY_S, _QUIET_S = 0.25, 1.0
 """Between two looks at the cluster while something moves, and otherwise."""
 _MOVES_S = 10.0
+_TAKEN_UP_S = 10.0
+"""What a ledger has known of for longer has been compared with the capacity."""
 _STOOD_STILL_S = 5.0
 _CAPACITY_S = 5.0
 _TELL_EVERY_S = 2.0
@@ -155,8 +157,7 @@ class Arbiter:
     def _refusal(self, statement: Statement, before: Claim | None) -> CapacityError | None:
         """Why what is asked for could never be placed, where that is new; else None."""
         request = statement.request
-        is_running = before is None and (statement.held or statement.used)
-        if self._capacity is None or is_running:
+        if self._capacity is None or (before is None and self._was_taken_up(statement)):
             return None
         if before is not None and (request.minimum, request.label_selector, request.minimum_class) == (
             before.request.minimum, before.request.label_selector, before.request.minimum_class,
@@ -167,6 +168,12 @@ class Arbiter:
         except CapacityError as error:
             return error
         return None
+
+    def _was_taken_up(self, statement: Statement) -> bool:
+        """Whether an earlier ledger knew of it: what runs runs, and a machine that is away may come back."""
+        known = self._book.claims.get(statement.request.claim)
+        asked_s = statement.asked_s if known is None else self._clock() - known.opened_s
+        return bool(statement.held or statement.used) or asked_s > _TAKEN_UP_S
 
     def _drop_what_can_never_be(self) -> None:
         """Of claims that came before the capacity was known: when they come again they are refused."""

@@ -71,6 +71,17 @@ def test_a_new_ledger_takes_claims_over_with_what_they_hold():
     assert Book().exchange(Statement(REQUEST, 7), 5.0).claims["r"].granted_s is None
 
 
+def test_a_new_ledger_knows_who_came_first_and_waits_for_how_long():
+    known = Statement(REQUEST, 7, asked_s=300.0, lacked_s=20.0)
+    claim = Book().exchange(known, 1000.0).claims["r"]
+    assert (claim.opened_s, claim.waiting_s, claim.renewed_s) == (700.0, 980.0, 1000.0)
+    waits = Book({"r": claim}).carry_out([Wait("r", 1, "held", (), "busy")], 1001.0)
+    assert waits.claims["r"].waiting_s == 980.0
+    running = Book().exchange(replace(known, held={"a": 1}), 1000.0).claims["r"]
+    assert (running.opened_s, running.waiting_s) == (700.0, None)
+    assert Book({"r": claim}).exchange(known, 1005.0).claims["r"].opened_s == 700.0, "only at first"
+
+
 def test_a_version_that_an_earlier_ledger_gave_is_followed_by_a_newer_one():
     older = Book().exchange(statement({"a": 1}, seen=3), 5.0)
     heard = older.exchange(statement({"a": 1, "b": 1}, seen=5), 6.0).claims["r"]

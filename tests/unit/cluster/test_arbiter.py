@@ -539,6 +539,24 @@ def test_what_came_before_the_first_look_and_can_never_be_placed_is_refused_afte
     during(cluster, body)
 
 
+def test_what_an_earlier_ledger_knew_waits_for_a_machine_that_is_away(quick):
+    """It was suspended when a machine was started again, and the ledger with it."""
+    cluster = Cluster(a=2)
+    cluster.types = Capacity([NodeCapacity("a machine", {"CPU": 2.0}, {}, 1, is_fixed=True)])
+    waits = Statement(run(minimum=3, wanted=3), 7, asked_s=60.0)
+
+    async def body(ledger: Arbiter) -> None:
+        ledger.exchange(waits)
+        later = replace(waits, request=run("later", minimum=3, wanted=3))
+        await until(lambda: ledger.report()["is_deciding"])
+        ledger.exchange(later)
+        assert [claim["id"] for claim in ledger.report()["claims"]] == ["r", "later"]
+        with pytest.raises(CapacityError):
+            ledger.exchange(Statement(run("new", minimum=3, wanted=3)))
+
+    during(cluster, body)
+
+
 def test_what_already_runs_is_taken_up_even_where_it_could_not_be_placed_anew(quick):
     cluster = Cluster(a=1)
     cluster.types = Capacity([])
