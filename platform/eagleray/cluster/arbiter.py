@@ -96,6 +96,7 @@ class Arbiter:
         if self._is_ended or self._event_log.fenced:
             return None
         now_s, claim_id = self._clock(), statement.request.claim
+        statement = statement.without(self._sight.gone)  # its holder may not know yet
         before = self._book.claims.get(claim_id)
         refusal = self._refusal(statement, before)
         if refusal is not None and before is None:

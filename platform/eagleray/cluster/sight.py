@@ -44,6 +44,8 @@ class Sight:
         """By id, with what runs there without a claim."""
         self.free: dict[str, Resources] = {}
         """By node: what Ray says is not in use."""
+        self.gone: set[str] = set()
+        """Nodes that were there once, or on which claims held something, and are not there."""
         self.trouble = ""
         """Why the cluster cannot be looked at, in words; empty where it can."""
         self._seen_s: float | None = None
@@ -109,6 +111,8 @@ class Sight:
                 unsaid_since_s=unsaid_since_s,
                 leaving=leaving.get(node.id, {}),
             )
+        held_on = {node for claim in claims for node in claim.held}
+        self.gone = (self.gone | self.nodes.keys() | held_on) - there
         has_changed, self.nodes = found != self.nodes, found
         self.began_s, self._seen_s = began_s, now_s
         self.free = {

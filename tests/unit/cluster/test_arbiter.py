@@ -434,8 +434,25 @@ def test_a_node_that_dies_takes_its_units_along(quick):
         assert found is not None
         assert found.units == {"b": 1}
 
+        for _ in range(3):  # a holder that has not noticed, and looks come in between
+            ledger.exchange(Statement(run(wanted=2), had.version, had.units, had.units))
+            await asyncio.sleep(0.03)
+        assert ledger.exchange(Statement(run(wanted=2), found.version, had.units, had.units)) == found
+
     log = during(cluster, body)
     assert [event.reason for event in log.events if event.kind == "return"] == ["its node has gone"]
+    assert "take" not in log.kinds("r")
+
+
+def test_a_new_ledger_takes_nothing_up_on_a_node_that_has_gone(quick):
+    async def body(ledger: Arbiter) -> None:
+        for _ in range(10):
+            ledger.exchange(Statement(run(wanted=2), 5, {"a": 1, "b": 1}, {"a": 1, "b": 1}))
+            await asyncio.sleep(0.02)
+        assert claim_of(ledger, "r")["held"] == {"b": 1}
+
+    log = during(Cluster(b=1), body, is_restarted=True)
+    assert (log.kinds("r").count("take"), log.kinds("r").count("return")) == (0, 1)
 
 
 def test_a_holder_that_falls_silent_loses_its_claim_and_one_that_speaks_does_not(quick):
