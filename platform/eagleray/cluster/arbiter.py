@@ -140,7 +140,7 @@ class Arbiter:
             "started_s": self.started_s,
             "epoch": self._event_log.epoch,
             "is_deciding": self._may_decide(now_s),
-            "trouble": self._event_log.fenced or self._sight.trouble or self._event_log.trouble,
+            "trouble": self._why_idle(now_s) or self._event_log.trouble,
             **report_of(self._book, self._sight.nodes, now_s),
         }
 
@@ -245,8 +245,13 @@ class Arbiter:
                 _log.exception("ledger: a round failed")
 
     def _may_decide(self, now_s: float) -> bool:
-        is_blind = self._sight.is_blind(now_s) or self._sight.began_s <= self._expired_s
-        return not (is_blind or now_s < self._not_before_s or self._event_log.fenced or self._is_ended)
+        return not self._is_ended and not self._why_idle(now_s) and self._sight.began_s > self._expired_s
+
+    def _why_idle(self, now_s: float) -> str:
+        """Why nothing is decided, where that is for longer than a look takes; empty where it is not."""
+        if reason := self._event_log.fenced or self._sight.blindness(now_s):
+            return reason
+        return "the ledger hears its holders before it decides" if now_s < self._not_before_s else ""
 
     def _decide(self, now_s: float) -> None:
         before, nodes = self._book, tuple(self._sight.nodes.values())

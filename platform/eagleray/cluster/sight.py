@@ -62,9 +62,16 @@ class Sight:
         """Whether there was no look yet."""
         return self._seen_s is None
 
-    def is_blind(self, now_s: float) -> bool:
-        """Whether the last look failed, or is too long ago to decide by."""
-        return self._seen_s is None or bool(self.trouble) or now_s - self._seen_s > _BLIND_S
+    def blindness(self, now_s: float) -> str:
+        """Why there is nothing to decide by, in words; empty where the last look is new enough."""
+        if self.trouble:
+            return self.trouble
+        if self._seen_s is None:
+            return "the cluster has not been looked at yet"
+        age_s = now_s - self._seen_s
+        if age_s <= _BLIND_S:
+            return ""
+        return f"not all of the cluster has been seen for {age_s:.0f} s; what is held goes on to hold"
 
     def lose(self, error: Exception, now_s: float) -> bool:
         """A look has failed; whether the one before had not."""

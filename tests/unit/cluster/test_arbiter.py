@@ -184,6 +184,7 @@ def test_a_ledger_that_takes_over_hears_the_holders_first(quick, is_restarted, i
         ledger.exchange(Statement(run("new", 1, 2)))
         assert not ledger.report()["is_deciding"]
         await asyncio.sleep(0.1)
+        assert ledger.report()["trouble"] == "the ledger hears its holders before it decides"
         ledger.exchange(Statement(service("old"), 7, {"a": 1}, {"a": 1}))
         assert claim_of(ledger, "new")["held"] == {}
         found = await ledger.wait("new", 0, 10)
@@ -412,7 +413,8 @@ def test_nothing_is_decided_while_the_cluster_cannot_be_seen(quick, monkeypatch,
         )
         assert ledger.exchange(Statement(service())) == Allotment(0)
         cluster.is_away, all_nodes, cluster.nodes = False, cluster.nodes, {}
-        await until(lambda: not ledger.report()["trouble"])
+        await until(lambda: "cannot be observed" not in ledger.report()["trouble"])
+        await until(lambda: "not all of the cluster has been seen for" in ledger.report()["trouble"])
         assert claim_of(ledger, "r")["held"] == had.units, (
             "a GCS that learns its nodes anew takes nothing away"
         )
