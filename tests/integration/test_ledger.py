@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from eagleray.cluster import event_log, local, processes, settings, state
+from eagleray.cluster import event_log, local, processes, settings
+from support.drivers import environment
 
 PRELUDE = """
 import json, logging, os, signal, sys, time
@@ -74,11 +74,6 @@ def drive(env: dict[str, str], script: str, *arguments: str, limit_s: float = 20
 def told(line: str) -> list:
     """What a driver tells in this line; Ray may say things, too."""
     return [json.loads(line.removeprefix("FOUND"))] if line.startswith("FOUND") else []
-
-
-def environment(cluster: state.ClusterState) -> dict[str, str]:
-    mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**mine, **state.environment(cluster)}
 
 
 KILLED = """

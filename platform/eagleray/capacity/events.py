@@ -137,14 +137,14 @@ def of_exchange(before: Book, after: Book, now_s: float, reason: str | None = No
         before: The book before.
         after: The book after.
         now_s: Seconds since the epoch.
-        reason: Of what ended without its holder; None: holders gave it back.
+        reason: Of what ended without its holder, units or a claim; None: holders gave it back.
     """
     for claim_id in {**before.claims, **after.claims}:
         was, now = before.claims.get(claim_id), after.claims.get(claim_id)
         if was is None and now is not None:
             yield _event("open", now, now, now_s, reason=f"wants {now.request.wanted}")
         elif was is not None and now is None:
-            yield _event("close", was, None, now_s, change=was.held, reason="given back for good")
+            yield _event("close", was, None, now_s, change=was.held, reason=reason or "given back for good")
         elif was is not None and now is not None:
             if gone := _more(was.held, now.held):
                 why = reason or ("as it was asked to" if was.notice else "by itself")

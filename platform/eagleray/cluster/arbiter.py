@@ -129,7 +129,10 @@ class Arbiter:
 
     def close(self, claim: str) -> None:
         """As `ClaimClient.close`."""
-        self._set(self._book.close(claim), self._clock())
+        self._close(claim)
+
+    def _close(self, claim: str, reason: str | None = None) -> None:
+        self._set(self._book.close(claim), self._clock(), reason)
         self._moved_s = self._clock()
         self._wake.set()
 
@@ -179,8 +182,9 @@ class Arbiter:
     def _drop_what_can_never_be(self) -> None:
         """Of claims that came before the capacity was known: when they come again they are refused."""
         for claim in self._book.claims.values():
-            if not claim.held and self._refusal(Statement(claim.request), None) is not None:
-                self.close(claim.id)
+            refusal = None if claim.held else self._refusal(Statement(claim.request), None)
+            if refusal is not None:
+                self._close(claim.id, f"can never be placed: {refusal}")
 
     # Observing.
 

@@ -19,6 +19,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from eagleray.capacity.events import SCHEMA, Event
@@ -33,8 +34,14 @@ _MOST_KEPT = 100_000
 """In memory, while the storage refuses; the oldest go first."""
 _LOOK_EVERY_S = 10.0
 """For a newer ledger, while there is nothing to write."""
+_MOST_LOOKS = 3
+"""At a next segment that is damaged, before it is left behind."""
 _NAME = re.compile(r"segment-\d{10}\.jsonl")
 _logger = logging.getLogger(__name__)
+
+
+class _Damage(InputError):
+    """What should be a segment is none."""
 
 
 def url_of(storage_url: str, cluster: str) -> str:
@@ -152,6 +159,8 @@ class EventLog:
         self._folder: Folder | None = None
         self._number = 0
         """Of the last segment written."""
+        self._num_looks = 0
+        """At a next segment that is damaged."""
         self._epoch: int | None = None
         self._fenced, self._trouble = "", ""
         self._thread = threading.Thread(target=self._run, name="event log", daemon=True)
@@ -199,7 +208,7 @@ class EventLog:
             is_last = self._is_closing
             try:
                 if self._epoch is None:
-                    self._begin()
+                    self._begin(Folder(url_of(self._storage_url, self._cluster)))
                 self._await_work()
                 while self._write():
                     pass
@@ -232,9 +241,8 @@ class EventLog:
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing, self._retry_s)
 
-    def _begin(self, cluster: str | None = None) -> None:
+    def _begin(self, folder: Folder) -> None:
         """Take an epoch, by a segment without events. Raises: OSError."""
-        folder = Folder(url_of(self._storage_url, cluster or self._cluster))
         while True:
             names = [name for name in folder.list() if _NAME.fullmatch(name)]
             number, epoch = _number(names[-1]) + 1 if names else 1, _last_epoch(folder, names) + 1
@@ -243,7 +251,37 @@ class EventLog:
                 return
 
     def _write(self) -> bool:
-        """Write a segment of what waits, or look for a newer ledger; whether more waits. Raises: OSError."""
+        """Write a segment of what waits, or look for a newer ledger; whether more waits.
+
+        Raises:
+            OSError: the storage refuses.
+            InputError: the next segment is there and cannot be read; where it stays damaged, the log goes on
+                behind it.
+        """
+        try:
+            more_waits = self._write_next()
+        except _Damage as damage:
+            self._num_looks += 1
+            if self._num_looks < _MOST_LOOKS:
+                raise
+            self._get_past(damage)
+            more_waits = not self._fenced
+        self._num_looks = 0
+        return more_waits
+
+    def _get_past(self, damage: _Damage) -> None:
+        """Go on behind a next segment that is damaged, unless another ledger has. Raises: OSError."""
+        assert self._folder is not None
+        for name in self._folder.list():
+            if _NAME.fullmatch(name) and name > _name(self._number):
+                with suppress(_Damage):
+                    if _header(self._folder, name).get("started_s") != self._started_s:
+                        self._find_taken(name)
+                        return
+        self._begin(self._folder)
+        _logger.warning("ledger: %s; segment %d goes on, as epoch %d", damage, self._number, self._epoch)
+
+    def _write_next(self) -> bool:
         assert self._folder is not None
         assert self._epoch is not None
         with self._changed:
@@ -286,7 +324,7 @@ class EventLog:
             "of them another name",
             self._cluster, self._folder.url, url_of(self._storage_url, own),
         )  # fmt: skip
-        self._begin(own)
+        self._begin(Folder(url_of(self._storage_url, own)))
 
     def _segment(self, number: int, epoch: int, events: list[Event], dropped: int) -> bytes:
         header = {
@@ -335,8 +373,10 @@ def _lines(folder: Folder, name: str) -> list[dict[str, Any]]:
         known = {"epoch": int, "session": str, "segment": int, "closed_s": int | float}
         is_whole = all(isinstance(header[key], kind) for key, kind in known.items())
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder.url}/{name} is no segment of an event log: {error}") from None
-    if header.get("schema") != SCHEMA or not is_whole:
+        raise _Damage(f"{folder.url}/{name} is no segment of an event log: {error}") from None
+    if header.get("schema") == SCHEMA and not is_whole:
+        raise _Damage(f"{folder.url}/{name} is no segment of an event log: its first line is damaged")
+    if header.get("schema") != SCHEMA:
         raise InputError(
             f"{folder.url}/{name} is of schema {header.get('schema')!r}; this version reads schema {SCHEMA}"
         )

@@ -20,13 +20,14 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.errors import PeerLost
 from eagleray.training import leaving
+from eagleray.training.formations_ray260 import Formations
 from eagleray.training.joiners_ray260 import Joiners
 from eagleray.training.member_ray260 import Member
-from eagleray.training.observer import Change, WorkerInfo
+from eagleray.training.observer import Change
 from eagleray.training.patience import Patience
 from eagleray.training.reservation_ray260 import Reservation, last_line
 from eagleray.training.seat_ray260 import Seat
-from eagleray.training.station import Formation, News
+from eagleray.training.station import News
 from eagleray.training.stopping import Restarting, Suspended
 from eagleray.training.telemetry import Record
 
@@ -53,6 +54,7 @@ class Membership:
         heartbeat_s: float,
         max_failures: int,
         tell: Callable[[Change | Record], None],
+        note: Callable[[int, int], None] = lambda number, size: None,
         part: Callable[[Worker], None] = lambda worker: None,
     ):
         """Decide over the workers on the seats of `reservation`, once there are some (`begin`).
@@ -67,6 +69,7 @@ class Membership:
             heartbeat_s: how long a rank may be silent, seconds.
             max_failures: formations broken without a step in between that are got over.
             tell: hears of each change of the workers, and of what the run is to be told (records).
+            note: keeps number and size of a formation that is about to be ordered; must not block for long.
             part: called before a worker is ended that has told what nobody else tells.
         """
         self.lock = threading.RLock()
@@ -76,17 +79,12 @@ class Membership:
         """Why Ray Train has to start the workers again, or the run has to stop for now."""
         self.restarts = restarts
         self._reservation, self._tell, self._part = reservation, tell, part
-        self._next_attempt, self._minimum = first_attempt, minimum
-        self._wanted, self._num_spares = wanted, spares
+        self._formations = Formations(first_attempt, tell, note)
+        self._minimum, self._wanted, self._num_spares = minimum, wanted, spares
         self._heartbeat_s, self._patience = heartbeat_s, Patience(max_failures)
         self._joiners = Joiners(reservation, self.lock, self._say)
         self._phase: Phase = "over"
         self._since = time.monotonic()
-        self._lost: dict[int, tuple[WorkerInfo, str]] = {}
-        """By rank, of the formation that is left: who was lost, and why."""
-        self._num_before = 0
-        self._left_at: float | None = None
-        """When the formation was asked to stop, or given up, seconds since the epoch."""
         self._notice = 0
         self._woken_at = 0.0
         self._thread: threading.Thread | None = None
@@ -108,8 +106,8 @@ class Membership:
                 Member(worker, seat, rank=rank)
                 for rank, (worker, seat) in enumerate(zip(workers, seats, strict=True))
             ]
-            self.failure, self._num_before, self._left_at = None, 0, None
-            self._lost.clear()
+            self.failure = None
+            self._formations.begin()
             self._patience.begin()
             self._joiners.open(launch)
             self._enter("regrouping")
@@ -186,8 +184,8 @@ class Membership:
             self._enter("over")
             return
         self.members.remove(member)
-        if member.rank is not None:
-            self._lost[member.rank] = (member.info(member.rank), reason)
+        self._formations.lose(member, reason)
+        self._patience.lost()
         if len(self.members) < self._minimum:
             self._say(
                 f"a worker was lost ({reason}): {len(self.members)} of {self._minimum} are left, and wait "
@@ -202,7 +200,7 @@ class Membership:
             self._patience.broke(reason)
         if self._phase in ("regrouping", "over"):
             return
-        self._left_at = time.time()
+        self._formations.leave()
         self._enter("regrouping")
         self._wake()
 
@@ -230,12 +228,15 @@ class Membership:
                 self._give_up(member, f"it has hung for {hung_s:.1f} s")
         lasted_s = time.monotonic() - self._since
         if self._phase == "forming" and lasted_s > self._patience.form_limit_s:
-            self._patience.did_not_meet()
-            self._break(f"the ranks did not meet in {lasted_s:.0f} s")
+            reason = f"the ranks did not meet in {lasted_s:.0f} s"
+            self._patience.did_not_meet(reason)
+            self._break(reason)
 
     def _is_stuck(self, member: Member) -> bool:
         limit_s = self._patience.regroup_limit_s(member.step_s)
-        is_asked = self._phase == "regrouping" and not member.is_ready and not self._is_nothing_held
+        is_asked = (
+            self._phase == "regrouping" and not member.is_ready and not self._formations.is_nothing_held
+        )
         return is_asked and time.monotonic() - self._since > limit_s
 
     def _give_up(self, member: Member, reason: str) -> None:
@@ -253,22 +254,15 @@ class Membership:
                 self._wake()
             if self.members and all(member.is_ready for member in self.members):
                 self._regroup()
-            elif self._reservation.is_suspended and self._is_nothing_held:
+            elif self._reservation.is_suspended and self._formations.is_nothing_held:
                 self._suspend()
             elif not self.members:
-                self.failure = PeerLost(
-                    f"all workers were lost: {'; '.join(r for _, r in self._lost.values())}"
-                )
+                self.failure = PeerLost(f"all workers were lost: {self._formations.reasons}")
         elif self._phase == "training":
             self._consider_change()
         if self.failure is None:
             self._force_out()
             self._fetch()
-
-    @property
-    def _is_nothing_held(self) -> bool:
-        """The workers have not trained yet: what they know is in the checkpoint."""
-        return self._num_before == 0
 
     def _consider_change(self) -> None:
         """Ask the formation to stop at a step, if some have to leave, or others are ready to join it."""
@@ -291,7 +285,7 @@ class Membership:
         elif not can_grow and num <= self._wanted:
             return
         self._notice += 1
-        self._left_at = time.time()
+        self._formations.leave()
         self._enter("yielding")
         self.members[0].worker.actor.notice.remote(self._notice)
 
@@ -299,10 +293,9 @@ class Membership:
         """Everybody waits for an order: give it, if there are enough."""
         broken = self._patience.broken
         if self._patience.is_spent:
-            why = "; ".join(reason for _, reason in self._lost.values()) or broken
-            self.failure = PeerLost(f"{self._patience.verdict}; {why}")
+            self.failure = PeerLost(f"{self._patience.verdict}; {self._formations.reasons or broken}")
             return
-        is_kept = self._phase == "yielding" or self._is_nothing_held
+        is_kept = self._phase == "yielding" or self._formations.is_nothing_held
         if is_kept and self._reservation.is_suspended:
             self._suspend()
             return
@@ -311,7 +304,7 @@ class Membership:
         stay = stay[: self._wanted]
         come = self._joiners.ready[: self._wanted - len(stay)]
         leave = [member for member in self.members if member not in stay]
-        if self.restarts and not self._is_nothing_held:
+        if self.restarts and not self._formations.is_nothing_held and not self._patience.is_unmet:
             self._let_go(leave)
             self.failure = Restarting() if broken is None else PeerLost(broken)  # which Ray Train counts
             return
@@ -334,19 +327,12 @@ class Membership:
 
     def _form(self, members: list[Member]) -> None:
         """Order these into a formation."""
-        if self._patience.broken is not None and not self._lost:  # whose reasons the change tells
+        if self._patience.broken is not None and not self._formations.lost:  # whose reasons the change tells
             self._say(f"the workers form anew: {self._patience.broken}")
         self._patience.ordered(max(member.step for member in members))
         self._joiners.leave(members)
         self.members = members
-        number, self._next_attempt = self._next_attempt, self._next_attempt + 1
-        num_before, self._num_before, num_lost = self._num_before, len(members), len(self._lost)
-        for rank, member in enumerate(members):
-            member.order(Formation(number, rank, len(members), members[0].address, num_before, num_lost))
-        workers = [member.info(rank) for rank, member in enumerate(members)]
-        self._tell(Change(number, workers, num_before, dict(self._lost), time.time(), self._left_at))
-        self._lost.clear()
-        self._left_at = None
+        self._formations.order(members)
         self._enter("forming")
 
     # Seats that are to be given back

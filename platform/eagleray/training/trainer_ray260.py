@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import time
 from typing import Any
 
 import ray
@@ -26,7 +27,9 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.cluster import recovery_ray260
 from eagleray.errors import EaglerayError, PeerLost
+from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec
+from eagleray.training.attempts import Notes
 from eagleray.training.membership_ray260 import Membership
 from eagleray.training.observer import Change, Observer
 from eagleray.training.reservation_ray260 import Reservation
@@ -195,6 +198,7 @@ class Trainer(TorchTrainer):
         self,
         *args: Any,
         spec: TrainSpec,
+        run: Folder,
         observer: Observer,
         first_attempt: int,
         reservation: Reservation,
@@ -214,6 +218,7 @@ class Trainer(TorchTrainer):
             heartbeat_s=recovery_ray260.in_use().heartbeat_s,
             max_failures=scaling.max_failures,
             tell=self._tell,
+            note=Notes(run, self._say).note,
             part=self._part,
         )
         SeatedWorkerGroup.reservation, SeatedWorkerGroup.membership = reservation, self.membership
@@ -221,6 +226,9 @@ class Trainer(TorchTrainer):
     def _tell(self, news: Change | Record) -> None:
         if self._watch is not None:
             self._watch.note(news)
+
+    def _say(self, text: str) -> None:
+        self._tell({"kind": "note", "time": time.time(), "text": text})
 
     def _part(self, worker: Worker) -> None:
         if self._watch is not None:

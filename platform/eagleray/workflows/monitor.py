@@ -11,7 +11,6 @@ from eagleray.errors import EaglerayError, PeerLost
 from eagleray.metrics import Emitter
 from eagleray.packaging import Folder
 from eagleray.registry.tracking import Tracker
-from eagleray.training.attempts import note_attempt
 from eagleray.training.observer import START, Change, WorkerInfo
 from eagleray.training.telemetry import Record
 from eagleray.workflows.report import Account, Recovery, sent
@@ -50,13 +49,12 @@ class RunMonitor:
         self._segments = Segments(folder)
 
     def changed(self, change: Change) -> None:
-        """Say who was lost and who trains now, and note the attempt in the run's folder."""
+        """Say who was lost and who trains now."""
         if change.lost:
             self._say_loss(change)
         self.account.changed(change, self._node_name)
         self._workers = {worker.rank: worker for worker in change.workers}
         nodes = {worker.node_id for worker in change.workers}
-        self._keep(lambda: note_attempt(self._folder, change.number, len(change.workers)))
         before = f"{change.num_before} -> " if change.num_before else ""
         size = f"{before}{count(len(change.workers), 'worker')} on {count(len(nodes), 'node')}"
         self._say(f"attempt {change.number}: {size}")

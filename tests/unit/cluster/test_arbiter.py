@@ -555,7 +555,9 @@ def test_what_came_before_the_first_look_and_can_never_be_placed_is_refused_afte
             ledger.exchange(Statement(run(minimum=3, wanted=3)))
         assert [claim["id"] for claim in ledger.report()["claims"]] == ["running"]
 
-    during(cluster, body)
+    (dropped,) = [event for event in during(cluster, body).events if event.kind == "close"]
+    assert dropped.claim == "r"
+    assert dropped.reason.startswith("can never be placed: run r wants 3 units with 1 CPU each; node types")
 
 
 def test_what_an_earlier_ledger_knew_waits_for_a_machine_that_is_away(quick):

@@ -281,6 +281,48 @@ def test_a_log_whose_last_segment_is_damaged_goes_on(tmp_path, caplog):
     assert [found["epoch"] for found in segments(tmp_path)] == [1, 3, 3]
 
 
+def test_a_next_segment_that_is_damaged_is_named_and_left_behind(tmp_path, caplog):
+    log = opened(tmp_path)
+    until(lambda: log.epoch is not None)
+    folder = Path(url_of(str(tmp_path), "tests"))
+    (folder / "segment-0000000002.jsonl").write_text('{"schema":1,"ep')
+    with caplog.at_level(logging.WARNING):
+        log.append([event(1)])
+        until(lambda: log.epoch == 3 and not log.trouble)
+    assert "segment-0000000002.jsonl is no segment of an event log" in caplog.text
+    assert "segment 3 goes on, as epoch 3" in caplog.text
+    log.append([event(2)])
+    log.close()
+    assert not log.fenced
+    (folder / "segment-0000000002.jsonl").unlink()
+    assert [found.claim for found in read(str(folder))] == ["claim-1", "claim-2"]
+    assert [found["epoch"] for found in segments(tmp_path)][:3] == [1, 3, 3]
+
+
+def test_a_damaged_segment_of_a_newer_ledger_that_goes_on_fences_the_older_one(tmp_path):
+    older = opened(tmp_path)
+    until(lambda: older.epoch == 1)
+    folder = Path(url_of(str(tmp_path), "tests"))
+    (folder / "segment-0000000002.jsonl").write_text("")
+    newer = opened(tmp_path)
+    until(lambda: newer.epoch is not None)
+    older.append([event(1)])
+    until(lambda: older.fenced)
+    newer.close()
+    assert (older.epoch, newer.epoch, newer.fenced) == (1, 3, "")
+
+
+def test_a_next_segment_of_another_schema_is_left_to_who_writes_it(tmp_path):
+    log = opened(tmp_path)
+    until(lambda: log.epoch is not None)
+    path = Path(url_of(str(tmp_path), "tests")) / "segment-0000000002.jsonl"
+    path.write_text('{"epoch":2,"session":"s","segment":2,"closed_s":1,"schema":9}\n')
+    log.append([event(1)])
+    until(lambda: "is of schema 9; this version reads schema 1" in log.trouble)
+    log.close()
+    assert [found["segment"] for found in segments(tmp_path)] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ class PlayedRay:
         self.outcomes, self.alive, self.killed, self.removed = list(outcomes), list(nodes), [], []
         self.groups, self.placed, self.num_made, self.given = [], None, 0, []
         self.is_out = threading.Event()
+        self.asked = lambda what: None
 
     def nodes(self):
         return [{"NodeID": name, "Alive": name in self.alive} for name in ("head", "other", "new")]
@@ -35,6 +37,7 @@ class PlayedRay:
         return refs
 
     def kill(self, actor):
+        self.asked("kill")
         self.killed.append(actor.name)
 
     def create(self, seat, bundle):
@@ -43,13 +46,19 @@ class PlayedRay:
         return SimpleNamespace(name=f"{self.num_made}@{seat.group.id}.{seat.index}", get_metadata=remote)
 
     def placement_group(self, bundles, *, strategy, bundle_label_selector, name):
+        self.asked("placement_group")
         group = SimpleNamespace(
             id=f"g{len(self.groups)}", bundles=bundles, selector=bundle_label_selector, name=name
         )
         self.groups.append(group)
         return group
 
+    def remove(self, group):
+        self.asked("remove_placement_group")
+        self.removed.append(group.id)
+
     def table(self, group):
+        self.asked("placement_group_table")
         is_placed = self.placed is None or group.id in self.placed
         return {"state": "CREATED" if is_placed else "PENDING"}
 
@@ -60,7 +69,7 @@ def play_ray(monkeypatch, played):
     monkeypatch.setattr(reservation_ray260, "create_actor", played.create)
     monkeypatch.setattr(reservation_ray260, "placement_group", played.placement_group)
     monkeypatch.setattr(seat_ray260, "placement_group_table", played.table)
-    monkeypatch.setattr(reservation_ray260, "remove_placement_group", lambda g: played.removed.append(g.id))
+    monkeypatch.setattr(reservation_ray260, "remove_placement_group", played.remove)
     monkeypatch.setattr(reservation_ray260, "GRACE_S", 0.05)
     monkeypatch.setattr(reservation_ray260, "PLACED_EVERY_S", 0.01)
 
@@ -127,6 +136,48 @@ def test_a_seat_of_its_own_is_given_back_and_another_is_asked_for(play):
     assert [seat.group.id for seat in reservation.vacant(1)] == []
     assert [seat.group.id for seat in reservation.vacant(1)] == ["g2"]
     assert reservation.seats[0] is first
+
+
+def can_be_had(lock):
+    """Whether another thread gets it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: lock.acquire(timeout=0.2) and not lock.release()).result()
+
+
+def asks_of(reservation, played):
+    """What Ray is asked from now on, and whether the lock could be had meanwhile."""
+    asks = set()
+    played.asked = lambda what: asks.add((what, can_be_had(reservation._lock)))
+    return asks
+
+
+def test_ray_is_asked_for_seats_without_the_lock(play):
+    reservation, played, _ = play("fine", count=2, minimum=1)
+    _, second = (seat for seat, _ in reservation.take_actors())
+    asks = asks_of(reservation, played)
+    reservation.close(second)
+    reservation.vacant(1)
+    reservation.vacant(1)
+    whats = ("kill", "remove_placement_group", "placement_group", "placement_group_table")
+    assert asks == {(what, True) for what in whats}
+
+
+def test_ray_is_asked_for_what_is_allotted_without_the_lock(play):
+    reservation, played, _ = play("fine", count=2, minimum=1, units={"a": 3})
+    reservation.take_actors()
+    asks = asks_of(reservation, played)
+    reservation.allot({"a": 1, "b": 1}, leave_by=time.monotonic() + 9.0)
+    reservation.disband()
+    assert asks == {(what, True) for what in ("kill", "remove_placement_group", "placement_group")}
+    assert [seat.node for seat in reservation.seats] == ["a", "b"]
+
+
+def test_a_seat_that_is_asked_for_while_the_run_ends_is_not_left_behind(play):
+    reservation, played, _ = play("fine", count=1, minimum=1, spares=1)
+    reservation.take_actors()
+    played.asked = lambda what: what == "placement_group" and reservation.release()
+    reservation.vacant(2)
+    assert (sorted(played.removed), reservation.seats) == (["g0", "g1", "g2"], [])
 
 
 def test_a_seat_among_others_stays_when_its_worker_ends(play):
