@@ -218,8 +218,12 @@ class Arbiter:
             must_listen = self._is_restarted or not seen.is_idle
             self._not_before_s = self.started_s + _LISTEN_FIRST_S if must_listen else now_s
         claims, unsaid_since_s = self._book.claims.values(), now_s - self._policy.start_limit_s
+        blind_s = 0.0 if self._sight.is_first else now_s - self._sight.began_s
         if self._sight.take_in(seen, claims, began_s, now_s, unsaid_since_s=unsaid_since_s):
             self._moved_s = now_s
+        can_see = not self._sight.blindness(now_s)
+        if can_see and blind_s > _STOOD_STILL_S:  # holders may have been cut off, too
+            self._listen_first(now_s, f"has not seen the cluster for {blind_s:.0f} s")
         self._event_log.nodes = {
             node.id: {"name": node.name or node.id, "type": node.node_type}
             for node in self._sight.nodes.values()
@@ -239,14 +243,17 @@ class Arbiter:
             self._wake.clear()
             now_s = self._clock()
             if now_s - self._passed_s > _STOOD_STILL_S:  # so what holders said meanwhile has not been heard
-                self._not_before_s = max(self._not_before_s, now_s + _LISTEN_FIRST_S)
-                _log.warning("ledger: stood still for %.0f s; listening first", now_s - self._passed_s)
+                self._listen_first(now_s, f"stood still for {now_s - self._passed_s:.0f} s")
             self._passed_s = now_s
             try:
                 if self._may_decide(now_s):
                     self._decide(now_s)
             except Exception:  # a round that fails must not be the last
                 _log.exception("ledger: a round failed")
+
+    def _listen_first(self, now_s: float, reason: str) -> None:
+        self._not_before_s = max(self._not_before_s, now_s + _LISTEN_FIRST_S)
+        _log.warning("ledger: %s; listening first", reason)
 
     def _may_decide(self, now_s: float) -> bool:
         return not self._is_ended and not self._why_idle(now_s) and self._sight.began_s > self._expired_s

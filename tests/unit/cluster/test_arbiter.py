@@ -521,6 +521,27 @@ def test_a_ledger_that_stood_still_listens_before_it_strikes_anybody_out(quick, 
     during(Cluster(a=1), body, clock=lambda: now_s[0])
 
 
+def test_a_ledger_that_could_not_see_listens_before_it_strikes_anybody_out(quick, monkeypatch):
+    """What was away from it may have been away from holders, too."""
+    monkeypatch.setattr(module, "_STOOD_STILL_S", 0.1)
+    cluster = Cluster(a=1)
+
+    async def body(ledger: Arbiter) -> None:
+        had = await granted(ledger, run())
+        cluster.is_away = True
+        await asyncio.sleep(0.4)
+        cluster.is_away = False
+        await until(lambda: "hears its holders" in ledger.report()["trouble"])
+        await asyncio.sleep(0.1)
+        while not ledger.report()["is_deciding"]:
+            ledger.exchange(Statement(run(), had.version, had.units, had.units))
+            await asyncio.sleep(0.02)
+        assert claim_of(ledger, "r")["held"] == {"a": 1}
+
+    log = during(cluster, body, policy=replace(QUICK, lease_s=0.3))
+    assert "expire" not in log.kinds("r")
+
+
 def test_what_can_never_be_placed_is_refused_and_what_is_held_stays(quick):
     cluster = Cluster(a=2)
     cluster.types = Capacity([NodeCapacity("worker", {"CPU": 2.0}, {}, 1)])
