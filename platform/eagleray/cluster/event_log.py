@@ -49,7 +49,7 @@ def url_of(storage_url: str, cluster: str) -> str:
     return f"{storage_url.rstrip('/')}/ledger/{cluster}"
 
 
-def read(url: str, *, since_s: float = 0.0) -> Iterator[Event]:
+def read(url: str, *, since_s: float = 0.0, names: dict[str, str] | None = None) -> Iterator[Event]:
     """The events of a log, in their order, those of all ledgers that wrote it.
 
     A claim that held something to the end of its ledger, and did not go on with the next one, has a `close`
@@ -58,18 +58,23 @@ def read(url: str, *, since_s: float = 0.0) -> Iterator[Event]:
     Args:
         url: The log's folder, as `url_of` gives it; one that does not exist has no events.
         since_s: Seconds since the epoch; events before it are left out.
+        names: Filled, on the way, with what the nodes are called, by id.
 
     Raises:
         InputError: a segment is damaged, or of a schema that this version does not read.
         OSError: the storage cannot be read.
     """
     folder = Folder(url)
-    names = [name for name in folder.list() if _NAME.fullmatch(name)]
-    first = bisect_left(names, since_s, key=lambda name: _header(folder, name)["closed_s"]) if since_s else 0
+    segments = [name for name in folder.list() if _NAME.fullmatch(name)]
+    first = 0
+    if since_s:
+        first = bisect_left(segments, since_s, key=lambda name: _header(folder, name)["closed_s"])
     standing = _Standing()
-    for name in names[first:]:
+    for name in segments[first:]:
         header, *lines = _lines(folder, name)
         standing.begin(header["session"], header.get("started_s", 0.0))
+        if names is not None:
+            names |= {node: about["name"] for node, about in header.get("nodes", {}).items()}
         for line in lines:
             event = Event.from_json(line)
             found = [*standing.ended_by(event.time_s), event]
