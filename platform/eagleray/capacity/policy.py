@@ -255,8 +255,8 @@ class _Round:
             if not notice.wanted_by and not any(self._has_to_leave(claim, node) for node in claim.giving):
                 yield Withdraw(claim.id, "it runs by now")  # it was only late to say so
                 continue
-            if claim.evicted_s is not None:
-                continue
+            if self._is_recent(claim.evicted_s, self._settings.evict_every_s):
+                continue  # it is being ended now
             is_shrinking_gang = request.is_gang and not claim.is_suspending
             if is_shrinking_gang and self._staying(claim) < request.minimum:
                 yield Withdraw(claim.id, "what it would keep is less than its minimum by now")
