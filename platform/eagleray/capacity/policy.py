@@ -215,7 +215,7 @@ class _Round:
         elif not self._is_recent(claim.granted_s, self._settings.start_limit_s):
             stuck = {node: units for node, units in claim.starting.items() if self._is_overdrawn(claim, node)}
             if stuck:
-                yield self._notice(claim, stuck, "what runs without a claim has taken the place", ())
+                yield self._notice(claim, stuck, "something else has taken the place", ())
 
     def _has_to_leave(self, claim: Claim, node: str) -> bool:
         """Whether a notice that nobody else needs still holds there."""

@@ -473,6 +473,12 @@ def test_a_budget_limits_nodes_that_cost_and_not_those_that_are_there_anyway():
         ),
         (ONE, [run(wanted=2, held={"a": 1})], "held", "it has all that there is"),
         (
+            ONE,
+            [run("silent", held={"a": 1}, renewed_s=NOW_S - 16), run()],
+            "held",
+            "what it needs was held by a claim that ends just now",
+        ),
+        (
             TWO,
             [job(held={"a": 1}), run(minimum=2, wanted=2), job("2")],
             "held",
