@@ -65,7 +65,12 @@ class Book:
         if statement.seen == claim.version:  # an older one does not know of the last grants
             stated = {node: min(units, held.get(node, 0)) for node, units in statement.held.items()}
             held = _some(stated)
-        held = _most(held, statement.used)
+        # What has ended does not run, whatever its holder still says.
+        used = {
+            node: min(units, held.get(node, 0)) if node in claim.ended_on else units
+            for node, units in statement.used.items()
+        }
+        held = _most(held, used)
         # A version that was not given here is an earlier ledger's: the holder must hear of another one.
         version = claim.version if statement.seen <= claim.version else statement.seen + 1
         claim = replace(
@@ -73,7 +78,8 @@ class Book:
             request=request,
             renewed_s=now_s,
             held=held,
-            used=_some(statement.used),
+            used=_some(used),
+            ended_on=frozenset(n for n in claim.ended_on if statement.used.get(n, 0) > held.get(n, 0)),
             facts=statement.facts,
             version=version,
         )
@@ -94,7 +100,9 @@ class Book:
             for name, had in (("held", claim.held), ("used", claim.used))
         }
         keep = {node: min(count, less["held"].get(node, 0)) for node, count in claim.keep.items()}
-        changed = replace(claim, **less, keep=_some(keep), version=claim.version + 1)
+        left = less["held"]
+        ended_on = claim.ended_on | {n for n in units if claim.used.get(n, 0) > left.get(n, 0)}
+        changed = replace(claim, **less, keep=_some(keep), ended_on=ended_on, version=claim.version + 1)
         return self._with(_settled(changed, now_s))
 
     def on(self, nodes: Iterable[str], now_s: float) -> Book:

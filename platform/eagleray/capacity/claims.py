@@ -160,6 +160,8 @@ class Claim:
     """Granted and not given back, in use or not."""
     used: Units = field(default_factory=dict)
     """Of those held: the ones its holder has taken into use."""
+    ended_on: frozenset[str] = frozenset()
+    """Nodes on which units that ran have ended, and its holder has not shown yet that it knows."""
     facts: Facts = Facts()
     notice: Notice | None = None
     """Outstanding."""

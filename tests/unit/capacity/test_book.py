@@ -119,6 +119,19 @@ def test_units_that_were_ended_by_force():
     assert late.ended("gone", {"b": 1}, 20.5) == late
 
 
+def test_what_has_ended_is_not_held_again_because_its_holder_has_not_noticed():
+    ended = book(held={"a": 1, "b": 1}).ended("r", {"b": 1}, 20.0)
+    for seen in (3, 4):  # said before it heard of it, and after
+        unaware = ended.exchange(statement({"a": 1, "b": 1}, seen), 20.5).claims["r"]
+        assert (unaware.held, unaware.used, unaware.version) == ({"a": 1}, {"a": 1}, 4)
+    still = Book({"r": unaware})
+    noticed = still.exchange(statement({"a": 1}, 4), 21.0)
+    again = noticed.exchange(statement({"a": 1, "b": 1}, 4), 22.0).claims["r"]
+    assert again.held == {"a": 1, "b": 1}, "one that it has started there since"
+    starting = Book().exchange(Statement(REQUEST, 3, {"a": 1}), 5.0).ended("r", {"a": 1}, 20.0)
+    assert starting.exchange(statement({"a": 1}, 4), 21.0).claims["r"].held == {"a": 1}, "it was only late"
+
+
 def test_a_replacement_may_come_with_the_notice_to_leave():
     claim = book(Grant("r", {"c": 1}, ""), NOTICE, held={"a": 1, "b": 1}).claims["r"]
     assert allotment(claim, 10.0).units == {"a": 1, "c": 1}
