@@ -273,6 +273,11 @@ class Node:
             other[key] = high if before is None else min(max(before.other.get(key, 0.0), low), high)
         return replace(self, other={key: amount for key, amount in other.items() if amount > 0})
 
+    def after_end_of(self, claim: Claim) -> Node:
+        """The node when the claim was struck out: what it ran there goes on, as far as is known."""
+        used = claim.used.get(self.id, 0)
+        return replace(self, other=plus(self.other, claim.request.bundle, used)) if used else self
+
     def matches(self, selector: Mapping[str, str]) -> bool:
         """Whether its labels are what `selector` asks for."""
         return all(label_matches(self.labels.get(key), wanted) for key, wanted in selector.items())

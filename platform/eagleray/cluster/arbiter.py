@@ -275,6 +275,7 @@ class Arbiter:
                 self._spawn(self._evict(decision))
             elif isinstance(decision, Expire):
                 self._expired_s = now_s
+                self._sight.struck_out(before.claims[decision.claim])
                 self._hurry.set()
                 _log.warning("ledger: claim %s: %s", decision.claim, decision.reason)
         if any(not isinstance(decision, AskNodes | Wait) for decision in decisions):

@@ -80,6 +80,10 @@ class Sight:
         self.trouble = f"the cluster cannot be observed ({reason}); what is held goes on to hold"
         return is_new
 
+    def struck_out(self, claim: Claim) -> None:
+        """`claim` is none any more, and what its holder said to run may run on: the next look tells."""
+        self.nodes = {name: node.after_end_of(claim) for name, node in self.nodes.items()}
+
     def given_back(self, claim: Claim, units: Units, now_s: float) -> None:
         """`units` of `claim` were given back, or have ended."""
         for node, count in units.items():

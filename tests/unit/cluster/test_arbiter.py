@@ -493,6 +493,28 @@ def test_what_a_silent_holder_still_runs_is_seen_before_its_room_is_granted(quic
     assert kinds.count("grant") == 1, "not the room in which the silent holder's worker ran"
 
 
+def test_what_a_silent_holder_runs_is_not_taken_for_the_start_of_what_was_granted_beside_it(quick):
+    """In use on the node are 2 CPU: those of the silent one, or 1 of it and 1 that was just granted."""
+    cluster = Cluster(a=4)
+
+    async def body(ledger: Arbiter) -> None:
+        silent, beside = run("silent", wanted=2), Statement(run("beside"))
+        await granted(ledger, silent)
+        cluster.in_use = {"a": {"CPU": 2.0}}
+        while [claim["id"] for claim in ledger.report()["claims"]] != ["beside"]:
+            answer = ledger.exchange(beside)
+            assert answer is not None
+            beside = replace(beside, seen=answer.version, held=answer.units)
+            await asyncio.sleep(0.01)
+        more = replace(beside, request=run("beside", wanted=4))
+        for _ in range(30):
+            ledger.exchange(more)
+            await asyncio.sleep(0.01)
+        assert claim_of(ledger, "beside")["held"] == {"a": 2}, "2 of 4 CPU run without a claim"
+
+    during(cluster, body, policy=replace(QUICK, lease_s=0.2, start_limit_s=60.0))
+
+
 def test_a_look_at_a_gcs_that_learns_its_nodes_anew_shows_nothing_of_what_runs():
     seeing, lone = sight.Sight(), node("a", 1)
     seeing.take_in(Seen((lone,), {"a": CPU}, {}), [], 1.0, 1.1, unsaid_since_s=0.0)
