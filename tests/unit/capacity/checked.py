@@ -1,4 +1,4 @@
-"""What must hold in a simulated cluster, whatever has happened: no over-grant, no thrash, no starved floor."""
+"""What must hold in a simulated cluster, whatever has happened: no over-grant, no thrash, no floor taken."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from eagleray.capacity import (
     Claim,
     ClaimClass,
     Decision,
+    Expire,
     Grant,
     Node,
     Notice,
@@ -28,6 +29,8 @@ class Checked:
     nodes: dict[str, Node]
     settings: Settings
     decided: list[Decision]
+    holders: Mapping[str, object]
+    """By claim: those who live. What the others still hold, until they are struck out, nobody takes."""
     history: dict[str, list[tuple[float, str]]]
     """By claim: when what was decided about it."""
 
@@ -41,7 +44,9 @@ class Checked:
                 self._check_grant(claim, decision, past)
             elif isinstance(decision, Notice):
                 self._check_notice(claim, decision, past)
-            if not isinstance(decision, Wait):
+            if isinstance(decision, Expire):
+                past.clear()  # when it comes again it is another claim
+            elif not isinstance(decision, Wait):
                 past.append((self.now_s, type(decision).__name__))
 
     def _check_grant(self, claim: Claim, decision: Grant, past: list[tuple[float, str]]) -> None:
@@ -97,9 +102,10 @@ class Checked:
             for node in decision.units
             for key in self.book.claims[decision.claim].request.bundle
         }
+        living = [claim for claim in self.book.claims.values() if claim.id in self.holders]
         for node in self.nodes.values():
             left = dict(node.total)
-            for claim in self.book.claims.values():
+            for claim in living:
                 left = plus(left, claim.request.bundle, -claim.held.get(node.id, 0))
             assert min(left.values()) > -1e-6, f"over-grant on {node}: {left}"
             left = plus(left, node.other, -1)

@@ -16,6 +16,7 @@ from eagleray.capacity import (
     Book,
     Decision,
     Evict,
+    Expire,
     Facts,
     Grant,
     Node,
@@ -51,19 +52,33 @@ _LIVE = (Grant, Notice, Evict, Withdraw)
 
 @dataclass
 class Holder:
-    """Whoever has a claim. `delay_s`: how long it takes to obey; never, where it is infinite."""
+    """Whoever has a claim."""
 
     request: Request
     delay_s: float = 0
+    """How long it takes to obey; never, where it is infinite."""
+    is_out_of_reach: bool = False
+    """Nothing of it can be ended by force."""
+    asks_since_s: float | None = None
+    lacks_since_s: float = 0.0
+    silent_until_s: float = 0.0
+    unnoticed: Counter[str] = field(default_factory=Counter)
+    """Ended by force a moment ago: it says once more that they run."""
     used: Counter[str] = field(default_factory=Counter)
     held: Counter[str] = field(default_factory=Counter)
     seen: int = 0
     told_s: float | None = None
     """When it first saw the notice that is outstanding."""
 
-    def statement(self) -> Statement:
+    def statement(self, now_s: float) -> Statement:
         facts = Facts(since_commit_s=len(self.request.claim), restart_cost_s=1)
-        return Statement(self.request, self.seen, +self.held, +self.used, facts)
+        if self.held or self.asks_since_s is None:
+            self.lacks_since_s = now_s
+        if self.asks_since_s is None:
+            self.asks_since_s = now_s
+        held, used = self.held + self.unnoticed, self.used + self.unnoticed
+        asked_s, lacked_s = now_s - self.asks_since_s, now_s - self.lacks_since_s
+        return Statement(self.request, self.seen, held, used, facts, asked_s=asked_s, lacked_s=lacked_s)
 
 
 class World(Checked):
@@ -84,16 +99,16 @@ class World(Checked):
 
     # what happens to the cluster
 
-    def open(self, request: Request, delay_s: float = 0) -> None:
-        self.holders[request.claim] = Holder(request, delay_s)
+    def open(self, request: Request, delay_s: float = 0, *, is_out_of_reach: bool = False) -> None:
+        self.holders[request.claim] = Holder(request, delay_s, is_out_of_reach)
 
     def want(self, claim: str, wanted: int) -> None:
         holder = self.holders[claim]
         holder.request = replace(holder.request, wanted=max(holder.request.minimum, wanted))
         while not holder.request.is_gang and holder.held.total() > holder.request.wanted:
             self._give(holder, {max(+holder.held): 1})
-        if claim in self.book.claims:
-            self.book = self.book.exchange(holder.statement(), self.now_s)
+        if claim in self.book.claims and holder.silent_until_s <= self.now_s:
+            self.book = self.book.exchange(holder.statement(self.now_s), self.now_s)
 
     def finish(self, claim: str) -> None:
         del self.holders[claim]
@@ -105,6 +120,10 @@ class World(Checked):
             for node in holder.used.elements():
                 self.strangers.append((node, holder.request.bundle))
 
+    def pause(self, claim: str, for_s: int) -> None:
+        """It does and says nothing for so long; what it runs goes on."""
+        self.holders[claim].silent_until_s = self.now_s + for_s
+
     def join(self, node: Node) -> None:
         self._num_nodes += 1
         name = f"{node.id}-{self._num_nodes:02}"
@@ -115,6 +134,7 @@ class World(Checked):
         self.strangers = [stranger for stranger in self.strangers if stranger[0] != node]
         for holder in self.holders.values():
             holder.used.pop(node, None)
+            holder.unnoticed.pop(node, None)
 
     def drain(self, node: str) -> None:
         self.nodes[node] = replace(self.nodes[node], is_draining=True, leaves_s=self.now_s + YIELD_S)
@@ -147,10 +167,14 @@ class World(Checked):
     def _pass_second(self) -> None:
         self.now_s += 1
         self._move_nodes()
-        for holder in list(self.holders.values()):
+        speaking = [one for one in self.holders.values() if one.silent_until_s <= self.now_s]
+        for holder in speaking:
             self._live(holder)
-        for holder in self.holders.values():
-            self.book = self.book.exchange(holder.statement(), self.now_s)
+        for holder in speaking:
+            if holder.request.claim not in self.book.claims:
+                holder.unnoticed.clear()  # it was silent for long, or there is a new ledger
+            self.book = self.book.exchange(holder.statement(self.now_s), self.now_s)
+            holder.unnoticed.clear()
         self.book = self.book.on(self.nodes, self.now_s)
 
     def settle(self) -> None:
@@ -182,7 +206,8 @@ class World(Checked):
             return
         told = allotment(claim, self.now_s)
         if holder.seen != told.version:
-            holder.seen, holder.held = told.version, Counter(claim.held)
+            leaving = Counter[str]() if told.deadline_s is None else holder.held
+            holder.seen, holder.held = told.version, Counter(told.units) | leaving
         if told.deadline_s is None:
             holder.told_s = None
         else:
@@ -222,6 +247,10 @@ class World(Checked):
         if self.now_s % 8 == 0:
             assert decide(observation, self.settings) == self.decided
         self.check(self.decided)
+        for decision in self.decided:
+            if isinstance(decision, Expire):
+                claim = self.book.claims[decision.claim]
+                self.nodes = {name: node.after_end_of(claim) for name, node in self.nodes.items()}
         self.book = self.book.carry_out(self.decided, self.now_s)
         self.check_nodes()
         for decision in self.decided:
@@ -232,8 +261,12 @@ class World(Checked):
         return self.decided
 
     def _evict(self, decision: Evict) -> None:
+        holder = self.holders.get(decision.claim)
+        if holder is not None and holder.is_out_of_reach:
+            return
         self.book = self.book.ended(decision.claim, decision.units, self.now_s)
-        if holder := self.holders.get(decision.claim):
+        if holder is not None:
+            holder.unnoticed = holder.used & Counter(decision.units)
             self._give(holder, decision.units)
 
     def _start_nodes(self, decision: AskNodes) -> None:
