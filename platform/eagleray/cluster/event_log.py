@@ -28,6 +28,8 @@ from eagleray.packaging.storage import Folder
 
 MOST_EVENTS = 256
 """In one segment."""
+_LISTENS_S = 3.0
+"""So long after its start a ledger takes for given back what nobody has said to hold."""
 _MOST_KEPT = 100_000
 """In memory, while the storage refuses; the oldest go first."""
 _LOOK_EVERY_S = 10.0
@@ -47,26 +49,77 @@ def url_of(storage_url: str, cluster: str) -> str:
     return f"{storage_url.rstrip('/')}/ledger/{cluster}"
 
 
-def read(url: str, *, since_s: float = 0.0) -> Iterator[Event]:
+def read(url: str, *, since_s: float = 0.0, names: dict[str, str] | None = None) -> Iterator[Event]:
     """The events of a log, in their order, those of all ledgers that wrote it.
+
+    A claim that held something to the end of its ledger, and did not go on with the next one, has a `close`
+    here that is in no segment: its cluster has ended, or its holder while there was no ledger.
 
     Args:
         url: The log's folder, as `url_of` gives it; one that does not exist has no events.
         since_s: Seconds since the epoch; events before it are left out.
+        names: Filled, on the way, with what the nodes are called, by id.
 
     Raises:
         InputError: a segment is damaged, or of a schema that this version does not read.
         OSError: the storage cannot be read.
     """
     folder = Folder(url)
-    names = [name for name in folder.list() if _NAME.fullmatch(name)]
-    first = bisect_left(names, since_s, key=lambda name: _header(folder, name)["closed_s"]) if since_s else 0
-    for name in names[first:]:
-        _, *lines = _lines(folder, name)
+    segments = [name for name in folder.list() if _NAME.fullmatch(name)]
+    first = 0
+    if since_s:
+        first = bisect_left(segments, since_s, key=lambda name: _header(folder, name)["closed_s"])
+    standing = _Standing()
+    for name in segments[first:]:
+        header, *lines = _lines(folder, name)
+        standing.begin(header["session"], header.get("started_s", 0.0))
+        if names is not None:
+            names |= {node: about["name"] for node, about in header.get("nodes", {}).items()}
         for line in lines:
             event = Event.from_json(line)
-            if event.time_s >= since_s:
-                yield event
+            found = [*standing.ended_by(event.time_s), event]
+            standing.take(event)
+            yield from (event for event in found if event.time_s >= since_s)
+    yield from (event for event in standing.ended_by(time.time()) if event.time_s >= since_s)
+
+
+class _Standing:
+    """The claims that hold something, from one segment to the next: to close those that nobody has closed."""
+
+    def __init__(self) -> None:
+        self._writer: tuple[str, float] | None = None
+        """Session and start of the ledger that wrote the segment."""
+        self._held: dict[str, Event] = {}
+        """By claim: its last event."""
+        self._left: dict[str, Event] = {}
+        """The same of the ledgers before, of those claims that this one has not heard of."""
+        self._due_s = 0.0
+        """When these have ended."""
+
+    def begin(self, session: str, started_s: float) -> None:
+        """A segment begins; where another ledger wrote it, that opens each claim anew."""
+        before, self._writer = self._writer, (session, started_s)
+        if before is not None and before != self._writer:
+            self._left, self._held = {**self._left, **self._held}, {}
+            self._due_s = started_s + (_LISTENS_S if session == before[0] else 0.0)
+
+    def ended_by(self, time_s: float) -> Iterator[Event]:
+        """What has ended before that time with its ledger."""
+        if time_s <= self._due_s:
+            return
+        for last in self._left.values():
+            at_s = max(self._due_s, last.time_s)
+            reason = "its ledger ended, and it did not go on with the next"
+            units = last.size + (last.units if last.kind in ("notice", "suspend") else 0)
+            yield Event(at_s, "close", last.claim, last.holder, last.rank, reason, units, last.held)
+        self._left = {}
+
+    def take(self, event: Event) -> None:
+        """An event of the ledger whose segment it is."""
+        self._left.pop(event.claim, None)
+        self._held.pop(event.claim, None)
+        if event.held:
+            self._held[event.claim] = event
 
 
 class EventLog:

@@ -131,6 +131,9 @@ def test_a_ledger_that_is_away_is_none_and_found_again(fake):
     client = LedgerClient()
     fake.answers = [GetTimeoutError("slow"), ActorUnavailableError("restarting", None), died()]
     assert [client.exchange(STATEMENT) for _ in range(3)] == [None] * 3
+    assert fake.num_looked_up == 1, (
+        "one that lives is not looked up: while the GCS is away that takes a minute"
+    )
     fake.has_actor = False
     assert client.exchange(STATEMENT) is None
     fake.has_actor, fake.answers = True, [Allotment(2)]
