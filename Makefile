@@ -79,7 +79,7 @@ bench-compression: install  ## gradient compression against DDP and torch's hook
 bench-compression-full: bench-compression  ## that, and trainings to their end with every scheme (an hour more)
 	@$(BIN)/python benchmarks/compression --convergence $(ARGS)
 
-bench-elastic: install  ## resizes, losses and the ledger on a local cluster, against stock Ray (35 min)
+bench-elastic: install  ## resizes, losses and the ledger on a local cluster, against stock Ray (25 min)
 	@$(BIN)/python benchmarks/elastic $(ARGS)
 
 bench-elastic-full: install  ## that, and random schedules and a fault storm (45 min more)

@@ -227,6 +227,7 @@ def _draw(all_measured: Sequence[Measured], path: Path) -> None:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     counts = sorted({one.cell.n for one in all_measured})
     links = list(dict.fromkeys(one.cell.link for one in all_measured))
@@ -247,6 +248,9 @@ def _draw(all_measured: Sequence[Measured], path: Path) -> None:
             axes.plot(s["ms"], at, "o", color=colours[s["family"]], markersize=5)
         axes.set_yticks(range(len(one.rows)), list(one.rows), fontsize=7)
         axes.set(xscale="log", xlabel="ms per step", title=f"{one.cell.n} workers, {one.cell.link}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())  # by itself it writes 3 x 10^1 over 4 x 10^1
         axes.invert_yaxis()
         axes.grid(axis="x", which="both", color="0.93")
     figure.suptitle(

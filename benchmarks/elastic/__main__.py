@@ -1,6 +1,6 @@
 """Elasticity: how soon runs resize, recover and give way, against stock Ray: `make bench-elastic`.
 
-    python benchmarks/elastic                       all rows but the long ones, in about 35 minutes
+    python benchmarks/elastic                       all rows but the long ones, in about 25 minutes
     python benchmarks/elastic --full                those too: random schedules, a fault storm (45 min more)
     python benchmarks/elastic --rows worker,node    only these; the others' last results stay
     python benchmarks/elastic --reps 2              fewer repetitions: a look
@@ -38,7 +38,9 @@ def main() -> int:
     if unknown:
         print(f"--rows: no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored
+            signal.signal(number, signal.default_int_handler)
     return _measure(options)
 
 

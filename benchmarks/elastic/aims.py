@@ -76,6 +76,10 @@ AIMS: tuple[Aim, ...] = (
         stock="stops",
     ),
     Aim(
+        "checkpoint", "a commit holds the step up, of the time of one that is waited for", "share", 0.05,
+        unit="%", stock="-",
+    ),
+    Aim(
         "weights", "weights after 20 planned resizes (float64), relative", "difference", 1e-9,
         unit="", binds="worst", stock="-",
     ),

@@ -23,6 +23,7 @@ _MAIN = Path(__file__).with_name("__main__.py")
 _GRACE_S = 15.0
 _TAIL_LINES = 12
 _running: set[subprocess.Popen[bytes]] = set()
+_stopped: set[subprocess.Popen[bytes]] = set()
 
 
 def run(
@@ -57,7 +58,9 @@ def run(
         os.close(ours)
         code = _end(process)
         _running.discard(process)
-    if is_late:
+    if process in _stopped and code != 0:  # whatever it says of its end: it was asked to
+        result["failure"] = "interrupted"
+    elif is_late:
         result["failure"] = f"given up after {row.limit_s:.0f} s"
     elif code != 0 and result["failure"] is None and result["not_available"] is None:
         tail = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
@@ -69,6 +72,7 @@ def run(
 def stop_all() -> None:
     """Have those `run` that go on in other threads return soon: their rows are asked to end."""
     for process in list(_running):
+        _stopped.add(process)
         process.send_signal(signal.SIGTERM)
 
 

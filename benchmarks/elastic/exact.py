@@ -36,7 +36,7 @@ def weights(tell: Teller, reps: int) -> None:
         tell_of_samples(tell, trial)
         trial.close()
         tell.note(f"{number + 1}/{reps}: {stopped.step} steps undisturbed")
-        expected = undisturbed(workloads.mlp(1, steps=stopped.step))
+        expected = undisturbed(workloads.mlp(1, steps=stopped.step, every_steps=stopped.step))
         worst = max(relative(found[name], expected[name]) for name in expected)
         tell.repetition(difference=worst, steps=stopped.step)
 
@@ -52,6 +52,7 @@ def undisturbed(spec: Any) -> dict[str, Any]:
         while worker.outcome is None:
             if worker.look() is None or worker.error is not None:
                 raise RowFailed(f"the undisturbed run ended: {worker.error}")
+            time.sleep(0.1)  # its answers take time from its steps
         found = CheckpointStore(f"{folder}/checkpoints").newest(lambda _: None)
         assert found is not None
         assert found.step == spec.training.steps

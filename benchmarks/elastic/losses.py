@@ -11,7 +11,7 @@ from asked import Asked
 from messages import NotAvailable, RowFailed, Teller
 from passages import Passage, passage
 from resizes import tell_of_samples, told
-from trial import GROW_LIMIT_S, Trial, connect, victims
+from trial import GROW_LIMIT_S, SETTLED_STEPS, NewNodes, Trial, connect, victims
 
 WORLD = 3
 """Two are left after a loss, so that they have to form a group."""
@@ -27,7 +27,7 @@ def worker(tell: Teller, reps: int) -> None:
     trial = Trial(workloads.gpt(WORLD))
     for number, rank in enumerate(victims(WORLD, reps, seed=1)):
         tell_loss(tell, *trial.kill(rank), f"{number + 1}/{reps}: rank {rank} killed")
-        trial.settle(WORLD)
+        go_on(trial, is_last=number + 1 == reps)
     tell_of_samples(tell, trial)
     trial.close()
 
@@ -45,19 +45,29 @@ def spare(tell: Teller, reps: int) -> None:
         if len(gone.change.workers) != WORLD:
             raise RowFailed(f"{len(gone.change.workers)} workers went on, not {WORLD}: there was no spare")
         tell_loss(tell, at, gone, f"{number + 1}/{reps}: rank {rank} killed")
-        trial.settle(WORLD)
+        go_on(trial, is_last=number + 1 == reps)
     tell_of_samples(tell, trial)
     trial.close()
 
 
 def node(tell: Teller, reps: int) -> None:
-    """SIGKILL for all processes of a node; the node autoscaler starts another one."""
+    """SIGKILL for all processes of a node; the run grows onto an idle one while another is started."""
     connect()
-    tell.note("starting the run")
+    from place import CLUSTER
+
+    from eagleray.cluster import processes, state
+
+    cluster = state.find(CLUSTER)
+    tell.note("starting the run and a node beside it")
     trial = Trial(workloads.gpt(WORLD))
+    idle = NewNodes(1)
     for number, rank in enumerate(victims(WORLD, reps, seed=3)):
+        idle.leave_to_others()
         tell_loss(tell, *trial.kill_node(rank), f"{number + 1}/{reps}: node of rank {rank} killed")
-        trial.settle(WORLD)
+        if number + 1 < reps:  # the next is asked for when the run has taken the idle one
+            processes.wait_until(lambda: len(named(cluster, WORKER)) >= WORLD, timeout_s=GROW_LIMIT_S)
+            idle = NewNodes(1)
+        go_on(trial, is_last=number + 1 == reps)
     tell_of_samples(tell, trial)
     trial.close()
 
@@ -77,7 +87,7 @@ def hang(tell: Teller, reps: int) -> None:
                 raise RowFailed(f"rank {rank} was stopped, and {sorted(gone.change.lost)} given up")
             said = gone.change.lost[rank][1]
             tell_loss(tell, at, gone, f"{number + 1}/{reps}: rank {rank} stopped ({said})", said=said)
-            trial.settle(WORLD)
+            go_on(trial, is_last=number + 1 == reps)
         tell_of_samples(tell, trial)
         trial.close()
     finally:
@@ -126,6 +136,15 @@ def tell_loss(tell: Teller, at: float, gone: Passage, note: str, **more: Any) ->
     recovery_s = gone.first_at - at
     tell.repetition(recovery_s=recovery_s, found_s=gone.change.time - at, **told(gone), **more)
     tell.note(f"{note}: {recovery_s:.2f} s, {gone.lost} steps redone")
+
+
+def go_on(trial: Trial, *, is_last: bool) -> None:
+    """Wait until it is as large as before; after the last loss only for steps and a commit after it."""
+    if is_last:
+        step = trial.recorder.step + SETTLED_STEPS
+        trial.recorder.until(lambda: trial.recorder.step >= step, f"step {step}", GROW_LIMIT_S)
+    else:
+        trial.settle(WORLD)
 
 
 def await_spare(trial: Trial) -> None:

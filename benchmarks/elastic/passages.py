@@ -74,6 +74,16 @@ def _late_s(record: Record) -> float:
     return record["seconds"] * (1 - 1 / max(1, record["num_steps"]))
 
 
+def is_one_group(steps: Sequence[Record], size: int, count: int) -> bool:
+    """Whether the last `count` steps that stock's rank 0 wrote down are of one group of so many workers.
+
+    By its process: a group that has just been killed was as large as the one that is waited for.
+    """
+    last = steps[-count:]
+    groups = {(one["pid"], one["world"]) for one in last}
+    return len(last) == count and len(groups) == 1 and last[-1]["world"] == size
+
+
 def step_seconds(records: Sequence[Record], since: float, until: float) -> float | None:
     """Mean seconds of a step in the reports that lie wholly between two times; None where there is none."""
     inside = [

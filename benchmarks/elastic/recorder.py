@@ -10,8 +10,6 @@ from typing import TypeVar
 from messages import RowFailed
 from passages import Passage, Record, passage
 
-from eagleray.packaging import Folder
-from eagleray.training.attempts import note_attempt
 from eagleray.training.observer import Change
 
 T = TypeVar("T")
@@ -21,8 +19,6 @@ class Recorder:
     """See the module. `take_change` and `take_records` may be called by any thread."""
 
     def __init__(self) -> None:
-        self.folder: Folder | None = None
-        """Of the run, where its formations are noted as its own driver would."""
         self.changes: list[Change] = []
         self.all_records: list[Record] = []
         self.failures: list[str] = []
@@ -33,8 +29,6 @@ class Recorder:
 
     def changed(self, change: Change) -> None:
         """Workers form a group."""
-        if self.folder is not None:
-            note_attempt(self.folder, change.number, len(change.workers))
         with self._news:
             self.changes.append(change)
             self._news.notify_all()

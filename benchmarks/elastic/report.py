@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aims import AIMS, RESTART, Aim, Judged, judge
+from aims import AIMS, RESTART, Aim, Judged, judge, values_of
 from rich.console import Console
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -53,19 +53,20 @@ def row_line(name: str, result: Mapping[str, Any]) -> str:
 def table(rows: Rows, aims: Sequence[Aim] = AIMS) -> str:
     """The issue's table with what was measured, markdown; rows that were not run are left out."""
     lines = [
-        "| | goal | median | p95 | worst | n | met | stock Ray 2.60, a restart: this run | stock, before |",
+        "| | goal | median | p95 | worst | n | met | stock Ray 2.60, a restart (n): this run | before |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for aim in aims:
         if aim.row in rows:
-            lines.append(_line(judge(aim, rows), rows[aim.row]))
+            counts = {name: len(values_of(rows.get(name), aim.key)) for name in aim.beside}
+            lines.append(_line(judge(aim, rows), rows[aim.row], counts))
     return "\n".join(lines)
 
 
-def _line(judged: Judged, row: Mapping[str, Any]) -> str:
+def _line(judged: Judged, row: Mapping[str, Any], counts: Mapping[str, int]) -> str:
     aim, values = judged.aim, judged.values
     beside = ", ".join(
-        f"{'restart' if name.endswith(RESTART) else 'stock'} {_text(value, aim)}"
+        f"{'restart' if name.endswith(RESTART) else 'stock'} {_text(value, aim)} ({counts[name]})"
         for name, value in judged.beside.items()
     )
     if not values:
@@ -124,8 +125,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def save(rows: Rows, about: Mapping[str, Any], folder: Path) -> None:
-    """Write elastic.json and elastic.png into `folder`."""
-    folder.mkdir(exist_ok=True)
+    """Write elastic.json, whole, and elastic.png into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
     judged = [judge(aim, rows) for aim in AIMS if aim.row in rows]
     aims = [
         {
@@ -141,7 +142,9 @@ def save(rows: Rows, about: Mapping[str, Any], folder: Path) -> None:
         for one in judged
     ]
     found = {**about, "machine": machine(), "aims": aims, "rows": dict(rows)}
-    (folder / "elastic.json").write_text(json.dumps(found, indent=1) + "\n")
+    part = folder / "elastic.json.part"  # a run that is killed while it writes leaves the last whole file
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(folder / "elastic.json")
     _draw([one for one in judged if one.aim.unit == "s" and one.values], folder / "elastic.png")
 
 

@@ -13,7 +13,7 @@ from messages import NotAvailable, RowFailed, Teller
 from passages import Passage, step_seconds
 from trial import Trial, connect
 
-STEADY_S = 4.0
+STEADY_S = 2.5
 """Before a growth: what the steps during it are compared with."""
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import workloads
 from messages import RowFailed, Teller
-from trial import connect
+from passages import is_one_group
+from trial import NewNodes, connect
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -30,19 +31,23 @@ SETTINGS = {
 LIMIT_S = 240.0
 SETTLED_STEPS = 25
 CLAIM_S = 120.0
+NODES = 4
+"""All that the cluster can have. While one is missing, stock would begin on the first that comes, and a claim
+would start one that it grows onto."""
 
 
 def resize(tell: Teller, reps: int, *, large: int, small: int) -> None:
-    """As `resizes.resize`."""
+    """As `resizes.resize`, but that a repetition is one change: down, up, down."""
     run = Stock(large)
     tell.note("starting the run")
     run.settle(large)
     for number in range(reps):
-        for size in (small, large):
-            values = run.passage(run.leave(size), size)
-            tell.repetition(to=size, **values)
-            said = f"to {size} workers, {values['pause_s']:.1f} s, {values['lost']} steps redone"
-            tell.note(f"{number + 1}/{reps}: {said}")
+        size = (small, large)[number % 2]
+        values = run.passage(run.leave(size), size)
+        tell.repetition(to=size, **values)
+        said = f"to {size} workers, {values['pause_s']:.1f} s, {values['lost']} steps redone"
+        tell.note(f"{number + 1}/{reps}: {said}")
+        if number + 1 < reps:
             run.settle(size)
 
 
@@ -56,7 +61,8 @@ def worker(tell: Teller, reps: int) -> None:
         values = run.passage(at, None)
         tell.repetition(recovery_s=values["first_at"] - at, **values)
         tell.note(f"{number + 1}/{reps}: {values['first_at'] - at:.1f} s, {values['lost']} steps redone")
-        run.settle(3)
+        if number + 1 < reps:
+            run.settle(3)
 
 
 class Stock:
@@ -65,7 +71,7 @@ class Stock:
     def __init__(self, workers: int):
         os.environ.update(SETTINGS)
         connect()
-        bring_up(workers)
+        NewNodes(NODES).leave_to_others()
         from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
             get_or_create_autoscaling_coordinator,
         )
@@ -73,6 +79,7 @@ class Stock:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         self._coordinator: Any = get_or_create_autoscaling_coordinator()
+        forget_the_dead(self._coordinator)
         self._workers = workers
         self._claimed, self._renewed_at = 0, 0.0
         self._requester = f"bench-{uuid.uuid4().hex[:6]}"
@@ -170,13 +177,11 @@ class Stock:
         return self._until(found, f"step of another group{'' if size is None else f' of {size}'}")
 
     def settle(self, size: int) -> None:
-        """Until it trains with so many workers."""
-
-        def found() -> bool | None:
-            last = self.steps()[-SETTLED_STEPS:]
-            return (len(last) == SETTLED_STEPS and all(one["world"] == size for one in last)) or None
-
-        self._until(found, f"{SETTLED_STEPS} steps of {size} workers")
+        """Until one group of so many workers has taken some steps."""
+        self._until(
+            lambda: is_one_group(self.steps(), size, SETTLED_STEPS) or None,
+            f"{SETTLED_STEPS} steps of {size} workers",
+        )
 
     def _until(self, found: Callable[[], Any], what: str) -> Any:
         deadline = time.monotonic() + LIMIT_S
@@ -190,14 +195,19 @@ class Stock:
         return value
 
 
-def bring_up(count: int) -> None:
-    """Have so many nodes: stock would begin with one worker on the first that comes."""
-    import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
+def forget_the_dead(coordinator: Any) -> None:
+    """Cancel what runs of other drivers asked the coordinator for: here they have all ended.
 
-    group = placement_group([{"CPU": 1, "GPU": 1}] * count, strategy="STRICT_SPREAD")
-    ray.get(group.ready(), timeout=LIMIT_S)
-    remove_placement_group(group)
+    A driver that is killed cannot, and for the 180 s until it expires stock would count those nodes as taken.
+    """
+    import ray
+
+    def forget(actor: Any) -> None:  # here, so that it travels by value
+        for requester in list(actor._ongoing_reqs):  # Ray 2.60 has no other list of them
+            if requester.startswith(("train-", "bench-")):
+                actor.cancel_request(requester)
+
+    ray.get(coordinator.__ray_call__.remote(forget), timeout=LIMIT_S)
 
 
 def train_function() -> Callable[[dict[str, Any]], None]:

@@ -34,7 +34,6 @@ class Trial:
         self.spec = spec
         self.run = Run.create(spec)
         self.recorder = recorder or Recorder()
-        self.recorder.folder = self.run.folder
         self.size = Size()
         scaling = spec.scaling
         more = {"spares": scaling.spares} if workloads.has_setting("spares") else {}
@@ -162,6 +161,28 @@ def connect() -> None:
     from eagleray.workflows.connecting import connect as connect_driver
 
     connect_driver()
+
+
+class NewNodes:
+    """Nodes for a worker each, asked for of the node autoscaler, and held until they are wanted."""
+
+    def __init__(self, count: int):
+        """Ask; returns at once."""
+        from ray.util.placement_group import placement_group
+
+        self._group = placement_group(
+            [{"CPU": 1, "GPU": 1}] * count,
+            strategy="STRICT_SPREAD",
+            bundle_label_selector=[{"eagleray.io/pool": "train"}] * count,
+        )
+
+    def leave_to_others(self) -> None:
+        """Wait until they are there, and hold them no longer."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        ray.get(self._group.ready(), timeout=GROW_LIMIT_S)
+        remove_placement_group(self._group)
 
 
 def node_process(node_id: str) -> Any:

@@ -44,7 +44,7 @@ def gpt(
     return spec.model_copy(update={"completion": None})
 
 
-def mlp(workers: int, *, steps: int = ENDLESS, minimum: int = 1) -> TrainSpec:
+def mlp(workers: int, *, steps: int = ENDLESS, minimum: int = 1, every_steps: int = EVERY_STEPS) -> TrainSpec:
     """A small perceptron on digits, float64, nothing compressed: any order of sums gives the same."""
     from eagleray.specs import TrainSpec, validate
 
@@ -63,7 +63,7 @@ def mlp(workers: int, *, steps: int = ENDLESS, minimum: int = 1) -> TrainSpec:
             "precision": "float64",
             "evaluate_every_steps": ENDLESS,
         },
-        "checkpoint": {"every_steps": EVERY_STEPS},
+        "checkpoint": {"every_steps": every_steps},
         "scaling": {
             "num_workers": workers,
             "min_workers": minimum,

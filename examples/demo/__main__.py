@@ -8,45 +8,16 @@ Every step is checked; the exit code is 0 only if each one really happened.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from pathlib import Path
 
-from common import BIN, CLUSTER, DemoError, Tally, cluster_environment, console, eagleray, of_cluster, step
-from ending import NodeWatcher, closing, is_running, left_up, take_down, wait_for_no_nodes
+from common import Tally, cluster_environment, console, eagleray, of_cluster, step
+from ending import NodeWatcher, wait_for_no_nodes
+from playing import perform
 from training import jobs_listed, train_digits, train_gpt
 
 LAST_STEP = 11
-
-
-def main() -> int:
-    """Run the demo; returns the exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if is_running():
-        console.print(f"Cluster {CLUSTER!r} runs already; end it first: {BIN}/eagleray down --name {CLUSTER}")
-        return 1
-    tally = Tally(keeps_cluster=os.environ.get("KEEP", "") not in ("", "0"))
-    started = time.monotonic()
-    code = 1
-    try:
-        play(tally)
-        tally.add("whole demo", f"{time.monotonic() - started:.0f} s")
-        code = 0
-    except DemoError as error:
-        console.print(f"\n[bold red]The demo failed:[/] {error}")
-    except KeyboardInterrupt:
-        console.print("\n[bold]Interrupted.[/]")
-        code = 130
-    finally:
-        if tally.keeps_cluster and code == 0:
-            left_up()
-        else:
-            code = take_down(tally, LAST_STEP) or code
-    if code == 0:
-        closing(tally)
-    return code
 
 
 def play(tally: Tally) -> None:
@@ -117,4 +88,4 @@ def leave(environment: dict[str, str], tally: Tally) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(perform(play, LAST_STEP))

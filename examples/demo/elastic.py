@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -26,13 +25,10 @@ os.environ.setdefault("EAGLERAY_DEMO_CLUSTER", "elastic")
 
 import numpy as np  # after the name is set: `common` reads it when it is imported
 from common import (
-    BIN,
     CLUSTER,
     ROOT,
-    DemoError,
     Tally,
     cluster_environment,
-    console,
     eagleray,
     found_in,
     of_cluster,
@@ -42,7 +38,7 @@ from common import (
     step,
     submit,
 )
-from ending import closing, is_running, left_up, take_down
+from playing import perform
 from serving import PROMPT, connect, deploy, publish
 
 from eagleray.client import AsyncClient, Client
@@ -109,33 +105,6 @@ class Watch:
 
     def __str__(self) -> str:
         return f"{self.workers} workers train, {self.replicas} replicas serve"
-
-
-def main() -> int:
-    """Run the demo; returns the exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if is_running():
-        console.print(f"Cluster {CLUSTER!r} runs already; end it first: {BIN}/eagleray down --name {CLUSTER}")
-        return 1
-    tally = Tally(keeps_cluster=os.environ.get("KEEP", "") not in ("", "0"))
-    code, started = 1, time.monotonic()
-    try:
-        play(tally)
-        tally.add("whole demo", f"{time.monotonic() - started:.0f} s (goal {GOAL_S:.0f} s)")
-        code = 0
-    except DemoError as error:
-        console.print(f"\n[bold red]The demo failed:[/] {error}")
-    except KeyboardInterrupt:
-        console.print("\n[bold]Interrupted.[/]")
-        code = 130
-    finally:
-        if tally.keeps_cluster and code == 0:
-            left_up()
-        else:
-            code = take_down(tally, LAST_STEP) or code
-    if code == 0:
-        closing(tally)
-    return code
 
 
 def play(tally: Tally) -> None:
@@ -224,4 +193,4 @@ def check(folder: Path, began_at: float, tally: Tally) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(perform(play, LAST_STEP, GOAL_S))

@@ -19,6 +19,7 @@ class Metric:
 
 
 _RUN = ("run",)
+_BUCKET = (*_RUN, "bucket")
 
 TABLE: tuple[Metric, ...] = (
     Metric("eagleray_train_loss", "gauge", "", _RUN, "Training loss of the last reported step."),
@@ -49,10 +50,27 @@ TABLE: tuple[Metric, ...] = (
            "Time in which a rank's engine waits for the network, mean of the ranks."),
     Metric("eagleray_train_link_bytes_per_second", "gauge", "bytes", _RUN,
            "Gradient bytes that a rank sends per second of training, mean of the ranks."),
+    Metric("eagleray_train_bucket_sent_bytes", "gauge", "bytes", _BUCKET,
+           "Bytes that a rank hands to the network for one bucket of a step, headers included, mean since it formed "
+           "with the others. The first 16 buckets of the backward pass have numbers of their own, by their place "
+           "in it; the others are `rest`. Like what follows by bucket: of rank 0, at each checkpoint."),
+    Metric("eagleray_train_bucket_payload_bytes", "gauge", "bytes", _BUCKET, "The same without headers."),
+    Metric("eagleray_train_bucket_ratio", "gauge", "", _BUCKET,
+           "Uncompressed bytes over sent bytes of the bucket."),
+    Metric("eagleray_train_bucket_relative_error", "gauge", "ratio", _BUCKET,
+           "What compression has not sent yet of the bucket over what was to be sent; of `rest` the largest."),
+    Metric("eagleray_train_bucket_codec_seconds", "gauge", "seconds", _BUCKET,
+           "Time of one step in which the engine encodes and decodes the bucket."),
+    Metric("eagleray_train_bucket_exchange_seconds", "gauge", "seconds", _BUCKET,
+           "Time of one step in which the engine waits for the network with the bucket."),
+    Metric("eagleray_train_bucket_link_bytes_per_second", "gauge", "bytes", _BUCKET,
+           "Bytes of the bucket that a rank sends per second of training."),
     Metric("eagleray_train_workers", "gauge", "workers", _RUN, "World size of the run."),
     Metric("eagleray_train_nodes", "gauge", "nodes", _RUN, "Nodes that the run's workers are on."),
     Metric("eagleray_train_checkpoint_seconds", "gauge", "seconds", _RUN, "Time of the last checkpoint commit."),
     Metric("eagleray_train_recoveries_total", "counter", "", _RUN, "Times the run went on after losing a worker."),
+    Metric("eagleray_train_lost_residuals_total", "counter", "workers", _RUN,
+           "Workers that were lost while compression still owed something of theirs, which went with them."),
     Metric("eagleray_train_redone_steps_total", "counter", "steps", _RUN, "Steps trained again after a loss."),
     Metric("eagleray_goodput_ratio", "gauge", "ratio", _RUN,
            "Time of steps that were trained for the first time over the time since the run's submission."),

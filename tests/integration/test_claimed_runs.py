@@ -16,6 +16,9 @@ LABELS = {"eagleray.io/pool": "cpu"}
 """Two nodes with one CPU each."""
 SLOW_NET = """
 import time, torch
+from pathlib import Path
+
+DEAF = Path(__file__).with_name("deaf")
 
 class Slow(torch.nn.Module):
     def __init__(self):
@@ -23,7 +26,7 @@ class Slow(torch.nn.Module):
         self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
 
     def forward(self, inputs):
-        time.sleep(0.02)
+        time.sleep(6 if DEAF.exists() else 0.02)
         return self.net(inputs)
 
 def build(signature):
@@ -36,7 +39,7 @@ def train(start: Callable[..., Driver], tmp_path: Path) -> Callable[..., Driver]
     """Starts a run of so many workers; its steps cost time, and no CPU."""
     (tmp_path / "slow_net.py").write_text(SLOW_NET)
 
-    def make(name: str, *, steps: int, most: int, least: int) -> Driver:
+    def make(name: str, *, steps: int, most: int, least: int, **scaling: float) -> Driver:
         spec = tmp_path / f"{name}.json"
         table = {
             "kind": "train",
@@ -48,7 +51,7 @@ def train(start: Callable[..., Driver], tmp_path: Path) -> Callable[..., Driver]
             "optimizer": {"kind": "adamw", "lr": 0.001},
             "training": {"steps": steps, "global_batch_size": 64},
             "checkpoint": {"every_steps": 50},
-            "scaling": {"num_workers": most, "min_workers": least, "label_selector": LABELS},
+            "scaling": {"num_workers": most, "min_workers": least, "label_selector": LABELS, **scaling},
         }
         spec.write_text(json.dumps(table))
         return start("-m", "eagleray.workflows.train", str(spec))
@@ -91,3 +94,35 @@ def test_runs_give_way_to_each_other_and_to_a_service_and_lose_nothing(
         assert report["recoveries"] == [], "nothing was lost"
         assert len(report["suspensions"]) == (1 if run is suspended else 0)
     print(f"the service had the node after {float(freed[1]):.1f} s", file=sys.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("ingress")
+def test_a_train_function_that_does_not_hear_the_notice_loses_its_seat_when_the_time_is_over(
+    train: Callable[..., Driver], start: Callable[..., Driver], eagleray_home: Path
+) -> None:
+    claimer = str(ROOT / "tests/integration/claimer.py")
+    service = start(claimer, "service", "chat", json.dumps({"CPU": 1.0}), json.dumps(LABELS))
+    service.wait_for("ready")
+    run = train("deaf", steps=1000, most=2, least=1, yield_s=2.0)
+    run.wait_for(r"step \d+/1000 .* 2 workers on 2 nodes")
+    run_id = run.lines[0].split()[1]
+    deaf = eagleray_home / "storage/runs" / run_id / "code" / "deaf"
+    deaf.touch()  # a step takes longer now than it may take to leave
+    service.say("now")
+    freed = service.wait_for(r"free ([\d.]+)")
+    lost = run.wait_for(
+        r"lost rank (\d) \(node .*\): it had not left its node in time \(needed by service chat "
+    )
+    deaf.unlink()
+    assert run.end(200) == 0, run.text
+    service.end()
+    verified = verify(run_id, print)
+    assert verified.is_proven, verified.findings
+    assert verified.step == 1000
+    report = json.loads((eagleray_home / "storage/runs" / run_id / "report.json").read_text())
+    (recovery,) = report["recoveries"]
+    assert (recovery["ranks"], recovery["redone_steps"]) == ([int(lost[1])], 0)
+    assert len(recovery["nodes"]) == 1
+    assert float(freed[1]) < 6, "it did not wait for the step"

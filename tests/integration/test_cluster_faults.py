@@ -1,7 +1,6 @@
 """A second cluster beside the shared one, and what happens when its parts are killed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from eagleray.cluster import local, ports, processes, state
 from eagleray.errors import ClusterError, ClusterNotRunning
+from support.drivers import environment
 
 HOLD = """
 import sys, time, ray
@@ -60,11 +60,6 @@ def await_replaced(cluster, role, killed, timeout_s=90):
     assert processes.wait_until(
         lambda: one(cluster, role) != killed and one(cluster, role).is_alive, timeout_s=timeout_s
     ), (cluster.logs_dir / "supervisor.log").read_text()
-
-
-def environment(cluster):
-    mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**mine, **state.environment(cluster)}
 
 
 def test_a_second_cluster_survives_its_gcs_and_ends_without_its_supervisor(cluster, second):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from eagleray.cluster import event_log, local, processes, settings, state
+from eagleray.cluster import event_log, local, processes, settings
+from support.drivers import environment
 
 PRELUDE = """
 import json, logging, os, signal, sys, time
@@ -74,11 +74,6 @@ def drive(env: dict[str, str], script: str, *arguments: str, limit_s: float = 20
 def told(line: str) -> list:
     """What a driver tells in this line; Ray may say things, too."""
     return [json.loads(line.removeprefix("FOUND"))] if line.startswith("FOUND") else []
-
-
-def environment(cluster: state.ClusterState) -> dict[str, str]:
-    mine = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**mine, **state.environment(cluster)}
 
 
 KILLED = """
@@ -265,6 +260,74 @@ def test_claims_outlive_the_gcs(own):
     assert [True, False, 2] in found["seen"], "it was blind"
     assert [True, True, 2] not in found["seen"], "it decides nothing that it cannot see"
     assert found["versions"] == 0
+
+
+ELSEWHERE = """
+client = LedgerClient.find()
+
+class Holder:  # on another node than the ledger, and than the driver, which ends with the head's raylet
+    def hold(self, node):
+        request = Request.run("survives", "run survives", {"CPU": 1.0}, minimum=1, wanted=1,
+                              label_selector={"ray.io/node-id": node})
+        self.holding = Holding(LedgerClient(), request)
+        assert self.holding.wait(lambda allotment: allotment.size == 1, 60)
+        self.group = placement_group([{"CPU": 1.0}], name=f"{CLAIM_GROUP}survives:1", lifetime="detached",
+                                     bundle_label_selector=[{"ray.io/node-id": node}])
+        assert self.group.wait(60)
+        self.holding.state(used={node: 1})
+
+    def said(self):
+        return dict(self.holding.allotment.units), placement_group_table(self.group)["state"]
+
+    def end(self):
+        self.holding.close()
+        remove_placement_group(self.group)
+
+first, [node] = run("first")
+first.close()
+holder = ray.remote(Holder).options(name="holder", namespace=NAMESPACE, lifetime="detached", num_cpus=0,
+                                    label_selector={"ray.io/node-id": node}).remote()
+ray.get(holder.hold.remote(node))
+until(lambda: claim("survives")["used"])
+tell({"node": node, "epoch": client.report()["epoch"]})
+"""
+AFTERWARDS = """
+node, client = sys.argv[1], LedgerClient.find()
+back = until(lambda: claim("survives") and client.report()["is_deciding"] and client.report())
+holder = ray.get_actor("holder", namespace=NAMESPACE)
+pinned = {"ray.io/node-id": node}
+wants = Holding(client, Request.search("wants", "search wants", CPU, wanted=1, label_selector=pinned))
+waits = until(lambda: (found := claim("wants")) and found["wait"] and found)
+tell({
+    "epoch": back["epoch"], "survives": claim("survives"), "said": ray.get(holder.said.remote()),
+    "wants": [waits["held"], waits["wait"]["reason"]],
+})
+wants.close()
+ray.get(holder.end.remote())
+ray.kill(holder)
+"""
+
+
+@pytest.mark.slow
+def test_a_ledger_whose_node_was_killed_knows_the_claims_again_and_grants_nothing_twice(own):
+    """Of a local cluster's head that is its raylet, with all that runs there; GCS and other nodes stay."""
+    (before,) = drive(environment(own), ELSEWHERE)
+    node = before["node"]
+
+    def raylet() -> processes.Process:
+        return next(process for process in own.processes() if process.role == "raylet")
+
+    killed = raylet()
+    processes.send(killed, signal.SIGKILL)
+    assert processes.wait_until(lambda: raylet() != killed and local.is_ready(own), timeout_s=120)
+    (after,) = drive(environment(own), AFTERWARDS, node)
+    assert after["epoch"] > before["epoch"]
+    assert (after["survives"]["held"], after["survives"]["used"]) == ({node: 1}, {node: 1})
+    assert after["said"] == [{node: 1}, "CREATED"]
+    assert after["wants"] == [
+        {},
+        "what it needs is held by run survives, and may not be taken from there now",
+    ]
 
 
 STOCK = """

@@ -178,9 +178,77 @@ def test_every_aim_has_a_row_and_every_row_a_function():
         assert set(one.arguments) <= set(names[2:])
 
 
-def test_only_rows_that_are_not_timed_run_beside_each_other():
-    def of(name: str, is_timed: bool):
-        return rows.Row(name, "", 1, 1, is_timed=is_timed)
+def test_only_neighbours_of_one_stage_run_beside_each_other():
+    def of(name: str, stage: str = ""):
+        return rows.Row(name, "", 1, 1, stage=stage)
 
-    listed = [of("a", True), of("b", False), of("c", False), of("d", True), of("e", True)]
-    assert [[row.name for row in stage] for stage in rows.stages(listed)] == [["a"], ["b", "c"], ["d"], ["e"]]
+    listed = [of("a"), of("b", "x"), of("c", "x"), of("d", "y"), of("e"), of("f")]
+    found = [[row.name for row in stage] for stage in rows.stages(listed)]
+    assert found == [["a"], ["b", "c"], ["d"], ["e"], ["f"]]
+
+
+def test_what_has_a_goal_in_seconds_runs_alone():
+    timed = {aim.row for aim in aims.AIMS if aim.unit in ("s", "%")}
+    assert [name for name in timed if rows.ROWS[name].stage] == []
+
+
+def test_stock_is_measured_in_the_same_run_after_our_own():
+    listed = [row for row in rows.ROWS.values() if not row.is_full]
+    is_stock = [row.name.endswith("_stock") for row in listed]
+    assert sum(is_stock) == 3
+    assert is_stock == sorted(is_stock)
+    assert {row.reps for row in listed if row.name.endswith("_stock")} == {3}
+
+
+def test_a_group_of_the_same_size_is_another_where_its_process_is():
+    old, new = ({"pid": pid, "world": 3} for pid in (1, 2))
+    assert passages.is_one_group([old, old], 3, 2)
+    assert not passages.is_one_group([old, old, new], 3, 2), "it was killed, and started again"
+    assert not passages.is_one_group([old, old], 2, 2)
+    assert not passages.is_one_group([old], 3, 2)
+
+
+@pytest.fixture
+def report(monkeypatch) -> ModuleType:
+    monkeypatch.setitem(sys.modules, "aims", aims)
+    return _load("report")
+
+
+def test_the_table_says_how_often_stock_was_measured(report):
+    aim = aims.Aim("a", "a pause", "pause_s", 1.3, beside=("a_stock",))
+    table = report.table({"a": row("pause_s", 1.0, 1.0), "a_stock": row("pause_s", 10, 12, 14)}, [aim])
+    assert "| stock 12.00 s (3) |" in table.splitlines()[-1]
+
+
+def test_a_run_that_dies_while_it_writes_leaves_the_last_results(report, tmp_path, monkeypatch):
+    report.save({"a": row("pause_s", 1.0)}, {}, tmp_path)
+
+    def write(path: Path, text: str) -> None:
+        with path.open("w") as file:
+            file.write(text[:20])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", write)
+    with pytest.raises(KeyboardInterrupt):
+        report.save({"a": row("pause_s", 2.0)}, {}, tmp_path)
+    assert report.read(tmp_path) == {"a": row("pause_s", 1.0)}
+
+
+def test_a_row_that_is_interrupted_keeps_its_repetitions_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "messages", messages)
+    monkeypatch.setitem(sys.modules, "rows", rows)
+    children = _load("children")
+    script = tmp_path / "row.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"os.write(int(os.environ['{messages.PIPE}']), b'{{\"repetition\": {{\"lost\": 0}}}}\\n')\n"
+        f"os.write(int(os.environ['{messages.PIPE}']), b'{{\"note\": \"told\"}}\\n')\n"
+        "signal.pause()\n"
+    )
+    monkeypatch.setattr(children, "_MAIN", script)
+    result = children.run(
+        rows.Row("a", "", 1, 30), 1, os.environ, tmp_path / "log", lambda _: children.stop_all()
+    )
+    assert result["failure"] == "interrupted"
+    assert result["repetitions"] == [{"lost": 0}]

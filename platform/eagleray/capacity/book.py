@@ -37,7 +37,8 @@ class Book:
     def exchange(self, statement: Statement, now_s: float) -> Book:
         """After a holder has stated what it asks for and has.
 
-        A claim that is not known is taken up with what it holds: so a new ledger learns of old grants.
+        A claim that is not known is taken up with what it holds, in the place that it had: so a new ledger
+        learns of old grants, and of the queue.
 
         Raises:
             InputError: the claim is known with another bundle.
@@ -46,8 +47,15 @@ class Book:
         claim = self.claims.get(request.claim)
         if claim is None:
             held = _most(statement.held, statement.used)
-            granted_s = now_s if held else None
-            claim = Claim(request, now_s, now_s, held, granted_s=granted_s, version=statement.seen)
+            claim = Claim(
+                request,
+                now_s - statement.asked_s,
+                now_s,
+                held,
+                granted_s=now_s if held else None,
+                waiting_s=None if held or not statement.lacked_s else now_s - statement.lacked_s,
+                version=statement.seen,
+            )
         elif claim.request.bundle != request.bundle:
             raise InputError(
                 f"claim of {request.holder}: a unit is {amounts(request.bundle)}, and the claim {claim.id} "
@@ -57,7 +65,12 @@ class Book:
         if statement.seen == claim.version:  # an older one does not know of the last grants
             stated = {node: min(units, held.get(node, 0)) for node, units in statement.held.items()}
             held = _some(stated)
-        held = _most(held, statement.used)
+        # What has ended does not run, whatever its holder still says.
+        used = {
+            node: min(units, held.get(node, 0)) if node in claim.ended_on else units
+            for node, units in statement.used.items()
+        }
+        held = _most(held, used)
         # A version that was not given here is an earlier ledger's: the holder must hear of another one.
         version = claim.version if statement.seen <= claim.version else statement.seen + 1
         claim = replace(
@@ -65,7 +78,8 @@ class Book:
             request=request,
             renewed_s=now_s,
             held=held,
-            used=_some(statement.used),
+            used=_some(used),
+            ended_on=frozenset(n for n in claim.ended_on if statement.used.get(n, 0) > held.get(n, 0)),
             facts=statement.facts,
             version=version,
         )
@@ -86,7 +100,9 @@ class Book:
             for name, had in (("held", claim.held), ("used", claim.used))
         }
         keep = {node: min(count, less["held"].get(node, 0)) for node, count in claim.keep.items()}
-        changed = replace(claim, **less, keep=_some(keep), version=claim.version + 1)
+        left = less["held"]
+        ended_on = claim.ended_on | {n for n in units if claim.used.get(n, 0) > left.get(n, 0)}
+        changed = replace(claim, **less, keep=_some(keep), ended_on=ended_on, version=claim.version + 1)
         return self._with(_settled(changed, now_s))
 
     def on(self, nodes: Iterable[str], now_s: float) -> Book:

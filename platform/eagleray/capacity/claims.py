@@ -160,6 +160,8 @@ class Claim:
     """Granted and not given back, in use or not."""
     used: Units = field(default_factory=dict)
     """Of those held: the ones its holder has taken into use."""
+    ended_on: frozenset[str] = frozenset()
+    """Nodes on which units that ran have ended, and its holder has not shown yet that it knows."""
     facts: Facts = Facts()
     notice: Notice | None = None
     """Outstanding."""
@@ -270,6 +272,11 @@ class Node:
             low, high = max(0.0, least.get(key, 0.0)), max(0.0, most.get(key, 0.0))
             other[key] = high if before is None else min(max(before.other.get(key, 0.0), low), high)
         return replace(self, other={key: amount for key, amount in other.items() if amount > 0})
+
+    def after_end_of(self, claim: Claim) -> Node:
+        """The node when the claim was struck out: what it ran there goes on, as far as is known."""
+        used = claim.used.get(self.id, 0)
+        return replace(self, other=plus(self.other, claim.request.bundle, used)) if used else self
 
     def matches(self, selector: Mapping[str, str]) -> bool:
         """Whether its labels are what `selector` asks for."""

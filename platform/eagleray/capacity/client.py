@@ -8,8 +8,8 @@ knows from the next statements who holds what.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from eagleray.capacity.claims import Claim, Facts, Request
@@ -47,6 +47,18 @@ class Statement:
     used: Units = field(default_factory=dict)
     """Of those, what runs."""
     facts: Facts = field(default_factory=Facts)
+    asked_s: float = 0.0
+    """For how many seconds a ledger has known of it: a new one gives it the same place among equals."""
+    lacked_s: float = 0.0
+    """The same since it held anything last: so long it waits already."""
+
+    def without(self, nodes: Collection[str]) -> Statement:
+        """The same, with nothing on `nodes`."""
+        held, used = (
+            {node: units for node, units in stated.items() if node not in nodes}
+            for stated in (self.held, self.used)
+        )
+        return replace(self, held=held, used=used)
 
 
 class ClaimClient(Protocol):

@@ -5,6 +5,7 @@ From the events alone one can tell who held what at any time: each carries what 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -83,6 +84,8 @@ class Event:
     cause: Cause | None = None
     waits_for: tuple[str, ...] = ()
     """Of a wait, and of a notice: ids of the claims that it waits for, or is given for."""
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """Units held after it by class; empty, too, in what a version before this field wrote."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values with the schema's number. `rank` is called "class" there."""
@@ -137,14 +140,14 @@ def of_exchange(before: Book, after: Book, now_s: float, reason: str | None = No
         before: The book before.
         after: The book after.
         now_s: Seconds since the epoch.
-        reason: Of what ended without its holder; None: holders gave it back.
+        reason: Of what ended without its holder, units or a claim; None: holders gave it back.
     """
     for claim_id in {**before.claims, **after.claims}:
         was, now = before.claims.get(claim_id), after.claims.get(claim_id)
         if was is None and now is not None:
             yield _event("open", now, now, now_s, reason=f"wants {now.request.wanted}")
         elif was is not None and now is None:
-            yield _event("close", was, None, now_s, change=was.held, reason="given back for good")
+            yield _event("close", was, None, now_s, change=was.held, reason=reason or "given back for good")
         elif was is not None and now is not None:
             if gone := _more(was.held, now.held):
                 why = reason or ("as it was asked to" if was.notice else "by itself")
@@ -207,6 +210,7 @@ def _event(
         reason,
         held=_by_node(claim, held),
         size=sum(held.values()),
+        classes={} if after is None else _classes(after),
         **_change(claim, change or {}),
     )
 
@@ -223,6 +227,10 @@ def _change(claim: Claim, units: Units) -> dict[str, Any]:
 
 def _rank(claim: Claim, unit: int) -> str:
     return claim.class_of(max(unit, 0)).name.lower()
+
+
+def _classes(claim: Claim) -> dict[str, int]:
+    return dict(Counter(claim.class_of(unit).name.lower() for unit in range(claim.size)))
 
 
 def _by_node(claim: Claim, units: Units) -> dict[str, dict[str, float]]:

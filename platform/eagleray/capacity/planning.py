@@ -148,21 +148,34 @@ class Planner:
                 return list({option.claim.id: option.claim for option in ordered}.values())
         return []
 
-    def reserve(self, need: Need, *, is_aged: bool) -> None:
-        """Keep room for a need that has to wait, on the nodes that lack least, if it could ever fit."""
+    def reserve(self, need: Need, *, is_aged: bool = False, stays: bool = False) -> bool:
+        """Keep room for a need that has to wait, on the nodes that lack least, if it could ever fit.
+
+        Args:
+            need: What waits.
+            is_aged: Whether its equals must leave it alone, too.
+            stays: Whether it is kept where the round before kept it.
+
+        Returns:
+            Whether there will be room for all of it, beside what is kept for the same claim already.
+        """
         places = self.places(need)
         if not _could_fit(need, places):
-            return
+            return False
         room, names, claim = self.room.copy(), [node.id for node in places], need.claim
-        kept = self.kept.setdefault(claim.id, [])
-        earlier = list(claim.wait.kept_on[len(kept) :]) if claim.wait else []
+        kept, has_room = self.kept.setdefault(claim.id, []), True
+        for chosen in kept:
+            room.plan(chosen, need.bundle)
+        earlier = list(claim.wait.kept_on[len(kept) :]) if claim.wait and stays else []
         for _ in range(need.units):
             chosen = earlier.pop(0) if earlier else ""
             if chosen not in names:
                 chosen = min(names, key=lambda name: (self._distance(need, name, room), name))
+            has_room &= room.num_later(need, chosen) > 0
             room.plan(chosen, need.bundle)
             kept.append(chosen)
             self.room.reserve(Reservation(need, chosen, is_aged))
+        return has_room
 
     def _distance(self, need: Need, node: str, room: Room) -> float:
         """How far the node is from having room for a unit, in units, without what could be taken back."""

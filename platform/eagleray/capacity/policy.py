@@ -3,7 +3,8 @@
 Needs are met from the highest class down; among equals minima come before the rest, then who came first, and
 the rests are dealt out one unit each in turn. A need is met from what is free, else from what notices free,
 else by new notices to claims of lower classes. What it is to get is out of reach for those after it. Where
-nothing can be done, room is kept for it, which meanwhile only those may use who would give it back on notice.
+nothing can be done, or not just now, room is kept for it, which meanwhile only those may use who would give
+it back on notice.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class _Round:
         self._ranks: dict[str, Counter[ClaimClass]] = {}
         self._unmet: dict[str, list[_Unmet]] = {}
         self._lacks: dict[str, tuple[Need, int]] = {}
+        self._full: set[str] = set()
+        """Claims for which no more room can be kept than is."""
 
     def decisions(self) -> list[Decision]:
         for need in self._needs():
@@ -92,17 +95,14 @@ class _Round:
         needs: list[tuple[tuple[float | str, ...], Need]] = []
         for claim in self._claims:
             request, came = claim.request, (claim.opened_s, claim.id)
-            if claim.notice is not None and request.is_gang:
-                continue
             size = self._staying(claim)
             if size < request.minimum:
                 rank, lacking = request.minimum_class, request.minimum - size
                 for count in [lacking] if request.is_gang else [1] * lacking:
                     needs.append(((-rank, 0, 0, *came), Need(claim, count, rank)))
-            if claim.notice is None:
-                for index in range(max(size, request.minimum), request.wanted):
-                    rank, turn = request.rest_class, index - request.minimum
-                    needs.append(((-rank, 1, turn, *came), Need(claim, 1, rank, is_rest=True)))
+            for index in range(max(size, request.minimum), request.wanted):
+                rank, turn = request.rest_class, index - request.minimum
+                needs.append(((-rank, 1, turn, *came), Need(claim, 1, rank, is_rest=True)))
         return [need for _, need in sorted(needs, key=lambda entry: entry[0])]
 
     def _staying(self, claim: Claim) -> int:
@@ -116,12 +116,14 @@ class _Round:
 
     def _meet(self, need: Need) -> None:
         claim, missed = need.claim, self._unmet.get(need.claim.id)
-        if claim.id in self._planner.taken and (need.is_rest or claim.request.is_gang):
-            return  # it has just been asked to give back
-        if missed and need.is_rest and _is_hopeless_after(missed):
+        is_to_give_back = claim.notice is not None or claim.id in self._planner.taken
+        if is_to_give_back and (need.is_rest or claim.request.is_gang):
+            self._keep(need)
+        elif missed and need.is_rest and _is_hopeless_after(missed):
             self._miss(need, missed[-1].cause, missed[-1].waits_for, missed[-1].reason)
         elif self._is_cooling(need):
             self._miss(need, "cool_down", (), "gave back, or grew, a moment ago")
+            self._keep(need)
         elif self._planner.grant(need):
             self._ranks.setdefault(claim.id, Counter())[need.rank] += need.units
         elif (givers := self._planner.plan(need)) is not None:
@@ -137,6 +139,11 @@ class _Round:
             return need.is_rest or claim.size == 0
         is_growth = need.is_rest and claim.request.is_gang and claim.size > 0
         return is_growth and self._is_recent(claim.granted_s, settings.grow_every_s)
+
+    def _keep(self, need: Need) -> None:
+        """Keep room for what may have none just now: a plain job would not give it back afterwards."""
+        if need.claim.id not in self._full and not self._planner.reserve(need):
+            self._full.add(need.claim.id)
 
     def _block(self, need: Need) -> None:
         """Nothing can be done but wait: say why, keep room, and ask for nodes."""
@@ -159,7 +166,7 @@ class _Round:
                 self._lacks.setdefault(claim.id, (need, num_here))
         is_starting = not need.is_rest or claim.size == 0
         is_aged = is_starting and self._has_waited(claim, self._settings.patience_s)
-        planner.reserve(need, is_aged=is_aged)
+        planner.reserve(need, is_aged=is_aged, stays=True)
 
     def _miss(self, need: Need, cause: Cause, waits_for: tuple[str, ...], reason: str) -> None:
         self._unmet.setdefault(need.claim.id, []).append(_Unmet(need, cause, waits_for, reason))
@@ -208,7 +215,7 @@ class _Round:
         elif not self._is_recent(claim.granted_s, self._settings.start_limit_s):
             stuck = {node: units for node, units in claim.starting.items() if self._is_overdrawn(claim, node)}
             if stuck:
-                yield self._notice(claim, stuck, "what runs without a claim has taken the place", ())
+                yield self._notice(claim, stuck, "something else has taken the place", ())
 
     def _has_to_leave(self, claim: Claim, node: str) -> bool:
         """Whether a notice that nobody else needs still holds there."""
@@ -248,8 +255,8 @@ class _Round:
             if not notice.wanted_by and not any(self._has_to_leave(claim, node) for node in claim.giving):
                 yield Withdraw(claim.id, "it runs by now")  # it was only late to say so
                 continue
-            if claim.evicted_s is not None:
-                continue
+            if self._is_recent(claim.evicted_s, self._settings.evict_every_s):
+                continue  # it is being ended now
             is_shrinking_gang = request.is_gang and not claim.is_suspending
             if is_shrinking_gang and self._staying(claim) < request.minimum:
                 yield Withdraw(claim.id, "what it would keep is less than its minimum by now")
@@ -292,7 +299,8 @@ class _Round:
 def _is_hopeless_after(missed: Sequence[_Unmet]) -> bool:
     """Whether another unit would fare no better: of the same bundle, or of a gang without its minimum."""
     is_gang_without = missed[0].need.claim.request.is_gang and not missed[0].need.is_rest
-    return is_gang_without or missed[-1].cause != "yield"
+    cause = missed[-1].cause
+    return cause != "cool_down" and (is_gang_without or cause != "yield")
 
 
 def _ids(claims: Iterable[Claim]) -> tuple[str, ...]:

@@ -83,6 +83,8 @@ def blocked(
         return "held", ids, f"room for {unit} is free, and kept for claims that come first"
     if _is_enough_in_sum(need, fitting, room):
         return "fragments", ids, f"{unit} is free in all, but not on one node, where a unit has to fit"
+    if not in_the_way and not need.claim.size:
+        return "held", (), "what it needs was held by a claim that ends just now"
     if not in_the_way:
         return "held", (), "it has all that there is"
     return "held", ids, f"what it needs is held by {holders(in_the_way)}, and may not be taken from there now"

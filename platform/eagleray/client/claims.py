@@ -36,6 +36,8 @@ class ClaimNotice:
     reason: str
     wanted_by: tuple[str, ...]
     """Ids of claims."""
+    is_evicted: bool = False
+    """Whether it has begun to be ended by force."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class ClaimWait:
     waits_for: tuple[str, ...]
     """Ids of claims."""
     waited_s: float
+    asked: int = 0
+    """Of the units: those for which nodes have been asked for."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,12 @@ def claims(values: Mapping[str, Any]) -> Claims:
     if "claims" not in values:
         return Claims(trouble)
     time_s = float(values["time_s"])
+    asked = {str(ask["claim"]): int(ask["num_new"]) for ask in values.get("asks", ())}
     return Claims(
         trouble=trouble,
         time_s=time_s,
         nodes=tuple(map(_node, values["nodes"])),
-        claims=tuple(_claim(entry, time_s) for entry in values["claims"]),
+        claims=tuple(_claim(entry, time_s, asked.get(str(entry["id"]), 0)) for entry in values["claims"]),
     )
 
 
@@ -111,7 +116,7 @@ def _node(entry: Mapping[str, Any]) -> ClaimedNode:
     )
 
 
-def _claim(entry: Mapping[str, Any], time_s: float) -> Claim:
+def _claim(entry: Mapping[str, Any], time_s: float, asked: int) -> Claim:
     notice, wait = entry["notice"], entry["wait"]
     return Claim(
         id=str(entry["id"]),
@@ -130,6 +135,7 @@ def _claim(entry: Mapping[str, Any], time_s: float) -> Claim:
             is_suspension=bool(notice["is_suspension"]),
             reason=str(notice["reason"]),
             wanted_by=tuple(notice["wanted_by"]),
+            is_evicted=bool(notice.get("is_evicted")),
         ),
         wait=None
         if wait is None
@@ -139,5 +145,6 @@ def _claim(entry: Mapping[str, Any], time_s: float) -> Claim:
             reason=str(wait["reason"]),
             waits_for=tuple(wait["waits_for"]),
             waited_s=max(0.0, time_s - float(wait["since_s"] or time_s)),
+            asked=asked,
         ),
     )

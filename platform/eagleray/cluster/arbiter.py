@@ -10,25 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from eagleray.capacity import events
 from eagleray.capacity.book import Book
 from eagleray.capacity.claims import Claim, Observation, Settings
 from eagleray.capacity.client import Allotment, Statement, allotment
-from eagleray.capacity.decisions import Ask, AskNodes, Evict, Expire, Units, Wait
+from eagleray.capacity.decisions import Ask, AskNodes, Evict, Expire, Wait
 from eagleray.capacity.placement import Capacity
 from eagleray.capacity.policy import decide
-from eagleray.capacity.resources import Resources
 from eagleray.cluster.clock import Clock
 from eagleray.cluster.event_log import EventLog
 from eagleray.cluster.report import report_of
-from eagleray.cluster.sight import Seen, Sight
+from eagleray.cluster.side import Held, Side
+from eagleray.cluster.sight import Sight
 from eagleray.errors import CapacityError
 
 POLICY = Settings(ask_after_s=0.5)
@@ -37,54 +37,12 @@ _LISTEN_FIRST_S = 3.0
 _BUSY_S, _QUIET_S = 0.25, 1.0
 """Between two looks at the cluster while something moves, and otherwise."""
 _MOVES_S = 10.0
+_TAKEN_UP_S = 10.0
+"""What a ledger has known of for longer has been compared with the capacity."""
 _STOOD_STILL_S = 5.0
 _CAPACITY_S = 5.0
 _TELL_EVERY_S = 2.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Held:
-    """Units of one claim on one node."""
-
-    node: str
-    bundle: Resources
-    units: int
-
-
-class Side(Protocol):
-    """The cluster, as the ledger sees and changes it. Methods block, and may raise while the GCS is away."""
-
-    def observe(self, capacity: Capacity, *, with_asks: bool) -> Seen:
-        """The cluster now. `with_asks`: the ledger's own asks may have taken room there."""
-        ...
-
-    def capacity(self) -> Capacity:
-        """What the cluster can ever have."""
-        ...
-
-    def ask(self, asks: Sequence[Ask], free: Mapping[str, Resources]) -> bool:
-        """Have nodes started for `asks` alone, beside those that are there; whether asks are left.
-
-        `free`: on each node that is there, with what claims were granted and have not taken yet.
-        """
-        ...
-
-    def settle(self, free: Mapping[str, Resources]) -> None:
-        """Free what asks have taken on nodes that have come; the other asks stay."""
-        ...
-
-    def evict(self, claim: str, units: Units) -> Mapping[str, int]:
-        """End units of a claim by force; by node, those that have ended."""
-        ...
-
-    def tell(self, held: Sequence[Held], totals: Mapping[str, Resources]) -> None:
-        """Let others on the cluster know what is held under claims; `totals`: of all nodes."""
-        ...
-
-    def end(self) -> None:
-        """Leave nothing behind on the cluster."""
-        ...
 
 
 class Arbiter:
@@ -138,6 +96,7 @@ class Arbiter:
         if self._is_ended or self._event_log.fenced:
             return None
         now_s, claim_id = self._clock(), statement.request.claim
+        statement = statement.without(self._sight.gone)  # its holder may not know yet
         before = self._book.claims.get(claim_id)
         refusal = self._refusal(statement, before)
         if refusal is not None and before is None:
@@ -170,7 +129,10 @@ class Arbiter:
 
     def close(self, claim: str) -> None:
         """As `ClaimClient.close`."""
-        self._set(self._book.close(claim), self._clock())
+        self._close(claim)
+
+    def _close(self, claim: str, reason: str | None = None) -> None:
+        self._set(self._book.close(claim), self._clock(), reason)
         self._moved_s = self._clock()
         self._wake.set()
 
@@ -181,7 +143,7 @@ class Arbiter:
             "started_s": self.started_s,
             "epoch": self._event_log.epoch,
             "is_deciding": self._may_decide(now_s),
-            "trouble": self._event_log.fenced or self._sight.trouble or self._event_log.trouble,
+            "trouble": self._why_idle(now_s) or self._event_log.trouble,
             **report_of(self._book, self._sight.nodes, now_s),
         }
 
@@ -199,8 +161,7 @@ class Arbiter:
     def _refusal(self, statement: Statement, before: Claim | None) -> CapacityError | None:
         """Why what is asked for could never be placed, where that is new; else None."""
         request = statement.request
-        is_running = before is None and (statement.held or statement.used)
-        if self._capacity is None or is_running:
+        if self._capacity is None or (before is None and self._was_taken_up(statement)):
             return None
         if before is not None and (request.minimum, request.label_selector, request.minimum_class) == (
             before.request.minimum, before.request.label_selector, before.request.minimum_class,
@@ -212,11 +173,18 @@ class Arbiter:
             return error
         return None
 
+    def _was_taken_up(self, statement: Statement) -> bool:
+        """Whether an earlier ledger knew of it: what runs runs, and a machine that is away may come back."""
+        known = self._book.claims.get(statement.request.claim)
+        asked_s = statement.asked_s if known is None else self._clock() - known.opened_s
+        return bool(statement.held or statement.used) or asked_s > _TAKEN_UP_S
+
     def _drop_what_can_never_be(self) -> None:
         """Of claims that came before the capacity was known: when they come again they are refused."""
         for claim in self._book.claims.values():
-            if not claim.held and self._refusal(Statement(claim.request), None) is not None:
-                self.close(claim.id)
+            refusal = None if claim.held else self._refusal(Statement(claim.request), None)
+            if refusal is not None:
+                self._close(claim.id, f"can never be placed: {refusal}")
 
     # Observing.
 
@@ -250,8 +218,12 @@ class Arbiter:
             must_listen = self._is_restarted or not seen.is_idle
             self._not_before_s = self.started_s + _LISTEN_FIRST_S if must_listen else now_s
         claims, unsaid_since_s = self._book.claims.values(), now_s - self._policy.start_limit_s
+        blind_s = 0.0 if self._sight.is_first else now_s - self._sight.began_s
         if self._sight.take_in(seen, claims, began_s, now_s, unsaid_since_s=unsaid_since_s):
             self._moved_s = now_s
+        can_see = not self._sight.blindness(now_s)
+        if can_see and blind_s > _STOOD_STILL_S:  # holders may have been cut off, too
+            self._listen_first(now_s, f"has not seen the cluster for {blind_s:.0f} s")
         self._event_log.nodes = {
             node.id: {"name": node.name or node.id, "type": node.node_type}
             for node in self._sight.nodes.values()
@@ -271,8 +243,7 @@ class Arbiter:
             self._wake.clear()
             now_s = self._clock()
             if now_s - self._passed_s > _STOOD_STILL_S:  # so what holders said meanwhile has not been heard
-                self._not_before_s = max(self._not_before_s, now_s + _LISTEN_FIRST_S)
-                _log.warning("ledger: stood still for %.0f s; listening first", now_s - self._passed_s)
+                self._listen_first(now_s, f"stood still for {now_s - self._passed_s:.0f} s")
             self._passed_s = now_s
             try:
                 if self._may_decide(now_s):
@@ -280,9 +251,18 @@ class Arbiter:
             except Exception:  # a round that fails must not be the last
                 _log.exception("ledger: a round failed")
 
+    def _listen_first(self, now_s: float, reason: str) -> None:
+        self._not_before_s = max(self._not_before_s, now_s + _LISTEN_FIRST_S)
+        _log.warning("ledger: %s; listening first", reason)
+
     def _may_decide(self, now_s: float) -> bool:
-        is_blind = self._sight.is_blind(now_s) or self._sight.began_s <= self._expired_s
-        return not (is_blind or now_s < self._not_before_s or self._event_log.fenced or self._is_ended)
+        return not self._is_ended and not self._why_idle(now_s) and self._sight.began_s > self._expired_s
+
+    def _why_idle(self, now_s: float) -> str:
+        """Why nothing is decided, where that is for longer than a look takes; empty where it is not."""
+        if reason := self._event_log.fenced or self._sight.blindness(now_s):
+            return reason
+        return "the ledger hears its holders before it decides" if now_s < self._not_before_s else ""
 
     def _decide(self, now_s: float) -> None:
         before, nodes = self._book, tuple(self._sight.nodes.values())
@@ -295,6 +275,7 @@ class Arbiter:
                 self._spawn(self._evict(decision))
             elif isinstance(decision, Expire):
                 self._expired_s = now_s
+                self._sight.struck_out(before.claims[decision.claim])
                 self._hurry.set()
                 _log.warning("ledger: claim %s: %s", decision.claim, decision.reason)
         if any(not isinstance(decision, AskNodes | Wait) for decision in decisions):
@@ -344,23 +325,21 @@ class Arbiter:
             self._asked = None
 
     async def _evict(self, decision: Evict) -> None:
+        claim = self._book.claims.get(decision.claim)
+        if claim is None or not (units := Counter(decision.units) & Counter(claim.giving)):
+            return
         try:
-            evict = partial(self._side.evict, decision.claim, decision.units)
+            evict = partial(self._side.evict, claim.id, units, claim.keep)
             ended = await asyncio.get_running_loop().run_in_executor(self._force, evict)
         except Exception as error:
             _log.warning(
                 "ledger: claim %s could not be ended by force (%s); trying again", decision.claim, error
             )
             return
-        claim = self._book.claims.get(decision.claim)
-        starting = claim.starting if claim else {}
-        gone = Counter(
-            {  # what does not run is not there to be ended
-                node: max(ended.get(node, 0), min(units, starting.get(node, 0)))
-                for node, units in decision.units.items()
-            }
-        )
-        if left := dict(Counter(decision.units) - gone):
+        claim = self._book.claims.get(claim.id, claim)
+        units &= Counter(claim.giving)  # its holder may have given some back meanwhile
+        gone = units & (Counter(ended) | Counter(claim.starting))  # what does not run cannot be ended
+        if left := dict(units - gone):
             _log.warning("ledger: claim %s: its holder has to end these by itself: %s", decision.claim, left)
         if any(gone.values()):
             now_s = self._clock()

@@ -19,6 +19,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from eagleray.capacity.events import SCHEMA, Event
@@ -27,12 +28,20 @@ from eagleray.packaging.storage import Folder
 
 MOST_EVENTS = 256
 """In one segment."""
+_LISTENS_S = 3.0
+"""So long after its start a ledger takes for given back what nobody has said to hold."""
 _MOST_KEPT = 100_000
 """In memory, while the storage refuses; the oldest go first."""
 _LOOK_EVERY_S = 10.0
 """For a newer ledger, while there is nothing to write."""
+_MOST_LOOKS = 3
+"""At a next segment that is damaged, before it is left behind."""
 _NAME = re.compile(r"segment-\d{10}\.jsonl")
 _logger = logging.getLogger(__name__)
+
+
+class _Damage(InputError):
+    """What should be a segment is none."""
 
 
 def url_of(storage_url: str, cluster: str) -> str:
@@ -40,26 +49,77 @@ def url_of(storage_url: str, cluster: str) -> str:
     return f"{storage_url.rstrip('/')}/ledger/{cluster}"
 
 
-def read(url: str, *, since_s: float = 0.0) -> Iterator[Event]:
+def read(url: str, *, since_s: float = 0.0, names: dict[str, str] | None = None) -> Iterator[Event]:
     """The events of a log, in their order, those of all ledgers that wrote it.
+
+    A claim that held something to the end of its ledger, and did not go on with the next one, has a `close`
+    here that is in no segment: its cluster has ended, or its holder while there was no ledger.
 
     Args:
         url: The log's folder, as `url_of` gives it; one that does not exist has no events.
         since_s: Seconds since the epoch; events before it are left out.
+        names: Filled, on the way, with what the nodes are called, by id.
 
     Raises:
         InputError: a segment is damaged, or of a schema that this version does not read.
         OSError: the storage cannot be read.
     """
     folder = Folder(url)
-    names = [name for name in folder.list() if _NAME.fullmatch(name)]
-    first = bisect_left(names, since_s, key=lambda name: _header(folder, name)["closed_s"]) if since_s else 0
-    for name in names[first:]:
-        _, *lines = _lines(folder, name)
+    segments = [name for name in folder.list() if _NAME.fullmatch(name)]
+    first = 0
+    if since_s:
+        first = bisect_left(segments, since_s, key=lambda name: _header(folder, name)["closed_s"])
+    standing = _Standing()
+    for name in segments[first:]:
+        header, *lines = _lines(folder, name)
+        standing.begin(header["session"], header.get("started_s", 0.0))
+        if names is not None:
+            names |= {node: about["name"] for node, about in header.get("nodes", {}).items()}
         for line in lines:
             event = Event.from_json(line)
-            if event.time_s >= since_s:
-                yield event
+            found = [*standing.ended_by(event.time_s), event]
+            standing.take(event)
+            yield from (event for event in found if event.time_s >= since_s)
+    yield from (event for event in standing.ended_by(time.time()) if event.time_s >= since_s)
+
+
+class _Standing:
+    """The claims that hold something, from one segment to the next: to close those that nobody has closed."""
+
+    def __init__(self) -> None:
+        self._writer: tuple[str, float] | None = None
+        """Session and start of the ledger that wrote the segment."""
+        self._held: dict[str, Event] = {}
+        """By claim: its last event."""
+        self._left: dict[str, Event] = {}
+        """The same of the ledgers before, of those claims that this one has not heard of."""
+        self._due_s = 0.0
+        """When these have ended."""
+
+    def begin(self, session: str, started_s: float) -> None:
+        """A segment begins; where another ledger wrote it, that opens each claim anew."""
+        before, self._writer = self._writer, (session, started_s)
+        if before is not None and before != self._writer:
+            self._left, self._held = {**self._left, **self._held}, {}
+            self._due_s = started_s + (_LISTENS_S if session == before[0] else 0.0)
+
+    def ended_by(self, time_s: float) -> Iterator[Event]:
+        """What has ended before that time with its ledger."""
+        if time_s <= self._due_s:
+            return
+        for last in self._left.values():
+            at_s = max(self._due_s, last.time_s)
+            reason = "its ledger ended, and it did not go on with the next"
+            units = last.size + (last.units if last.kind in ("notice", "suspend") else 0)
+            yield Event(at_s, "close", last.claim, last.holder, last.rank, reason, units, last.held)
+        self._left = {}
+
+    def take(self, event: Event) -> None:
+        """An event of the ledger whose segment it is."""
+        self._left.pop(event.claim, None)
+        self._held.pop(event.claim, None)
+        if event.held:
+            self._held[event.claim] = event
 
 
 class EventLog:
@@ -104,6 +164,8 @@ class EventLog:
         self._folder: Folder | None = None
         self._number = 0
         """Of the last segment written."""
+        self._num_looks = 0
+        """At a next segment that is damaged."""
         self._epoch: int | None = None
         self._fenced, self._trouble = "", ""
         self._thread = threading.Thread(target=self._run, name="event log", daemon=True)
@@ -151,7 +213,7 @@ class EventLog:
             is_last = self._is_closing
             try:
                 if self._epoch is None:
-                    self._begin()
+                    self._begin(Folder(url_of(self._storage_url, self._cluster)))
                 self._await_work()
                 while self._write():
                     pass
@@ -184,9 +246,8 @@ class EventLog:
         with self._changed:
             self._changed.wait_for(lambda: self._is_closing, self._retry_s)
 
-    def _begin(self, cluster: str | None = None) -> None:
+    def _begin(self, folder: Folder) -> None:
         """Take an epoch, by a segment without events. Raises: OSError."""
-        folder = Folder(url_of(self._storage_url, cluster or self._cluster))
         while True:
             names = [name for name in folder.list() if _NAME.fullmatch(name)]
             number, epoch = _number(names[-1]) + 1 if names else 1, _last_epoch(folder, names) + 1
@@ -195,7 +256,37 @@ class EventLog:
                 return
 
     def _write(self) -> bool:
-        """Write a segment of what waits, or look for a newer ledger; whether more waits. Raises: OSError."""
+        """Write a segment of what waits, or look for a newer ledger; whether more waits.
+
+        Raises:
+            OSError: the storage refuses.
+            InputError: the next segment is there and cannot be read; where it stays damaged, the log goes on
+                behind it.
+        """
+        try:
+            more_waits = self._write_next()
+        except _Damage as damage:
+            self._num_looks += 1
+            if self._num_looks < _MOST_LOOKS:
+                raise
+            self._get_past(damage)
+            more_waits = not self._fenced
+        self._num_looks = 0
+        return more_waits
+
+    def _get_past(self, damage: _Damage) -> None:
+        """Go on behind a next segment that is damaged, unless another ledger has. Raises: OSError."""
+        assert self._folder is not None
+        for name in self._folder.list():
+            if _NAME.fullmatch(name) and name > _name(self._number):
+                with suppress(_Damage):
+                    if _header(self._folder, name).get("started_s") != self._started_s:
+                        self._find_taken(name)
+                        return
+        self._begin(self._folder)
+        _logger.warning("ledger: %s; segment %d goes on, as epoch %d", damage, self._number, self._epoch)
+
+    def _write_next(self) -> bool:
         assert self._folder is not None
         assert self._epoch is not None
         with self._changed:
@@ -238,7 +329,7 @@ class EventLog:
             "of them another name",
             self._cluster, self._folder.url, url_of(self._storage_url, own),
         )  # fmt: skip
-        self._begin(own)
+        self._begin(Folder(url_of(self._storage_url, own)))
 
     def _segment(self, number: int, epoch: int, events: list[Event], dropped: int) -> bytes:
         header = {
@@ -287,8 +378,10 @@ def _lines(folder: Folder, name: str) -> list[dict[str, Any]]:
         known = {"epoch": int, "session": str, "segment": int, "closed_s": int | float}
         is_whole = all(isinstance(header[key], kind) for key, kind in known.items())
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder.url}/{name} is no segment of an event log: {error}") from None
-    if header.get("schema") != SCHEMA or not is_whole:
+        raise _Damage(f"{folder.url}/{name} is no segment of an event log: {error}") from None
+    if header.get("schema") == SCHEMA and not is_whole:
+        raise _Damage(f"{folder.url}/{name} is no segment of an event log: its first line is damaged")
+    if header.get("schema") != SCHEMA:
         raise InputError(
             f"{folder.url}/{name} is of schema {header.get('schema')!r}; this version reads schema {SCHEMA}"
         )

@@ -62,6 +62,9 @@ class Holding:
         self._allotment = Allotment()
         self._leave_by: float | None = None
         self._has_heard = False
+        self._asked_s: float | None = None
+        """Monotonic times: since when a ledger has known of the claim, and it has held nothing."""
+        self._lacked_s = float("-inf")
         self._answered_s = float("-inf")
         self._refusal: InputError | CapacityError | None = None
         self._held: Counter[str] = Counter()
@@ -212,8 +215,18 @@ class Holding:
     def _exchange(self) -> None:
         with self._changed:
             seen, returned = self._allotment.version, Counter(self._returned)
-            held = dict(self._held - returned)
-            statement = Statement(self._request, seen, held, self._used, self._facts)
+            held, now_s = dict(self._held - returned), time.monotonic()
+            if held or self._asked_s is None:
+                self._lacked_s = now_s
+            statement = Statement(
+                self._request,
+                seen,
+                held,
+                self._used,
+                self._facts,
+                asked_s=0.0 if self._asked_s is None else now_s - self._asked_s,
+                lacked_s=now_s - self._lacked_s,
+            )
         try:
             answer = self._client.exchange(statement)
         except (InputError, CapacityError) as error:
@@ -253,6 +266,7 @@ class Holding:
             if self._is_closing.is_set():
                 return
             self._answered_s = time.monotonic()
+            self._asked_s = self._answered_s if self._asked_s is None else self._asked_s
             is_new = answer.version > self._allotment.version or not self._has_heard
             is_late = answer.version < self._allotment.version
             if counted is not None:

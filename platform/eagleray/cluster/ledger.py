@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from eagleray.capacity.claims import Settings
-from eagleray.cluster import settings, state
+from eagleray.cluster import head_actor, settings, state
 from eagleray.cluster.arbiter import POLICY
-from eagleray.cluster.names import LEDGER, NAMESPACE, ON_HEAD
+from eagleray.cluster.names import LEDGER, NAMESPACE
 from eagleray.cluster.profiles import Profile
 from eagleray.cluster.state import ClusterState
 from eagleray.errors import ClusterError
@@ -64,20 +64,7 @@ def start(wanted: LedgerSettings) -> Any:
     from eagleray.cluster.ledger_actor import LedgerActor
     from eagleray.cluster.observation_ray260 import expect_ledger, gcs_client
 
-    actor: Any = (
-        ray.remote(LedgerActor)
-        .options(
-            name=LEDGER,
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            max_restarts=-1,
-            max_concurrency=_MAX_CALLS,
-            num_cpus=0,
-            resources=dict(ON_HEAD),
-        )
-        .remote(wanted.to_json())
-    )
+    actor = head_actor.start(LedgerActor, LEDGER, wanted.to_json(), max_calls=_MAX_CALLS)
     try:
         ray.get(actor.ping.remote(), timeout=_READY_S)
     except RayError as error:

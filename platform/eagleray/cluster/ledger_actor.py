@@ -30,6 +30,7 @@ class LedgerActor:
         log = EventLog(wanted.storage_url, wanted.cluster, session())
         is_restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         policy = patient(wanted.policy, profiles.of_environment())
+        self._lease_s = policy.lease_s
         self._arbiter = Arbiter(RaySide(), log, is_restarted=is_restarted, policy=policy)
         self._arbiter.start()
 
@@ -52,12 +53,13 @@ class LedgerActor:
         return {"cluster": self._cluster, "version": __version__, **self._arbiter.report()}
 
     async def ping(self) -> dict[str, Any]:
-        """Which process this is, and of which version."""
+        """Which process this is, of which version, and how long a holder may be silent."""
         import os
 
         from eagleray import __version__
 
-        return {"pid": os.getpid(), "version": __version__, "cluster": self._cluster}
+        known = {"pid": os.getpid(), "version": __version__, "cluster": self._cluster}
+        return {**known, "lease_s": self._lease_s}
 
     async def end(self) -> None:
         """As Arbiter."""

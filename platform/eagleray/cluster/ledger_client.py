@@ -64,7 +64,7 @@ class LedgerClient:
 
     def _ask(self, limit_s: float, method: str, *arguments: Any) -> Any:
         import ray
-        from ray.exceptions import RayActorError, RayError, RayTaskError
+        from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
         if (actor := self._handle()) is None:
             return None
@@ -74,6 +74,8 @@ class LedgerClient:
             if isinstance(error.cause, EaglerayError):
                 raise error.cause from None
             raise
+        except ActorUnavailableError:  # it lives, and to look it up may take a minute while the GCS is away
+            pass
         except RayActorError:
             self._forget(actor)
         except RayError:  # among them GetTimeoutError: it is being started again, or the GCS is away

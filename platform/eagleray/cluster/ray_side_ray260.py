@@ -24,9 +24,9 @@ from eagleray.capacity.decisions import Ask, Units
 from eagleray.capacity.placement import Capacity
 from eagleray.capacity.resources import Resources, num_fitting
 from eagleray.cluster import capacity_ray260, observation_ray260
-from eagleray.cluster.arbiter import Held
 from eagleray.cluster.names import ASK_GROUP, CLAIM_GROUP, NODE_ID_LABEL
 from eagleray.cluster.observation_ray260 import groups
+from eagleray.cluster.side import Held
 from eagleray.cluster.sight import Seen
 
 REQUESTER = "eagleray-ledger"
@@ -133,17 +133,19 @@ class RaySide:
                 _remove(one.id)
         self._surplus = left
 
-    def evict(self, claim: str, units: Units) -> dict[str, int]:
+    def evict(self, claim: str, units: Units, keep: Units) -> dict[str, int]:
         """As Side: removes the claim's placement groups on these nodes, the newest first.
 
-        With a group end the workers in it. What lies in no group that is named after the claim goes on.
+        With a group end the workers in it. What lies in no group that is named after the claim goes on. So do
+        as many as are kept: the holder may have removed the others, and not have said so yet.
         """
-        left, chosen = Counter(units), dict[str, Counter[str]]()
         found = [
             (group["name"], group_id, Counter(group["bundles_to_node_id"].values()))
             for group_id, group in groups(f"{CLAIM_GROUP}{claim}:")
             if group["state"] == "CREATED" and ":" not in group["name"].removeprefix(f"{CLAIM_GROUP}{claim}:")
         ]
+        in_all = sum((there for *_, there in found), Counter[str]())
+        left, chosen = Counter(units) & (in_all - Counter(keep)), dict[str, Counter[str]]()
         for _, group_id, there in sorted(found, key=lambda group: (len(group[0]), group[0]), reverse=True):
             if there and there <= left:
                 left -= there

@@ -44,6 +44,8 @@ class Sight:
         """By id, with what runs there without a claim."""
         self.free: dict[str, Resources] = {}
         """By node: what Ray says is not in use."""
+        self.gone: set[str] = set()
+        """Nodes that were there once, or on which claims held something, and are not there."""
         self.trouble = ""
         """Why the cluster cannot be looked at, in words; empty where it can."""
         self._seen_s: float | None = None
@@ -60,9 +62,16 @@ class Sight:
         """Whether there was no look yet."""
         return self._seen_s is None
 
-    def is_blind(self, now_s: float) -> bool:
-        """Whether the last look failed, or is too long ago to decide by."""
-        return self._seen_s is None or bool(self.trouble) or now_s - self._seen_s > _BLIND_S
+    def blindness(self, now_s: float) -> str:
+        """Why there is nothing to decide by, in words; empty where the last look is new enough."""
+        if self.trouble:
+            return self.trouble
+        if self._seen_s is None:
+            return "the cluster has not been looked at yet"
+        age_s = now_s - self._seen_s
+        if age_s <= _BLIND_S:
+            return ""
+        return f"not all of the cluster has been seen for {age_s:.0f} s; what is held goes on to hold"
 
     def lose(self, error: Exception, now_s: float) -> bool:
         """A look has failed; whether the one before had not."""
@@ -70,6 +79,10 @@ class Sight:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         self.trouble = f"the cluster cannot be observed ({reason}); what is held goes on to hold"
         return is_new
+
+    def struck_out(self, claim: Claim) -> None:
+        """`claim` is none any more, and what its holder said to run may run on: the next look tells."""
+        self.nodes = {name: node.after_end_of(claim) for name, node in self.nodes.items()}
 
     def given_back(self, claim: Claim, units: Units, now_s: float) -> None:
         """`units` of `claim` were given back, or have ended."""
@@ -109,6 +122,8 @@ class Sight:
                 unsaid_since_s=unsaid_since_s,
                 leaving=leaving.get(node.id, {}),
             )
+        held_on = {node for claim in claims for node in claim.held}
+        self.gone = (self.gone | self.nodes.keys() | held_on) - there
         has_changed, self.nodes = found != self.nodes, found
         self.began_s, self._seen_s = began_s, now_s
         self.free = {

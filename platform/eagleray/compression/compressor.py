@@ -1,7 +1,8 @@
 """Compressors: how the mean of a bucket's gradients comes about with fewer bytes. One file each.
 
-`compressors.py` lists them. To add one, write a class with the methods of `Compressor` and register it there;
-or leave it where it is, and name it in the spec as `module:name` (examples/compression/ternary.py).
+`compressors.py` lists them. To add one, write a class with the methods of `Compressor`, register it there,
+and add its name to the kinds of `specs/compression.py`; or leave it where it is, and name it in the spec as
+`module:name` (examples/compression/ternary.py).
 """
 
 from __future__ import annotations

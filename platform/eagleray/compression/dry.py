@@ -19,7 +19,7 @@ def sample_of(layout: Layout, most: int) -> tuple[Layout, Bucket]:
     for place in reversed(layout.places.values()):
         if numel >= most:
             break
-        row = max(1, place.numel // place.shape[0]) if place.shape else 1
+        row = max(1, place.numel // max(1, place.shape[0])) if place.shape else 1
         rows = min(place.shape[0], max(1, (most - numel) // row)) if place.shape else 1
         shape = (rows, *place.shape[1:]) if place.shape else ()
         chosen.append((place, shape))

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -220,8 +221,22 @@ class Engine:
             raise
 
     def _start(self, job: Job) -> None:
-        """Begin a bucket: up to its first wait."""
+        """Begin a bucket: up to its first wait.
+
+        On CUDA its buffers, too, are made on the engine's stream: what fills them would else run on another,
+        behind all of backward, maybe after the first encode.
+        """
         self._wire.settle(job.step.number)
+        if job.ready is None:
+            self._begin(job)
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(job.gradient.device)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(job.ready)
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
         plan = self._plan_of(job)
         work = job.gradient
         if work.dtype != torch.float32 and not self.compressor.keeps_dtype:
@@ -230,19 +245,11 @@ class Engine:
             work = self._copies[job.bucket.key]
         running = Running(job, work, plan.run(work, job.step))
         self._running.append(running)
-        self._advance(running)
+        self._move(running)
 
     def _advance(self, running: Running) -> None:
         """One move of a bucket; where it was the last, the future is done."""
-        job = running.job
-        if job.ready is None:
-            self._move(running)
-            return
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(job.gradient.device)
-        with torch.cuda.stream(self._stream):
-            if not running.has_begun:
-                self._stream.wait_event(job.ready)
+        with nullcontext() if running.job.ready is None else torch.cuda.stream(self._stream):
             self._move(running)  # the future records an event on this stream, for which DDP waits
 
     def _move(self, running: Running) -> None:

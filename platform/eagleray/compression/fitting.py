@@ -21,13 +21,30 @@ from eagleray.specs.compression import CompressionSpec
 _TIMEOUT_S = 600.0
 
 
-def settings_of(compression: Any) -> tuple[CompressionSpec, Compressor]:
+def settings_of(compression: Any, model: DistributedDataParallel) -> tuple[CompressionSpec, Compressor]:
     """The spec, or the defaults beside a compressor, and what exchanges. Raises: InputError: see `attach`."""
+    wide = next((n for n, p in model.module.named_parameters() if p.requires_grad and _is_wide(p)), None)
+    settings, compressor = _settings_of(compression, is_exact=wide is not None)
+    if wide is not None and not compressor.keeps_dtype:
+        raise InputError(
+            f"{wide} is torch.float64, and compression {compressor.name} would round its gradient to float32 "
+            "and less; take none or auto, which is exact then, or make the parameter float32"
+        )
+    return settings, compressor
+
+
+def _is_wide(parameter: torch.Tensor) -> bool:
+    return parameter.dtype == torch.float64
+
+
+def _settings_of(compression: Any, *, is_exact: bool) -> tuple[CompressionSpec, Compressor]:
     if isinstance(compression, str):
         compression = {"kind": compression}
     if isinstance(compression, Mapping):
         compression = validate(CompressionSpec, compression, name="compression")
     if isinstance(compression, CompressionSpec):
+        if is_exact and compression.kind == "auto":
+            compression = compression.model_copy(update={"fidelity": "exact"})
         return compression, make_compressor(compression)
     missing = lacking(compression)
     if isinstance(compression, type) or {"bind", "plan"} <= set(missing):

@@ -14,16 +14,18 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import groups
-from eagleray.compression import fitting, state
+from eagleray.compression import alike, fitting, state
 from eagleray.compression.automatic import Auto, Choice
 from eagleray.compression.compressor import Compressor
 from eagleray.compression.engine import Engine
+from eagleray.compression.guard import Alone
 from eagleray.compression.jobs import Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
-from eagleray.compression.optimizer import Paired, pair, thaw
+from eagleray.compression.optimizer import MomentumAdam, Paired, pair, thaw
 from eagleray.compression.own import try_out
 from eagleray.compression.stats import NonFinite, Stats
+from eagleray.compression.topk import TopK
 from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError
 from eagleray.groups import Group
@@ -43,15 +45,17 @@ class Hook:
         is_rehearsed: bool,
         owns_group: bool,
         keeps_each_rank: bool = False,
+        optimizer: torch.optim.Optimizer | None = None,
     ):
         self._group, self._owns_group, self._keeps_each_rank = group, owns_group, keeps_each_rank
         self._model = model
+        self._optimizer = optimizer if isinstance(optimizer, MomentumAdam) else None
         self._names = {parameter: name for name, parameter in model.module.named_parameters()}
         self._buckets: dict[tuple[int, ...], Bucket] = {}
         parameter = fitting.first_parameter(model)
         self.memory = Memory(layout, torch.device("cpu") if parameter is None else parameter.device)
         self._engine = Engine(compressor, group, layout, self.memory)
-        self._is_rehearsed = is_rehearsed
+        self._exchanges, self._alone = group.world_size > 1 or is_rehearsed, Alone()
         self._step = 1
         self._loss_scale = 1.0
 
@@ -74,7 +78,7 @@ class Hook:
 
     def non_finite(self) -> NonFinite:
         """How many steps had a gradient that was not finite on some rank; the same on all ranks."""
-        return self._engine.guard.non_finite
+        return self._engine.guard.non_finite if self._exchanges else self._alone.non_finite()
 
     def set_loss_scale(self, scale: float) -> None:
         """Say by how much the next gradients are multiplied, as by a gradient scaler: residuals are not."""
@@ -127,7 +131,7 @@ class Hook:
             found["automatic"] = compressor.state_dict()
         return found
 
-    def follow(self, earlier: "Hook", *, num_lost: int, is_even: bool) -> None:
+    def follow(self, earlier: "Hook", *, num_lost: int, is_even: bool) -> state.Lost:
         """Take over, before the first step, what an earlier hook of the same model on this rank has kept.
 
         Args:
@@ -135,18 +139,31 @@ class Hook:
             num_lost: how many ranks were lost since: what they owed goes with them.
             is_even: every rank keeps the mean of what all owe (`even_out`), so its weight is right with any
                 number of them.
+
+        Returns what of it was lost with the ranks that were.
         """
+        lost = state.Lost(0, 0.0, 0.0)
         earlier.memory.take_back()  # of a step that a loss cut off, as far as it was copied
         self.memory.flats, self.memory.tensors = earlier.memory.flats, earlier.memory.tensors
         self.memory.owe(self.compressor.sends_residual)
         if not is_even:
             before = earlier._group.world_size  # and not of a formation that broke before it came about
             left = max(1, before - num_lost)
-            state.reweigh(self.memory, before, left)
+            lost = state.reweigh(self.memory, before, left)
             state.reweigh(self.memory, left, self._group.world_size)
         compressor, other = self.compressor, earlier.compressor
         if isinstance(compressor, Auto) and isinstance(other, Auto):
             compressor.load_state_dict(other.state_dict())
+        return lost
+
+    def common_state(self) -> dict[str, Any]:
+        """What all ranks must have alike, as this one has it: for the others, after a step that broke."""
+        return alike.given(self.memory)
+
+    def take_common_state(self, theirs: Mapping[str, Any]) -> None:
+        """Have it as another rank has it (its `common_state`); before the first step, after `follow`."""
+        alike.take(self.memory, theirs)
+        self.memory.owe(self.compressor.sends_residual)
 
     def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> list[str]:
         """Take a state before the first step, of any number of ranks and any compressor; all must load it.
@@ -177,6 +194,7 @@ class Hook:
     def close(self) -> None:
         """End the engine's thread, and the group if `attach` made it. Twice is fine."""
         self._engine.close()
+        self._alone.non_finite()  # it lets go of DDP's buffers
         if self._owns_group:
             groups.close(self._group)
 
@@ -186,14 +204,17 @@ class Hook:
         is_cuda = gradient.is_cuda
         future: Future[Tensor] = Future(devices=[gradient.device]) if is_cuda else Future()
         step = Step(self._step, bucket.index(), self._loss_scale)
+        if self._optimizer is not None and step.bucket == 0:
+            self._optimizer.forget()  # a step that broke, or was skipped, has left in it what it expected
         if bucket.is_last():
             self._step += 1
-        if self._group.world_size == 1 and not self._is_rehearsed:
+        if not self._exchanges:
+            self._alone.see(self._bucket(bucket), gradient, is_first=step.bucket == 0)
             future.set_result(gradient)
             return future
         ready = torch.cuda.current_stream(gradient.device).record_event() if is_cuda else None
         job = Job(self._bucket(bucket), gradient, step, future, ready, bucket.is_last())
-        if self._model._join_config.enable and isinstance(self.compressor, Paired):
+        if self._model._join_config.enable and self._sends_momentum():
             job.failure = InputError(
                 f"compression {self.compressor.name} does not work within join(): a rank that has ended "
                 "takes no optimizer steps, so that its momentum is not the others'; choose another one"
@@ -202,6 +223,11 @@ class Hook:
         else:
             self._engine.submit(job)
         return self._watch(job) if bucket.is_last() else future
+
+    def _sends_momentum(self) -> bool:
+        """Whether, in this step or a later one, the optimizer's momentum travels."""
+        compressor = self.compressor
+        return compressor.may_pair() if isinstance(compressor, Auto) else isinstance(compressor, Paired)
 
     def _watch(self, job: Job) -> Future[Tensor]:
         """Let backward raise the failure of this step's buckets, of which `job` is the last to be exchanged.
@@ -258,20 +284,21 @@ def attach(
         optimizer: what takes the steps: `auto` leaves out what does not suit it; onebit_adam and fourbit_adam
             need a MomentumAdam. None: not known.
         rehearse: a rank that is alone, and sends nothing, gets the gradient that compression would have left
-            of it. None: as the spec says.
+            of it. None: as the spec says. topk with a momentum, which the optimizer then lacks, always does.
 
     Raises:
         SpecError: there is no such kind, or a setting of it is not right.
         InputError: this is no DDP model, or no compression; the model has mixed_precision, a hook already,
-            complex parameters or an embedding with sparse gradients, or shares `group` for its own messages;
-            `group` has other ranks, or is gloo's and the model on GPUs; `keep_dense` names no parameter;
-            compression and optimizer do not fit; a compressor of one's own does not do what it must
-            (`own.try_out`); or another rank has another model, other compression or other settings of it.
+            complex parameters or an embedding with sparse gradients, float64 ones that the compression would
+            round, or shares `group` for its own messages; `group` has other ranks, or is gloo's and the model
+            on GPUs; `keep_dense` names no parameter; compression and optimizer do not fit; a compressor of
+            one's own does not do what it must (`own.try_out`); or another rank has another model, other
+            compression or other settings of it.
         PeerLost: another rank did not come.
     """
     fitting.require_ddp(model)
     _require_free(model)
-    settings, compressor = fitting.settings_of(compression)
+    settings, compressor = fitting.settings_of(compression, model)
     if optimizer is not None:
         thaw(optimizer)
     meet = compressor.pair if isinstance(compressor, Auto) else partial(pair, compressor)
@@ -294,9 +321,10 @@ def attach(
             compressor,
             group,
             layout,
-            is_rehearsed=(settings.rehearse if rehearse is None else rehearse) and compressor.is_lossy,
+            is_rehearsed=_is_rehearsed(compressor, settings.rehearse if rehearse is None else rehearse),
             owns_group=owns_group,
             keeps_each_rank=settings.residuals == "per_rank",
+            optimizer=optimizer,
         )
     except BaseException:
         if owns_group:
@@ -310,6 +338,12 @@ def attach(
             f"this model has a communication hook already, and DDP takes one only: {error}"
         ) from error
     return hook
+
+
+def _is_rehearsed(compressor: Compressor, is_asked_for: bool) -> bool:
+    """Whether a rank alone encodes and decodes: where asked for, or where the momentum is in it."""
+    has_momentum = isinstance(compressor, TopK) and compressor.momentum > 0
+    return has_momentum or (is_asked_for and compressor.is_lossy)
 
 
 def _require_free(model: DistributedDataParallel) -> None:

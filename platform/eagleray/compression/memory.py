@@ -69,8 +69,8 @@ class Memory:
 
     def owe(self, is_sent: Callable[[Place], bool]) -> None:
         """Another compressor takes over, which sends the residual of these: note whose are to be repaid."""
-        if RESIDUAL in self.flats:
-            self.owed = {name for name, place in self.layout.places.items() if not is_sent(place)}
+        has_any = RESIDUAL in self.flats
+        self.owed = {name for name, place in self.layout.places.items() if has_any and not is_sent(place)}
 
     def repay(self, parts: Iterable[tuple[Place, int]], gradient: Tensor, loss_scale: float) -> None:
         """Add to the gradient what nothing else would send of these parameters, and forget it.
@@ -114,15 +114,24 @@ class Memory:
         """Whether `take_back` would bring all of it back; also where there is nothing."""
         return not self.flats or all(place.name in self._kept for place in places)
 
-    def take_back(self) -> None:
-        """Make what was copied in this step what it was then; what has come since is zero, or gone."""
+    def take_back(self, *, has_all: bool = True) -> None:
+        """Make what was copied in this step what it was then; what has come since is zero, or gone.
+
+        Args:
+            has_all: all of it was copied, on all ranks. Else slots of rule "same" stay: all ranks have
+                changed them alike, but not all have copied the same parameters.
+        """
         for name, (place, slots, before) in self._kept.items():
-            for slot, (_, flat) in self.flats.items():
+            for slot, (rule, flat) in self.flats.items():
+                if rule == "same" and not has_all:
+                    continue
                 if slot in slots:
                     _part(flat, place).copy_(_part(self._copies[slot], place))
                 else:
                     _part(flat, place).zero_()
-            for slot, (_, named) in self.tensors.items():
+            for slot, (rule, named) in self.tensors.items():
+                if rule == "same" and not has_all:
+                    continue
                 if slot in before and name in named and named[name].shape == before[slot].shape:
                     named[name].copy_(before[slot])
                 elif slot in before:

@@ -58,8 +58,9 @@ class Meter:
         job = running.job
         if running.signal is not None:
             lost, signal = float(self._over_residual(job, lambda start, kept: kept)), float(running.signal)
-            running.error = math.sqrt(lost / max(signal, 1e-38))
-            self._lost, self._wanted = self._lost + lost, self._wanted + signal
+            if math.isfinite(lost) and math.isfinite(signal):  # a step that is skipped says nothing
+                running.error = math.sqrt(lost / max(signal, 1e-38))
+                self._lost, self._wanted = self._lost + lost, self._wanted + signal
         if job.is_last and self._wanted:
             self._error = math.sqrt(self._lost / self._wanted)
             self._lost = self._wanted = 0.0

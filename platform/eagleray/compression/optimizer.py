@@ -106,6 +106,10 @@ class MomentumAdam(Adam):
         """Say what the parameter's next gradient is."""
         (self._momenta.add if momentum else self._momenta.discard)(parameter)
 
+    def forget(self) -> None:
+        """A backward pass begins: its gradients are plain ones, but for those that are said to be others."""
+        self._momenta.clear()
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step with what is in `.grad`; see `Adam.step`."""

@@ -120,7 +120,7 @@ class TopKPlan:
     def _add_momentum(self, gradient: Tensor, momentum: Tensor, step: Step) -> None:
         """Make the means of dense parameters their momentum, where they are finite and not 0."""
         for place, start in self._bucket.parts:
-            if place.is_dense:
+            if place.is_dense and place.numel:
                 mean = gradient[start : start + place.numel]
                 kept = momentum[place.start : place.start + place.numel]
                 most = mean.abs().amax()

@@ -360,7 +360,7 @@ class Wire:
             (dist.isend, outgoing[p], p) for p in self.peers
         ]
         operations = [
-            dist.P2POp(function, message.data, peer, self.group.process_group)
+            dist.P2POp(function, message.data, group=self.group.process_group, group_peer=peer)
             for function, message, peer in pairs
             if message is not None
         ]

@@ -1,8 +1,7 @@
 """Who held what over time, from the ledger's events: as step curves, and as one PNG.
 
-An event tells all that its claim holds, so the curves need no other source. It tells the class of one unit
-only, the one that the event is about; so holders are told apart by what they do: serve, train, tune, or run a
-plain job.
+An event tells all that its claim holds, so the curves need no other source. Holders are told apart by what
+they do: serve, train, tune, or run a plain job.
 """
 
 from __future__ import annotations

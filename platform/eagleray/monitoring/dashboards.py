@@ -116,6 +116,7 @@ def training_panels() -> tuple[Panel, ...]:
             description="What compression sends besides gradients.",
         ),
         _lines("Link use per worker", gauge(f"{train}link_bytes_per_second"), unit="Bps"),
+        *_bucket_panels(),
         _lines(
             "World size and nodes",
             gauge(f"{train}workers", "{{run}} workers"),
@@ -126,11 +127,43 @@ def training_panels() -> tuple[Panel, ...]:
             gauge("eagleray_goodput_ratio"),
             description="1 less what was lost, evaluations, and what comes after the last step.",
         ),
+        _lines(
+            "Lost residuals",
+            total(f"{train}lost_residuals_total"),
+            description="Workers that were lost while compression still owed something of theirs.",
+        ),
         _lines("Lost time", gauge("eagleray_lost_seconds", "{{run}} {{cause}}")),
         _lines("Checkpoint time", gauge(f"{train}checkpoint_seconds")),
         _lines("Steps per second", rate(f"{train}steps_total"), unit="suffix: steps/s"),
         _lines("Learning rate", gauge(f"{train}learning_rate")),
     )
+
+
+def _bucket_panels() -> list[Panel]:
+    """What compression does with each of DDP's buckets."""
+    name, legend = "eagleray_train_bucket_", "{{run}} {{bucket}}"
+    said = "Of each of DDP's buckets, in the order of the backward pass; told at each checkpoint."
+    return [
+        _lines(
+            "Buckets: bytes of a step",
+            gauge(f"{name}sent_bytes", f"{legend} sent"),
+            gauge(f"{name}payload_bytes", f"{legend} payload"),
+            description=said,
+        ),
+        _lines(
+            "Buckets: compression ratio", gauge(f"{name}ratio", legend), unit="suffix:x", description=said
+        ),
+        _lines("Buckets: relative error", gauge(f"{name}relative_error", legend), description=said),
+        _lines(
+            "Buckets: engine's time of a step",
+            gauge(f"{name}codec_seconds", f"{legend} codec"),
+            gauge(f"{name}exchange_seconds", f"{legend} network"),
+            description=said,
+        ),
+        _lines(
+            "Buckets: link use", gauge(f"{name}link_bytes_per_second", legend), unit="Bps", description=said
+        ),
+    ]
 
 
 def training_dashboard(datasource: tuple[str, str] | None = None) -> dict[str, Any]:

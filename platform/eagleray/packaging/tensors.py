@@ -81,14 +81,27 @@ class Image:
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether `tensors` have the names, dtypes and shapes of this image. Raises: TypeError, as above."""
-        return _layout(tensors) == self._layout
+        if tensors.keys() != self._views.keys():
+            return _layout(tensors) == self._layout  # which says what cannot be saved
+        for name, view in self._views.items():
+            tensor = tensors[name]
+            is_like = tensor.dtype == view.dtype and tensor.shape == view.shape
+            if not is_like or tensor.layout != view.layout or tensor.is_quantized or tensor.is_meta:
+                return _layout(tensors) == self._layout
+        return True
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors`, which must fit, into the file; when this returns they may change again."""
         import torch
 
-        for name, view in self._views.items():
-            view.copy_(tensors[name].detach(), non_blocking=self._is_pinned)
+        if not self._views:
+            return
+        with torch.no_grad():  # all in one call: by name it takes three times as long
+            torch._foreach_copy_(
+                list(self._views.values()),
+                [tensors[name] for name in self._views],
+                non_blocking=self._is_pinned,
+            )
         if self._is_pinned:
             torch.cuda.synchronize()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -63,17 +64,18 @@ def _tagged(tensors: Mapping[str, Tensor], json: dict[str, Any]) -> Any:
 
 
 def _encode(tree: Any, path: str, tensors: dict[str, Tensor]) -> Json:
+    """What is frequent comes first: a step waits for this."""
     if tree is None or isinstance(tree, bool | str) or type(tree) is int:
         return tree
     if type(tree) is float:
         return tree if math.isfinite(tree) else {_TAG: "float", "value": repr(tree)}
-    if isinstance(tree, Mapping):
+    if _is_tensor(tree):
+        return {_TAG: "tensor", "value": _name(tree, path, tensors)}
+    if isinstance(tree, dict | Mapping):
         return _encode_mapping(tree, path, tensors)
     if isinstance(tree, list | tuple):
         items = [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(tree)]
         return {_TAG: "tuple", "value": items} if isinstance(tree, tuple) else items
-    if _is_tensor(tree):
-        return {_TAG: "tensor", "value": _name(tree, path, tensors)}
     raise TypeError(
         f"{path or '/'}: a {type(tree).__module__}.{type(tree).__qualname__} cannot be saved; "
         "save tensors, numbers, strings, bools, None, and dicts, lists and tuples of them"
@@ -95,15 +97,21 @@ def _encode_mapping(tree: Mapping[Any, Any], path: str, tensors: dict[str, Tenso
 
 
 def _is_tensor(value: Any) -> bool:
-    if "torch" not in type(value).__module__ and not hasattr(value, "data_ptr"):
+    return _is_tensor_type(type(value))
+
+
+@cache
+def _is_tensor_type(kind: type) -> bool:
+    if not hasattr(kind, "data_ptr"):
         return False
     from torch import Tensor
 
-    return isinstance(value, Tensor)
+    return issubclass(kind, Tensor)
 
 
 def _escape(key: Any) -> str:
-    return str(key).replace("~", "~0").replace("/", "~1")
+    text = str(key)
+    return text.replace("~", "~0").replace("/", "~1") if "~" in text or "/" in text else text
 
 
 def _name(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:

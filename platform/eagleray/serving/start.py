@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from eagleray.cluster import ledger, settings, state
+from eagleray.cluster import head_actor, ledger, settings, state
 from eagleray.cluster.files import read_json
 from eagleray.cluster.names import NAMESPACE, ON_HEAD
 from eagleray.cluster.probing import answers
@@ -57,24 +57,9 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
 
 def start(wanted: ControllerSettings) -> Any:
     """The cluster's serving controller, started where there is none; Ray is connected to the cluster."""
-    import ray
-
     from eagleray.serving.controller_actor import ControllerActor
 
-    return (
-        ray.remote(ControllerActor)
-        .options(
-            name=CONTROLLER,
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            max_restarts=-1,
-            max_concurrency=_MAX_CALLS,
-            num_cpus=0,
-            resources=dict(ON_HEAD),
-        )
-        .remote(wanted.to_json())
-    )
+    return head_actor.start(ControllerActor, CONTROLLER, wanted.to_json(), max_calls=_MAX_CALLS)
 
 
 def directory_on_head(cluster: str) -> str:

@@ -51,8 +51,8 @@ class CompressionSpec(Spec):
     is a compressor of your own (docs/compression.md), in the spec's `code` or installed."""
     fidelity: Fidelity = "high"
     """How much `auto` may lose: exact: nothing; high: bf16, fp16, int8, int8_ring too; medium: int4,
-    onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too. A run with training.precision
-    float64 is exact whatever this says; compression.attach in a script is not."""
+    onebit_adam and fourbit_adam too; low: powersgd, topk and randomk too. Where parameters are float64, it
+    is exact whatever this says."""
     block_size: int | None = Field(default=None, ge=8, le=4096)
     """Elements that share a scale, a power of two (int8, int4, int8_ring, randomk and the Adam pairs). Where
     not given: 256, and 128 for four bits."""

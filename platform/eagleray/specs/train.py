@@ -283,6 +283,12 @@ class TrainSpec(FileSpec):
                 "another compression"
             )
             raise located([(("compression", "kind"), sentence, kind)])
+        if self.training.precision == "float64" and kind not in ("none", "auto") and ":" not in kind:
+            sentence = (
+                f"{kind!r} would round gradients that training.precision 'float64' makes; use none or auto, "
+                "which is exact then, or precision 'float32'"
+            )
+            raise located([(("compression", "kind"), sentence, kind)])
         name, momentum = (
             ("momentum", optimizer.momentum) if optimizer.kind == "sgd" else ("betas[0]", optimizer.betas[0])
         )

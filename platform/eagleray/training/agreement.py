@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,8 @@ class Agreement:
 
     def __init__(self, group: Group):
         self._group = group
+        self.is_waiting = False
+        """It waits for what the others say."""
 
     def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """The sum of each value over the ranks, in float64. All ranks give the same names in the same order.
@@ -99,44 +101,44 @@ class Agreement:
     ) -> tuple[dict[str, Tensor], Any]:
         """What `source` gives: tensors (any dtype, to the CPU) and a document of JSON values, on all ranks.
 
-        The others' arguments do not matter. It is sent in two pieces, however many tensors there are.
+        The others' arguments do not matter. Small tensors travel together, and nobody holds more than one
+        such parcel beside the tensors.
 
         Raises: PeerLost
         """
         is_source = self._group.rank == source
-        packed = torch.empty(0, dtype=torch.uint8)
-        line = b""
+        ours, line = dict(tensors or {}) if is_source else {}, b""
         if is_source:
-            assert tensors is not None
             heads = [
-                [name, str(one.dtype).removeprefix("torch."), list(one.shape)]
-                for name, one in tensors.items()
+                [name, str(one.dtype).removeprefix("torch."), list(one.shape)] for name, one in ours.items()
             ]
             line = json.dumps([heads, document]).encode()
-            pieces = [
-                one.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for one in tensors.values()
-            ]
-            packed = torch.cat(pieces) if pieces else packed
-        sizes = torch.tensor([len(line), packed.numel()], dtype=torch.int64)
-        self._send(source, sizes)
+        size = torch.tensor([len(line)], dtype=torch.int64)
+        self._send(source, size)
         text = (
             torch.tensor(list(line), dtype=torch.uint8)
             if is_source
-            else torch.empty(int(sizes[0]), dtype=torch.uint8)
+            else torch.empty(int(size), dtype=torch.uint8)
         )
         self._send(source, text)
         heads, document = json.loads(bytes(text.numpy().tobytes()))
-        if not is_source:
-            packed = torch.empty(int(sizes[1]), dtype=torch.uint8)
+        found = (
+            [one.detach().cpu().contiguous() for one in ours.values()]
+            if is_source
+            else [torch.empty(shape, dtype=getattr(torch, dtype)) for _, dtype, shape in heads]
+        )
+        for parcel in _parcels([_bytes_of(one) for one in found]):
+            self._send_together(source, parcel)
+        return {name: one for (name, _, _), one in zip(heads, found, strict=True)}, document
+
+    def _send_together(self, source: int, tensors: Sequence[Tensor]) -> None:
+        """From `source` to all, in place; flat tensors of bytes."""
+        packed = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
         for piece in packed.split(_PIECE_BYTES):
             self._send(source, piece)
-        found, start = {}, 0
-        for name, dtype, shape in heads:
-            kind = getattr(torch, dtype)
-            size = torch.Size(shape).numel() * kind.itemsize
-            found[name] = packed[start : start + size].clone().view(kind).view(shape)
-            start += size
-        return found, document
+        if len(tensors) > 1 and self._group.rank != source:
+            for tensor, values in zip(tensors, packed.split([one.numel() for one in tensors]), strict=True):
+                tensor.copy_(values)
 
     def average_buffers(self, module: nn.Module) -> None:
         """Average the module's floating buffers over the ranks, in place; others become those of rank 0.
@@ -206,10 +208,13 @@ class Agreement:
             raise self._lost(what, error) from error
 
     def _attempt(self, start, what: str) -> None:
+        self.is_waiting = True
         try:
             start().wait()
         except RuntimeError as error:
             raise self._lost(what, error) from error
+        finally:
+            self.is_waiting = False
 
     def _wait(self, work: dist.Work, what: str) -> None:
         self._attempt(lambda: work, what)
@@ -220,6 +225,25 @@ class Agreement:
             f"rank {self._group.rank} of {self._group.world_size}: {what} failed: {error}; "
             "another rank died or stopped answering"
         )
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """The same memory, flat."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _parcels(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """In their order, as many at a time as make a piece; one that is larger by itself."""
+    parcel: list[Tensor] = []
+    num_bytes = 0
+    for tensor in tensors:
+        if parcel and num_bytes + tensor.numel() > _PIECE_BYTES:
+            yield parcel
+            parcel, num_bytes = [], 0
+        parcel.append(tensor)
+        num_bytes += tensor.numel()
+    if parcel:
+        yield parcel
 
 
 def _text(block: bytes) -> str:

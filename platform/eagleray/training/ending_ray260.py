@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ def end_process(actor: Any, node_id: str, pid: int) -> None:
     """End a worker; returns at once.
 
     `ray.kill` asks the process to end itself, which one that is stopped (SIGSTOP) does not hear: a task on
-    its node sends SIGKILL.
+    its node sends SIGKILL. Both in a thread: while the GCS is away they wait for it, and the other ranks for
+    whoever calls this.
     """
+    threading.Thread(target=_end, args=(actor, node_id, pid), name=f"end-{pid}", daemon=True).start()
+
+
+def _end(actor: Any, node_id: str, pid: int) -> None:
     with suppress(RayError):
         ray.kill(actor)
     strategy: Any = NodeAffinitySchedulingStrategy(node_id, soft=False)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.training.member_ray260 import Member
 from eagleray.training.reservation_ray260 import Reservation, last_line
-from eagleray.training.seat_ray260 import Seat
+from eagleray.training.seat_ray260 import START_LIMIT_S, Seat
 
 MAX_WAIT_S = 60.0
 """Between two tries, where none of them gets anybody ready."""
@@ -31,6 +32,8 @@ class Joiners:
         self._say = say
         self._is_asking = False
         """Seats are being asked for."""
+        self._data_digest: str | None = None
+        """Of the data that the formation has; None: there has been none."""
         self._num_failed, self._not_before = 0, 0.0
         """Tries in a row that got nobody ready, and when the next may be made (`time.monotonic()`)."""
 
@@ -51,22 +54,39 @@ class Joiners:
 
     @property
     def ready(self) -> list[Member]:
-        """Those who wait for an order, who came first first. A seat that was given back has no worker."""
-        return [member for member in self.members if member.is_ready and member.seat.actor is not None]
+        """Those who may be ordered in, who came first first. A seat that was given back has no worker."""
+        return [
+            one for one in self.members if one.is_ready and one.seat.actor is not None and self._fits(one)
+        ]
+
+    def _fits(self, member: Member) -> bool:
+        """Whether it has the same data as those in the formation, who could not go on with it otherwise."""
+        return self._data_digest in (None, member.data_digest)
 
     def hopeless(self, heartbeat_s: float) -> list[tuple[Member, str]]:
         """Those who will never join, and why."""
-        over = [(one, "its train function has ended") for one in self.members if one.is_over]
-        silent = [one for one in self.members if not one.is_over and one.is_silent(heartbeat_s)]
-        return [*over, *((one, f"it has not answered for {one.silent_s():.1f} s") for one in silent)]
+        found = ((member, self._why_hopeless(member, heartbeat_s)) for member in self.members)
+        return [(member, reason) for member, reason in found if reason is not None]
+
+    def _why_hopeless(self, member: Member, heartbeat_s: float) -> str | None:
+        if member.is_over:
+            return "its train function has ended"
+        if member.is_silent(heartbeat_s):
+            return f"it has not answered for {member.silent_s():.1f} s"
+        if member.is_ready and not self._fits(member):
+            ours, theirs = (self._data_digest or "")[:12], member.data_digest[:12]
+            where = member.worker.metadata.node_ip
+            return f"the data on {where} has digest {theirs}, the run's has {ours}; put the same there"
+        return None
 
     def lose(self, member: Member, reason: str) -> None:
         """One of them has ended, or is given up."""
         self.members.remove(member)
-        self._fail(member.seat, reason, was_ready=member.is_ready)
+        self._fail(member.seat, reason, was_ready=member.is_ready and self._fits(member))
 
-    def leave(self, members: Collection[Member]) -> None:
-        """These are in a formation now."""
+    def leave(self, members: Sequence[Member]) -> None:
+        """These are in a formation now, by rank."""
+        self._data_digest = members[0].data_digest
         num_before = len(self.members)
         self.members = [member for member in self.members if member not in members]
         if len(self.members) < num_before:
@@ -102,11 +122,13 @@ class Joiners:
         """Wait until a new worker is up, and start its train function."""
         member, launch, reason = None, self._launch, ""
         try:
-            metadata: Any = ray.get(actor.get_metadata.remote())
+            metadata: Any = ray.get(actor.get_metadata.remote(), timeout=START_LIMIT_S)
             bundle = self._reservation.bundle
             member = Member(Worker(actor, metadata, bundle, placement_group_bundle_index=seat.index), seat)
             if launch is not None:
                 launch(member.worker)
+        except GetTimeoutError:  # it was stopped, say: nobody else looks at it before it is up
+            member, reason = None, f"it was not up within {START_LIMIT_S:.0f} s"
         except Exception as error:  # its process or its node ended, say: another is fetched
             member, reason = None, last_line(error)
         with self._lock:

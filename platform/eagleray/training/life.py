@@ -6,6 +6,7 @@ comes new gets it from those who have it; where nobody has it, all load the newe
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from eagleray import compression, device, groups
 from eagleray.data import Shard
 from eagleray.data.digests import Entry
+from eagleray.errors import PeerLost, TrainingError
 from eagleray.packaging import CheckpointStore, Folder
 from eagleray.packaging.journal import Journal
 from eagleray.specs import TrainSpec
@@ -25,7 +27,7 @@ from eagleray.training.placing import agree_on_place
 from eagleray.training.progress import Progress
 from eagleray.training.samples import Samples
 from eagleray.training.snapshot import Committer
-from eagleray.training.station import Formation, Station
+from eagleray.training.station import COMMIT, END, Formation, Station
 from eagleray.training.telemetry import Sink
 
 GROUP_TIMEOUT_S = 600.0
@@ -53,7 +55,8 @@ class Life:
     def __init__(self, spec: TrainSpec, run_url: str, sink: Sink, station: Station):
         self.spec, self.run_url, self.sink, self.station = spec, run_url, sink, station
         self.store = CheckpointStore(f"{run_url}/checkpoints")
-        self.committer = Committer(self.store, Journal(run_url), 0, sink, spec.checkpoint.keep)
+        journal, keep = Journal(run_url), spec.checkpoint.keep
+        self.committer = Committer(self.store, journal, 0, sink, keep, is_cut=groups.are_broken)
         self.samples = Samples()
         self.progress = Progress()
         self.settled_step = 0
@@ -67,6 +70,7 @@ class Life:
         self._materials: Materials | None = None
         self._earlier: compression.Hook | None = None
         self._is_even = False
+        """All ranks owe the same, and no step was begun since."""
 
     def prepare(self) -> None:
         """Do what needs no other rank, so that nobody waits for it later: the user's code, data, model."""
@@ -76,6 +80,12 @@ class Life:
         torch.set_num_threads(max(1, int(self.spec.scaling.cpus_per_worker)))
         import_code(Folder(self.run_url))
         self._materials = gather(self.spec, device.pick(self.spec.scaling.gpus_per_worker))
+
+    @property
+    def data_digest(self) -> str:
+        """Of the data that was read; all ranks must have the same."""
+        assert self._materials is not None
+        return self._materials.dataset.digest
 
     def join(self, formation: Formation) -> None:
         """Connect with the other ranks, over the default group, and hold the same state as they do.
@@ -96,15 +106,15 @@ class Life:
         with groups.telling_losses():
             parts = connect(materials, gradients=gradients, agreement=agreement, sends_weights=is_new)
         self.parts = parts
-        self.station.is_exchanging = lambda: parts.hook.is_exchanging
+        self.station.is_exchanging = lambda: parts.hook.is_exchanging or parts.agreement.is_waiting
         if self._earlier is not None:
-            parts.hook.follow(self._earlier, num_lost=formation.num_lost, is_even=is_even)
+            lost = parts.hook.follow(self._earlier, num_lost=formation.num_lost, is_even=is_even)
             self._earlier = None
+            if lost.norm > 0 and parts.rank == 0:
+                self.sink.put("lost", **dataclasses.asdict(lost))
         parts.agreement.same("the dataset's digest", parts.dataset.digest)
         if is_new:
-            self.progress = state.restore(parts, self.store, self.samples, self._say)
-            self.settled_step = self.committed_step = self.progress.step
-            parts.agreement.same("the step to go on from", self.progress.step)
+            self._restore(parts)
         else:
             self._take_the_newest(parts, held, is_even=is_even)
         self.holds_state, self._is_even = True, is_even and not is_new
@@ -120,7 +130,8 @@ class Life:
         """
         assert self.parts is not None
         loop.train(self.parts, self)
-        self.committer.flush_final()
+        self._save_the_end()
+        self.station.at(self.progress.step, END)
         return outcome(self.parts, self.progress)
 
     def took(self, shard: Shard, consumed: Sequence[int]) -> None:
@@ -131,7 +142,7 @@ class Life:
             consumed: the digest of the samples that the ranks' losses took, summed over them.
         """
         assert self.formation is not None
-        before, self._is_even = self.progress.consumed, False
+        before = self.progress.consumed
         self.progress = self.progress.advanced(shard.consumed, shard.epoch)
         entry = Entry.of(
             consumed,
@@ -149,9 +160,29 @@ class Life:
         assert self.parts is not None
         if self.committed_step == self.progress.step:
             return
-        self.station.at(self.progress.step, "commit a checkpoint")
+        self.station.at(self.progress.step, COMMIT)
         state.commit(self.parts, self.progress, self.committer, self.samples)
         self.committed_step = self.progress.step
+
+    def _save_the_end(self) -> None:
+        """Have the state after the last step in the storage; all ranks do it together.
+
+        Rank 0 may have been lost while it wrote that, or could not write it before another was lost: then all
+        hold a step as committed that no checkpoint has.
+
+        Raises:
+            PeerLost: another rank was lost meanwhile.
+            CheckpointError: it cannot be written. TakenOver: a newer attempt of the run commits.
+        """
+        assert self.parts is not None
+        agreement, step = self.parts.agreement, self.progress.step
+        while True:
+            self.station.at(step, COMMIT)
+            state.settle(self.parts, self.committer.flush_final(), self.samples)
+            if agreement.sum({"is_stored": self.samples.is_stored(step)})["is_stored"]:
+                return
+            self.committed_step = -1
+            self.commit()
 
     def yield_to_driver(self) -> None:
         """Stop after this step, as all ranks do: nothing is owed any more that is not in the checkpoint.
@@ -181,9 +212,14 @@ class Life:
         self.committer.close()
 
     def _at_a_place(self, agreement: Agreement, formation: Formation) -> Materials:
-        """The materials, where all ranks agree to compute."""
+        """The materials, where all ranks agree to compute.
+
+        At another place they are made anew, without what was trained: where that is in no checkpoint, a rank
+        stays where it is if it can, also with a card that nobody shares with it any more.
+        """
         assert self._materials is not None
-        picked = device.pick(self.spec.scaling.gpus_per_worker)
+        is_unsaved = self.holds_state and not self._is_even  # not after a stop that all agreed on
+        picked = self._materials.place if is_unsaved else device.pick(self.spec.scaling.gpus_per_worker)
         place = agree_on_place(picked, agreement, formation.rank, formation.world_size)
         if place.device != self._materials.place.device:
             self._materials = gather(self.spec, place)
@@ -194,6 +230,22 @@ class Life:
         position = (self.progress.step, self.settled_step, self.committed_step)
         return (int(self.holds_state), *position, int(self._is_even))
 
+    def _restore(self, parts: Parts) -> None:
+        """Have the state of the newest checkpoint on all ranks.
+
+        Raises:
+            PeerLost: they have not read the same one: a rank that went on without us has just finished it, or
+                one of them could not read it. The next formation looks again.
+            CheckpointError, InputError: it does not fit.
+        """
+        self.progress = state.restore(parts, self.store, self.samples, self._say)
+        self.settled_step = self.committed_step = self.progress.step
+        attempt, step = self.samples.parent or (0, 0)
+        try:
+            parts.agreement.same("the checkpoint to go on from", f"step {step} of attempt {attempt}")
+        except TrainingError as error:
+            raise PeerLost(str(error)) from error
+
     def _take_the_newest(self, parts: Parts, held: Sequence[Held], *, is_even: bool) -> None:
         """Have one state on all ranks: of the newest step, whoever has done least of what follows sends his.
 
@@ -203,14 +255,16 @@ class Life:
             (one for one in held if one.has_state), key=lambda one: (one.step, -one.settled, -one.committed)
         )
         has_chosen = [one[:4] == chosen[:4] for one in held]
-        if all(has_chosen):
-            return
         source = has_chosen.index(True)
-        tensors, document = sharing.pack(parts, self) if parts.rank == source else (None, None)
-        tensors, document = parts.agreement.broadcast(source, tensors, document)
-        if not has_chosen[parts.rank]:
-            # A rank that was a step behind keeps what it owes itself; after a loss nobody has a mean of it.
-            sharing.unpack(parts, self, tensors, document, with_memory=not self.holds_state, is_even=is_even)
+        if not all(has_chosen):
+            tensors, document = sharing.pack(parts, self) if parts.rank == source else (None, None)
+            tensors, document = parts.agreement.broadcast(source, tensors, document)
+            if not has_chosen[parts.rank]:
+                # Who was a step behind keeps what it owes itself; after a loss nobody has a mean of it.
+                is_new = not self.holds_state
+                sharing.unpack(parts, self, tensors, document, with_memory=is_new, is_even=is_even)
+        if not is_even:  # a step may have broken, in which some ranks had gone further than others
+            sharing.even_common_state(parts, source)
 
     def _tell_of_it(self, parts: Parts, formation: Formation) -> None:
         if parts.rank != 0:

@@ -24,6 +24,7 @@ from eagleray.training.evaluate import evaluate
 from eagleray.training.optimizers import learning_rate, set_learning_rate
 from eagleray.training.parts import Parts
 from eagleray.training.progress import Progress
+from eagleray.training.station import DATA, EVALUATE, UPDATE
 from eagleray.training.stepping import Buffers, skip_note, take_step
 from eagleray.training.telemetry import Sink
 
@@ -56,7 +57,7 @@ def train(parts: Parts, life: Life) -> None:
     with closing(parts.loader.iterate(life.progress.consumed, parts.rank, parts.world_size)) as shards:
         while True:
             began = time.perf_counter()
-            life.station.at(life.progress.step, "wait for data")
+            life.station.at(life.progress.step, DATA)
             window = list(itertools.islice(shards, num_steps))
             digests = [digest(shard.epoch, shard.positions, shard.weights).tolist() for shard in window]
             vote = parts.agreement.vote(
@@ -99,11 +100,13 @@ def take(
     seed_dropout(parts, step)
     buffers.keep()
     try:
+        life._is_even = False  # from the step's first bucket on each rank owes what the others do not
         station.begin_step(step)
         with groups.telling_losses():
             loss_sums = backward(parts, shard)
         station.at(step, "wait for the step's vote", is_waiting=True)
         seen = vote.result()
+        station.at(step, UPDATE)
     except BaseException:
         buffers.restore()
         parts.optimizer.zero_grad(set_to_none=True)
@@ -139,7 +142,7 @@ def _settle(parts: Parts, life: Life, meter: Meter) -> None:
         meter.report(sink, life.progress)
     is_evaluated = is_evaluation_due(parts, life.progress) or is_last
     if is_evaluated:
-        life.station.at(step, "evaluate")
+        life.station.at(step, EVALUATE)
         life.progress = evaluate_and_judge(parts, life.progress, sink)
     is_due = step % spec.checkpoint.every_steps == 0 or (is_evaluated and spec.checkpoint.at_evaluations)
     if is_due or is_over(parts, life.progress):

@@ -13,10 +13,15 @@ from eagleray.training.ending_ray260 import end_process
 from eagleray.training.observer import WorkerInfo
 from eagleray.training.patience import SLOW_FACTOR
 from eagleray.training.seat_ray260 import Seat
-from eagleray.training.station import STEP, Formation, News
+from eagleray.training.station import COMMIT, JUDGED, STEP, UPDATE, Formation, News
 
 PREPARE_SILENCE_S = 60.0
 """For a worker that reads its data: code that holds the interpreter lock meanwhile lets it answer nobody."""
+AWAITED_S = 120.0
+"""So long the others wait for a rank of which nobody knows yet how long it needs: first steps warm caches and
+compile, and so does a first evaluation."""
+STORAGE_S = 600.0
+"""So long they wait for one that commits: what it waits for is the storage, which hangs for all alike."""
 
 
 @dataclass(eq=False)
@@ -30,15 +35,21 @@ class Member:
     is_ready: bool = False
     """It waits for an order."""
     address: str = ""
+    data_digest: str = ""
+    """Of the data that it has read."""
     has_begun: bool = False
     """It trains in the current formation."""
     is_prepared: bool = False
     """It has been ready once: its data is read and its model built."""
     is_over: bool = False
+    has_failed: bool = False
+    """It is over, since its train function raised."""
     news: News | None = None
     pending: Any = None
     """Its answer on the way."""
     asked_at: float = field(default_factory=time.monotonic)
+    waits_since: float | None = None
+    """From when on all of its news said that it waits for others."""
 
     def info(self, rank: int) -> WorkerInfo:
         """For the observer."""
@@ -52,7 +63,7 @@ class Member:
 
     @property
     def step_s(self) -> float:
-        """Its longest step, as it has told, seconds; 0 where there is none."""
+        """How long its steps take, as it has told, seconds; 0 where there is none."""
         return 0.0 if self.news is None else self.news.step_s
 
     def order(self, formation: Formation) -> None:
@@ -73,14 +84,18 @@ class Member:
     def take(self, news: News) -> str | None:
         """Take what it tells; why its formation cannot go on, if it says so."""
         self.news, lost = news, None
+        if not news.is_waiting:
+            self.waits_since = None
+        elif self.waits_since is None:
+            self.waits_since = time.monotonic()
         for event in news.events:
             if event.kind == "waiting":
                 self.is_ready, self.address, self.has_begun = True, event.text, False
-                self.is_prepared = True
+                self.is_prepared, self.data_digest = True, event.digest
             elif event.kind == "training":
                 self.has_begun = True
             elif event.kind == "over":
-                self.is_over = True
+                self.is_over, self.has_failed = True, bool(event.text)
             elif event.kind == "lost":
                 lost = event.text
         return lost
@@ -89,6 +104,13 @@ class Member:
         """Whether it has not answered for so long that it never will."""
         limit_s = heartbeat_s if self.is_prepared else max(heartbeat_s, PREPARE_SILENCE_S)
         return self.silent_s() > limit_s
+
+    def forgive(self, seconds: float) -> None:
+        """So long its answers lay unheard: nobody is blamed for that time."""
+        now = time.monotonic()
+        self.asked_at = min(now, self.asked_at + seconds)
+        if self.waits_since is not None:
+            self.waits_since = min(now, self.waits_since + seconds)
 
     def silent_s(self) -> float:
         """For how long it has not answered, seconds."""
@@ -99,20 +121,31 @@ class Member:
         """It waits, for others or for an order."""
         return self.is_ready or (self.news is not None and self.news.is_waiting)
 
-    def hung_s(self, heartbeat_s: float, others: Collection[Member]) -> float | None:
-        """For how long it has hung in a step while one of the others waits for it; None: it does not.
+    @property
+    def waited_s(self) -> float:
+        """For how long it has waited for others, seconds; 0 where it does not."""
+        if self.news is None or self.waits_since is None:
+            return 0.0
+        return min(time.monotonic() - self.waits_since, self.news.idle_s)
 
-        Where nobody waits, all are slow alike, as where the storage stands still. A rank that is alone hangs
-        in its steps only: nothing tells a read that hangs from one that takes long.
+    def hung_s(self, heartbeat_s: float, others: Collection[Member]) -> float | None:
+        """For how long it has hung while one of the others waits for it; None: it does not.
+
+        What it does is measured by how long that took before, in this formation: a step by steps, an
+        evaluation by evaluations. Where nobody waits, all are slow alike, as where the storage stands still.
+        A rank that is alone hangs in its steps only: nothing tells a hanging read from one that takes long.
         """
         news = self.news
-        if news is None or self.is_waiting or news.doing not in (STEP, "wait for data"):
+        if news is None or self.is_waiting or news.doing not in JUDGED:
             return None
-        is_awaited = any(other.is_waiting for other in others) if others else news.doing == STEP
-        if not is_awaited:
-            return None
-        is_hung = news.step_s > 0 and news.idle_s > max(heartbeat_s, SLOW_FACTOR * news.step_s)
-        return news.idle_s if is_hung else None
+        usual_s = SLOW_FACTOR * news.usual_s
+        is_hung = news.idle_s > max(heartbeat_s, usual_s)
+        if not others:
+            return news.idle_s if is_hung and usual_s > 0 and news.doing in (STEP, UPDATE) else None
+        if usual_s == 0 or news.doing == COMMIT:
+            limit_s = STORAGE_S if news.doing == COMMIT else AWAITED_S
+            is_hung &= max(other.waited_s for other in others) > max(heartbeat_s, limit_s)
+        return news.idle_s if is_hung and any(other.is_waiting for other in others) else None
 
     @property
     def last_deed(self) -> str:

@@ -12,25 +12,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import ray
-from ray.exceptions import RayActorError, RayError
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.errors import PeerLost
+from eagleray.training import giving_up_ray260 as giving_up
 from eagleray.training import leaving
+from eagleray.training.formations_ray260 import Formations
 from eagleray.training.joiners_ray260 import Joiners
+from eagleray.training.listening_ray260 import TICK_S, Ear
 from eagleray.training.member_ray260 import Member
-from eagleray.training.observer import Change, WorkerInfo
+from eagleray.training.observer import Change
 from eagleray.training.patience import Patience
-from eagleray.training.reservation_ray260 import Reservation, last_line
+from eagleray.training.reservation_ray260 import Reservation
 from eagleray.training.seat_ray260 import Seat
-from eagleray.training.station import Formation, News
+from eagleray.training.station import News
 from eagleray.training.stopping import Restarting, Suspended
 from eagleray.training.telemetry import Record
 
-TICK_S = 0.05
 WAKE_EVERY_S = 0.5
 GROW_AFTER_S = 1.0
 """A formation lasts at least so long before others join it: they may come together."""
@@ -53,6 +53,7 @@ class Membership:
         heartbeat_s: float,
         max_failures: int,
         tell: Callable[[Change | Record], None],
+        note: Callable[[int, int], None] = lambda number, size: None,
         part: Callable[[Worker], None] = lambda worker: None,
     ):
         """Decide over the workers on the seats of `reservation`, once there are some (`begin`).
@@ -67,6 +68,7 @@ class Membership:
             heartbeat_s: how long a rank may be silent, seconds.
             max_failures: formations broken without a step in between that are got over.
             tell: hears of each change of the workers, and of what the run is to be told (records).
+            note: keeps number and size of a formation that is about to be ordered; must not block for long.
             part: called before a worker is ended that has told what nobody else tells.
         """
         self.lock = threading.RLock()
@@ -76,17 +78,12 @@ class Membership:
         """Why Ray Train has to start the workers again, or the run has to stop for now."""
         self.restarts = restarts
         self._reservation, self._tell, self._part = reservation, tell, part
-        self._next_attempt, self._minimum = first_attempt, minimum
-        self._wanted, self._num_spares = wanted, spares
+        self._formations = Formations(first_attempt, tell, note)
+        self._minimum, self._wanted, self._num_spares = minimum, wanted, spares
         self._heartbeat_s, self._patience = heartbeat_s, Patience(max_failures)
-        self._joiners = Joiners(reservation, self.lock, self._say)
+        self._joiners, self._ear = Joiners(reservation, self.lock, self._say), Ear()
         self._phase: Phase = "over"
         self._since = time.monotonic()
-        self._lost: dict[int, tuple[WorkerInfo, str]] = {}
-        """By rank, of the formation that is left: who was lost, and why."""
-        self._num_before = 0
-        self._left_at: float | None = None
-        """When the formation was asked to stop, or given up, seconds since the epoch."""
         self._notice = 0
         self._woken_at = 0.0
         self._thread: threading.Thread | None = None
@@ -108,8 +105,8 @@ class Membership:
                 Member(worker, seat, rank=rank)
                 for rank, (worker, seat) in enumerate(zip(workers, seats, strict=True))
             ]
-            self.failure, self._num_before, self._left_at = None, 0, None
-            self._lost.clear()
+            self.failure, self._ear = None, Ear()
+            self._formations.begin()
             self._patience.begin()
             self._joiners.open(launch)
             self._enter("regrouping")
@@ -146,34 +143,49 @@ class Membership:
         """Ask all workers, hear those that answer, and decide."""
         with self.lock:
             everyone = [*self.members, *self._joiners.members]
-            for member in everyone:
-                member.ask()
-        pending = {member.pending: member for member in everyone}
-        if not pending:
-            time.sleep(TICK_S)
-        else:
-            ray.wait(list(pending), timeout=TICK_S)
-        done, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0) if pending else ([], [])
+        answers = self._ear.hear(everyone)
         with self.lock:
-            for reference in done:
-                self._hear(pending[reference], reference)
-            if self.failure is None and not any(member.is_over for member in self.members):
-                self._find_silent()
-                self._advance()
+            for member, answer in answers:
+                self._hear(member, answer)
+            now, deaf_s = time.monotonic(), self._ear.was_deaf_s(everyone)
+            self._since, self._woken_at = (min(now, at + deaf_s) for at in (self._since, self._woken_at))
+            self._decide()
+        if 0 < len(self.members) < self._minimum:  # without the lock: it may ask the ledger why
+            self._reservation.tell(time.monotonic() - self._since)
 
-    def _hear(self, member: Member, reference: Any) -> None:
-        """Take a worker's news, or its death."""
-        member.pending = None
-        try:
-            news: News = ray.get(reference)
-        except RayActorError as error:
-            self._lose(member, "its process ended" if "died" in str(error) else last_line(error))
-        except RayError as error:
-            self._lose(member, last_line(error))
+    def _decide(self) -> None:
+        if self.failure is not None:
+            return
+        if self._is_ending:
+            self._see_the_end()
         else:
-            lost = member.take(news)
-            if lost is not None:
-                self._break(lost)
+            self._find_silent()
+            self._advance()
+
+    @property
+    def _is_ending(self) -> bool:
+        """Some have returned from their train functions: no order can come any more."""
+        return any(member.is_over for member in self.members)
+
+    def _see_the_end(self) -> None:
+        """All others return, too, or all workers start again, from a checkpoint after which no step is left.
+
+        Where one has raised, Ray Train hears why.
+        """
+        if self._phase == "over" or any(member.has_failed for member in self.members):
+            return
+        for member, reason in giving_up.silent(self.members, self._heartbeat_s):
+            self._give_up(member, reason)
+        if self._formations.lost or any(member.is_ready for member in self.members):
+            why = self._formations.reasons or self._patience.broken
+            self.failure = PeerLost(f"a worker was lost as the run ended: {why}")
+
+    def _hear(self, member: Member, answer: News | str) -> None:
+        """Take a worker's news, or why there will be none."""
+        if isinstance(answer, str):
+            self._lose(member, answer)
+        elif (lost := member.take(answer)) is not None:
+            self._break(lost)
 
     def _lose(self, member: Member, reason: str) -> None:
         """A worker is gone, or is given up."""
@@ -186,9 +198,10 @@ class Membership:
             self._enter("over")
             return
         self.members.remove(member)
-        if member.rank is not None:
-            self._lost[member.rank] = (member.info(member.rank), reason)
-        if len(self.members) < self._minimum:
+        if not (member.is_over and member.rank):  # what rank 0 returns is the run's outcome
+            self._formations.lose(member, reason)
+        self._patience.lost()
+        if len(self.members) < self._minimum and not self._is_ending:
             self._say(
                 f"a worker was lost ({reason}): {len(self.members)} of {self._minimum} are left, and wait "
                 "with their state for another"
@@ -202,7 +215,7 @@ class Membership:
             self._patience.broke(reason)
         if self._phase in ("regrouping", "over"):
             return
-        self._left_at = time.time()
+        self._formations.leave()
         self._enter("regrouping")
         self._wake()
 
@@ -219,24 +232,23 @@ class Membership:
             return
         for member, reason in self._joiners.hopeless(self._heartbeat_s):
             self._give_up(member, reason)
-        for member in list(self.members):
-            others = [other for other in self.members if other is not member]
-            silent_s, hung_s = member.silent_s(), member.hung_s(self._heartbeat_s, others)
-            if member.is_silent(self._heartbeat_s):
-                self._give_up(member, f"it has not answered for {silent_s:.1f} s")
-            elif self._is_stuck(member):
-                self._give_up(member, "it does not come out of the formation that was left")
-            elif self._phase in ("training", "yielding") and hung_s is not None:
-                self._give_up(member, f"it has hung for {hung_s:.1f} s")
-        lasted_s = time.monotonic() - self._since
+        trains, lasted_s = self._phase in ("training", "yielding"), time.monotonic() - self._since
+        is_asked = self._phase == "regrouping" and not self._formations.is_nothing_held
+        found = giving_up.hopeless(
+            self.members,
+            self._heartbeat_s,
+            self._patience,
+            trains=trains,
+            asked_s=lasted_s if is_asked else None,
+        )
+        for member, reason in found:
+            self._give_up(member, reason)
         if self._phase == "forming" and lasted_s > self._patience.form_limit_s:
-            self._patience.did_not_meet()
-            self._break(f"the ranks did not meet in {lasted_s:.0f} s")
-
-    def _is_stuck(self, member: Member) -> bool:
-        limit_s = self._patience.regroup_limit_s(member.step_s)
-        is_asked = self._phase == "regrouping" and not member.is_ready and not self._is_nothing_held
-        return is_asked and time.monotonic() - self._since > limit_s
+            reason = f"the ranks did not meet in {lasted_s:.0f} s"
+            self._patience.did_not_meet(reason)
+            self._break(reason)
+        elif trains and not found and giving_up.wait_for_each_other(self.members, self._heartbeat_s):
+            self._break("all ranks wait for each other")
 
     def _give_up(self, member: Member, reason: str) -> None:
         self._lose(member, f"{reason}{member.last_deed}")
@@ -253,22 +265,15 @@ class Membership:
                 self._wake()
             if self.members and all(member.is_ready for member in self.members):
                 self._regroup()
-            elif self._reservation.is_suspended and self._is_nothing_held:
+            elif self._reservation.is_suspended and self._formations.is_nothing_held:
                 self._suspend()
             elif not self.members:
-                self.failure = PeerLost(
-                    f"all workers were lost: {'; '.join(r for _, r in self._lost.values())}"
-                )
+                self.failure = PeerLost(f"all workers were lost: {self._formations.reasons}")
         elif self._phase == "training":
             self._consider_change()
         if self.failure is None:
             self._force_out()
             self._fetch()
-
-    @property
-    def _is_nothing_held(self) -> bool:
-        """The workers have not trained yet: what they know is in the checkpoint."""
-        return self._num_before == 0
 
     def _consider_change(self) -> None:
         """Ask the formation to stop at a step, if some have to leave, or others are ready to join it."""
@@ -291,7 +296,7 @@ class Membership:
         elif not can_grow and num <= self._wanted:
             return
         self._notice += 1
-        self._left_at = time.time()
+        self._formations.leave()
         self._enter("yielding")
         self.members[0].worker.actor.notice.remote(self._notice)
 
@@ -299,10 +304,9 @@ class Membership:
         """Everybody waits for an order: give it, if there are enough."""
         broken = self._patience.broken
         if self._patience.is_spent:
-            why = "; ".join(reason for _, reason in self._lost.values()) or broken
-            self.failure = PeerLost(f"{self._patience.verdict}; {why}")
+            self.failure = PeerLost(f"{self._patience.verdict}; {self._formations.reasons or broken}")
             return
-        is_kept = self._phase == "yielding" or self._is_nothing_held
+        is_kept = self._phase == "yielding" or self._formations.is_nothing_held
         if is_kept and self._reservation.is_suspended:
             self._suspend()
             return
@@ -311,7 +315,7 @@ class Membership:
         stay = stay[: self._wanted]
         come = self._joiners.ready[: self._wanted - len(stay)]
         leave = [member for member in self.members if member not in stay]
-        if self.restarts and not self._is_nothing_held:
+        if self.restarts and not self._formations.is_nothing_held and not self._patience.is_unmet:
             self._let_go(leave)
             self.failure = Restarting() if broken is None else PeerLost(broken)  # which Ray Train counts
             return
@@ -334,19 +338,12 @@ class Membership:
 
     def _form(self, members: list[Member]) -> None:
         """Order these into a formation."""
-        if self._patience.broken is not None and not self._lost:  # whose reasons the change tells
+        if self._patience.broken is not None and not self._formations.lost:  # whose reasons the change tells
             self._say(f"the workers form anew: {self._patience.broken}")
         self._patience.ordered(max(member.step for member in members))
         self._joiners.leave(members)
         self.members = members
-        number, self._next_attempt = self._next_attempt, self._next_attempt + 1
-        num_before, self._num_before, num_lost = self._num_before, len(members), len(self._lost)
-        for rank, member in enumerate(members):
-            member.order(Formation(number, rank, len(members), members[0].address, num_before, num_lost))
-        workers = [member.info(rank) for rank, member in enumerate(members)]
-        self._tell(Change(number, workers, num_before, dict(self._lost), time.time(), self._left_at))
-        self._lost.clear()
-        self._left_at = None
+        self._formations.order(members)
         self._enter("forming")
 
     # Seats that are to be given back

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from eagleray.cluster.names import CLAIM_GROUP, NODE_ID_LABEL
 from eagleray.errors import TrainingError
-from eagleray.training.seat_ray260 import Seat, create_actor
+from eagleray.training.seat_ray260 import START_LIMIT_S, Seat, create_actor
 from eagleray.training.stopping import Suspended
 
 MAX_DEATHS_AT_START = 5
@@ -38,6 +38,9 @@ class Reservation:
     shrink and grow has a group for each seat, so that each can be given back alone. (Actors made before their
     seats are placed would have Ray warn every second that no node type offers the group's resources.) The
     seats of a claim lie on the nodes that it was allotted units on (`allot`).
+
+    Ray is asked without the lock: while the GCS is away an answer takes until it is back, and what the ledger
+    allots, and who looks for a hang, would wait with it.
 
     What waits for seats waits without a limit, and says so: Ray Train would give up after 60 s, each time as
     a failure of the run's controller. But a node that died may take longer to come back: a new machine of a
@@ -134,17 +137,24 @@ class Reservation:
                 return
             self.is_suspended, self.reason = is_suspension, reason
             self.leave_by = leave_by
-            for node in dict.fromkeys([*units, *(seat.node or "" for seat in self.seats)]):
-                self._allot_on(node, units.get(node, 0))
+            missing = Counter(units)
+            for seat in sorted(self.seats, key=_standing):
+                if seat.node is not None:
+                    seat.is_leaving = missing[seat.node] <= 0
+                    missing[seat.node] -= 1
+            left = [self._leave(seat) for seat in self.seats if seat.is_leaving and seat.rank is None]
+        for one in left:
+            self._let_go(*one)
+        for node in missing.elements():  # one by one: where one fails, the others are known
+            self._add(self._own_seat(node))
 
-    def _allot_on(self, node: str, count: int) -> None:
-        here = sorted((seat for seat in self.seats if seat.node == node), key=_standing)
-        for index, seat in enumerate(here):
-            seat.is_leaving = index >= count
-            if seat.is_leaving and seat.rank is None:
-                self.close(seat)
-        for _ in range(count - len(here)):  # one by one: where one fails, the others are known
-            self.seats.append(self._own_seat(node))
+    def _add(self, seat: Seat) -> None:
+        """Have a seat that has been asked for; it is given back where all of them have been meanwhile."""
+        with self._lock:
+            if not self._is_released:
+                self.seats.append(seat)
+                return
+        remove_placement_group(seat.group)
 
     def used(self) -> Counter[str]:
         """Seats that a node has had, by its id: those of a claim."""
@@ -194,14 +204,16 @@ class Reservation:
         started = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(min(every_s, 1.0))
-            self._tell(time.monotonic() - started)
+            self.tell(time.monotonic() - started)
         if self._failure is not None:
             raise self._failure
         assert self.placed_at is not None
         return self.placed_at
 
-    def _tell(self, waited_s: float) -> None:
-        """Say that nodes are waited for, if enough time has passed since it was said last."""
+    def tell(self, waited_s: float) -> None:
+        """Say that seats are waited for, if enough time has passed since it was said last."""
+        if waited_s < self._every_s:  # another wait
+            self._tell_after_s = self._every_s
         if waited_s < self._tell_after_s:
             return
         self._tell_after_s = waited_s + min(max(waited_s, self._every_s), 60.0)
@@ -232,16 +244,16 @@ class Reservation:
                 self._spawn_all()
             made = [seat for seat in list(self.seats) if seat.actor is not None]
             try:
-                metadata = ray.get([seat.actor.get_metadata.remote() for seat in made]) if made else []
+                asked = [seat.actor.get_metadata.remote() for seat in made]
+                metadata = ray.get(asked, timeout=START_LIMIT_S) if made else []
                 if taken := self._take(made, metadata):
                     return taken
-            except RayActorError as error:
+            except (RayActorError, GetTimeoutError) as error:
                 if all(seat.actor is not None for seat in made):  # else it was given back meanwhile
                     self._end_workers()
                     num_left -= self._judge(error, present, num_left)
             is_made = sum(seat.actor is not None for seat in made) >= self.minimum
             if not is_made:
-                self._tell_after_s = self._every_s
                 self.await_seats()
 
     def _take(self, made: list[Seat], metadata: list[Any]) -> list[tuple[Seat, Any]]:
@@ -254,9 +266,9 @@ class Reservation:
                 seat.rank = rank
             return taken
 
-    def _judge(self, error: RayActorError, present: set[str], num_left: int) -> int:
+    def _judge(self, error: RayActorError | GetTimeoutError, present: set[str], num_left: int) -> int:
         """What the end of a worker that was starting costs of `num_left`. Raises: TrainingError."""
-        if error.actor_init_failed:
+        if isinstance(error, RayActorError) and error.actor_init_failed:
             raise TrainingError(f"a worker cannot start: {last_line(error)}") from error
         is_node_lost = not present <= _live_nodes()
         if num_left == 1 and not is_node_lost:
@@ -264,23 +276,25 @@ class Reservation:
                 f"workers ended while they started, {MAX_DEATHS_AT_START} times: {last_line(error)}"
             ) from error
         what = "its node was lost" if is_node_lost else "its process ended"
+        what = f"it was not up within {START_LIMIT_S:.0f} s" if isinstance(error, GetTimeoutError) else what
         self._say(f"a worker was lost while it started ({what}); starting the workers again")
         return int(not is_node_lost)
 
     def await_seats(self) -> None:
         """Block until enough seats are placed, and say so while it lasts. Raises: Suspended."""
-        self._await_seats(self._tell)
+        self._await_seats(self.tell)
 
     def vacant(self, count: int) -> list[Seat]:
         """Up to so many seats that are placed and have no worker; asks for more where they are too few.
 
-        Those of a claim are not asked for here.
+        Those of a claim are not asked for here. For one thread at a time.
         """
         with self._lock:
             free = [seat for seat in self.seats if seat.actor is None]
-            if not self._is_fixed and self.claim is None:
-                self.seats += [self._own_seat() for _ in range(count - len(free))]
-            return [seat for seat in free if seat.is_placed][:count]
+        if not self._is_fixed and self.claim is None:
+            for _ in range(count - len(free)):
+                self._add(self._own_seat())
+        return [seat for seat in free if seat.is_placed][:count]
 
     def spawn(self, seat: Seat) -> Any:
         """Make a worker on the seat; None where that has been given back meanwhile."""
@@ -292,21 +306,39 @@ class Reservation:
     def close(self, seat: Seat) -> None:
         """End the seat's worker. The seat is given back, if that is possible alone, unless it is allotted."""
         with self._lock:
-            self._end(seat)
-            if seat not in self.seats or not (seat.is_leaving or (seat.is_own and self.claim is None)):
-                return
+            left = self._leave(seat)
+        self._let_go(*left)
+
+    def _leave(self, seat: Seat) -> tuple[Seat, Any, bool]:
+        """Know no more of the seat's worker, nor of the seat if it is given back; Ray has to be told yet.
+
+        With the lock; returns what `_let_go` takes.
+        """
+        actor, seat.actor, seat.rank = seat.actor, None, None
+        may_go = seat.is_leaving or (seat.is_own and self.claim is None)
+        is_given_back = may_go and seat in self.seats
+        if is_given_back:
             self.seats = [other for other in self.seats if other is not seat]
-            remove_placement_group(seat.group)
-        if seat.is_leaving:
+        return seat, actor, is_given_back
+
+    def _let_go(self, seat: Seat, actor: Any, is_given_back: bool) -> None:
+        """End a worker that was on a seat, and give that back; without the lock."""
+        try:
+            _kill(actor)
+        finally:
+            if is_given_back:
+                remove_placement_group(seat.group)
+        if is_given_back and seat.is_leaving:
             self.gave_back(seat)
 
     def disband(self) -> None:
         """Nobody trains any more: what is leaving is given back."""
         with self._lock:
-            for seat in list(self.seats):
+            for seat in self.seats:
                 seat.rank = None
-                if seat.is_leaving:
-                    self.close(seat)
+            left = [self._leave(seat) for seat in self.seats if seat.is_leaving]
+        for one in left:
+            self._let_go(*one)
 
     def release(self) -> None:
         """End the workers that are left, and give the resources back."""
@@ -322,13 +354,14 @@ class Reservation:
     def _end_workers(self) -> None:
         """End those that were made last: Ray forgets a worker group whose start failed, and ends nobody."""
         for seat in list(self.seats):
-            self._end(seat)
+            actor, seat.actor, seat.rank = seat.actor, None, None
+            _kill(actor)
         self.disband()
 
-    def _end(self, seat: Seat) -> None:
-        actor, seat.actor, seat.rank = seat.actor, None, None
-        if actor is not None:
-            ray.kill(actor)
+
+def _kill(actor: Any) -> None:
+    if actor is not None:
+        ray.kill(actor)
 
 
 def _standing(seat: Seat) -> tuple[bool, bool, int]:

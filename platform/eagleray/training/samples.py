@@ -35,6 +35,10 @@ class Samples:
         """What the checkpoint of such a commit carries."""
         return {**self.total.to_json(), "parent": None if self.parent is None else list(self.parent)}
 
+    def is_stored(self, step: int) -> bool:
+        """Whether a checkpoint after that step is known to lie in the storage, and is the newest."""
+        return self.parent is not None and self.parent[1] == step
+
     def settle(self, attempt: int, step: int) -> None:
         """A checkpoint lies in the storage: forget the entries that its segment has. An older one is fine."""
         if self.parent is None or (attempt, step) > self.parent:

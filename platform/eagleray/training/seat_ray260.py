@@ -12,6 +12,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from eagleray.training.worker_actor_ray260 import NUM_ORDER_THREADS, ORDERS, WorkerActor
 
+START_LIMIT_S = 300.0
+"""For a worker's process to be up, on a node that may have to get its environment first."""
+
 
 @dataclass(eq=False)
 class Seat:

@@ -1,4 +1,7 @@
-"""A run's state from the memory of one rank to that of others, which come new or are a step behind."""
+"""A run's state from the memory of one rank to that of others: those that come new, or are a step behind.
+
+And from one to all: what compression keeps alike everywhere, of which a step that broke has changed a part.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,14 @@ def pack(parts: Parts, life: Life) -> tuple[dict[str, Tensor], Any]:
         "samples": life.samples.to_json(),
     }
     return flatten(tree)
+
+
+def even_common_state(parts: Parts, source: int) -> None:
+    """Give all ranks what `source` keeps of what compression must have alike on all; raises PeerLost."""
+    own = flatten(parts.hook.common_state()) if parts.rank == source else (None, None)
+    theirs = unflatten(*parts.agreement.broadcast(source, *own))
+    if parts.rank != source:
+        parts.hook.take_common_state(theirs)
 
 
 def unpack(

@@ -12,13 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eagleray.errors import CheckpointError, TakenOver
+from eagleray.errors import CheckpointError, PeerLost, TakenOver
 from eagleray.packaging import Checkpoint, CheckpointStore, Image
 from eagleray.packaging.journal import Journal, Segment
 from eagleray.training.telemetry import Sink
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+LOOK_EVERY_S = 0.05
+"""Who waits for a write looks so often whether there is still a use in it."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,13 @@ class _Write:
     def is_over(self) -> bool:
         return not self._thread.is_alive()
 
-    def wait(self) -> _Written:
-        """How it ended; what the caller waits for it counts as blocked."""
+    def wait(self, is_cut: Callable[[], bool] = bool) -> _Written | None:
+        """How it ended, None where the wait was cut; what the caller waits for it counts as blocked."""
         started = time.perf_counter()
-        self._thread.join()
+        while not self.is_over and not is_cut():
+            self._thread.join(LOOK_EVERY_S)
         self._blocked_s += time.perf_counter() - started
-        return self._written
+        return self._written if self.is_over else None
 
     def record(self) -> dict[str, Any]:
         """The values of the `commit` record. Only after `wait`."""
@@ -83,11 +88,22 @@ class Committer:
         sink: gets the `commit` records and, where the storage fails, a `note`; always in the thread that
             calls one of the methods below, since a trial's sink must not be called from another.
         keep: how many checkpoints stay in the store.
+        is_cut: whether a rank that waits for a write has something else to do; the write goes on.
     """
 
-    def __init__(self, store: CheckpointStore, journal: Journal, attempt: int, sink: Sink, keep: int):
+    def __init__(
+        self,
+        store: CheckpointStore,
+        journal: Journal,
+        attempt: int,
+        sink: Sink,
+        keep: int,
+        *,
+        is_cut: Callable[[], bool] = bool,
+    ):
         self.attempt = attempt
         self._store, self._journal, self._sink, self._keep = store, journal, sink, keep
+        self._is_cut = is_cut
         self._images: dict[str, Image] = {}
         self._write: _Write | None = None
         self._last: Checkpoint | None = None
@@ -114,6 +130,7 @@ class Committer:
             facts: more values for the `commit` record.
 
         Raises:
+            PeerLost: another rank was lost while the commit before was waited for, which goes on.
             TakenOver: a newer attempt of the run has begun to commit, as the commit before has found.
             TypeError: a tensor or a value is of a kind that cannot be saved.
         """
@@ -138,10 +155,13 @@ class Committer:
         None where it has written none; where the newest could not be written, the one before. Raises: as
         `commit`, but nothing for storage trouble, which a note tells.
         """
-        write, self._write = self._write, None
+        write = self._write
         if write is None:
             return self._last
-        written = write.wait()
+        written = write.wait(self._is_cut)
+        if written is None:
+            raise PeerLost(f"another rank was lost while checkpoint step {write.step} was being written")
+        self._write = None
         if isinstance(written.error, TakenOver) and write.attempt < self.attempt:
             return self._last  # by the formation that this rank is in now: another rank writes there
         if written.error is not None:

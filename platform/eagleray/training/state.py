@@ -35,7 +35,7 @@ def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samp
         PeerLost: another rank stopped answering; nothing of this commit is written.
         TakenOver: a newer attempt of the run has begun to commit.
     """
-    _settle(parts, committer.wait(), samples)
+    settle(parts, committer.wait(), samples)
     began = time.perf_counter()
     if has_local_buffers(parts):
         parts.agreement.average_buffers(parts.module)
@@ -70,8 +70,8 @@ def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samp
         committer.wait()
 
 
-def _settle(parts: Parts, newest: Checkpoint | None, samples: Samples) -> None:
-    """Let every rank know which checkpoint rank 0 has written last."""
+def settle(parts: Parts, newest: Checkpoint | None, samples: Samples) -> None:
+    """Let every rank know which checkpoint rank 0 has written last; all must call it. Raises: PeerLost."""
     attempt, step = (0, 0) if parts.rank != 0 or newest is None else (newest.attempt, newest.step)
     said = parts.agreement.sum({"attempt": attempt, "step": step})
     if said["attempt"] > 0:

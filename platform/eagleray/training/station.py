@@ -7,19 +7,24 @@ where it says so.
 
 from __future__ import annotations
 
-import itertools
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
 NEWS_S = 0.25
 """How long the driver's question waits for news before it is answered without."""
-NUM_STEPS = 100
-STEP = "forward and backward"
+NUM_STEPS, NUM_BESIDE = 100, 10
+"""As many of its last steps, and of its last evaluations and commits, tell how long a rank needs for one."""
+STEP, UPDATE, DATA = "forward and backward", "update the weights", "wait for data"
 """What a rank does that steps, as it says it."""
+BESIDE = EVALUATE, COMMIT, END = "evaluate", "commit a checkpoint", "measure the trained model"
+"""What it does beside them, now and then, for a time of its own."""
+JUDGED = (STEP, UPDATE, DATA, *BESIDE)
+"""In which of all that it may do it can be told to hang."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class Event:
     step: int
     time: float
     text: str = ""
-    """waiting: an address that this rank could listen on. lost: why."""
+    """waiting: an address that this rank could listen on. lost: why. over: the error, if it was one."""
+    digest: str = ""
+    """waiting: of the data that this rank has."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,10 @@ class News:
     is_waiting: bool
     """It waits for others (peers or the driver): if it hangs, they are the reason."""
     step_s: float
-    """The longest of its last steps in this formation, seconds; 0 where there is none."""
+    """What 99 of 100 of its last steps in this formation took at most, without evaluations and commits
+    between them, seconds; 0 where there is none."""
+    usual_s: float
+    """The same of what it does now: of a step, or the longest of the last evaluations or commits."""
 
 
 class Station:
@@ -80,9 +90,15 @@ class Station:
         self._formation = 0
         self._doing, self._since, self._step, self._is_waiting = "start", time.monotonic(), 0, False
         self._steps: deque[float] = deque(maxlen=NUM_STEPS)
-        """When the last ones of this formation were begun."""
+        """How long the last ones of this formation took, from one's begin to the next one's, seconds."""
+        self._begun_at: float | None = None
+        """When the newest step was begun."""
+        self._beside = {doing: deque[float](maxlen=NUM_BESIDE) for doing in BESIDE}
+        """How long the last ones of this formation took."""
+        self._beside_s = 0.0
+        """What of them came since the newest step was begun."""
         self.is_exchanging: Callable[[], bool] = bool
-        """Whether the rank's engine waits for the network at the moment."""
+        """Whether the rank waits for the network at the moment, its engine or its train function."""
 
     # The driver's side
 
@@ -102,11 +118,12 @@ class Station:
             if not self._events:
                 self._changed.wait(wait_s)
             events, self._events = tuple(self._events), []
-            begun = list(self._steps)
-            longest = max((b - a for a, b in itertools.pairwise(begun)), default=0.0)
+            doing, step_s = self._doing, _most(self._steps)
+            beside = self._beside.get(doing)
+            usual_s = step_s if beside is None else max(beside, default=0.0)
             is_waiting = self._is_waiting or self.is_exchanging()
             idle_s = time.monotonic() - self._since
-            return News(events, self._step, self._doing, idle_s, is_waiting, longest)
+            return News(events, self._step, doing, idle_s, is_waiting, step_s, usual_s)
 
     # The train function's side
 
@@ -114,19 +131,20 @@ class Station:
         """Forget what an earlier train function of this process has left."""
         with self._changed:
             self._order, self._events, self._notice, self._formation = None, [], 0, 0
-            self._steps.clear()
+            self._forget()
 
-    def next_formation(self, address: str, step: int) -> Formation:
+    def next_formation(self, address: str, step: int, digest: str = "") -> Formation:
         """Say that the rank is ready, and wait for the driver's order.
 
         Args:
             address: that this rank could listen on, `ip:port`.
             step: that it holds the state of.
+            digest: of the data that it has.
         """
         self.at(step, "wait for the driver's order", is_waiting=True)
         with self._changed:
-            self._steps.clear()  # another size steps at another pace, and a pause between two is no step
-            self._tell("waiting", address)
+            self._forget()  # another size steps at another pace, and a pause between two is no step
+            self._tell("waiting", address, digest)
             self._changed.wait_for(lambda: self._order is not None)
             order, self._order = self._order, None
             assert order is not None
@@ -140,22 +158,39 @@ class Station:
 
     def at(self, step: int, doing: str, *, is_waiting: bool = False) -> None:
         """Say what the rank does now; cheap, for every part of every step."""
-        self._step, self._doing, self._is_waiting = step, doing, is_waiting
-        self._since = time.monotonic()
+        now = time.monotonic()
+        if (beside := self._beside.get(self._doing)) is not None:
+            beside.append(now - self._since)
+            self._beside_s += now - self._since
+        self._step, self._doing, self._is_waiting, self._since = step, doing, is_waiting, now
 
     def begin_step(self, step: int) -> None:
         """The rank begins a step's forward and backward pass."""
         self.at(step, STEP)
-        self._steps.append(self._since)
+        if self._begun_at is not None:
+            self._steps.append(self._since - self._begun_at - self._beside_s)
+        self._begun_at, self._beside_s = self._since, 0.0
+
+    def _forget(self) -> None:
+        """What comes now is to be measured anew."""
+        self._steps.clear()
+        for lasted in self._beside.values():
+            lasted.clear()
+        self._begun_at = None
 
     def tell(self, kind: Any, text: str = "") -> None:
         """Add an event of now."""
         with self._changed:
             self._tell(kind, text)
 
-    def _tell(self, kind: Any, text: str) -> None:
-        self._events.append(Event(kind, self._formation, self._step, time.time(), text))
+    def _tell(self, kind: Any, text: str, digest: str = "") -> None:
+        self._events.append(Event(kind, self._formation, self._step, time.time(), text, digest))
         self._changed.notify_all()
+
+
+def _most(lasted: Collection[float]) -> float:
+    """What 99 of 100 took at most; 0 where there is none."""
+    return sorted(lasted)[math.ceil(0.99 * len(lasted)) - 1] if lasted else 0.0
 
 
 STATION = Station()

@@ -14,6 +14,8 @@ drains falls off the far end. `kind` is one of:
     commit       a checkpoint was committed: `seconds` until it was on the disk, `blocked_s` of them the run
                  stood still for it; over all ranks `state_bytes`, sent for it
     unsaved      the ranks stop after `step` for the driver, and the storage did not take it
+    lost         ranks were lost, and with them what compression still owed of theirs: `num_ranks`, about
+                 which `share` of all that, and its `norm` (`compression.state.Lost`)
     note         a sentence for people: `text`
     at           where the rank was then: `step`; of the newest `at` call before another record or a drain
 """

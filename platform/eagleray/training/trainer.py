@@ -65,7 +65,7 @@ def fit(
 
     Where others need what the run holds (`Reservation.allot`), it ends early: `is_suspended` is true in what
     is returned, beside the values of `stopping.Suspended`. All that the ranks had trained is in the newest
-    checkpoint then, if it was not forced.
+    checkpoint then, if it was not forced and the storage took it.
 
     Raises:
         EaglerayError: the run failed for good; the first cause, in words.
@@ -83,7 +83,8 @@ def fit(
 
     parent, _, run_id = run_url.rstrip("/").rpartition("/")
     # Ray's own list of an earlier driver's checkpoints, some of them pruned since: ours is the one truth.
-    Folder(run_url).remove("checkpoint_manager_snapshot.json")
+    run = Folder(run_url)
+    run.remove("checkpoint_manager_snapshot.json")
     trainer = trainer_ray260.Trainer(
         train_worker,
         train_loop_config={"spec": spec.model_dump(mode="json"), "run_url": run_url},
@@ -101,6 +102,7 @@ def fit(
             failure_config=FailureConfig(max_failures=spec.scaling.max_failures),
         ),
         spec=spec,
+        run=run,
         observer=observer,
         first_attempt=first_attempt,
         reservation=reservation,

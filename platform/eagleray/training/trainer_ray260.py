@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import time
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -26,11 +27,14 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker
 
 from eagleray.cluster import recovery_ray260
 from eagleray.errors import EaglerayError, PeerLost
+from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec
+from eagleray.training.attempts import Notes
 from eagleray.training.membership_ray260 import Membership
 from eagleray.training.observer import Change, Observer
 from eagleray.training.reservation_ray260 import Reservation
 from eagleray.training.retrying_ray260 import RetryPolicy
+from eagleray.training.seat_ray260 import START_LIMIT_S
 from eagleray.training.stopping import Suspended
 from eagleray.training.telemetry import Record
 from eagleray.training.watch_ray260 import Watch
@@ -85,13 +89,13 @@ class SeatedWorkerGroup(WorkerGroup):
     membership: Membership
 
     def _start(self) -> None:
-        """As Ray's, but a worker that ends just when it is told to train is a failed start, too.
+        """As Ray's, but a worker that ends or stops just when it is told to train is a failed start, too.
 
-        Ray 2.60 takes that for a bug of its controller, and the run would end.
+        Ray 2.60 takes that for a bug of its controller, and the run would end, or waits for ever.
         """
         try:
             super()._start()
-        except RayActorError as error:
+        except (RayActorError, GetTimeoutError) as error:
             raise WorkerGroupStartupFailedError("A worker ended before it trained.") from error
         self.membership.begin(self.get_workers(), self._seats, self._launch)
 
@@ -99,7 +103,8 @@ class SeatedWorkerGroup(WorkerGroup):
         """Start the train function of a worker that comes later."""
         worker.distributed_context = self.get_workers()[0].distributed_context  # until it is in a formation
         self._init_train_context([worker], self.get_worker_group_state().sync_actor)
-        ray.get(worker.actor.run_train_fn.remote(self._worker_group_context.train_fn_ref))
+        started = worker.actor.run_train_fn.remote(self._worker_group_context.train_fn_ref)
+        ray.get(started, timeout=START_LIMIT_S)
 
     def _poll_workers_and_collect_errors(self, timeout: float | None) -> list[WorkerStatus]:
         """As Ray's, of the present members; the death of one is the membership's business."""
@@ -171,7 +176,8 @@ class SeatedWorkerGroup(WorkerGroup):
                     **{name: values[index] for name, values in train_context_args.items()},
                 )
                 for index, worker in enumerate(workers)
-            ]
+            ],
+            timeout=START_LIMIT_S,
         )
         self._decorate_worker_log_file_paths(workers)
 
@@ -195,6 +201,7 @@ class Trainer(TorchTrainer):
         self,
         *args: Any,
         spec: TrainSpec,
+        run: Folder,
         observer: Observer,
         first_attempt: int,
         reservation: Reservation,
@@ -214,6 +221,7 @@ class Trainer(TorchTrainer):
             heartbeat_s=recovery_ray260.in_use().heartbeat_s,
             max_failures=scaling.max_failures,
             tell=self._tell,
+            note=Notes(run, self._say).note,
             part=self._part,
         )
         SeatedWorkerGroup.reservation, SeatedWorkerGroup.membership = reservation, self.membership
@@ -221,6 +229,9 @@ class Trainer(TorchTrainer):
     def _tell(self, news: Change | Record) -> None:
         if self._watch is not None:
             self._watch.note(news)
+
+    def _say(self, text: str) -> None:
+        self._tell({"kind": "note", "time": time.time(), "text": text})
 
     def _part(self, worker: Worker) -> None:
         if self._watch is not None:

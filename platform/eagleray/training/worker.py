@@ -60,11 +60,11 @@ def train_in_formations(
     from eagleray.training.life import GROUP_TIMEOUT_S, Life, Yielded
 
     station.begin()
-    life = Life(spec, run_url, sink, station)
+    life, error = Life(spec, run_url, sink, station), ""
     try:
         life.prepare()
         while True:
-            formation = station.next_formation(address(), life.progress.step)
+            formation = station.next_formation(address(), life.progress.step, life.data_digest)
             try:
                 with groups.forming():
                     groups.form(
@@ -87,8 +87,11 @@ def train_in_formations(
             finally:
                 life.disconnect()
                 groups.close_all()
+    except BaseException as raised:
+        error = type(raised).__name__
+        raise
     finally:
-        station.tell("over")
+        station.tell("over", error)
         life.close()
 
 

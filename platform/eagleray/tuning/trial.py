@@ -44,6 +44,8 @@ class Reporter:
         self._measured: Evaluation | None = None
         self._total_steps: int | None = None
         self._step = self._saved_step = 0
+        self._unsaved_step: int | None = None
+        """That the workers stopped at, and the storage did not take."""
         self._reported_at = time.monotonic()
 
     def put(self, kind: str, **values: Any) -> None:
@@ -73,6 +75,8 @@ class Reporter:
             self._send({})
         elif kind == "evaluation":
             self._measure(record)
+        elif kind == "unsaved":
+            self._unsaved_step = record["step"]
         elif kind == "commit":
             self._saved_step = record["step"]
             if self._measured is not None and record["step"] == self._measured["step"]:
@@ -109,9 +113,14 @@ class Reporter:
         self._send({"outcome": {**outcome, "evaluations": self._evaluations}})
 
     def paused(self, step: int | None = None) -> None:
-        """Tell that the trial has stopped between two steps, to go on later; `step`, if given, is saved."""
+        """Tell that the trial has stopped between two steps, to go on later.
+
+        `step`, if given, is saved, unless the workers have said that the storage did not take it.
+        """
         if step is not None:
-            self._step = self._saved_step = max(step, self._step)
+            self._step = max(step, self._step)
+            if self._step != self._unsaved_step:
+                self._saved_step = self._step
         self._send({"paused": {"step": self._step, "saved_step": self._saved_step}})
 
     def failed(self, error: Exception) -> None:
@@ -255,7 +264,7 @@ def _train_together(
             run.url,
             first_attempt=next_attempt(run),
             reservation=reservation,
-            observer=TrialObserver(run, reporter),
+            observer=TrialObserver(reporter),
         )
     except Suspended:
         return None
@@ -266,20 +275,13 @@ def _train_together(
 class TrialObserver:
     """Hears of a trial's Ray Train run (`training.observer`), and reports it."""
 
-    def __init__(self, run: Folder, reporter: Reporter):
-        self._run, self._reporter = run, reporter
+    def __init__(self, reporter: Reporter):
+        self._reporter = reporter
 
     def changed(self, change: Change) -> None:
-        """Note the attempt, and tell of it and of what was lost before."""
-        from eagleray.training.attempts import note_attempt
-
+        """Tell of the attempt, and of what was lost before."""
         for rank, (_, reason) in sorted(change.lost.items()):
             self._reporter.put("note", text=f"lost rank {rank}: {reason}; the others go on")
-        try:
-            note_attempt(self._run, change.number, len(change.workers))
-        except OSError as error:  # raised, it would be an error of Ray Train's controller, and end the trial
-            trouble = f"the attempt cannot be noted in {self._run.url}: {error.strerror or error}"
-            self._reporter.put("note", text=f"{trouble}; training goes on")
         self._reporter.started(change.number, change.workers)
 
     def records(self, records: Sequence[Record]) -> None:

@@ -113,13 +113,14 @@ def attach(
         cluster = AttachedCluster(name, address, reachable_url(wanted, head), time.time())
         attached.write(cluster)  # before anything is started: `down` ends what a failure below leaves
         policy = ledger.POLICY if recovery is None else ledger.patient(ledger.POLICY, recovery)
-        ledger.start(ledger.LedgerSettings(name, wanted.storage_url, policy))
+        of_ledger = ledger.start(ledger.LedgerSettings(name, wanted.storage_url, policy))
         controller = start.start(replace(wanted, directory=start.directory_on_head(name)))
         _await_start(controller)
         _write_key(cluster, controller)
         if recovery is not None:
             _apply(recovery)
-            for line in what_holds(recovery, nodes, is_serve_older=serve is not None):
+            lease_s, is_serve_older = _lease_s(of_ledger), serve is not None
+            for line in what_holds(recovery, nodes, is_serve_older=is_serve_older, lease_s=lease_s):
                 say(line)
     say(f"models are served at {cluster.ingress_url}; the admin key is in {cluster.admin_key_path}")
     if state.is_loopback(host) and not is_mine(head):
@@ -142,13 +143,28 @@ def _apply(profile: profiles.Profile) -> None:
     recovery_ray260.publish(profile)
 
 
-def what_holds(profile: profiles.Profile, nodes: Sequence[NodeFacts], *, is_serve_older: bool) -> list[str]:
+def _lease_s(actor: Any) -> float:
+    """How long a holder may be silent, for the ledger that runs: it may be one of an earlier `attach`."""
+    import ray
+
+    said: Any = ray.get(actor.ping.remote(), timeout=_LOOK_S)
+    return said.get("lease_s", ledger.POLICY.lease_s)
+
+
+def what_holds(
+    profile: profiles.Profile, nodes: Sequence[NodeFacts], *, is_serve_older: bool, lease_s: float
+) -> list[str]:
     """What of the profile holds on a cluster that runs, and what does not, with the way to it."""
     lines = [
         f"recovery profile {profile.name}: a rank without a sign of life for {profile.heartbeat_s:g} s hangs"
     ]
     if is_serve_older:
         lines.append("warning: Serve ran before, and goes on checking its proxies as often as it did")
+    if lease_s < (wanted_s := ledger.patient(ledger.POLICY, profile).lease_s):
+        lines.append(
+            f"warning: the ledger ran before, and goes on to end claims whose holder has been silent for "
+            f"{lease_s:g} s, not {wanted_s:g}; `eagleray down` and another `attach` give it the profile's"
+        )
     if others := [node.name for node in nodes if node.profile != profile.name]:
         lines.append(
             f"warning: Ray on {', '.join(others)} was started without this profile, and reads only at its "

@@ -34,11 +34,13 @@ def draw(
         known = ", ".join(logs.list()) or "none"
         raise InputError(f"no event log of a cluster called {cluster!r} in {logs.url}; there are: {known}")
     url = event_log.url_of(settings.storage_url(), cluster)
-    events = [event for event in event_log.read(url) if until_s is None or event.time_s <= until_s]
+    names: dict[str, str] = {}
+    read = event_log.read(url, names=names)
+    events = [event for event in read if until_s is None or event.time_s <= until_s]
     shown = sum(event.time_s >= since_s for event in events)
     began_at = max(since_s, events[0].time_s) if events else since_s
     title = f"{cluster}: who held what, from {datetime.datetime.fromtimestamp(began_at):%Y-%m-%d %H:%M:%S}"
-    plot_holdings(events, path, title=title, resource=resource, since_s=since_s, until_s=until_s)
+    plot_holdings(events, path, title=title, resource=resource, names=names, since_s=since_s, until_s=until_s)
     return shown
 
 

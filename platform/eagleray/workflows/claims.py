@@ -83,11 +83,15 @@ def sentences(found: Claims) -> Iterator[str]:
     for claim in found.claims:
         if (notice := claim.notice) is not None:
             what = "everything" if notice.is_suspension else _where(claim, notice.give, names)
-            ends = "is suspended: it gives back" if notice.is_suspension else "gives back"
-            yield f"{claim.holder} {ends} {what} within {notice.left_s:.0f} s: {notice.reason}"
+            if notice.is_evicted:
+                yield f"{claim.holder} was to give back {what}, which is ended by force: {notice.reason}"
+            else:
+                ends = "is suspended: it gives back" if notice.is_suspension else "gives back"
+                yield f"{claim.holder} {ends} {what} within {notice.left_s:.0f} s: {notice.reason}"
         if (wait := claim.wait) is not None:
             what = _amounts(claim, wait.units)
-            yield f"{claim.holder} has waited {clock(wait.waited_s)} for {what}: {wait.reason}"
+            asked = f"; nodes for {_amounts(claim, wait.asked)} have been asked for" if wait.asked else ""
+            yield f"{claim.holder} has waited {clock(wait.waited_s)} for {what}: {wait.reason}{asked}"
 
 
 def _classes(claim: Claim) -> str:

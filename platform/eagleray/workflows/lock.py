@@ -3,7 +3,8 @@
     <run>/drivers/000002.json     who it is (machine, process, job), and when it was last heard of
 
 A driver takes a run by creating the next number, which the storage gives to one alone. Whether an earlier
-one still lives is known on its own machine from the process table, elsewhere from its sign of life.
+one still lives is known on its own machine from the process table, elsewhere from its sign of life. One that
+was cut off from the storage until another had the run ends when it sees that.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 
 from eagleray.cluster import processes
-from eagleray.errors import InputError
+from eagleray.errors import InputError, TakenOver
 from eagleray.packaging import Folder
+from eagleray.workflows.stopping import stop_this_process
 
 HEARTBEAT_S = 10.0
 SILENT_S = 60.0
@@ -65,7 +68,9 @@ class Driver:
 class RunLock:
     """The run (or the search, by its `noun`) in `folder` belongs to this process while the block lasts.
 
-    Raises: InputError: another driver has it (on entering).
+    Raises:
+        InputError: another driver has it (on entering).
+        TakenOver: another driver has taken it, which did not hear of this one; `end` has ended the block.
     """
 
     def __init__(
@@ -75,10 +80,13 @@ class RunLock:
         *,
         noun: str = "run",
         heartbeat_s: float = HEARTBEAT_S,
+        end: Callable[[], object] = stop_this_process,
     ) -> None:
         self._folder, self._job, self._heartbeat_s = folder, job, heartbeat_s
-        self._noun = noun
-        self._name = ""
+        self._noun, self._end = noun, end
+        self._number, self._name = 0, ""
+        self._taken_by: str | None = None
+        """Another driver, in words, that has the run now."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
 
@@ -86,7 +94,8 @@ class RunLock:
         number, driver = self._last()
         if driver is not None and driver.is_alive(time.time()):
             raise InputError(self._refusal(driver))
-        self._name = f"drivers/{number + 1:06d}.json"
+        self._number = number + 1
+        self._name = f"drivers/{self._number:06d}.json"
         if not self._folder.create(self._name, _to_bytes(Driver.this(self._job))):
             _, driver = self._last()
             raise InputError(self._refusal(driver))
@@ -99,6 +108,15 @@ class RunLock:
         self._ended.set()
         self._thread.join()
         self._write(is_over=True)
+        if self._taken_by is not None and isinstance(error, KeyboardInterrupt):
+            raise TakenOver(
+                f"{self._noun} {self._id} was taken over by {self._taken_by}: this driver could not write to "
+                f"{self._folder.url} for {SILENT_S:.0f} s, and was taken to be gone"
+            ) from error
+
+    @property
+    def _id(self) -> str:
+        return self._folder.url.rsplit("/", 1)[-1]
 
     def _last(self) -> tuple[int, Driver | None]:
         names = [name for name in self._folder.child("drivers").list() if not name.startswith(".")]
@@ -107,17 +125,23 @@ class RunLock:
         return int(Path(names[-1]).stem), _driver(self._folder.read_bytes(f"drivers/{names[-1]}"))
 
     def _refusal(self, driver: Driver | None) -> str:
-        run_id = self._folder.url.rsplit("/", 1)[-1]
         end = f"eagleray stop {driver.job}" if driver is not None and driver.job else "end that process"
         since = "" if driver is None or driver.machine == _machine() else _silence(driver)
         return (
-            f"{self._noun} {run_id} goes on already ({driver or 'another driver has just taken it'}{since}); "
+            f"{self._noun} {self._id} goes on already "
+            f"({driver or 'another driver has just taken it'}{since}); "
             f"wait until it ends, or {end} and try again"
         )
 
     def _beat(self) -> None:
         while not self._ended.wait(self._heartbeat_s):
             self._write(is_over=False)
+            with contextlib.suppress(OSError, ValueError):
+                number, driver = self._last()
+                if number > self._number:
+                    self._taken_by = "another driver" if driver is None else str(driver)
+                    self._end()
+                    return
 
     def _write(self, *, is_over: bool) -> None:
         """A sign of life; where the storage is away, the next one will do."""

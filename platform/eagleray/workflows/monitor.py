@@ -11,9 +11,9 @@ from eagleray.errors import EaglerayError, PeerLost
 from eagleray.metrics import Emitter
 from eagleray.packaging import Folder
 from eagleray.registry.tracking import Tracker
-from eagleray.training.attempts import note_attempt
 from eagleray.training.observer import START, Change, WorkerInfo
 from eagleray.training.telemetry import Record
+from eagleray.workflows.buckets import by_bucket
 from eagleray.workflows.report import Account, Recovery, sent
 from eagleray.workflows.words import clock, count
 
@@ -44,19 +44,18 @@ class RunMonitor:
         self._folder, self.tracker, self._emitter = folder, tracker, emitter
         self._say, self._node_name = say, node_name
         self._workers: dict[int, WorkerInfo] = {}
-        self._said_at = 0.0
+        self._said_at = self._step_s = 0.0
         self._is_mlflow_noted = False
         self._is_trouble_said = False
         self._segments = Segments(folder)
 
     def changed(self, change: Change) -> None:
-        """Say who was lost and who trains now, and note the attempt in the run's folder."""
+        """Say who was lost and who trains now."""
         if change.lost:
             self._say_loss(change)
         self.account.changed(change, self._node_name)
         self._workers = {worker.rank: worker for worker in change.workers}
         nodes = {worker.node_id for worker in change.workers}
-        self._keep(lambda: note_attempt(self._folder, change.number, len(change.workers)))
         before = f"{change.num_before} -> " if change.num_before else ""
         size = f"{before}{count(len(change.workers), 'worker')} on {count(len(nodes), 'node')}"
         self._say(f"attempt {change.number}: {size}")
@@ -96,7 +95,7 @@ class RunMonitor:
         for record in records:
             was_pending = self.account.pending
             if record["kind"] == "phase" and record["step"] and not self.account.step:
-                self.account.time.reached = last_step(self._folder)
+                self.account.time.reached = self._last_step()
             self.account.take(record)
             self._track(record)
             if record["kind"] == "phase":
@@ -106,6 +105,16 @@ class RunMonitor:
         self._export_goodput()
         self._keep(lambda: self._segments.add(self.account.history))
         self._keep(self._remember_mlflow)
+
+    def _last_step(self) -> int:
+        """The last one of earlier drivers, as far as their history can be read: only `redo` goes by it."""
+        try:
+            return last_step(self._folder)
+        except (OSError, ValueError) as error:  # the storage is away, or a segment is torn
+            self._say(
+                f"the history in {self._folder.url} cannot be read, steps to redo count as new: {error}"
+            )
+            return 0
 
     def _keep(self, write: Callable[[], object]) -> None:
         """Write to the run's folder; storage trouble is said once, and does not end the run."""
@@ -155,6 +164,10 @@ class RunMonitor:
             self._say(record["reason"])
             self.tracker.tag("eagleray.compression", record["compressor"])
             self.tracker.tag("eagleray.compression.reason", record["reason"])
+        elif kind == "buckets":
+            self._export_buckets(record)
+        elif kind == "lost":
+            self._emitter.add("eagleray_train_lost_residuals_total", record["num_ranks"], self._labels)
         elif kind == "commit":
             self._emitter.set("eagleray_train_checkpoint_seconds", record["seconds"], self._labels)
             state_bytes = record.get("state_bytes", 0)
@@ -162,7 +175,7 @@ class RunMonitor:
             self.tracker.log({"state_mb": self.account.state_bytes / 1e6}, record["step"])
 
     def _export_step(self, record: Record) -> None:
-        step_s = record["seconds"] / record["num_steps"]
+        step_s = self._step_s = record["seconds"] / record["num_steps"]
         loss = {"loss": record["loss"]} if "loss" in record else {}
         values = {
             **loss,
@@ -191,6 +204,13 @@ class RunMonitor:
         }
         for name, value in counters.items():
             self._emitter.add(f"eagleray_train_{name}_total", value, self._labels)
+
+    def _export_buckets(self, record: Record) -> None:
+        for bucket, values in by_bucket(record["buckets"], self._step_s).items():
+            labels = {**self._labels, "bucket": bucket}
+            for name, value in values.items():
+                self._emitter.set(f"eagleray_train_bucket_{name}", value, labels)
+            self.tracker.log({f"bucket_{bucket}_{k}": v for k, v in values.items()}, record["step"])
 
     def _compression(self, record: Record) -> dict[str, float]:
         """How the gradients went, as numbers of one time."""

@@ -51,6 +51,10 @@ class Recovery:
     """Step of the state that the run went on from: in memory, or of a checkpoint."""
     first_step_at: float | None = None
     """Time of the first step after."""
+    owed_share: float = 0.0
+    """About so much of what compression still owed was lost with them."""
+    owed_norm: float = 0.0
+    """And so large that was, about: the norm of its part of the ranks' mean."""
 
     @property
     def redone_steps(self) -> int | None:
@@ -251,6 +255,8 @@ class Account:
             self.commit_seconds += record["seconds"]
             self.state_bytes += record.get("state_bytes", 0.0)
             self.unsaved_step = None
+        elif kind == "lost" and self.pending is not None:
+            self.pending.owed_share, self.pending.owed_norm = record["share"], record["norm"]
         elif kind == "unsaved":
             self.unsaved_step = record["step"]
         elif kind == "at":

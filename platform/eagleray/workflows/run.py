@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from eagleray.cluster import job_ray260, settings
-from eagleray.errors import EaglerayError, InputError, SpecError
+from eagleray.errors import EaglerayError, InputError, SpecError, TakenOver
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
 from eagleray.workflows.connecting import connect
@@ -211,7 +211,8 @@ def _train(
             outcome = fit(
                 run.spec,
                 run.folder.url,
-                first_attempt=run.next_attempt(),
+                # Those of this driver too, which a storage that was full does not know of.
+                first_attempt=max(run.next_attempt(), account.attempt + 1),
                 reservation=reservation,
                 observer=seats.watching(monitor),
             )
@@ -219,8 +220,11 @@ def _train(
             reservation.release()
         if not outcome.get("is_suspended"):
             break
-        is_stored = outcome["step"] != account.unsaved_step
-        say(suspension(outcome, is_stored=is_stored))
+        if outcome["step"]:
+            is_stored = outcome["step"] != account.unsaved_step
+        else:  # they had not trained since they were started: what was before is lost already, or is not
+            is_stored = account.pending is None and account.unsaved_step is None
+        say(suspension(outcome, is_stored=is_stored, position=account.position))
         if outcome["is_forced"]:
             account.lost(list(range(outcome["num_workers"])), f"not given back in time ({outcome['reason']})")
         is_saved = is_stored and not outcome["is_forced"]
@@ -235,8 +239,18 @@ def _train(
     return outcome
 
 
-def suspension(outcome: Mapping[str, Any], *, is_stored: bool = True) -> str:
-    """How a run was suspended, in a line: by what `fit` returned, and whether the storage took its state."""
+def suspension(outcome: Mapping[str, Any], *, is_stored: bool = True, position: int = 0) -> str:
+    """How a run was suspended, in a line.
+
+    Args:
+        outcome: what `fit` returned.
+        is_stored: whether the storage has its state.
+        position: the last step that was taken, where its workers had not trained since they were started.
+    """
+    if not outcome["step"]:
+        at = f" at step {position}" if position else ""
+        lost = "" if is_stored else "; steps since the last checkpoint are taken again"
+        return f"suspended{at}, before its workers trained: {outcome['reason']}{lost}"
     if outcome["is_forced"]:
         saved = "it had not saved that in time, and goes on from the checkpoint before"
     elif not is_stored:
@@ -329,7 +343,7 @@ def drive(make_run: Callable[[], Run], driver_started_at: float) -> int:
         return 0
     except EaglerayError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        if run is not None and error.exit_code == 1:
+        if run is not None and error.exit_code == 1 and not isinstance(error, TakenOver):
             _say(f"go on with it: eagleray resume {run.run_id}")
         return error.exit_code
     except OSError as error:

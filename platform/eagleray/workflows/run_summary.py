@@ -57,4 +57,5 @@ def _way_back(recovery: Mapping[str, Any], *, is_last: bool) -> str:
     """How a run went on after a loss, in words."""
     if recovery["pause_s"] is None:
         return "not back before the end" if is_last else "lost again before it was back"
-    return f"training again after {recovery['pause_s']:.1f} s, {recovery['redone_steps']} steps redone"
+    owed = f", {100 * share:.0f} % of what compression owed lost" if (share := recovery["owed_share"]) else ""
+    return f"training again after {recovery['pause_s']:.1f} s, {recovery['redone_steps']} steps redone{owed}"

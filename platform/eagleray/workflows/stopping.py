@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec
@@ -25,6 +26,11 @@ def stop_on_sigterm() -> None:
         raise Stopped
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def stop_this_process() -> None:
+    """Have Stopped raised in the main thread, as if the job was asked to stop; from any thread."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stoppable(main: Callable[P, int]) -> Callable[P, int]:

@@ -56,7 +56,11 @@ def verify(run_id: str, say: Callable[[str], None]) -> Verification:
     entries = list(_entries(segments))
     train = reopen_data(run_id, folder, spec, checkpoint.state["dataset_digest"]).train
     replayed = replay(SampleOrder(train.num_samples, spec.seed, train.blocks), entries)
-    findings = (*replayed.findings, *_against_checkpoint(checkpoint, segments[-1], entries))
+    findings = (
+        *replayed.findings,
+        *_against_checkpoint(checkpoint, segments[-1], entries),
+        *_against_report(folder, checkpoint),
+    )
     return Verification(
         run_id=run_id,
         is_proven=not findings,
@@ -115,6 +119,18 @@ def _against_checkpoint(
         yield found(f"counts {counted.count} samples", "as many, but others")
     if parent != segment.parent:
         yield found(f"started from {_position(parent)}", f"from {_position(segment.parent)}")
+
+
+def _against_report(folder: Folder, checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Where the run is said to be finished, and what it did after the checkpoint is nowhere."""
+    report = folder.read_json("report.json") if folder.exists("report.json") else {}
+    last = report.get("progress", {}).get("step", 0) if report.get("status") == "FINISHED" else 0
+    if last > checkpoint.step:
+        text = (
+            f"the run finished after step {last}, and the newest checkpoint that verifies is of step "
+            f"{checkpoint.step}: what was trained after it is lost"
+        )
+        yield Finding(last, "checkpoint", text)
 
 
 def _position(parent: tuple[int, ...] | None) -> str:

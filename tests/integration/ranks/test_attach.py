@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.compression.topk import TopK
+from eagleray.compression.wire import Step, Wire
 from eagleray.errors import InputError, SpecError
 from eagleray.groups import making
 from eagleray.specs.compression import CompressionSpec
@@ -156,6 +157,7 @@ def refused(rank, world_size):
     momentum = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     adam = torch.optim.Adam(model.parameters())
     corrected = {"kind": "topk", "momentum_correction": True}
+    wide = DistributedDataParallel(Net(torch.float64))
     cases = [
         (Net(), "none", None, InputError, "takes a DistributedDataParallel model, not Net"),
         (model, None, None, InputError, "compression is None; give the name of a kind"),
@@ -169,6 +171,8 @@ def refused(rank, world_size):
         (model, TopK(momentum=0.9), adam, InputError, "Adam has one of 0.9"),
         (model, {"kind": "int8", "keep_dense": ["no"]}, None, InputError, "trains no no"),
         (DistributedDataParallel(Complex()), "int8", None, InputError, "w is torch.complex64"),
+        (wide, "bf16", None, InputError, "first.weight is torch.float64, and compression bf16 would round"),
+        (wide, Own(), None, InputError, "first.weight is torch.float64, and compression own would round"),
         (
             DistributedDataParallel(nn.Embedding(50, 40, sparse=True)),
             *("int8", None, InputError, "'.the model.' has sparse gradients"),
@@ -192,6 +196,9 @@ def refused(rank, world_size):
     with pytest.raises(InputError, match="hook already: DDP takes one only; leave register_comm_hook out"):
         compression.attach(other, "none")
     assert len(making._open_groups) == open_before
+    hook = compression.attach(wide, {"kind": "auto", "fidelity": "low"})
+    assert hook.compressor.candidates() == ("none",), "nothing else is exact"
+    hook.close()
     given = DistributedDataParallel(nn.Embedding(50, 40))
     hook = compression.attach(given, {"kind": "int4", "dense_below": 7})
     assert hook._engine.layout.places["weight"].is_dense is False
@@ -226,12 +233,32 @@ def test_a_model_over_some_of_the_ranks_is_exchanged_among_them():
     run_world(3, over_a_subgroup, timeout_s=60)
 
 
+def swaps_as_over_nccl(rank, world_size):
+    """Ranks 1 and 2, which are 0 and 1 of their group, swap in one launch; gloo takes such, too."""
+    members = [0] if rank == 0 else [1, 2]
+    wire = Wire(groups.new_group("some", backend="gloo", timeout_s=30, ranks=members))
+    wire.is_nccl = True
+    if rank == 0:
+        return
+    other = 1 - wire.rank
+    outgoing, incoming = ([None, wire.message(1)] if other else [wire.message(1), None] for _ in range(2))
+    outgoing[other].body.fill_(rank)
+    wire.swap(Step(1, 0), 0, outgoing, incoming).wait()
+    assert int(incoming[other].body) == 3 - rank
+
+
+def test_over_nccl_peers_are_ranks_of_the_group_too():
+    run_world(3, swaps_as_over_nccl, timeout_s=60)
+
+
 def with_nothing_in_it(rank, world_size):
     """A parameter of no elements beside one that is compressed."""
     net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 0, bias=False))
-    for kind in ("none", "int8", "int8_ring", "topk", "randomk", "powersgd"):
+    corrected = CompressionSpec(kind="topk", dense_below=0, momentum_correction=True)
+    kinds = ("none", "int8", "int8_ring", "topk", "randomk", "powersgd", "auto")
+    for spec in (corrected, *(CompressionSpec(kind=kind, dense_below=0) for kind in kinds)):
         model = DistributedDataParallel(net)
-        hook = compression.attach(model, CompressionSpec(kind=kind, dense_below=0))
+        hook = compression.attach(model, spec)
         assert hook._engine.layout.places["1.weight"].is_dense
         for _ in range(2):
             (model.module[0](torch.ones(1, 8)).sum() + model(torch.ones(1, 8)).sum()).backward()

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eagleray import compression, groups
 from eagleray.errors import InputError
+from eagleray.specs.compression import CompressionSpec
 from integration.ranks.checks import CHECKS, KINDS, MANY_BUCKETS, run_checks, spec_of, trained
 from support.worlds import run_world
 
@@ -51,6 +52,13 @@ def alone(rank, world_size):
     assert torch.equal(net.weight.grad, torch.full((1, 3), value))
     assert hook.stats() == compression.Stats()
     assert threading.active_count() == before
+    for bad, told in ((torch.nan, (1, 1)), (-torch.inf, (2, 2)), (1.0, (0, 2)), (torch.inf, (1, 3))):
+        for _ in range(2 if bad == 1.0 else 1):
+            model(torch.full((1, 3), bad)).sum().backward()
+            model.zero_grad()
+        found = hook.non_finite()
+        assert (found.in_a_row, found.total, found.parameter, found.incomplete) == (*told, "weight", 0)
+        assert hook.non_finite() == found, "asking twice counts once"
     state = hook.collect_state()
     assert state is not None
     hook.load_state_dict(state)
@@ -65,6 +73,16 @@ def alone(rank, world_size):
     assert torch.equal(net.weight.grad, torch.ones(1, 3)), "rehearsed: as the format leaves it"
     assert hook.stats().num_buckets == 1
     assert hook.stats().sent_bytes == 0
+    hook.close()
+    net = nn.Linear(3, 1, bias=False)
+    model = DistributedDataParallel(net)
+    corrected = CompressionSpec(kind="topk", momentum_correction=True)  # the layer is small: not sparse
+    hook = compression.attach(model, corrected, group)
+    for momentum in (1.0, 1.9):
+        model.zero_grad()
+        model(torch.full((1, 3), 1.0)).sum().backward()
+        assert net.weight.grad is not None
+        torch.testing.assert_close(net.weight.grad, torch.full((1, 3), momentum))
     hook.close()
 
 

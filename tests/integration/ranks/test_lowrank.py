@@ -129,3 +129,24 @@ def refused(rank, world_size):
 
 def test_a_pair_that_does_not_fit_is_refused_when_it_is_attached():
     run_world(1, refused)
+
+
+def goes_on_alone(rank, world_size):
+    """What a step expected that nobody took, as its other rank was lost, is no matter of the next."""
+    net, x = nn.Linear(60, 120), torch.ones(1, 60)
+    twin = copy.deepcopy(net)
+    optimizer, plain = compression.MomentumAdam(net.parameters()), torch.optim.AdamW(twin.parameters())
+    model = DistributedDataParallel(net)
+    hook = compression.attach(model, "onebit_adam", optimizer=optimizer)
+    for _ in range(3):
+        optimizer.expect(net.weight, momentum=True)
+        for one, its in ((model, optimizer), (twin, plain)):
+            its.zero_grad()
+            one(x).square().sum().backward()
+            its.step()
+    assert torch.equal(net.weight, twin.weight)
+    hook.close()
+
+
+def test_a_rank_that_goes_on_alone_takes_its_gradient_for_no_momentum():
+    run_world(1, goes_on_alone)

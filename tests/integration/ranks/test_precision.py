@@ -8,7 +8,15 @@ from torch.nn.parallel import DistributedDataParallel
 from eagleray import compression, groups
 from eagleray.compression import CompressionSpec
 from eagleray.errors import InputError
-from integration.ranks.checks import Net, batch, expected, gradients, step
+from integration.ranks.checks import (
+    Net,
+    assert_close,
+    assert_equal_on_all_ranks,
+    batch,
+    expected,
+    gradients,
+    step,
+)
 from support.worlds import run_world
 
 STEPS = 4
@@ -70,6 +78,29 @@ def autocast(rank, group):
     hook.close()
 
 
+def bf16_parameters(rank, group):
+    """What their gradients have is less than a float32 has: any kind takes them."""
+    wanted = expected([0], group.world_size)
+    for kind in ("none", "int8", "topk", "powersgd", "fourbit_adam"):
+        net = Net(torch.bfloat16)
+        model = DistributedDataParallel(net)
+        make = compression.MomentumAdam if kind == "fourbit_adam" else torch.optim.SGD
+        optimizer = make(net.parameters(), lr=0.01)
+        fields = {"kind": kind, "dense_below": 0, "ratio": 0.1, "rank": 2, "warmup_steps": 1}
+        spec = CompressionSpec(**CompressionSpec.without_others(fields))
+        hook = compression.attach(model, spec, group, optimizer=optimizer)
+        for number in range(4):
+            optimizer.zero_grad()
+            model(batch(number, rank, torch.bfloat16)).square().mean().backward()
+            if number == 0 and kind in ("none", "int8"):
+                found = {name: one.float() for name, one in gradients(net).items()}
+                assert_close(found, wanted, "int8")
+            optimizer.step()
+        assert_equal_on_all_ranks(dict(net.named_parameters()))
+        assert all(p.isfinite().all() for p in net.parameters()), kind
+        hook.close()
+
+
 def kept_dense(rank, group):
     model = DistributedDataParallel(Net())
     spec = CompressionSpec(kind="int4", dense_below=0, keep_dense=("first.weight",))
@@ -81,19 +112,21 @@ def kept_dense(rank, group):
 
 
 def joined_with_a_pair(rank, group):
-    net = Net()
-    model = DistributedDataParallel(net)
-    optimizer = compression.MomentumAdam(net.parameters())
-    hook = compression.attach(model, "onebit_adam", group, optimizer=optimizer)
-    with pytest.raises(InputError, match=r"onebit_adam does not work within join\(\)"), model.join():
-        step(model, rank, 0)
-    hook.close()
+    for spec in ("onebit_adam", CompressionSpec(kind="auto", fidelity="medium")):
+        net = Net()
+        model = DistributedDataParallel(net)
+        optimizer = compression.MomentumAdam(net.parameters())
+        hook = compression.attach(model, spec, group, optimizer=optimizer)
+        name = hook.compressor.name
+        with pytest.raises(InputError, match=rf"{name} does not work within join\(\)"), model.join():
+            step(model, rank, 0)
+        hook.close()
 
 
 def all_of_them(rank, world_size):
     torch.set_num_threads(1)
     group = groups.new_group("gradients", backend="gloo", timeout_s=30)
-    for one in (scaled, autocast, kept_dense, joined_with_a_pair):
+    for one in (scaled, autocast, bf16_parameters, kept_dense, joined_with_a_pair):
         one(rank, group)
 
 

@@ -105,6 +105,45 @@ def pause(rng: random.Random) -> None:
     time.sleep(rng.random() * 0.15)
 
 
+HELD = """
+import math
+import time
+from pathlib import Path
+
+from torch import nn
+
+from eagleray.packaging.journal import Journal
+
+write = Journal.write
+
+
+def held(journal, segment):
+    if (segment.attempt, segment.step) == (1, 40):
+        Path(__file__).with_name("begun").touch()
+        time.sleep(600)
+    write(journal, segment)
+
+
+Journal.write = held
+
+
+def build(signature):
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(signature.input_shape), 10))
+"""
+
+
+def test_a_rank_0_that_is_killed_in_the_last_commit_leaves_it_to_the_others(folder):
+    (folder / "code").mkdir()
+    (folder / "code" / "held.py").write_text(HELD)
+    spec = exact(40, model={"kind": "module", "function": "held:build"})
+    with crew(spec, str(folder)) as run:
+        run.form(run.start(2))
+        run.await_(run.workers[0], (folder / "code" / "begun").exists)
+        run.lose(0)
+        found = finish(run, spec, folder)
+    assert found.formations == (1,), "no step was taken by the others"
+
+
 @SLOW
 @pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4])
 def test_a_kill_of_all_while_they_load_the_checkpoint_changes_nothing(undisturbed, folder, delay_s):

@@ -16,7 +16,10 @@ from eagleray.compression.wire import HEADER
 from eagleray.errors import InputError, PeerLost
 from eagleray.packaging import flatten, unflatten
 from eagleray.specs.compression import CompressionSpec
-from integration.ranks.checks import MANY_BUCKETS, Net, step
+from eagleray.training.life import Life
+from eagleray.training.station import Formation, Station
+from eagleray.training.telemetry import Buffer
+from integration.ranks.checks import MANY_BUCKETS, Net, assert_equal_on_all_ranks, step
 from integration.ranks.runs import digits_spec, train_rank
 from support.worlds import run_world
 
@@ -148,15 +151,53 @@ def follows(rank: int, world_size: int) -> None:
     owed = hook.memory.flat("residual", "mean").clone()
     smaller = DistributedDataParallel(Net(), process_group=pair)
     later = compression.attach(smaller, spec_of("int8"))
-    later.follow(hook, num_lost=0, is_even=True)
+    assert later.follow(hook, num_lost=1, is_even=True).num_ranks == 0
     assert torch.equal(later.memory.flat("residual", "mean"), owed)
-    later.follow(hook, num_lost=0, is_even=False)
+    lost = later.follow(hook, num_lost=1, is_even=False)
     torch.testing.assert_close(later.memory.flat("residual", "mean"), owed * 2 / 3)
+    assert (lost.num_ranks, lost.share) == (1, 1 / 3)
+    assert lost.norm == pytest.approx(float(owed.norm()) / 3)
     later.close()
 
 
 def test_what_a_rank_owes_keeps_the_weight_that_it_had():
     run_world(3, follows)
+
+
+def goes_further_in_a_step_that_breaks(rank: int, world_size: int, folder: str) -> None:
+    """Both held the same step; rank 1 had done more of the next one when it broke."""
+    for kind in ("randomk", "int8_ring", "powersgd"):
+        settings = CompressionSpec.without_others(
+            {"kind": kind, "dense_below": 0, "rank": 1, "warmup_steps": 2}
+        )
+        sink = Buffer()
+        life = Life(digits_spec(compression=settings), folder, sink, Station())
+        life.prepare()
+        for formation in (1, 2, 3):
+            num_lost = int(formation == 2)  # and another came in its place
+            life.join(Formation(formation, rank, world_size, "", world_size, num_lost))
+            assert life.parts is not None
+            lost = [one["share"] for one in sink.drain() if one["kind"] == "lost"]
+            assert lost == ([0.5] if rank == 0 and num_lost else []), "rank 0 tells what was owed"
+            hook, found = life.parts.hook, []
+            for _ in range(4):
+                life.parts.model(torch.randn(5, 64) + rank).square().sum().backward()
+                found += [p.grad.clone() for p in life.parts.module.parameters() if p.grad is not None]
+                life.parts.optimizer.zero_grad()
+            assert_equal_on_all_ranks({str(index): one for index, one in enumerate(found)})
+            if rank == 1 and formation == 1:
+                for _, named in hook.memory.tensors.values():
+                    for name, tensor in named.items():
+                        named[name] = 2 * tensor.transpose(-1, 0)
+            if rank == 0 and formation == 2:  # where even the first step of a kind has not begun
+                hook.memory.flats.clear()
+                hook.memory.tensors.clear()
+            life.disconnect()
+        life.close()
+
+
+def test_a_step_that_broke_leaves_nothing_unlike_that_all_must_have_alike(tmp_path):
+    run_world(2, goes_further_in_a_step_that_breaks, str(tmp_path))
 
 
 def test_a_run_goes_on_with_another_number_of_ranks_and_another_compressor(tmp_path):

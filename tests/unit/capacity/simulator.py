@@ -1,7 +1,7 @@
 """A cluster in memory for the ledger's policy: nodes, holders that obey or do not, work that has no claim.
 
-It refuses what Ray would refuse: a unit starts only where its node has room for it. After each tick it checks
-what must always hold; `settle` ends the disturbances and checks that nobody was left waiting in vain.
+It refuses what Ray would refuse: a unit starts only where its node has room for it. After each tick what must
+always hold is checked; `settle` ends the disturbances and checks that nobody was left waiting in vain.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from dataclasses import dataclass, field, replace
 from eagleray.capacity import (
     AskNodes,
     Book,
-    Claim,
-    ClaimClass,
     Decision,
     Evict,
+    Expire,
     Facts,
     Grant,
     Node,
@@ -26,13 +25,13 @@ from eagleray.capacity import (
     Request,
     Settings,
     Statement,
-    Wait,
     Withdraw,
     decide,
 )
 from eagleray.capacity.client import allotment
 from eagleray.capacity.placement import Capacity
 from eagleray.capacity.resources import num_fitting, plus
+from unit.capacity.checked import Checked
 
 QUICK = Settings(
     lease_s=4,
@@ -53,22 +52,36 @@ _LIVE = (Grant, Notice, Evict, Withdraw)
 
 @dataclass
 class Holder:
-    """Whoever has a claim. `delay_s`: how long it takes to obey; never, where it is infinite."""
+    """Whoever has a claim."""
 
     request: Request
     delay_s: float = 0
+    """How long it takes to obey; never, where it is infinite."""
+    is_out_of_reach: bool = False
+    """Nothing of it can be ended by force."""
+    asks_since_s: float | None = None
+    lacks_since_s: float = 0.0
+    silent_until_s: float = 0.0
+    unnoticed: Counter[str] = field(default_factory=Counter)
+    """Ended by force a moment ago: it says once more that they run."""
     used: Counter[str] = field(default_factory=Counter)
     held: Counter[str] = field(default_factory=Counter)
     seen: int = 0
     told_s: float | None = None
     """When it first saw the notice that is outstanding."""
 
-    def statement(self) -> Statement:
+    def statement(self, now_s: float) -> Statement:
         facts = Facts(since_commit_s=len(self.request.claim), restart_cost_s=1)
-        return Statement(self.request, self.seen, +self.held, +self.used, facts)
+        if self.held or self.asks_since_s is None:
+            self.lacks_since_s = now_s
+        if self.asks_since_s is None:
+            self.asks_since_s = now_s
+        held, used = self.held + self.unnoticed, self.used + self.unnoticed
+        asked_s, lacked_s = now_s - self.asks_since_s, now_s - self.lacks_since_s
+        return Statement(self.request, self.seen, held, used, facts, asked_s=asked_s, lacked_s=lacked_s)
 
 
-class World:
+class World(Checked):
     """Advances by a second at a time; `book` and `nodes` are what the ledger knows, the rest is what is."""
 
     def __init__(self, nodes: Iterable[Node], capacity: Capacity | None = None, settings: Settings = QUICK):
@@ -82,20 +95,20 @@ class World:
         self.decided: list[Decision] = []
         self.starting_nodes: list[tuple[float, Node]] = []
         self._num_nodes = len(self.nodes)
-        self._history: dict[str, list[tuple[float, str]]] = {}
+        self.history = {}
 
     # what happens to the cluster
 
-    def open(self, request: Request, delay_s: float = 0) -> None:
-        self.holders[request.claim] = Holder(request, delay_s)
+    def open(self, request: Request, delay_s: float = 0, *, is_out_of_reach: bool = False) -> None:
+        self.holders[request.claim] = Holder(request, delay_s, is_out_of_reach)
 
     def want(self, claim: str, wanted: int) -> None:
         holder = self.holders[claim]
         holder.request = replace(holder.request, wanted=max(holder.request.minimum, wanted))
         while not holder.request.is_gang and holder.held.total() > holder.request.wanted:
             self._give(holder, {max(+holder.held): 1})
-        if claim in self.book.claims:
-            self.book = self.book.exchange(holder.statement(), self.now_s)
+        if claim in self.book.claims and holder.silent_until_s <= self.now_s:
+            self.book = self.book.exchange(holder.statement(self.now_s), self.now_s)
 
     def finish(self, claim: str) -> None:
         del self.holders[claim]
@@ -107,6 +120,10 @@ class World:
             for node in holder.used.elements():
                 self.strangers.append((node, holder.request.bundle))
 
+    def pause(self, claim: str, for_s: int) -> None:
+        """It does and says nothing for so long; what it runs goes on."""
+        self.holders[claim].silent_until_s = self.now_s + for_s
+
     def join(self, node: Node) -> None:
         self._num_nodes += 1
         name = f"{node.id}-{self._num_nodes:02}"
@@ -117,6 +134,7 @@ class World:
         self.strangers = [stranger for stranger in self.strangers if stranger[0] != node]
         for holder in self.holders.values():
             holder.used.pop(node, None)
+            holder.unnoticed.pop(node, None)
 
     def drain(self, node: str) -> None:
         self.nodes[node] = replace(self.nodes[node], is_draining=True, leaves_s=self.now_s + YIELD_S)
@@ -128,7 +146,7 @@ class World:
     def restart_ledger(self) -> None:
         """A ledger that knows nothing, and listens for one lease before its first decision."""
         self.book = Book()
-        self._history.clear()
+        self.history.clear()
         for name, node in self.nodes.items():
             self.nodes[name] = replace(node, other={})
         for _ in range(int(self.settings.lease_s)):
@@ -149,10 +167,14 @@ class World:
     def _pass_second(self) -> None:
         self.now_s += 1
         self._move_nodes()
-        for holder in list(self.holders.values()):
+        speaking = [one for one in self.holders.values() if one.silent_until_s <= self.now_s]
+        for holder in speaking:
             self._live(holder)
-        for holder in self.holders.values():
-            self.book = self.book.exchange(holder.statement(), self.now_s)
+        for holder in speaking:
+            if holder.request.claim not in self.book.claims:
+                holder.unnoticed.clear()  # it was silent for long, or there is a new ledger
+            self.book = self.book.exchange(holder.statement(self.now_s), self.now_s)
+            holder.unnoticed.clear()
         self.book = self.book.on(self.nodes, self.now_s)
 
     def settle(self) -> None:
@@ -184,7 +206,8 @@ class World:
             return
         told = allotment(claim, self.now_s)
         if holder.seen != told.version:
-            holder.seen, holder.held = told.version, Counter(claim.held)
+            leaving = Counter[str]() if told.deadline_s is None else holder.held
+            holder.seen, holder.held = told.version, Counter(told.units) | leaving
         if told.deadline_s is None:
             holder.told_s = None
         else:
@@ -223,9 +246,13 @@ class World:
         self.decided = decide(observation, self.settings)
         if self.now_s % 8 == 0:
             assert decide(observation, self.settings) == self.decided
-        self._check(self.decided)
+        self.check(self.decided)
+        for decision in self.decided:
+            if isinstance(decision, Expire):
+                claim = self.book.claims[decision.claim]
+                self.nodes = {name: node.after_end_of(claim) for name, node in self.nodes.items()}
         self.book = self.book.carry_out(self.decided, self.now_s)
-        self._check_nodes()
+        self.check_nodes()
         for decision in self.decided:
             if isinstance(decision, Evict):
                 self._evict(decision)
@@ -234,8 +261,12 @@ class World:
         return self.decided
 
     def _evict(self, decision: Evict) -> None:
+        holder = self.holders.get(decision.claim)
+        if holder is not None and holder.is_out_of_reach:
+            return
         self.book = self.book.ended(decision.claim, decision.units, self.now_s)
-        if holder := self.holders.get(decision.claim):
+        if holder is not None:
+            holder.unnoticed = holder.used & Counter(decision.units)
             self._give(holder, decision.units)
 
     def _start_nodes(self, decision: AskNodes) -> None:
@@ -259,145 +290,3 @@ class World:
 
     def _num_on_demand(self) -> int:
         return sum(node.is_on_demand for node in self.nodes.values())
-
-    # what must hold
-
-    def _check(self, decided: list[Decision]) -> None:
-        for decision in decided:
-            if isinstance(decision, AskNodes):
-                continue
-            claim = self.book.claims[decision.claim]
-            past = self._history.setdefault(claim.id, [])
-            if isinstance(decision, Grant):
-                self._check_grant(claim, decision, past)
-            elif isinstance(decision, Notice):
-                self._check_notice(claim, decision, past)
-            if not isinstance(decision, Wait):
-                past.append((self.now_s, type(decision).__name__))
-
-    def _check_grant(self, claim: Claim, decision: Grant, past: list[tuple[float, str]]) -> None:
-        assert set(decision.units) <= {node.id for node in self.nodes.values() if not node.is_draining}
-        granted = sum(decision.units.values())
-        request = claim.request
-        there = self._staying(claim) if request.is_yieldable else claim.size
-        assert there + granted <= request.wanted
-        if request.is_gang:
-            assert there + granted >= request.minimum, "a gang gets its minimum at once"
-        if request.rest_class >= ClaimClass.SERVING_BURST or there < request.minimum:
-            return
-        since_s = [self.now_s - at_s for at_s, what in past if what in ("Notice", "Suspend", "Withdraw")]
-        assert min(since_s, default=math.inf) >= self.settings.cool_down_s, "thrash: shrunk, then grown"
-        since_s = [self.now_s - at_s for at_s, what in past if what == "Grant"]
-        if request.is_gang and claim.size:
-            assert min(since_s, default=math.inf) >= self.settings.grow_every_s, "thrash: grown, then grown"
-
-    def _check_notice(self, claim: Claim, decision: Notice, past: list[tuple[float, str]]) -> None:
-        request = claim.request
-        assert claim.notice is None, "one notice at a time"
-        assert all(0 < units <= claim.held[node] for node, units in decision.give.items())
-        granted = sum(
-            sum(other.units.values())
-            for other in self.decided
-            if isinstance(other, Grant) and other.claim == claim.id
-        )
-        assert decision.new_size == claim.size - sum(decision.give.values()) + granted
-        assert decision.deadline_s <= self.now_s + request.yield_s
-        since_s = [self.now_s - at_s for at_s, what in past if what == "Withdraw"]
-        if decision.wanted_by:
-            assert min(since_s, default=math.inf) >= self.settings.after_withdrawal_s
-            assert request.is_yieldable
-            takers = [self.book.claims[taker] for taker in decision.wanted_by]
-            top = max(taker.class_of(self._staying(taker)) for taker in takers)
-            lost = claim.class_of(decision.new_size)
-            is_useless = request.is_gang and claim.size < request.minimum
-            assert lost < top or (is_useless and lost == top), "only lower classes give back"
-            if request.minimum_class is ClaimClass.SERVING_FLOOR:
-                assert decision.new_size >= min(request.minimum, claim.size), "floors are never lent"
-
-    def _staying(self, claim: Claim) -> int:
-        """Units that neither a notice nor a draining node takes."""
-        kept = {node: units - claim.giving.get(node, 0) for node, units in claim.held.items()}
-        return sum(units for node, units in kept.items() if not self.nodes[node].is_draining)
-
-    def _check_nodes(self) -> None:
-        """No node has more granted than it has; nor, where something was granted now, than others leave."""
-        new = {
-            (node, key)
-            for decision in self.decided
-            if isinstance(decision, Grant)
-            for node in decision.units
-            for key in self.book.claims[decision.claim].request.bundle
-        }
-        for node in self.nodes.values():
-            left = dict(node.total)
-            for claim in self.book.claims.values():
-                left = plus(left, claim.request.bundle, -claim.held.get(node.id, 0))
-            assert min(left.values()) > -1e-6, f"over-grant on {node}: {left}"
-            left = plus(left, node.other, -1)
-            assert all(left[key] > -1e-6 for at, key in new if at == node.id), (
-                f"over-grant beside others: {node}"
-            )
-
-    def check_nobody_waits_in_vain(self) -> None:
-        """The first that waits, of those that could fit, cannot be helped; and no room is idle."""
-        waiting = sorted(
-            (claim for claim in self.book.claims.values() if claim.wait is not None),
-            key=lambda claim: (-self._rank(claim), *_turn(claim), claim.opened_s, claim.id),
-        )
-        feasible = [
-            c for c in waiting if self._num(c, {n: plus(x.total, x.other, -1) for n, x in self._usable()})
-        ]
-        for index, claim in enumerate(feasible):
-            if claim.request.budget is not None:
-                continue
-            rank = self._rank(claim)
-            equals = [other for other in feasible[:index] if self._rank(other) == rank]
-            is_first_of_class = all(other.size and _turn(other)[0] for other in equals)
-            if index == 0:
-                assert not self._num(claim, self._reclaimable(rank)), f"starved: {claim}\n{self.decided}"
-            if index == 0 or (claim.request.is_yieldable and is_first_of_class):
-                assert not self._num(claim, self._free()), f"idle room: {claim}\n{self.decided}"
-
-    def _rank(self, claim: Claim) -> ClaimClass:
-        return claim.class_of(claim.size)
-
-    def _usable(self) -> list[tuple[str, Node]]:
-        return [(name, node) for name, node in self.nodes.items() if not node.is_draining]
-
-    def _num(self, claim: Claim, room: Mapping[str, Mapping[str, float]]) -> bool:
-        """Whether what the claim lacks first fits into `room`."""
-        request = claim.request
-        lacking = request.minimum - claim.size if request.is_gang and claim.size < request.minimum else 1
-        matching = [name for name in room if self.nodes[name].matches(request.label_selector)]
-        return sum(num_fitting(request.bundle, room[name]) for name in matching) >= lacking
-
-    def _free(self) -> dict[str, dict[str, float]]:
-        return self._without(lambda claim: claim.held)
-
-    def _reclaimable(self, rank: ClaimClass) -> dict[str, dict[str, float]]:
-        """What would be free if all who certainly may be asked gave back all that they may be asked for."""
-
-        def stays(claim: Claim) -> Mapping[str, int]:
-            request = claim.request
-            is_all = request.minimum_class < rank or (request.minimum == 0 and request.rest_class < rank)
-            if request.is_yieldable and is_all:
-                return {}
-            if request.is_yieldable and request.rest_class < rank and len(claim.held) == 1:
-                return {node: min(units, request.minimum) for node, units in claim.held.items()}
-            return claim.held
-
-        return self._without(stays)
-
-    def _without(self, stays) -> dict[str, dict[str, float]]:
-        found = {name: plus(node.total, node.other, -1) for name, node in self._usable()}
-        for claim in self.book.claims.values():
-            for node, units in stays(claim).items():
-                if node in found:
-                    found[node] = plus(found[node], claim.request.bundle, -units)
-        return found
-
-
-def _turn(claim: Claim) -> tuple[int, int]:
-    """Its place in its class: minima first, then those with the fewest units beyond."""
-    beyond = claim.size - claim.request.minimum
-    return (0, 0) if beyond < 0 else (1, beyond)

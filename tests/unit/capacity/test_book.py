@@ -71,6 +71,17 @@ def test_a_new_ledger_takes_claims_over_with_what_they_hold():
     assert Book().exchange(Statement(REQUEST, 7), 5.0).claims["r"].granted_s is None
 
 
+def test_a_new_ledger_knows_who_came_first_and_waits_for_how_long():
+    known = Statement(REQUEST, 7, asked_s=300.0, lacked_s=20.0)
+    claim = Book().exchange(known, 1000.0).claims["r"]
+    assert (claim.opened_s, claim.waiting_s, claim.renewed_s) == (700.0, 980.0, 1000.0)
+    waits = Book({"r": claim}).carry_out([Wait("r", 1, "held", (), "busy")], 1001.0)
+    assert waits.claims["r"].waiting_s == 980.0
+    running = Book().exchange(replace(known, held={"a": 1}), 1000.0).claims["r"]
+    assert (running.opened_s, running.waiting_s) == (700.0, None)
+    assert Book({"r": claim}).exchange(known, 1005.0).claims["r"].opened_s == 700.0, "only at first"
+
+
 def test_a_version_that_an_earlier_ledger_gave_is_followed_by_a_newer_one():
     older = Book().exchange(statement({"a": 1}, seen=3), 5.0)
     heard = older.exchange(statement({"a": 1, "b": 1}, seen=5), 6.0).claims["r"]
@@ -106,6 +117,19 @@ def test_units_that_were_ended_by_force():
     ended = late.ended("r", {"b": 1}, 20.5).claims["r"]
     assert (ended.notice, ended.held, ended.used, ended.version) == (None, {"a": 1}, {"a": 1}, 5)
     assert late.ended("gone", {"b": 1}, 20.5) == late
+
+
+def test_what_has_ended_is_not_held_again_because_its_holder_has_not_noticed():
+    ended = book(held={"a": 1, "b": 1}).ended("r", {"b": 1}, 20.0)
+    for seen in (3, 4):  # said before it heard of it, and after
+        unaware = ended.exchange(statement({"a": 1, "b": 1}, seen), 20.5).claims["r"]
+        assert (unaware.held, unaware.used, unaware.version) == ({"a": 1}, {"a": 1}, 4)
+    still = Book({"r": unaware})
+    noticed = still.exchange(statement({"a": 1}, 4), 21.0)
+    again = noticed.exchange(statement({"a": 1, "b": 1}, 4), 22.0).claims["r"]
+    assert again.held == {"a": 1, "b": 1}, "one that it has started there since"
+    starting = Book().exchange(Statement(REQUEST, 3, {"a": 1}), 5.0).ended("r", {"a": 1}, 20.0)
+    assert starting.exchange(statement({"a": 1}, 4), 21.0).claims["r"].held == {"a": 1}, "it was only late"
 
 
 def test_a_replacement_may_come_with_the_notice_to_leave():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -36,7 +37,9 @@ def round_of(book: Book, *decisions, now_s: float = 6.0) -> tuple[Book, list[Eve
 def test_a_grant():
     _, [event] = round_of(OPENED, GRANT)
     each = {"a": GPU, "b": GPU}
-    assert event == Event(6.0, "grant", "r", "run gpt", "training_minimum", GRANT.reason, 2, each, each, 2)
+    classes = {"training_minimum": 1, "training_share": 1}
+    first = ("grant", "r", "run gpt", "training_minimum")
+    assert event == Event(6.0, *first, GRANT.reason, 2, each, each, 2, classes=classes)
 
 
 def test_the_json_is_what_the_page_says():
@@ -56,6 +59,7 @@ def test_the_json_is_what_the_page_says():
         "deadline_s": None,
         "cause": None,
         "waits_for": [],
+        "classes": {"training_minimum": 1, "training_share": 1},
     }
 
 
@@ -120,6 +124,20 @@ def test_what_goes_on_is_told_once():
 def test_a_later_version_may_say_more():
     _, [event] = round_of(OPENED, GRANT)
     assert Event.from_json({**event.to_json(), "price": 3}) == event
+
+
+def test_an_earlier_version_did_not_tell_the_classes():
+    _, [event] = round_of(OPENED, GRANT)
+    values = event.to_json()
+    del values["classes"]
+    assert Event.from_json(values) == replace(event, classes={})
+
+
+def test_the_classes_are_those_of_what_is_held_after_it():
+    book, _ = round_of(OPENED, GRANT)
+    [returned] = log.of_exchange(book, book.ended("r", {"b": 1}, 7.0), 7.0)
+    [closed] = log.of_exchange(book, book.close("r"), 7.0)
+    assert (returned.classes, closed.classes) == ({"training_minimum": 1}, {})
 
 
 @pytest.mark.parametrize(

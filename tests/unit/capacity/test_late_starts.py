@@ -16,7 +16,7 @@ def late() -> Claim:
     """A service whose replica was granted and has not been seen to run, after it was told to give up."""
     claim = service(held={"a": 1}, used={}, granted_s=GRANTED_S)
     [notice] = only(Notice, decided([TAKEN], [claim]))
-    assert notice.reason == "what runs without a claim has taken the place"
+    assert notice.reason == "something else has taken the place"
     return Book({claim.id: claim}).carry_out([notice], NOW_S).claims[claim.id]
 
 

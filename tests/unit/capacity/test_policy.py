@@ -303,6 +303,9 @@ def test_a_notice_is_withdrawn_when_nothing_needs_it_any_more():
     assert only(Withdraw, decided(TWO, [leaving, service()])) == []
     [withdraw] = decided(TWO, [leaving])
     assert withdraw == Withdraw("r", "nothing needs it any more")
+    assert only(Withdraw, decided(TWO, [replace(leaving, evicted_s=NOW_S - 4)])) == [], "it is being ended"
+    hangs = replace(leaving, evicted_s=NOW_S - 5, notice=notice("s", deadline_s=NOW_S - 5))
+    assert decided(TWO, [hangs]) == [withdraw], "it has no end, and need not have one any more"
     free = [*TWO, node("c")]
     assert given(found := decided(free, [leaving, service()]), Grant) == {"s": {"c": 1}}
     assert len(only(Withdraw, found)) == 1, "a node has come meanwhile"
@@ -469,6 +472,12 @@ def test_a_budget_limits_nodes_that_cost_and_not_those_that_are_there_anyway():
             "2 CPU is free in all, but not on one node, where a unit has to fit",
         ),
         (ONE, [run(wanted=2, held={"a": 1})], "held", "it has all that there is"),
+        (
+            ONE,
+            [run("silent", held={"a": 1}, renewed_s=NOW_S - 16), run()],
+            "held",
+            "what it needs was held by a claim that ends just now",
+        ),
         (
             TWO,
             [job(held={"a": 1}), run(minimum=2, wanted=2), job("2")],

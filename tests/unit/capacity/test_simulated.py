@@ -42,6 +42,8 @@ steps = st.one_of(
     st.tuples(st.just("join"), st.sampled_from(TOTALS)),
     st.tuples(st.just("stranger"), small, st.sampled_from(BUNDLES)),
     st.tuples(st.just("stranger ends"), small),
+    st.tuples(st.just("pause"), small, st.integers(1, 9)),
+    st.just(("restart",)),
     st.tuples(st.just("time"), st.integers(1, 6)),
 )
 clusters = st.lists(st.sampled_from(TOTALS), min_size=1, max_size=4)
@@ -68,16 +70,22 @@ def play(totals, schedule, capacity: Capacity | None) -> World:
     numbers = itertools.count()
     for step in schedule:
         name, *arguments = step
-        picked = sorted(world.holders if name in ("want", "finish", "die", "die and leave") else world.nodes)
-        chosen = picked[arguments[0] % len(picked)] if picked and isinstance(arguments[0], int) else None
+        is_of_holder = name in ("want", "finish", "die", "die and leave", "pause")
+        picked = sorted(world.holders if is_of_holder else world.nodes)
+        is_number = bool(arguments) and isinstance(arguments[0], int)
+        chosen = picked[arguments[0] % len(picked)] if picked and is_number else None
         if name == "open":
             kind, bundle, minimum, more, delay_s, selector, budget = arguments
             made = request(f"{kind}{next(numbers)}", kind, bundle, minimum, more, selector, budget)
-            world.open(made, delay_s)
+            # One that obeys in the end is sometimes out of the reach of force.
+            is_late = YIELD_S < delay_s < math.inf
+            world.open(made, delay_s, is_out_of_reach=is_late and kind == "service")
         elif name == "join":
             world.join(Node("j", arguments[0], labels={"pool": "cpu"}))
         elif name == "stranger ends" and world.strangers:
             world.strangers.pop(arguments[0] % len(world.strangers))
+        elif name == "restart":
+            world.restart_ledger()
         elif name == "time":
             for _ in range(arguments[0] - 1):
                 world.tick()
@@ -89,6 +97,8 @@ def play(totals, schedule, capacity: Capacity | None) -> World:
                     world.finish(chosen)
                 case "die" | "die and leave":
                     world.die(chosen, leaves_processes=name == "die and leave")
+                case "pause":
+                    world.pause(chosen, arguments[1])
                 case "lose":
                     world.lose(chosen)
                 case "drain":
@@ -135,6 +145,20 @@ def test_a_new_ledger_takes_over_what_the_old_one_granted():
     assert sizes(world) == {"r": 1, "s": 4}, "one place is a stranger's"
 
 
+def test_a_new_ledger_keeps_the_queue():
+    world = World([Node("a", {"CPU": 1})])
+    world.open(Request.job("now", "job now", {"CPU": 1}))
+    world.tick()
+    for name in ("z", "y", "x"):
+        world.open(Request.job(name, f"job {name}", {"CPU": 1}))
+        world.tick()
+    world.restart_ledger()
+    world.finish("now")
+    for _ in range(3):
+        world.tick()
+    assert sizes(world) == {"z": 1, "y": 0, "x": 0}
+
+
 @given(clusters, schedules, st.sampled_from([None, STARTABLE]))
 @settings(max_examples=100)
 def test_random_schedules(totals, schedule, capacity):
@@ -153,8 +177,12 @@ def random_step(rng: random.Random) -> tuple:
         )
         delay_s, budget = rng.choice(DELAYS), rng.choice([None, None, 1])
         return ("open", kind, rng.choice(BUNDLES), minimum, more, delay_s, selector, budget)
-    if chance < 0.45:
+    if chance < 0.42:
         return ("want", pick, rng.randint(0, 5))
+    if chance < 0.44:
+        return ("restart",)
+    if chance < 0.48:
+        return ("pause", pick, rng.randint(1, 9))
     if chance < 0.60:
         return (rng.choice(["finish", "die", "die and leave"]), pick)
     if chance < 0.66:

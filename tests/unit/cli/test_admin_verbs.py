@@ -279,6 +279,23 @@ def test_status_of_a_run_that_is_suspended(run: Run, ingress: Pretend) -> None:
     assert said in run("status").out
 
 
+def test_status_of_what_is_ended_by_force_and_of_nodes_that_were_asked_for(
+    run: Run, ingress: Pretend
+) -> None:
+    held = ingress.admin.held
+    held["claims"][1]["notice"] |= {"is_evicted": True, "left_s": 0.0}
+    held["claims"][0]["wait"] |= {"units": 2, "reason": "no room"}
+    held["asks"] = [{"claim": "serve:m--digits--v2", "bundle": {"CPU": 1.0}, "count": 2, "num_new": 1}]
+    said = run("status").out.splitlines()
+    assert (
+        "service digits version 2 has waited 0:02 for 2 CPU: no room; nodes for 1 CPU have been asked for"
+    ) in said
+    assert (
+        "run gpt-7f3a was to give back node-b: 1 CPU, which is ended by force: needed by service digits "
+        "version 2"
+    ) in said
+
+
 def test_status_says_what_is_wrong(run: Run, ingress: Pretend) -> None:
     ingress.admin.error = ServiceError("the controller is starting")
     said = run("status")

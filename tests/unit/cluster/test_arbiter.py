@@ -16,7 +16,8 @@ from eagleray.capacity.placement import Capacity, NodeCapacity
 from eagleray.capacity.resources import Resources
 from eagleray.cluster import arbiter as module
 from eagleray.cluster import sight
-from eagleray.cluster.arbiter import Arbiter, Held
+from eagleray.cluster.arbiter import Arbiter
+from eagleray.cluster.side import Held
 from eagleray.cluster.sight import Seen
 from eagleray.errors import CapacityError, InputError
 
@@ -61,7 +62,7 @@ class Cluster:
     def settle(self, free: Mapping[str, Resources]) -> None:
         self.settled += free
 
-    def evict(self, claim: str, units: Units) -> Mapping[str, int]:
+    def evict(self, claim: str, units: Units, keep: Units) -> Mapping[str, int]:
         self.evicted.append((claim, dict(units)))
         if not self.can_evict:
             return {}
@@ -183,6 +184,7 @@ def test_a_ledger_that_takes_over_hears_the_holders_first(quick, is_restarted, i
         ledger.exchange(Statement(run("new", 1, 2)))
         assert not ledger.report()["is_deciding"]
         await asyncio.sleep(0.1)
+        assert ledger.report()["trouble"] == "the ledger hears its holders before it decides"
         ledger.exchange(Statement(service("old"), 7, {"a": 1}, {"a": 1}))
         assert claim_of(ledger, "new")["held"] == {}
         found = await ledger.wait("new", 0, 10)
@@ -272,7 +274,7 @@ def test_what_is_not_given_back_in_time_is_ended_by_force(quick, can_evict, capl
 def test_a_cluster_is_looked_at_while_force_takes_its_time(quick, monkeypatch):
     cluster, has_looked = Cluster(a=2), threading.Event()
 
-    def slow(self: Cluster, claim: str, units: Units) -> Mapping[str, int]:
+    def slow(self: Cluster, claim: str, units: Units, keep: Units) -> Mapping[str, int]:
         self.evicted.append((claim, dict(units)))
         return units if has_looked.wait(5) else {}
 
@@ -292,6 +294,33 @@ def test_a_cluster_is_looked_at_while_force_takes_its_time(quick, monkeypatch):
         has_looked.set()
 
     during(cluster, body)
+
+
+def test_what_its_holder_gives_back_while_it_is_ended_by_force_goes_once(quick, monkeypatch, caplog):
+    cluster, kept, has_given_back = Cluster(a=2), [], threading.Event()
+
+    def slow(self: Cluster, claim: str, units: Units, keep: Units) -> Mapping[str, int]:
+        kept.append(dict(keep))
+        return units if has_given_back.wait(5) else {}
+
+    monkeypatch.setattr(Cluster, "evict", slow)
+
+    async def body(ledger: Arbiter) -> None:
+        request = run(wanted=2, yield_s=0.05)
+        had = await granted(ledger, request)
+        cluster.in_use = {"a": {"CPU": 2.0}}
+        ledger.exchange(Statement(service()))
+        await until(lambda: kept)
+        noticed = await ledger.wait("r", had.version, 10)
+        assert noticed is not None
+        ledger.exchange(Statement(request, noticed.version, {"a": 1}, {"a": 1}))
+        has_given_back.set()
+        await asyncio.sleep(0.1)
+        assert (kept, claim_of(ledger, "r")["held"]) == ([{"a": 1}], {"a": 1})
+
+    log = during(cluster, body)
+    assert log.kinds("r").count("return") == 1
+    assert "has to end these" not in caplog.text
 
 
 def test_what_was_granted_and_never_taken_into_use_needs_no_force(quick):
@@ -384,7 +413,8 @@ def test_nothing_is_decided_while_the_cluster_cannot_be_seen(quick, monkeypatch,
         )
         assert ledger.exchange(Statement(service())) == Allotment(0)
         cluster.is_away, all_nodes, cluster.nodes = False, cluster.nodes, {}
-        await until(lambda: not ledger.report()["trouble"])
+        await until(lambda: "cannot be observed" not in ledger.report()["trouble"])
+        await until(lambda: "not all of the cluster has been seen for" in ledger.report()["trouble"])
         assert claim_of(ledger, "r")["held"] == had.units, (
             "a GCS that learns its nodes anew takes nothing away"
         )
@@ -406,8 +436,25 @@ def test_a_node_that_dies_takes_its_units_along(quick):
         assert found is not None
         assert found.units == {"b": 1}
 
+        for _ in range(3):  # a holder that has not noticed, and looks come in between
+            ledger.exchange(Statement(run(wanted=2), had.version, had.units, had.units))
+            await asyncio.sleep(0.03)
+        assert ledger.exchange(Statement(run(wanted=2), found.version, had.units, had.units)) == found
+
     log = during(cluster, body)
     assert [event.reason for event in log.events if event.kind == "return"] == ["its node has gone"]
+    assert "take" not in log.kinds("r")
+
+
+def test_a_new_ledger_takes_nothing_up_on_a_node_that_has_gone(quick):
+    async def body(ledger: Arbiter) -> None:
+        for _ in range(10):
+            ledger.exchange(Statement(run(wanted=2), 5, {"a": 1, "b": 1}, {"a": 1, "b": 1}))
+            await asyncio.sleep(0.02)
+        assert claim_of(ledger, "r")["held"] == {"b": 1}
+
+    log = during(Cluster(b=1), body, is_restarted=True)
+    assert (log.kinds("r").count("take"), log.kinds("r").count("return")) == (0, 1)
 
 
 def test_a_holder_that_falls_silent_loses_its_claim_and_one_that_speaks_does_not(quick):
@@ -446,6 +493,28 @@ def test_what_a_silent_holder_still_runs_is_seen_before_its_room_is_granted(quic
     assert kinds.count("grant") == 1, "not the room in which the silent holder's worker ran"
 
 
+def test_what_a_silent_holder_runs_is_not_taken_for_the_start_of_what_was_granted_beside_it(quick):
+    """In use on the node are 2 CPU: those of the silent one, or 1 of it and 1 that was just granted."""
+    cluster = Cluster(a=4)
+
+    async def body(ledger: Arbiter) -> None:
+        silent, beside = run("silent", wanted=2), Statement(run("beside"))
+        await granted(ledger, silent)
+        cluster.in_use = {"a": {"CPU": 2.0}}
+        while [claim["id"] for claim in ledger.report()["claims"]] != ["beside"]:
+            answer = ledger.exchange(beside)
+            assert answer is not None
+            beside = replace(beside, seen=answer.version, held=answer.units)
+            await asyncio.sleep(0.01)
+        more = replace(beside, request=run("beside", wanted=4))
+        for _ in range(30):
+            ledger.exchange(more)
+            await asyncio.sleep(0.01)
+        assert claim_of(ledger, "beside")["held"] == {"a": 2}, "2 of 4 CPU run without a claim"
+
+    during(cluster, body, policy=replace(QUICK, lease_s=0.2, start_limit_s=60.0))
+
+
 def test_a_look_at_a_gcs_that_learns_its_nodes_anew_shows_nothing_of_what_runs():
     seeing, lone = sight.Sight(), node("a", 1)
     seeing.take_in(Seen((lone,), {"a": CPU}, {}), [], 1.0, 1.1, unsaid_since_s=0.0)
@@ -472,6 +541,27 @@ def test_a_ledger_that_stood_still_listens_before_it_strikes_anybody_out(quick, 
         assert claim_of(ledger, "r")["held"] == {"a": 1}
 
     during(Cluster(a=1), body, clock=lambda: now_s[0])
+
+
+def test_a_ledger_that_could_not_see_listens_before_it_strikes_anybody_out(quick, monkeypatch):
+    """What was away from it may have been away from holders, too."""
+    monkeypatch.setattr(module, "_STOOD_STILL_S", 0.1)
+    cluster = Cluster(a=1)
+
+    async def body(ledger: Arbiter) -> None:
+        had = await granted(ledger, run())
+        cluster.is_away = True
+        await asyncio.sleep(0.4)
+        cluster.is_away = False
+        await until(lambda: "hears its holders" in ledger.report()["trouble"])
+        await asyncio.sleep(0.1)
+        while not ledger.report()["is_deciding"]:
+            ledger.exchange(Statement(run(), had.version, had.units, had.units))
+            await asyncio.sleep(0.02)
+        assert claim_of(ledger, "r")["held"] == {"a": 1}
+
+    log = during(cluster, body, policy=replace(QUICK, lease_s=0.3))
+    assert "expire" not in log.kinds("r")
 
 
 def test_what_can_never_be_placed_is_refused_and_what_is_held_stays(quick):
@@ -507,6 +597,26 @@ def test_what_came_before_the_first_look_and_can_never_be_placed_is_refused_afte
         with pytest.raises(CapacityError, match=r"^run r wants 3 units with 1 CPU each"):
             ledger.exchange(Statement(run(minimum=3, wanted=3)))
         assert [claim["id"] for claim in ledger.report()["claims"]] == ["running"]
+
+    (dropped,) = [event for event in during(cluster, body).events if event.kind == "close"]
+    assert dropped.claim == "r"
+    assert dropped.reason.startswith("can never be placed: run r wants 3 units with 1 CPU each; node types")
+
+
+def test_what_an_earlier_ledger_knew_waits_for_a_machine_that_is_away(quick):
+    """It was suspended when a machine was started again, and the ledger with it."""
+    cluster = Cluster(a=2)
+    cluster.types = Capacity([NodeCapacity("a machine", {"CPU": 2.0}, {}, 1, is_fixed=True)])
+    waits = Statement(run(minimum=3, wanted=3), 7, asked_s=60.0)
+
+    async def body(ledger: Arbiter) -> None:
+        ledger.exchange(waits)
+        later = replace(waits, request=run("later", minimum=3, wanted=3))
+        await until(lambda: ledger.report()["is_deciding"])
+        ledger.exchange(later)
+        assert [claim["id"] for claim in ledger.report()["claims"]] == ["r", "later"]
+        with pytest.raises(CapacityError):
+            ledger.exchange(Statement(run("new", minimum=3, wanted=3)))
 
     during(cluster, body)
 

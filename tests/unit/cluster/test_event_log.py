@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,51 @@ def test_a_cluster_that_is_started_again_goes_on_with_the_log_of_its_name(tmp_pa
     assert [found.claim for found in read(url_of(str(tmp_path), "tests"))] == ["claim-1", "claim-2"]
 
 
+def holds(claim: str, time_s: float, cpus: int, kind="grant") -> Event:
+    held = {"n": {"CPU": float(cpus)}} if cpus else {}
+    return Event(time_s, kind, claim, f"run {claim}", "training_share", "", cpus, held, held, cpus)
+
+
+def written(storage, session: str, started_s: float, *events: Event) -> None:
+    """By a ledger that ends then."""
+    log = opened(storage, session, now=lambda: started_s)
+    log.append(events)
+    log.close()
+
+
+def ends(storage, since_s: float = 0.0) -> list[tuple[float, str, str]]:
+    found = list(read(url_of(str(storage), "tests"), since_s=since_s))
+    assert [event.time_s for event in found] == sorted(event.time_s for event in found)
+    last = {event.claim: event for event in found}
+    return [(event.time_s, event.kind, event.claim) for event in last.values()]
+
+
+def test_what_was_held_when_a_cluster_ended_is_not_held_in_the_next_of_its_name(tmp_path):
+    notice = replace(holds("x", 110.0, 3, "notice"), size=1, units=2)
+    written(tmp_path, "s1", 100.0, holds("x", 101.0, 3), holds("y", 102.0, 1), notice, holds("y", 111.0, 0))
+    assert ends(tmp_path) == [(110.0, "notice", "x"), (111.0, "grant", "y")], "its cluster may go on"
+    written(tmp_path, "s2", 200.0, holds("z", 201.0, 1))
+    assert ends(tmp_path) == [(200.0, "close", "x"), (111.0, "grant", "y"), (201.0, "grant", "z")]
+    [closed] = [event for event in read(url_of(str(tmp_path), "tests")) if event.kind == "close"]
+    assert (closed.units, closed.resources, closed.held, closed.size) == (3, {"n": {"CPU": 3.0}}, {}, 0)
+    assert closed.reason == "its ledger ended, and it did not go on with the next"
+    assert ends(tmp_path, since_s=199.5) == [(201.0, "grant", "z")]
+    written(tmp_path, "s3", 300.0)
+    assert ends(tmp_path)[2] == (300.0, "close", "z"), "also where nothing comes after it"
+
+
+def test_a_claim_whose_holder_ended_while_the_ledger_was_away_has_an_end(tmp_path):
+    written(tmp_path, "s1", 100.0, holds("goes on", 101.0, 1), holds("is dead", 101.0, 2))
+    written(tmp_path, "s1", 200.0, holds("goes on", 202.0, 1, "open"), holds("new", 204.0, 1))
+    assert ends(tmp_path) == [
+        (202.0, "open", "goes on"),
+        (203.0, "close", "is dead"),
+        (204.0, "grant", "new"),
+    ]
+    written(tmp_path, "s1", 1e12)
+    assert {kind for _, kind, _ in ends(tmp_path)} == {"open", "close", "grant"}, "it has just begun"
+
+
 def test_storage_that_refuses_costs_no_event(tmp_path, monkeypatch, caplog):
     create, is_full = Folder.create, [True]
 
@@ -233,6 +279,48 @@ def test_a_log_whose_last_segment_is_damaged_goes_on(tmp_path, caplog):
     assert "segment-0000000002.jsonl is no segment of an event log" in caplog.text
     (folder / "segment-0000000002.jsonl").unlink()
     assert [found["epoch"] for found in segments(tmp_path)] == [1, 3, 3]
+
+
+def test_a_next_segment_that_is_damaged_is_named_and_left_behind(tmp_path, caplog):
+    log = opened(tmp_path)
+    until(lambda: log.epoch is not None)
+    folder = Path(url_of(str(tmp_path), "tests"))
+    (folder / "segment-0000000002.jsonl").write_text('{"schema":1,"ep')
+    with caplog.at_level(logging.WARNING):
+        log.append([event(1)])
+        until(lambda: log.epoch == 3 and not log.trouble)
+    assert "segment-0000000002.jsonl is no segment of an event log" in caplog.text
+    assert "segment 3 goes on, as epoch 3" in caplog.text
+    log.append([event(2)])
+    log.close()
+    assert not log.fenced
+    (folder / "segment-0000000002.jsonl").unlink()
+    assert [found.claim for found in read(str(folder))] == ["claim-1", "claim-2"]
+    assert [found["epoch"] for found in segments(tmp_path)][:3] == [1, 3, 3]
+
+
+def test_a_damaged_segment_of_a_newer_ledger_that_goes_on_fences_the_older_one(tmp_path):
+    older = opened(tmp_path)
+    until(lambda: older.epoch == 1)
+    folder = Path(url_of(str(tmp_path), "tests"))
+    (folder / "segment-0000000002.jsonl").write_text("")
+    newer = opened(tmp_path)
+    until(lambda: newer.epoch is not None)
+    older.append([event(1)])
+    until(lambda: older.fenced)
+    newer.close()
+    assert (older.epoch, newer.epoch, newer.fenced) == (1, 3, "")
+
+
+def test_a_next_segment_of_another_schema_is_left_to_who_writes_it(tmp_path):
+    log = opened(tmp_path)
+    until(lambda: log.epoch is not None)
+    path = Path(url_of(str(tmp_path), "tests")) / "segment-0000000002.jsonl"
+    path.write_text('{"epoch":2,"session":"s","segment":2,"closed_s":1,"schema":9}\n')
+    log.append([event(1)])
+    until(lambda: "is of schema 9; this version reads schema 1" in log.trouble)
+    log.close()
+    assert [found["segment"] for found in segments(tmp_path)] == [1, 2]
 
 
 @pytest.mark.parametrize(

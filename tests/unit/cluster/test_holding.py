@@ -132,6 +132,21 @@ def test_a_grant_is_heard_and_held_until_it_is_given_back(ledger, hold):
     assert [allotted.version for allotted in heard] == [0, 1]
 
 
+def test_each_statement_says_since_when_a_ledger_has_known_of_the_claim_and_it_has_lacked(ledger, hold):
+    ledger.is_away = True
+    holding = hold()
+    until(lambda: len(ledger.statements) > 3)
+    assert {(said.asked_s, said.lacked_s) for said in ledger.statements} == {(0.0, 0.0)}
+    ledger.is_away = False
+    until(lambda: ledger.statements[-1].asked_s > 0.05)
+    assert ledger.statements[-1].lacked_s >= ledger.statements[-1].asked_s
+    granted(ledger, holding, a=1)
+    until(lambda: ledger.statements[-1].held)
+    assert (ledger.statements[-1].lacked_s, ledger.statements[-1].asked_s > 0.05) == (0.0, True)
+    holding.give_back({"a": 1})
+    until(lambda: 0 < ledger.statements[-1].lacked_s < ledger.statements[-1].asked_s)
+
+
 def test_the_ledger_hears_of_a_change_at_once(ledger, hold):
     holding = hold(every_s=60.0)
     until(lambda: len(ledger.statements) == 1)

@@ -15,6 +15,8 @@ from eagleray.cluster.arbiter import POLICY
 from eagleray.cluster.ledger_client import LedgerClient
 from eagleray.cluster.names import LEDGER, NAMESPACE
 from eagleray.errors import CapacityError, ClusterError, InputError
+from eagleray.serving import start
+from eagleray.serving.control_settings import CONTROLLER, ControllerSettings
 
 STATEMENT = Statement(Request.job("j", "job j", {"CPU": 1}))
 
@@ -77,6 +79,28 @@ def test_a_holder_that_the_profile_lets_be_cut_off_keeps_its_claim(profile, leas
     assert ledger.patient(POLICY, profiles.named(profile)) == replace(POLICY, lease_s=lease_s)
 
 
+def test_the_ledger_and_the_serving_controller_outlive_who_starts_them(fake, monkeypatch):
+    made = []
+
+    def options(**given):
+        return SimpleNamespace(remote=lambda wanted: made.append((given, wanted)) or fake)
+
+    monkeypatch.setattr(ray, "remote", lambda actor_class: SimpleNamespace(options=options))
+    fake.answers = [None]
+    wanted = ledger.LedgerSettings("tests", "s3://bucket")
+    serving = ControllerSettings("tests", "folder", "key", "127.0.0.1", 8000, "s3://bucket", "uri")
+    assert ledger.start(wanted) is start.start(serving) is fake
+    assert [given for _, given in made] == [wanted.to_json(), serving.to_json()]
+    assert [(given.pop("name"), given.pop("max_concurrency")) for given, _ in made] == [
+        (LEDGER, 4000),
+        (CONTROLLER, 1000),
+    ]
+    common = {"namespace": NAMESPACE, "get_if_exists": True, "lifetime": "detached", "max_restarts": -1}
+    on_head = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
+    assert [given for given, _ in made] == [{**common, **on_head}] * 2
+    assert fake.is_expected
+
+
 def test_a_client_asks_the_actor_and_looks_it_up_once(fake):
     client = LedgerClient()
     assert fake.num_looked_up == 0
@@ -107,6 +131,9 @@ def test_a_ledger_that_is_away_is_none_and_found_again(fake):
     client = LedgerClient()
     fake.answers = [GetTimeoutError("slow"), ActorUnavailableError("restarting", None), died()]
     assert [client.exchange(STATEMENT) for _ in range(3)] == [None] * 3
+    assert fake.num_looked_up == 1, (
+        "one that lives is not looked up: while the GCS is away that takes a minute"
+    )
     fake.has_actor = False
     assert client.exchange(STATEMENT) is None
     fake.has_actor, fake.answers = True, [Allotment(2)]

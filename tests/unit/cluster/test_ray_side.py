@@ -10,9 +10,9 @@ import ray
 
 from eagleray.capacity import Ask
 from eagleray.cluster import ray_side_ray260 as module
-from eagleray.cluster.arbiter import Held
 from eagleray.cluster.names import ASK_GROUP
 from eagleray.cluster.ray_side_ray260 import RaySide, pin_of
+from eagleray.cluster.side import Held
 
 CPU = {"CPU": 1.0}
 FULL, ROOM = {"CPU": 0.0}, {"CPU": 1.0}
@@ -159,18 +159,26 @@ def test_by_force_the_newest_units_of_the_claim_end_on_that_node(groups):
         ("5", "eagleray-claim:serve:a:13", "n", "m"),  # more than what is to go
     ):
         groups.add(group_id, name, "CREATED", *nodes)
-    assert RaySide().evict("serve:a", {"n": 1}) == {"n": 1}
+    assert RaySide().evict("serve:a", {"n": 1}, {"n": 1}) == {"n": 1}
     assert list(groups.table) == ["1", "3", "4", "5"]
-    assert RaySide().evict("serve:a", {"n": 2, "m": 2}) == {"n": 2, "m": 2}
+    assert RaySide().evict("serve:a", {"n": 2, "m": 2}, {}) == {"n": 2, "m": 2}
     assert list(groups.table) == ["4"]
-    assert RaySide().evict("nobody", {"n": 1}) == {}
+    assert RaySide().evict("nobody", {"n": 1}, {}) == {}
+
+
+def test_by_force_nothing_ends_that_is_to_stay(groups):
+    """The holder has removed one of two, and not said so yet."""
+    groups.add("1", "eagleray-claim:r:1", "CREATED", "n")
+    groups.add("2", "eagleray-claim:r:2", "CREATED", "m")
+    assert RaySide().evict("r", {"n": 1, "m": 1}, {"n": 1}) == {"m": 1}
+    assert list(groups.table) == ["1"]
 
 
 def test_a_group_that_does_not_go_has_not_ended(groups, monkeypatch):
     groups.add("1", "eagleray-claim:r:1", "CREATED", "n")
     monkeypatch.setattr(module, "_remove", lambda _group_id: None)
     monkeypatch.setattr(module, "_GONE_S", 0.05)
-    assert RaySide().evict("r", {"n": 1}) == {}
+    assert RaySide().evict("r", {"n": 1}, {}) == {}
 
 
 class Coordinator:

@@ -1,6 +1,7 @@
 """The engine's thread, over a process group that keeps what is sent until somebody lets it go."""
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -68,6 +69,57 @@ def broken(monkeypatch):
     calls = []
     monkeypatch.setattr(groups, "break_groups", lambda: calls.append(1))
     return calls
+
+
+class Stream:
+    """A CUDA stream on a machine without one: which is the current one."""
+
+    current = None
+
+    def __init__(self, device):
+        self.waited_for = []
+
+    def wait_event(self, event):
+        self.waited_for.append(event)
+
+    @contextmanager
+    def entered(self):
+        before, Stream.current = Stream.current, self
+        yield
+        Stream.current = before
+
+
+def test_on_cuda_buffers_are_made_on_the_stream_that_uses_them(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", Stream.entered)
+    found = []
+
+    class Looks(Tells):
+        def plan(self, bucket, device):
+            found.append(("plan", Stream.current.waited_for[:]))
+            return self
+
+        def run(self, gradient, step):
+            found.append(("run", Stream.current.waited_for[:]))
+            yield
+            found.append(("end", Stream.current.waited_for[:]))
+            return -1
+
+    layout = Layout([("w", (4, 4))], world_size=1)
+    group = groups.Group("alone", None, 0, 1, "nccl")
+    made = Engine(Looks(), group, layout, Memory(layout, torch.device("cpu")))
+    for number in (1, 2):
+        job = Job(
+            Bucket.packed(layout.places.values()),
+            torch.zeros(16),
+            Step(number, 0),
+            Future(),
+            ready=f"gradient {number}",
+        )
+        made.submit(job)
+        assert job.future.done()
+    both = ["gradient 1", "gradient 2"]
+    assert found == [("plan", both[:1]), ("run", both[:1]), ("end", both[:1]), ("run", both), ("end", both)]
 
 
 def test_what_the_last_step_sent_is_on_its_way_before_the_engine_ends(broken):

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from eagleray.compression.layout import Layout
+from eagleray.compression.guard import Guard
+from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import COUNT, Memory
 from eagleray.compression.messages import HEADER
 from eagleray.compression.stats import NonFinite
-from eagleray.compression.wire import Wire
+from eagleray.compression.wire import Step, Wire
 from support.ranks import wires
 
 SHAPES = {"a": (5, 7), "b": (3,), "c": (40,)}
@@ -75,6 +76,50 @@ def test_what_was_kept_is_taken_back_and_nothing_else(memory):
     assert not late["a"].any()
     assert late["b"].all()
     assert memory.tensors[COUNT][1]["a"] == 4, "steps are counted, taken or not"
+
+
+class Played:
+    """As much of a job as the guard looks at."""
+
+    def __init__(self, place, number, *, is_last, loss_scale=1.0):
+        self.bucket, self.is_last = Bucket.packed([place]), is_last
+        self.step = Step(number, 0, loss_scale)
+
+
+@pytest.mark.parametrize(("loss_scale", "is_taken_back"), [(1.0, False), (8.0, True)])
+def test_what_all_ranks_have_alike_stays_so_whenever_they_hear_of_a_step_that_is_not_finite(
+    loss_scale, is_taken_back
+):
+    """Bucket a is not finite; one rank hears of it before it begins bucket c, and one only afterwards."""
+    found = []
+    for hears_early in (True, False):
+        memory = Memory(Layout(SHAPES.items(), world_size=2), torch.device("cpu"))
+        memory.tensor("factors", "c", "same", (1, 4))[0].fill_(1)
+        memory.flat("shared", "same").fill_(1)
+        memory.flat("residual", "mean").fill_(1)
+        guard, places = Guard(memory, rank=1), memory.layout.places
+        first = Played(places["a"], 7, is_last=False, loss_scale=loss_scale)
+        second = Played(places["c"], 7, is_last=True, loss_scale=loss_scale)
+        guard.begin(first)
+        if hears_early:
+            guard.conclude(first, 0)
+        guard.begin(second)
+        if not hears_early:
+            guard.conclude(first, 0)
+        memory.tensors["factors"][1]["c"].fill_(2)
+        memory.tensor("ranges", "c", "same", (2,))[0].fill_(2)
+        memory.flat("shared", "same").fill_(2)
+        memory.flat("residual", "mean").fill_(2)
+        guard.conclude(second, -1)
+        assert guard.non_finite.total == 1
+        assert views(memory, "residual")["c"].eq(1).all() == (hears_early or is_taken_back)
+        shared = {slot: one["c"] for slot, (rule, one) in memory.tensors.items() if rule == "same"}
+        found.append(shared | {"shared": views(memory, "shared")["c"]})
+    early, late = found
+    assert early.keys() == late.keys()
+    assert all(torch.equal(early[slot], late[slot]) for slot in early)
+    assert early["factors"].eq(1 if is_taken_back else 2).all()
+    assert ("ranges" in early) != is_taken_back
 
 
 def test_a_step_that_is_taken_stays(memory):

@@ -108,6 +108,10 @@ def test_the_good_one_loads(good: Path) -> None:
         ("compression.max_skipped_steps=0", "compression.max_skipped_steps: input should be greater than or"),
         ("training.epochs=3", "training: give either steps or epochs"),
         ("scaling={spares=1, on_change='restart'}", "scaling: spares are of no use with on_change"),
+        (
+            "scaling={num_workers=2, min_workers=3}",
+            "scaling: min_workers (3) is more than num_workers (2), the largest size; lower one or raise",
+        ),
         ("data.split.train=0.5", "data.split: train + validation + test is 0.7; make it 1"),
         ("loss.kind=next_token", "digits have class targets; loss.kind 'next_token' does not fit"),
         ("completion.prompt=def", "completion needs model.kind = \"gpt\", not 'cnn'"),
@@ -313,6 +317,15 @@ SGD = "optimizer={kind='sgd', lr=0.1, momentum=0.9}"
 )
 def test_a_compression_that_the_optimizer_cannot_take(good: Path, compression: str, expected: str) -> None:
     assert message(good, SGD, compression).startswith(expected)
+
+
+def test_a_compression_that_the_precision_cannot_take(good: Path) -> None:
+    said = message(good, "training.precision=float64", "compression.kind=int8")
+    assert said.startswith(
+        "compression.kind: 'int8' would round gradients that training.precision 'float64' makes; use none or "
+    )
+    for kind in ("none", "auto", "own:Kind"):
+        specs.load(specs.TrainSpec, good, ["training.precision=float64", f"compression.kind={kind}"])
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from eagleray.training import joiners_ray260
 from eagleray.training.joiners_ray260 import Joiners
 from eagleray.training.seat_ray260 import Seat
+from eagleray.training.station import Event, News
 from support.pretend_ledger import until
 
 
@@ -43,8 +44,9 @@ def play(monkeypatch):
     def start(*names: str, said: list[str] | None = None) -> tuple[Joiners, Seats, list[str]]:
         seats, launched = Seats(*names), []
 
-        def get(name: str) -> Any:
-            seats.up.wait(10)
+        def get(name: str, timeout: float | None = None) -> Any:
+            if not seats.up.wait(10 if timeout is None else min(10, timeout)):
+                raise GetTimeoutError
             if name in seats.dead:
                 raise ActorDiedError()
             return SimpleNamespace(node_id="n", node_ip="127.0.0.1", pid=1)
@@ -113,6 +115,16 @@ def test_a_worker_that_cannot_be_launched_is_said_and_holds_no_place(play):
     assert not joiners._is_asking, "not at once"
 
 
+def test_a_worker_that_does_not_start_is_given_up_and_said(play, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(joiners_ray260, "START_LIMIT_S", 0.05)
+    joiners, seats, _ = play("a", said=said)
+    joiners.fetch(1)
+    until(lambda: said)
+    assert said == ["a worker that was to join was lost (it was not up within 0 s); tried again after 1 s"]
+    assert (len(joiners), seats.closed) == (0, ["a"])
+
+
 def test_a_worker_whose_seat_is_given_back_while_it_starts_has_not_failed(play):
     said: list[str] = []
     joiners, seats, _ = play("a", said=said)
@@ -176,3 +188,29 @@ def test_seats_that_cannot_be_asked_for_are_asked_for_again_later(play):
     joiners.fetch(1)
     until(lambda: not joiners._is_asking)
     assert said == ["seats cannot be asked for (the GCS is away); tried again after 1 s"]
+
+
+def test_a_joiner_whose_node_has_other_data_is_given_up_and_the_next_is_tried_later_each_time(play):
+    said: list[str] = []
+    joiners, seats, _ = play("a", said=said)
+    seats.up.set()
+    joiners.leave([SimpleNamespace(data_digest="1" * 64)])  # the formation's
+    for wait_s in (1, 2):
+        joiners._not_before = 0.0
+        joiners.fetch(1)
+        until(lambda: joiners.members)
+        (member,) = joiners.members
+        member.take(News((Event("waiting", 0, 0, 0.0, "a:1", "2" * 64),), 0, "wait", 0.0, True, 0.0, 0.0))
+        assert joiners.ready == [], "it would end the run for all"
+        [(lost, reason)] = joiners.hopeless(8.0)
+        joiners.lose(lost, reason)
+        assert said[-1] == (
+            "a worker that was to join was lost (the data on 127.0.0.1 has digest 222222222222, the "
+            f"run's has 111111111111; put the same there); tried again after {wait_s} s"
+        )
+    joiners._not_before = 0.0
+    joiners.fetch(1)
+    until(lambda: joiners.members)
+    (member,) = joiners.members
+    member.take(News((Event("waiting", 0, 0, 0.0, "a:1", "1" * 64),), 0, "wait", 0.0, True, 0.0, 0.0))
+    assert (joiners.ready, joiners.hopeless(8.0)) == ([member], [])

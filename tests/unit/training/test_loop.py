@@ -14,6 +14,7 @@ from eagleray.specs.train import EarlyStopping
 from eagleray.training import loop
 from eagleray.training.life import Yielded
 from eagleray.training.progress import Progress
+from eagleray.training.station import STEP, UPDATE, Station
 from eagleray.training.telemetry import Buffer
 
 
@@ -98,3 +99,29 @@ def test_steps_since_the_last_report_are_counted_before_the_ranks_stop(
     with suppress(Yielded):
         loop.train(found, life)
     assert told == (["report at 3"] if is_stopped_early else ["report at 3", "yield"])
+
+
+def test_who_updates_the_weights_does_not_say_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    life: Any = PlayedLife(Progress(step=2))
+    life.station, life.skipped, life.took = Station(), 0, lambda *_: None
+    said: list[tuple[str, bool]] = []
+
+    def look(*_: Any) -> int:
+        said.append((life.station.news(0).doing, life.station.news(0).is_waiting))
+        return 0
+
+    def vote() -> Any:
+        look()
+        return SimpleNamespace(consumed=[])
+
+    for name in ("set_learning_rate", "seed_dropout"):
+        monkeypatch.setattr(loop, name, lambda *_: None)
+    monkeypatch.setattr(loop, "learning_rate", lambda *_: 0.1)
+    monkeypatch.setattr(loop, "backward", lambda *_: look() or [])
+    monkeypatch.setattr(loop, "take_step", look)
+    found: Any = parts()
+    found.spec.optimizer, found.spec.schedule = SimpleNamespace(lr=0.1), None
+    found.optimizer = SimpleNamespace(zero_grad=lambda **_: None)
+    played: Any = SimpleNamespace(keep=lambda: None, add=lambda *_, **__: None, result=vote)
+    loop.take(found, life, played, played, 0, meter=played, buffers=played)
+    assert said == [(STEP, False), ("wait for the step's vote", True), (UPDATE, False)]

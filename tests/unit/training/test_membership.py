@@ -8,10 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
 
 from eagleray.errors import PeerLost
-from eagleray.training import joiners_ray260, leaving, member_ray260, membership_ray260
+from eagleray.training import (
+    formations_ray260,
+    joiners_ray260,
+    leaving,
+    member_ray260,
+    membership_ray260,
+)
 from eagleray.training.member_ray260 import Member
 from eagleray.training.membership_ray260 import Membership
 from eagleray.training.station import STEP, Event, News
@@ -49,6 +54,10 @@ class Seats:
         self.free: list[str] = []
         self.leave_by: float | None = None
         self.is_suspended, self.reason = False, ""
+        self.waited_s: list[float] = []
+
+    def tell(self, waited_s: float) -> None:
+        self.waited_s.append(waited_s)
 
     def vacant(self, count: int) -> list[Any]:
         return self.free[:count]
@@ -78,10 +87,8 @@ class Play:
         self.now, self.told, self.ended, self.seats = 100.0, [], [], Seats()
         self.parted: list[str] = []
         self.clock = 0.0
-        played = SimpleNamespace(get=self._get)
-        monkeypatch.setattr(membership_ray260, "ray", played)
         clocks = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.clock, sleep=lambda _: None)
-        for module in (membership_ray260, member_ray260, leaving, joiners_ray260):
+        for module in (membership_ray260, member_ray260, leaving, joiners_ray260, formations_ray260):
             monkeypatch.setattr(module, "time", clocks)
         monkeypatch.setattr(
             member_ray260, "end_process", lambda actor, node, pid: self.ended.append(actor.name)
@@ -119,11 +126,6 @@ class Play:
         facts = SimpleNamespace(node_id=f"node-{name}", pid=ord(name), node_ip="127.0.0.1")
         return SimpleNamespace(actor=Actor(name), metadata=facts)
 
-    def _get(self, reference: Any) -> Any:
-        if isinstance(reference, Exception):
-            raise reference
-        return reference
-
     def member(self, name: str) -> Member:
         everyone = [*self.membership.members, *self.membership._joiners.members]
         return next(member for member in everyone if member.worker is self.workers[name])
@@ -144,8 +146,7 @@ class Play:
         self.seats.is_suspended, self.seats.reason = is_suspension, "a service needs it"
 
     def tick(self) -> None:
-        self.membership._find_silent()
-        self.membership._advance()
+        self.membership._decide()
 
     def yield_(self, step: int = 0) -> None:
         """All have stopped after the same step, and are committed."""
@@ -161,16 +162,17 @@ class Play:
         doing: str = STEP,
         idle_s: float = 0.0,
         step_s: float = 0.1,
+        usual_s: float | None = None,
         is_waiting: bool | None = None,
     ) -> None:
-        events = tuple(Event(kind, 0, step, 0.0, f"{name}:1") for kind in kinds)
+        events = tuple(Event(kind, 0, step, 0.0, "" if kind == "over" else f"{name}:1") for kind in kinds)
         is_waiting = doing != STEP if is_waiting is None else is_waiting
-        news = News(events, step, doing, idle_s, is_waiting, step_s)
+        news = News(events, step, doing, idle_s, is_waiting, step_s, step_s if usual_s is None else usual_s)
         self.membership._hear(self.member(name), news)
         self.tick()
 
     def die(self, name: str) -> None:
-        self.membership._hear(self.member(name), ActorDiedError())
+        self.membership._hear(self.member(name), "its process ended")
         self.membership._advance()
 
     def train(self, step: int = 0) -> None:
@@ -197,6 +199,22 @@ def test_workers_that_are_ready_form_a_group_at_rank_0s_address(play):
     ]
     assert [(change.number, change.num_before) for change in played.changes] == [(1, 0)]
     assert (played.membership._phase, played.ranks) == ("training", "ab")
+
+
+def test_an_attempt_is_noted_before_its_workers_are_ordered(play):
+    noted = []
+
+    def note(number: int, size: int) -> None:
+        orders = [len(worker.actor.took("form")) for worker in played.workers.values()]
+        noted.append((number, size, orders, len(played.changes)))
+
+    played = play(2, is_begun=False, note=note)
+    for name in "ab":
+        played.tell(name, "waiting")
+    played.train()
+    played.die("b")
+    played.tell("a", "waiting", step=7)
+    assert noted == [(1, 2, [0, 0], 0), (2, 1, [1, 1], 1)]
 
 
 def test_survivors_of_a_death_are_woken_and_form_anew(play):
@@ -307,7 +325,7 @@ def test_a_silent_worker_is_given_up_and_what_it_did_last_is_said(play):
     played.now += 9
     played.tell("a", step=41)
     assert played.ended == ["b"]
-    (lost,) = played.membership._lost.values()
+    (lost,) = played.membership._formations.lost.values()
     assert lost[1] == "it has not answered for 9.0 s; the last thing it did: step 41, forward and backward"
 
 
@@ -399,6 +417,50 @@ def test_a_formation_that_needs_longer_than_others_comes_about(play):
     played.now += 21
     played.tick()
     assert played.membership._phase == "regrouping", "the next has as long as the first had"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_formation_that_needs_long_is_no_failure(play, restarts):
+    played = play(2, is_begun=False, max_failures=0, restarts=restarts)
+    for name in "ab":
+        played.tell(name, "waiting")
+    for limit_s in (20, 40, 80):
+        played.now += limit_s + 1
+        played.tick()
+        for name in "ab":
+            played.tell(name, "lost", "waiting")
+        assert (played.membership._phase, played.membership.failure) == ("forming", None)
+    played.train(step=7)
+    assert (played.ranks, played.membership.failure) == ("ab", None)
+    for name in "ab":
+        played.tell(name, "lost", "waiting", step=7)
+    assert str(played.membership.failure).endswith("a:1"), "a break in training is one"
+
+
+def test_a_formation_that_never_comes_about_ends_the_run(play):
+    played = play(2, is_begun=False, max_failures=0)
+    for name in "ab":
+        played.tell(name, "waiting")
+    for limit_s in (20, 40, 80, 160):
+        assert played.membership.failure is None
+        played.now += limit_s + 1
+        played.tick()
+        for name in "ab":
+            played.tell(name, "lost", "waiting")
+    assert str(played.membership.failure) == (
+        "4 formations in a row did not come about; the ranks did not meet in 161 s"
+    )
+
+
+def test_who_is_lost_while_a_formation_takes_long_is_a_failure(play):
+    played = play(2, is_begun=False, max_failures=0)
+    for name in "ab":
+        played.tell(name, "waiting")
+    played.now += 21
+    played.tick()
+    played.die("b")
+    played.tell("a", "lost", "waiting")
+    assert str(played.membership.failure).endswith("without a step in between; its process ended")
 
 
 def test_a_survivor_in_a_long_step_is_waited_for(play):

@@ -100,8 +100,11 @@ def test_errors_that_would_come_again_are_final_and_lost_peers_are_not():
     assert retrying_ray260.failures(group_error(r0=users))[0].__notes__ == ["Traceback …"]
 
 
-def test_a_worker_that_ends_when_it_is_told_to_train_is_a_failed_start_that_is_tried_again(monkeypatch):
-    from ray.exceptions import ActorDiedError
+@pytest.mark.parametrize("text", ["The actor died", "Get timed out"])
+def test_a_worker_that_ends_or_stops_when_it_is_told_to_train_is_a_failed_start_that_is_tried_again(
+    monkeypatch, text
+):
+    from ray.exceptions import ActorDiedError, GetTimeoutError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
     from ray.train.v2._internal.execution.failure_handling.default import RETRYABLE_CONTROLLER_ERRORS
     from ray.train.v2.api.exceptions import ControllerError
@@ -109,7 +112,7 @@ def test_a_worker_that_ends_when_it_is_told_to_train_is_a_failed_start_that_is_t
     from eagleray.errors import PeerLost
 
     def start(_):
-        raise ActorDiedError()
+        raise ActorDiedError() if text == "The actor died" else GetTimeoutError(text)
 
     monkeypatch.setattr(trainer_ray260.WorkerGroup, "_start", start)
     with pytest.raises(WorkerGroupStartupFailedError) as caught:
@@ -118,7 +121,7 @@ def test_a_worker_that_ends_when_it_is_told_to_train_is_a_failed_start_that_is_t
     error = ControllerError(caught.value)
     (failure,) = retrying_ray260.failures(error).values()
     assert isinstance(failure, PeerLost)
-    assert str(failure).startswith("a worker was lost while the workers started: The actor died")
+    assert str(failure).startswith(f"a worker was lost while the workers started: {text}")
     assert retrying_ray260.final_error(error) is None
 
 

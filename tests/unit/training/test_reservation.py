@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError
 
 from eagleray.errors import TrainingError
 from eagleray.training import reservation_ray260, seat_ray260
@@ -22,11 +23,12 @@ class PlayedRay:
         self.outcomes, self.alive, self.killed, self.removed = list(outcomes), list(nodes), [], []
         self.groups, self.placed, self.num_made, self.given = [], None, 0, []
         self.is_out = threading.Event()
+        self.asked = lambda what: None
 
     def nodes(self):
         return [{"NodeID": name, "Alive": name in self.alive} for name in ("head", "other", "new")]
 
-    def get(self, refs):
+    def get(self, refs, timeout=None):
         outcome = self.outcomes.pop(0)
         if outcome == "node lost":
             self.alive.remove("other")
@@ -35,6 +37,7 @@ class PlayedRay:
         return refs
 
     def kill(self, actor):
+        self.asked("kill")
         self.killed.append(actor.name)
 
     def create(self, seat, bundle):
@@ -43,13 +46,19 @@ class PlayedRay:
         return SimpleNamespace(name=f"{self.num_made}@{seat.group.id}.{seat.index}", get_metadata=remote)
 
     def placement_group(self, bundles, *, strategy, bundle_label_selector, name):
+        self.asked("placement_group")
         group = SimpleNamespace(
             id=f"g{len(self.groups)}", bundles=bundles, selector=bundle_label_selector, name=name
         )
         self.groups.append(group)
         return group
 
+    def remove(self, group):
+        self.asked("remove_placement_group")
+        self.removed.append(group.id)
+
     def table(self, group):
+        self.asked("placement_group_table")
         is_placed = self.placed is None or group.id in self.placed
         return {"state": "CREATED" if is_placed else "PENDING"}
 
@@ -60,7 +69,7 @@ def play_ray(monkeypatch, played):
     monkeypatch.setattr(reservation_ray260, "create_actor", played.create)
     monkeypatch.setattr(reservation_ray260, "placement_group", played.placement_group)
     monkeypatch.setattr(seat_ray260, "placement_group_table", played.table)
-    monkeypatch.setattr(reservation_ray260, "remove_placement_group", lambda g: played.removed.append(g.id))
+    monkeypatch.setattr(reservation_ray260, "remove_placement_group", played.remove)
     monkeypatch.setattr(reservation_ray260, "GRACE_S", 0.05)
     monkeypatch.setattr(reservation_ray260, "PLACED_EVERY_S", 0.01)
 
@@ -129,6 +138,48 @@ def test_a_seat_of_its_own_is_given_back_and_another_is_asked_for(play):
     assert reservation.seats[0] is first
 
 
+def can_be_had(lock):
+    """Whether another thread gets it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: lock.acquire(timeout=0.2) and not lock.release()).result()
+
+
+def asks_of(reservation, played):
+    """What Ray is asked from now on, and whether the lock could be had meanwhile."""
+    asks = set()
+    played.asked = lambda what: asks.add((what, can_be_had(reservation._lock)))
+    return asks
+
+
+def test_ray_is_asked_for_seats_without_the_lock(play):
+    reservation, played, _ = play("fine", count=2, minimum=1)
+    _, second = (seat for seat, _ in reservation.take_actors())
+    asks = asks_of(reservation, played)
+    reservation.close(second)
+    reservation.vacant(1)
+    reservation.vacant(1)
+    whats = ("kill", "remove_placement_group", "placement_group", "placement_group_table")
+    assert asks == {(what, True) for what in whats}
+
+
+def test_ray_is_asked_for_what_is_allotted_without_the_lock(play):
+    reservation, played, _ = play("fine", count=2, minimum=1, units={"a": 3})
+    reservation.take_actors()
+    asks = asks_of(reservation, played)
+    reservation.allot({"a": 1, "b": 1}, leave_by=time.monotonic() + 9.0)
+    reservation.disband()
+    assert asks == {(what, True) for what in ("kill", "remove_placement_group", "placement_group")}
+    assert [seat.node for seat in reservation.seats] == ["a", "b"]
+
+
+def test_a_seat_that_is_asked_for_while_the_run_ends_is_not_left_behind(play):
+    reservation, played, _ = play("fine", count=1, minimum=1, spares=1)
+    reservation.take_actors()
+    played.asked = lambda what: what == "placement_group" and reservation.release()
+    reservation.vacant(2)
+    assert (sorted(played.removed), reservation.seats) == (["g0", "g1", "g2"], [])
+
+
 def test_a_seat_among_others_stays_when_its_worker_ends(play):
     reservation, played, _ = play("fine")
     _, second = (seat for seat, _ in reservation.take_actors())
@@ -142,6 +193,15 @@ def test_a_node_that_dies_while_workers_start_is_waited_for(play):
     assert names(reservation.take_actors()) == ["3@g0.0", "4@g0.1"]
     assert played.killed == ["1@g0.0", "2@g0.1"]
     assert said == ["a worker was lost while it started (its node was lost); starting the workers again"]
+
+
+def test_a_worker_that_stops_while_it_starts_is_not_waited_for_for_ever(play):
+    reservation, played, said = play(GetTimeoutError("not ready"), "fine")
+    assert names(reservation.take_actors()) == ["3@g0.0", "4@g0.1"]
+    assert played.killed == ["1@g0.0", "2@g0.1"]
+    assert said == [
+        "a worker was lost while it started (it was not up within 300 s); starting the workers again"
+    ]
 
 
 def test_workers_that_end_again_and_again_end_the_run(play):
@@ -166,11 +226,14 @@ def test_a_worker_whose_constructor_raises_is_not_made_again(play):
 def test_waiting_is_said_at_intervals_that_double_up_to_a_minute(play):
     reservation, _, said = play()
     for second in range(300):
-        reservation._tell(float(second))
+        reservation.tell(float(second))
     assert [line.split(": ")[1].split(" ")[0] for line in said] == [
         "5", "10", "20", "40", "80", "140", "200", "260",
     ]  # fmt: skip
     assert said[0] == "waiting for 2 x (1 CPU): 5 s; a node is starting, busy or missing"
+    for second in range(7):  # another wait
+        reservation.tell(float(second))
+    assert said[8:] == ["waiting for 2 x (1 CPU): 5 s; a node is starting, busy or missing"]
 
 
 def test_a_spare_has_a_seat_and_does_not_train_at_first(play):
@@ -244,7 +307,7 @@ def test_workers_whose_seats_go_while_they_start_do_not_start_the_others_anew(pl
     reservation, played, said = play(ActorDiedError(), "fine", count=2, minimum=1, units={"a": 1, "b": 1})
     get = played.get
 
-    def get_and_take_one(refs):
+    def get_and_take_one(refs, timeout=None):
         if len(refs) == 2:
             reservation.allot({"a": 1}, leave_by=time.monotonic() + 9.0)
         return get(refs)

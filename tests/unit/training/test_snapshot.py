@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
 
-from eagleray.errors import CheckpointError, TakenOver
+from eagleray.errors import CheckpointError, PeerLost, TakenOver
 from eagleray.packaging import CheckpointStore, storage
 from eagleray.packaging.journal import Journal, Segment
 from eagleray.training.snapshot import Committer
@@ -93,7 +94,7 @@ def test_what_is_told_is_told_by_the_caller_and_not_by_the_writing_thread(run):
     run.committer.poll()
     [record] = run.said("commit")
     assert record["step"] == 1
-    assert 0 < record["blocked_s"] <= record["seconds"]
+    assert 0 < record["blocked_s"] <= record["seconds"] + 1.0  # it may have been over before this went on
     run.committer.poll()
     assert run.said("commit") == []
 
@@ -111,6 +112,23 @@ def test_a_commit_waits_for_the_one_before_and_counts_it(run):
     assert (run.journal.steps, run.journal.most) == ([1, 2], 1)
 
 
+def test_who_waits_for_a_write_hears_of_a_loss_and_the_write_goes_on(run):
+    is_lost = threading.Event()
+    run.committer._is_cut = is_lost.is_set
+    run.journal.gate.clear()
+    run.commit(1)
+    threading.Timer(0.05, is_lost.set).start()
+    for _ in range(2):
+        with pytest.raises(PeerLost, match="while checkpoint step 1 was being written"):
+            run.committer.wait()
+    is_lost.clear()  # the ranks have formed anew
+    run.journal.gate.set()
+    assert run.committer.wait().step == run.newest() == 1
+    is_lost.set()
+    assert run.committer.wait().step == 1, "there is nothing to wait for"
+    assert [record["step"] for record in run.said("commit")] == [1]
+
+
 def test_many_commits_never_interleave_and_old_ones_are_removed(run):
     for step in range(1, 9):
         run.commit(step, optimizer={"m": torch.ones(step)} if step % 3 else {})
@@ -119,6 +137,20 @@ def test_many_commits_never_interleave_and_old_ones_are_removed(run):
     assert run.journal.most == 1
     assert len(run.store.folder.list()) == 2
     assert [record["step"] for record in run.said("commit")] == list(range(1, 9))
+
+
+def test_a_commit_holds_the_step_up_for_a_small_part_of_the_time_that_it_takes(run):
+    more = {"optimizer": {f"m{index}": torch.randn(50_000) for index in range(10)}}  # 2 MB
+    for step in range(1, 5):
+        run.journal.gate.clear()
+        threading.Timer(0.4, run.journal.gate.set).start()  # no disk is so quick as to be as quick as memory
+        run.commit(step, **more)
+        while not run.committer._write.is_over:  # the next steps
+            time.sleep(0.01)
+        run.committer.poll()
+    _, *others = run.said("commit")  # the first one makes its memory
+    shares = [one["blocked_s"] / one["seconds"] for one in others]
+    assert min(shares) < 0.5, "copied, not written; the goal is 5 %, which benchmarks/elastic measures"
 
 
 def test_the_memory_stays_and_is_made_anew_where_the_layout_changes(run):

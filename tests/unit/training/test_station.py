@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
-from eagleray.training.station import STEP, Formation, Station
+import pytest
+
+from eagleray.training import station as station_module
+from eagleray.training.station import COMMIT, DATA, EVALUATE, STEP, Formation, Station
 
 
 def order(number=1, rank=0):
@@ -15,10 +19,11 @@ def order(number=1, rank=0):
 def test_an_order_is_waited_for_and_the_rank_says_that_it_is_ready():
     station = Station()
     got = []
-    thread = threading.Thread(target=lambda: got.append(station.next_formation("10.0.0.1:7", 30)))
+    thread = threading.Thread(target=lambda: got.append(station.next_formation("10.0.0.1:7", 30, "d1")))
     thread.start()
     (event,) = station.news(5).events
     assert (event.kind, event.text, event.step, event.formation) == ("waiting", "10.0.0.1:7", 30, 0)
+    assert event.digest == "d1"
     assert station.news(0).is_waiting
     station.form(order(4))
     thread.join(5)
@@ -55,6 +60,50 @@ def test_news_say_what_is_done_for_how_long_and_the_longest_step():
     assert news.idle_s < 5
     station.is_exchanging = lambda: True
     assert station.news(0).is_waiting
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Moves where the test moves it."""
+    found = SimpleNamespace(now=100.0, time=time.time)
+    found.monotonic = lambda: found.now
+    monkeypatch.setattr(station_module, "time", found)
+    return found
+
+
+def test_evaluations_and_commits_are_no_part_of_a_step_and_measured_by_themselves(clock):
+    station = Station()
+
+    def take(step_s: float, *beside: tuple[str, float]) -> None:
+        station.begin_step(1)
+        clock.now += step_s
+        for doing, seconds in beside:
+            station.at(1, doing)
+            clock.now += seconds
+        station.at(1, DATA)
+        clock.now += 1.0
+
+    take(2.0)
+    take(4.0, (EVALUATE, 30.0), (COMMIT, 5.0))
+    take(3.0, (EVALUATE, 20.0))
+    station.begin_step(4)
+    news = station.news(0)
+    assert (news.step_s, news.usual_s) == (5.0, 5.0), "four, and one for data"
+    for doing, usual_s in ((EVALUATE, 30.0), (COMMIT, 5.0), (DATA, 5.0)):
+        station.at(4, doing)
+        assert station.news(0).usual_s == usual_s
+    station.form(order(2))
+    station.next_formation("", 4)
+    station.at(4, EVALUATE)
+    assert station.news(0).usual_s == 0, "another size evaluates at another pace"
+
+
+def test_one_step_of_a_hundred_may_take_longer_and_is_not_counted(clock):
+    station = Station()
+    for step in range(102):
+        station.begin_step(step)
+        clock.now += 60.0 if step == 50 else 0.5
+        assert station.news(0).step_s == (60.0 if 50 < step < 100 else 0.5 if step else 0)
 
 
 def test_neither_steps_of_the_formation_before_nor_the_pause_after_it_count_as_steps():

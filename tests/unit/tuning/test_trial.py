@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import pytest
 from eagleray.errors import TrainingError
 from eagleray.packaging import Folder
 from eagleray.specs import TrainSpec, validate
-from eagleray.training.observer import Change, WorkerInfo
+from eagleray.training.observer import WorkerInfo
 from eagleray.tuning import trial
-from eagleray.tuning.trial import PAUSING, Pausing, Reporter, TrialObserver, details_of, in_words
+from eagleray.tuning.trial import PAUSING, Pausing, Reporter, details_of, in_words
 from eagleray.tuning.tune_parts_ray260 import OneWorkerTrial
 
 METRIC = "validation_loss"
@@ -103,6 +102,17 @@ def test_a_failure_in_words() -> None:
     assert 'raise KeyError("lr")' in "\n".join(details_of(caught.value))
 
 
+@pytest.mark.parametrize(("unsaved", "saved_step"), [(None, 20), (20, 10)])
+def test_a_trial_that_pauses_where_the_storage_refused_says_what_is_saved(
+    reporter: Reporter, reports: list[dict[str, Any]], unsaved: int | None, saved_step: int
+) -> None:
+    reporter.put("commit", step=10, seconds=0.1)
+    if unsaved is not None:
+        reporter.put("unsaved", step=unsaved)
+    reporter.paused(20)
+    assert reports[-1]["paused"] == {"step": 20, "saved_step": saved_step}
+
+
 def test_who_is_asked_to_pause_before_it_has_begun_pauses_when_it_begins() -> None:
     heard: list[tuple[str, float | None]] = []
     pausing = Pausing()
@@ -159,18 +169,3 @@ def test_a_trial_that_pauses_goes_on_as_if_it_had_not(
     assert outcome["weights_digest"] == undisturbed["weights_digest"]
     steps = [one["step"] for one in [*first, *second] if "evaluation" in one]
     assert steps == [10, 20, 30]
-
-
-def test_a_full_disk_does_not_end_a_trial_of_several_workers(
-    reporter: Reporter, reports: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Folder, "write_json", full)
-    TrialObserver(Folder(tmp_path), reporter).changed(
-        Change(2, [WorkerInfo(0, "node", 7, "127.0.0.1")], 0, {}, 1.0)
-    )
-    (report,) = reports
-    assert report["started"]["attempt"] == 2
-    assert "No space left on device; training goes on" in report["records"][0]["text"]

@@ -4,6 +4,7 @@ import pytest
 
 from eagleray.capacity.events import Event
 from eagleray.cluster.event_log import EventLog
+from eagleray.workflows import capacity_picture
 from eagleray.workflows.capacity_picture import main
 
 
@@ -11,6 +12,7 @@ from eagleray.workflows.capacity_picture import main
 def storage(tmp_path, monkeypatch):
     monkeypatch.setenv("EAGLERAY_STORAGE", str(tmp_path))
     log = EventLog(str(tmp_path), "here", "session", every_s=0.01)
+    log.nodes = {"node": {"name": "machine 7", "type": ""}}
     held = {"node": {"CPU": 2.0}}
     log.append([
         Event(1000.0, "grant", "run", "run gpt", "training_share", held=held),
@@ -24,6 +26,13 @@ def test_the_log_of_a_cluster_is_drawn(storage, capsys):
     assert main([str(storage / "held.png"), "--cluster", "here"]) == 0
     assert (storage / "held.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out == f"{storage}/held.png: 2 events\n"
+
+
+def test_nodes_have_the_names_that_people_know(storage, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(capacity_picture, "plot_holdings", lambda *_, names, **__: drawn.append(names))
+    assert main([str(storage / "held.png"), "--cluster", "here"]) == 0
+    assert drawn == [{"node": "machine 7"}]
 
 
 def test_what_was_long_ago_is_left_out(storage, capsys):

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from eagleray.errors import InputError
+from eagleray.errors import InputError, TakenOver
 from eagleray.packaging import Folder
 from eagleray.workflows import lock
 from eagleray.workflows.lock import Driver, RunLock
@@ -98,6 +98,27 @@ def test_the_sign_of_life_is_renewed(folder):
             time.sleep(0.005)
         assert heard > first
         assert re.fullmatch(r"\d{6}\.json", folder.child("drivers").list()[-1])
+
+
+def test_a_driver_that_was_cut_off_ends_when_another_has_the_run(folder):
+    taken = threading.Event()
+
+    def drive():
+        with RunLock(folder, heartbeat_s=0.01, end=taken.set):
+            there = Driver("far", "other boot", 7, 1, "job-9", heard_at=time.time())
+            folder.write_bytes("drivers/000002.json", lock._to_bytes(there))
+            assert taken.wait(60)
+            raise KeyboardInterrupt  # as the driver's main thread hears of it
+
+    with pytest.raises(TakenOver, match="run digits-1 was taken over by job job-9, process 7 on far: this"):
+        drive()
+    assert folder.read_json("drivers/000002.json")["host"] == "far", "its own record is another"
+
+
+def test_the_own_record_is_nobody_elses(folder):
+    taken = threading.Event()
+    with RunLock(folder, heartbeat_s=0.01, end=taken.set):
+        assert not taken.wait(0.1)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": 1}'])

@@ -11,6 +11,7 @@ from eagleray.errors import PeerLost, TrainingError
 from eagleray.metrics import NullEmitter
 from eagleray.packaging import Folder
 from eagleray.workflows import monitor as monitor_module
+from eagleray.workflows import run_summary
 from eagleray.workflows.monitor import RunMonitor, Segments, read_history
 from eagleray.workflows.report import Account
 from unit.workflows.test_report import at, chosen, formed, phase, step, workers
@@ -35,8 +36,9 @@ class Emitted(NullEmitter):
     counters: Counter = field(default_factory=Counter)
 
     def set(self, name, value, labels):
-        cause = f" {labels['cause']}" if "cause" in labels else ""
-        self.gauges[name.removeprefix("eagleray_train_") + cause] = value
+        super().set(name, value, labels)
+        more = "".join(f" {labels[key]}" for key in ("cause", "bucket") if key in labels)
+        self.gauges[name.removeprefix("eagleray_train_") + more] = value
 
     def add(self, name, amount, labels):
         self.counters[name.removeprefix("eagleray_train_")] += amount
@@ -71,17 +73,40 @@ def test_a_recovery_in_words(monitor, said):
     assert "training again after 10.0 s; 8 steps to redo" in said
 
 
+@pytest.mark.parametrize("error", ["torn", OSError(errno.EIO, "Input/output error")])
+def test_a_history_that_cannot_be_read_does_not_end_a_resumed_run(
+    monitor, said, tmp_path, monkeypatch, error
+):
+    (tmp_path / "history").mkdir()
+    (tmp_path / "history" / "000001.parquet").write_bytes(b"PAR1 and then nothing")
+    if error != "torn":
+        monkeypatch.setattr(monitor_module, "read_history", lambda *_: (_ for _ in ()).throw(error))
+    monitor.changed(formed(2, "a"))
+    monitor.records([phase(40, 1.0, attempt=2), step(60, 3.0)])
+    (line,) = [line for line in said if "cannot be read" in line]
+    assert line.startswith(
+        f"the history in {monitor._folder.url} cannot be read, steps to redo count as new: "
+    )
+    assert (monitor.account.step, monitor.account.time.reached) == (60, 60)
+
+
 def test_a_loss_that_the_others_survive_is_said_and_counted(monitor, said):
     monitor.changed(formed(1, "a", "b", "c"))
     monitor.records([phase(0, 0.0), step(10, 5.0), at(18, 6.0)])
     lost = {1: (workers("a", "b")[1], "its process ended")}
     monitor.changed(formed(2, "a", "c", num_before=3, lost=lost))
-    monitor.records([phase(18, 6.5, attempt=2), step(20, 7.0)])
+    owed = {"kind": "lost", "time": 6.4, "num_ranks": 1, "share": 1 / 3, "norm": 0.25}
+    monitor.records([owed, phase(18, 6.5, attempt=2), step(20, 7.0)])
     assert "lost rank 1 (node B, pid 101): its process ended; the others go on with what they hold" in said
     assert "attempt 2: 3 -> 2 workers on 2 nodes" in said
     assert "training again after 1.0 s; 0 steps to redo" in said
     (lost,) = monitor.account.to_json()["recoveries"]
     assert (lost["ranks"], lost["nodes"], lost["redone_steps"]) == ([1], ["B"], 0)
+    assert (lost["owed_share"], lost["owed_norm"]) == (1 / 3, 0.25)
+    assert monitor._emitter.counters["lost_residuals_total"] == 1
+    assert run_summary._way_back(lost, is_last=True) == (
+        "training again after 1.0 s, 0 steps redone, 33 % of what compression owed lost"
+    )
 
 
 def test_another_size_is_no_loss(monitor, said):
@@ -183,6 +208,42 @@ def test_how_the_gradients_went_is_exported(monitor, emitted):
         "relative_error": 0.3,
         "codec_seconds": 0.5, "exchange_seconds": 1.0, "skipped_steps": 4, "link_bytes_per_second": 25.0,
     }.items()  # fmt: skip
+
+
+def bucket(first, *, error=None, sent=100):
+    """Of four steps."""
+    return {
+        "first_parameter": first, "num_parameters": 2, "relative_error": error, "ratio": 4.0,
+        "num_exchanges": 4, "sent_bytes": 4 * sent, "payload_bytes": 3 * sent,
+        "uncompressed_bytes": 16 * sent, "codec_seconds": 2.0, "exchange_seconds": 1.0,
+    }  # fmt: skip
+
+
+def test_what_was_done_with_each_bucket_is_exported(monitor, emitted):
+    monitor.changed(formed(1, "a", "b"))
+    monitor.records([step(10, 1.0, seconds=5.0)])  # ten steps
+    told = [bucket("a", error=0.25), bucket("b", sent=0)]
+    monitor.records([{"kind": "buckets", "time": 2.0, "step": 10, "buckets": told}])
+    gauges = {name: value for name, value in emitted.gauges.items() if name.startswith("bucket_")}
+    assert gauges == {
+        "bucket_sent_bytes 0": 100, "bucket_payload_bytes 0": 75, "bucket_ratio 0": 4,
+        "bucket_relative_error 0": 0.25, "bucket_codec_seconds 0": 0.5, "bucket_exchange_seconds 0": 0.25,
+        "bucket_link_bytes_per_second 0": 200,
+        "bucket_sent_bytes 1": 0, "bucket_payload_bytes 1": 0, "bucket_ratio 1": 1,
+        "bucket_codec_seconds 1": 0.5, "bucket_exchange_seconds 1": 0.25, "bucket_link_bytes_per_second 1": 0,
+    }  # fmt: skip
+    logged = dict(item for at, values in monitor.tracker.logged if at == 10 for item in values.items())
+    assert logged.items() >= {"bucket_0_ratio": 4.0, "bucket_1_sent_bytes": 0.0}.items()
+
+
+def test_a_model_of_many_buckets_has_no_more_labels_than_one_of_some(monitor, emitted):
+    many = [bucket(str(index), error=index / 100) for index in range(200)]
+    monitor.records([{"kind": "buckets", "time": 2.0, "step": 10, "buckets": many}])
+    named = {name.split()[1] for name in emitted.gauges if name.startswith("bucket_")}
+    assert named == {*map(str, range(16)), "rest"}
+    assert emitted.gauges["bucket_sent_bytes rest"] == 184 * 100
+    assert emitted.gauges["bucket_ratio rest"] == 4
+    assert emitted.gauges["bucket_relative_error rest"] == 1.99
 
 
 def test_where_the_time_goes_is_exported(monitor, emitted):

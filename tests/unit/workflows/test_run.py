@@ -177,6 +177,57 @@ def test_a_suspended_run_goes_on_with_the_seats_of_its_next_turn(tmp_path, monke
     ]
 
 
+@pytest.mark.parametrize(
+    ("position", "is_lost", "said", "is_saved"),
+    [
+        (0, False, "suspended, before its workers trained: needed by chat", True),
+        (40, False, "suspended at step 40, before its workers trained: needed by chat", True),
+        (
+            47,
+            True,
+            "suspended at step 47, before its workers trained: needed by chat; steps since the last "
+            "checkpoint are taken again",
+            False,
+        ),
+    ],
+)
+def test_a_run_that_is_suspended_before_it_trains_says_what_was_lost_before(
+    tmp_path, monkeypatch, position, is_lost, said, is_saved
+):
+    account, lines = Account(step=position, position=position), []
+    if is_lost:
+        account.lost([0, 1], "its process ended", 90.0)
+    suspended = {"is_suspended": True, "reason": "needed by chat", "step": 0, "time": 100.0}
+    outcomes = [{**suspended, "num_workers": 0, "is_forced": False}, {"progress": {"step": 60}}]
+    reservation = SimpleNamespace(release=lambda: None)
+    monkeypatch.setattr("eagleray.training.trainer.fit", lambda *_, **__: outcomes.pop(0))
+    monkeypatch.setattr(run_module, "_reserve", lambda *_: (reservation, 101.0))
+    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", []), Folder(str(tmp_path)))
+    seats = SimpleNamespace(watching=lambda observer: observer)
+    run_module._train(run, seats, reservation, SimpleNamespace(account=account), lines.append)
+    assert lines == [said, "going on after 1.0 s: it has nodes again"]
+    assert [one["is_saved"] for one in account.suspensions] == [is_saved]
+
+
+def test_a_number_that_could_not_be_noted_is_not_given_again(tmp_path, monkeypatch):
+    account, attempts = Account(), []
+    suspended = {"is_suspended": True, "reason": "needed by chat", "time": 100.0, "is_forced": False}
+    outcomes = [{**suspended, "step": 40, "num_workers": 2}, {"progress": {"step": 60}}]
+
+    def fit(*_, first_attempt, **__):
+        attempts.append(first_attempt)
+        account.attempt = first_attempt + 3  # a loss or two, and the disk is full: none of them is noted
+        return outcomes.pop(0)
+
+    reservation = SimpleNamespace(release=lambda: None)
+    monkeypatch.setattr("eagleray.training.trainer.fit", fit)
+    monkeypatch.setattr(run_module, "_reserve", lambda *_: (reservation, 101.0))
+    run = Run("r-1", load(TrainSpec, ROOT / "examples/train/digits.toml", []), Folder(str(tmp_path)))
+    seats = SimpleNamespace(watching=lambda observer: observer)
+    run_module._train(run, seats, reservation, SimpleNamespace(account=account), lambda text: None)
+    assert attempts == [1, 5]
+
+
 def test_seats_that_go_before_there_is_a_worker_are_waited_for_anew():
     released, said = [], []
 

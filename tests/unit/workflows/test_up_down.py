@@ -180,9 +180,22 @@ def test_attach_knows_the_profiles_before_it_joins_anything():
 )
 def test_attach_says_what_of_a_profile_a_running_cluster_does_not_take(of_nodes, is_serve_older, starts):
     nodes = [NodeFacts(f"h{at}", f"10.0.0.{at}", profile=name) for at, name in enumerate(of_nodes)]
-    lines = attach.what_holds(profiles.named("fast"), nodes, is_serve_older=is_serve_older)
+    fast = profiles.named("fast")
+    lines = attach.what_holds(fast, nodes, is_serve_older=is_serve_older, lease_s=15.0)
     assert len(lines) == len(starts)
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("said", "is_older"), [({"lease_s": 15.0}, True), ({}, True), ({"lease_s": 80.0}, False)]
+)
+def test_attach_says_where_a_ledger_that_ran_before_is_not_as_patient(monkeypatch, said, is_older):
+    monkeypatch.setattr("ray.get", lambda _answer, timeout: said)
+    lease_s = attach._lease_s(SimpleNamespace(ping=SimpleNamespace(remote=lambda: None)))
+    lines = attach.what_holds(profiles.named("lossy"), [], is_serve_older=False, lease_s=lease_s)
+    assert [line.startswith("warning: the ledger ran before, and goes on to end") for line in lines[1:]] == (
+        [True] if is_older else []
+    )
 
 
 def test_attach_again_does_not_pretend_to_require_a_key(monkeypatch):

@@ -251,6 +251,17 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_verified(run):
     assert said == ["checkpoint step 20: weights.safetensors does not match its manifest; using step 10"]
 
 
+@pytest.mark.parametrize(("status", "is_proven"), [("FINISHED", False), ("STOPPED", True)])
+def test_a_finished_run_whose_last_steps_are_in_no_checkpoint(run, status, is_proven):
+    run.train(10)
+    run.commit()
+    run.folder.write_json("report.json", {"status": status, "progress": {"step": 12}})
+    found = verify(RUN, silent)
+    assert found.is_proven == is_proven
+    if not is_proven:
+        assert found.findings[0].text.startswith("the run finished after step 12, and the newest checkpoint")
+
+
 def test_no_such_run(run):
     with pytest.raises(InputError, match=r"no run 'digits-2' in .*; runs like it: digits-1"):
         verify("digits-2", silent)

@@ -135,6 +135,10 @@ class Auto:
         """What it may choose from at some time."""
         return choice.allowed(self._spec.fidelity, self._optimizer_kind, kinds(), self._world_size)
 
+    def may_pair(self) -> bool:
+        """Whether it may come to send a momentum."""
+        return not {*ADAM_PAIRS}.isdisjoint(self._possible())
+
     def _has_settled(self) -> bool:
         """Whether Adam's variance may stay as it is: then no further step need travel uncompressed for it."""
         optimizer = self._optimizer
