@@ -49,6 +49,8 @@ def _measure(options: argparse.Namespace) -> int:
     import report
     from rig import Rig
 
+    from eagleray.cluster import processes
+
     try:
         load.program()
     except load.LoadError as error:
@@ -69,7 +71,8 @@ def _measure(options: argparse.Namespace) -> int:
             code = 130
         finally:
             progress.close()
-            rig.close()
+            with processes.undisturbed():
+                rig.close()
     about["seconds"] = time.time() - began
     report.save(rows, about, options.results)
     for said in (report.table(rows), report.peers_table(rows)):

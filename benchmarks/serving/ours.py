@@ -37,19 +37,29 @@ class Ours:
     def __init__(self) -> None:
         self._state: Any = None
         self._admin: httpx.Client | None = None
-        self._key = ""
+        self._key = self._failure = ""
         self._versions: dict[str, int] = {}
 
     def up(self) -> None:
         """Return when the ingress answers; at once where it does. Raises: RowFailed."""
-        if self._state is not None:
-            return
+        if self._failure:
+            raise RowFailed(self._failure)
+        if self._state is None:
+            try:
+                self._start()
+            except Exception as error:
+                self._failure = f"the cluster did not come up: {type(error).__name__}: {error}"
+                raise RowFailed(self._failure) from error
+
+    def _start(self) -> None:
         from eagleray.cluster import local, processes
 
         state = place.up()
-        if not processes.wait_until(lambda: local.is_ingress_ready(state), timeout_s=UP_S):
+        if not processes.wait_until(
+            lambda: local.is_ingress_ready(state) and state.admin_key_path.exists(), timeout_s=UP_S
+        ):
             log = state.logs_dir / "serving.log"
-            raise RowFailed(f"the ingress does not answer after {UP_S:.0f} s; {running_tail(log)}")
+            raise RowFailed(f"the ingress does not answer after {UP_S:.0f} s; {_tail(log)}")
         assert state.ingress_url is not None
         self._admin = httpx.Client(
             base_url=state.ingress_url,
@@ -101,7 +111,7 @@ class Ours:
         asked = {"name": name, "scopes": ["infer"]} | ({"terms": terms} if terms else {})
         answer = self.admin.post("/admin/keys", json=asked)
         if answer.status_code not in (200, 201):
-            raise NotAvailable(f"POST /admin/keys with {sorted(terms)}: {_said(answer)}")
+            raise _refusal(f"POST /admin/keys with {sorted(terms)}", answer)
         return answer.json()["key"]
 
     def extensions(self) -> list[str]:
@@ -145,7 +155,7 @@ class Ours:
         }
         answer = self.admin.post("/admin/deploy", json=spec)
         if answer.status_code != 202:
-            raise NotAvailable(f"POST /admin/deploy with {sorted(service)}: {_said(answer)}")
+            raise _refusal(f"POST /admin/deploy with {sorted(service)}", answer)
         deadline = time.monotonic() + READY_S
         while not self._is_ready(name, version, int(service.get("min_replicas", 1))):
             if time.monotonic() > deadline:
@@ -171,6 +181,12 @@ class Ours:
         """End every version of a model."""
         self.admin.post("/admin/undeploy", json={"name": name})
         self._versions.pop(name, None)
+
+    def drain_gateway(self) -> None:
+        """Have one gateway end as an update would. Raises: NotAvailable where there is no way to ask."""
+        answer = self.admin.post("/admin/gateways/drain")
+        if answer.status_code >= 300:
+            raise _refusal("POST /admin/gateways/drain", answer)
 
     # ---- its processes
 
@@ -200,7 +216,7 @@ class Ours:
         return sorted(self._state.runtime_dir.glob("*/session_2*/logs/serve/controller_*.log"))
 
 
-def running_tail(path: Path, lines: int = 8) -> str:
+def _tail(path: Path, lines: int = 8) -> str:
     """The end of a log, if there is one."""
     try:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
@@ -208,9 +224,11 @@ def running_tail(path: Path, lines: int = 8) -> str:
         return f"{path}: {error.strerror}"
 
 
-def _said(answer: httpx.Response) -> str:
+def _refusal(asked: str, answer: httpx.Response) -> Exception:
+    """NotAvailable where what was asked for is not known, RowFailed where it is, and did not go well."""
     try:
         text = answer.json().get("error", answer.text)
     except ValueError:
         text = answer.text
-    return f"{answer.status_code} {str(text)[:200]}"
+    kind = NotAvailable if 400 <= answer.status_code < 500 else RowFailed
+    return kind(f"{asked}: {answer.status_code} {str(text)[:200]}")

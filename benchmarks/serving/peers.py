@@ -112,7 +112,6 @@ def server(name: str, folder: Path, model: str = "tiny") -> Server:
     env = {
         "PYTHONPATH": str(FOLDER),
         "BENCH_WEIGHTS": str(weights(folder, model)),
-        "BENCH_FOLDER": str(mine),
         "BENTOML_HOME": str(mine),
         "BENTOML_DO_NOT_TRACK": "true",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import sys
 import threading
 import time
@@ -153,8 +154,8 @@ def check(
                 if bodies.is_near(read(answer), expected):
                     return
                 raise RowFailed(f"{name} gives other numbers than torch: {said}")
-        except OSError as error:
-            said = str(error)
+        except (OSError, http.client.HTTPException) as error:
+            said = f"{type(error).__name__}: {error}"
         if time.monotonic() > deadline:
             raise RowFailed(f"{name} does not answer as it should after {limit_s:.0f} s: {said}")
         time.sleep(0.3)

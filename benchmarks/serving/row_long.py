@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import bodies
@@ -65,8 +66,7 @@ class Decisions:
 
 def step(tell: Teller, reps: int, rig: Rig, *, model: str) -> None:
     """A load that becomes ten times as much: seconds until more replicas are wanted."""
-    request, capacity = _scaled(rig, model, "bench-step", idle_s=5)
-    app = "m--bench-step--v1"
+    request, capacity, app = _scaled(rig, model, "bench-step", idle_s=5)
     try:
         for number in range(reps):
             _until(lambda: _replicas(rig, "bench-step") == 1, 180, "one replica again")
@@ -87,13 +87,13 @@ def step(tell: Teller, reps: int, rig: Rig, *, model: str) -> None:
 
 def steady(tell: Teller, reps: int, rig: Rig, *, model: str, seconds: float) -> None:
     """A constant load: how often what is wanted turns."""
-    request, capacity = _scaled(rig, model, "bench-steady", idle_s=30)
+    request, capacity, app = _scaled(rig, model, "bench-steady", idle_s=30)
     try:
         for number in range(reps):
             load = Requests(request, CONNECTIONS, 0.7 * capacity, seed=number)
             rig.block(rig.ours.port, load, seconds=30.0)  # the first decisions are those of a change
             before = _replicas(rig, "bench-steady")
-            with Decisions(rig, "m--bench-steady--v1") as log:
+            with Decisions(rig, app) as log:
                 rig.block(rig.ours.port, load, seconds=seconds)
             wanted = [before, *(one for _, one, _ in log.found)]
             tell.repetition(reversals=reversals(wanted), wanted=wanted, why=[why for *_, why in log.found])
@@ -102,8 +102,8 @@ def steady(tell: Teller, reps: int, rig: Rig, *, model: str, seconds: float) -> 
         rig.ours.undeploy("bench-steady")
 
 
-def _scaled(rig: Rig, model: str, name: str, *, idle_s: float) -> tuple[Any, float]:
-    """A service by an objective, its request, and how many of them per second one replica answers."""
+def _scaled(rig: Rig, model: str, name: str, *, idle_s: float) -> tuple[Path, float, str]:
+    """A service by an objective: its request, how many a replica answers per second, and its app."""
     rig.ours.up()
     rig.ours.require_binary()
     version = rig.ours.publish(name, model)
@@ -117,7 +117,8 @@ def _scaled(rig: Rig, model: str, name: str, *, idle_s: float) -> tuple[Any, flo
     )
     raw = bodies.infer_binary(rig.ours.port, name, workloads.samples(model), rig.ours.headers)
     request = bodies.written(rig.folder, name, raw)
-    return request, rig.block(rig.ours.port, Requests(request, 16), seconds=3.0).only.ok_per_s
+    capacity = rig.block(rig.ours.port, Requests(request, 16), seconds=3.0).only.ok_per_s
+    return request, capacity, f"m--{name}--v{version}"
 
 
 def _replicas(rig: Rig, name: str) -> int:

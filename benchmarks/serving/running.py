@@ -49,8 +49,9 @@ class Server:
         self.name, self.port = name, port
         self._words, self._log, self._cwd = list(words), log, cwd
         self._marker = f"{place.mark()}-{secrets.token_hex(6)}"
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         # SPT_NOENV: setproctitle would overwrite the environment, and the marker with it.
-        self._env = {**os.environ, **(env or {}), processes.MARKER: self._marker, "SPT_NOENV": "1"}
+        self._env = {**mine, **(env or {}), processes.MARKER: self._marker, "SPT_NOENV": "1"}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, limit_s: float = 60.0) -> None:

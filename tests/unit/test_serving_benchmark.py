@@ -297,11 +297,14 @@ def tiny():
 
 def seen(tiny: Tiny, folder: Path, path: str, connections: int = 4, body: bytes = b"{}", **more):
     request = bodies.written(folder, path.strip("/"), bodies.post(tiny.port, path, body))
-    options = {name: more.pop(name) for name in ("rate", "is_stream") if name in more}
-    requests = load.Requests(request, connections, **options)
-    seconds = more.pop("seconds", 0.15)
-    # However busy the machine is, what was begun ends before the generator does.
-    return load.run(tiny.port, [requests], seconds, warm_s=0, drain_s=30, folder=folder).only
+    requests = load.Requests(request, connections, more.get("rate", 0.0), more.get("is_stream", False))
+    seconds = more.get("seconds", 0.15)
+    for tries in range(5):  # on a busy machine the window may be over before anything could begin
+        tiny.counts.clear()
+        found = load.run(tiny.port, [requests], seconds * 2**tries, warm_s=0, drain_s=30, folder=folder).only
+        if found.latency_us.count + found.refused_us.count + found.broken >= 3:
+            break
+    return found
 
 
 def test_in_a_closed_loop_every_answer_is_counted_once(tiny, folder):
@@ -353,15 +356,15 @@ def test_events_are_counted_wherever_they_are_cut(tiny, folder):
 
 def test_an_open_loop_keeps_its_rate(tiny, folder):
     found = seen(tiny, folder, "/ok", rate=400, seconds=0.5)
-    assert 120 < found.due < 290, "200 are expected, Poisson"
+    assert found.due == pytest.approx(400 * found.seconds, rel=0.35), "Poisson"
     assert found.latency_us.count + found.unsent == found.due
     assert found.latency_us.count == tiny.counts["/ok"]
 
 
 def test_in_an_open_loop_a_request_s_time_counts_from_when_it_was_due(tiny, folder):
     found = seen(tiny, folder, "/slow", connections=1, rate=200, seconds=0.4)
-    assert found.ok <= 22, "one connection, 20 ms each"
-    assert found.latency_us.max > 100_000, "it had to wait for those before it"
+    assert found.ok <= found.seconds / 0.02, "one connection, 20 ms each"
+    assert found.latency_us.max > 40_000, "it had to wait for those before it"
     assert found.unsent > 20
 
 

@@ -352,10 +352,10 @@ int main(int count, char **words) {
     fail("epoll", strerror(errno));
   num_classes = (count - 6) / 5;
   classes = room_for((size_t)num_classes, sizeof *classes);
+  for (int i = 0; i < num_classes; i++) open_class(classes + i, words + 6 + 5 * i, i);
   double began = now(), warm_s = atof(words[3]), seconds = atof(words[4]);
   begin = began + warm_s, end = begin + seconds, over = end + atof(words[5]);
-  for (int i = 0; i < num_classes; i++) open_class(classes + i, words + 6 + 5 * i, i);
-  for (int i = 0; i < num_classes; i++) classes[i].next_due = now();
+  for (int i = 0; i < num_classes; i++) classes[i].next_due = began;
   double stolen[2], all[2];
   machine(stolen, all);
   run();

@@ -1,18 +1,22 @@
 """Ray Serve's own path with two hops: an ingress that asks a model's deployment: `python serve_app.py PORT`.
 
 With the settings that serve best by Serve's own documents: HAProxy in front, direct ingress, handles by gRPC,
-everything in one event loop. A Ray instance of its own, in the folder $BENCH_FOLDER.
+everything in one event loop. A Ray instance of its own; while it runs, HAProxy listens on all interfaces:
+with it on, Serve has no other way.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from typing import Any
 
-FOLDER = os.environ["BENCH_FOLDER"]
+FOLDER = tempfile.mkdtemp(prefix="er-", dir="/tmp")
+"""Short: paths of sockets may have 107 bytes."""
 SETTINGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -65,24 +69,24 @@ def main() -> None:
             outputs = await self.model.remote(values)
             return {"output": outputs[0].tolist()}
 
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=128 << 20,
-        _temp_dir=f"{FOLDER}/ray",
-        runtime_env={
-            "env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"], "BENCH_WEIGHTS": os.environ["BENCH_WEIGHTS"]}
-        },
-    )
-    serve.start(http_options={"host": "0.0.0.0", "port": int(sys.argv[1])})
-    serve.run(Ingress.bind(Model.bind()), route_prefix="/")
-    print("READY", flush=True)
-    ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    ended.wait()
-    serve.shutdown()
-    ray.shutdown()
+    try:
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=128 << 20,
+            _temp_dir=f"{FOLDER}/ray",
+        )
+        serve.start(http_options={"host": "0.0.0.0", "port": int(sys.argv[1])})
+        serve.run(Ingress.bind(Model.bind()), route_prefix="/")
+        print("READY", flush=True)
+        ended = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        ended.wait()
+        ray.shutdown()
+    finally:
+        shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 if __name__ == "__main__":
