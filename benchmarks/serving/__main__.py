@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import place  # first: it says where eagleray is
 from rows import ROWS, Row
 
+INTERRUPTED = "interrupted"
+
 if TYPE_CHECKING:
     from report import Progress
     from rig import Rig
@@ -67,15 +69,17 @@ def _measure(options: argparse.Namespace) -> int:
             for row in chosen:
                 rows[row.name] = _run(row, options, rig, progress)
                 report.save(rows, about, options.results)
-        except KeyboardInterrupt:
-            code = 130
+                if rows[row.name]["failure"] == INTERRUPTED:
+                    code = 130
+                    break
         finally:
             progress.close()
             with processes.undisturbed():
                 rig.close()
     about["seconds"] = time.time() - began
     report.save(rows, about, options.results)
-    for said in (report.table(rows), report.peers_table(rows)):
+    tables = (report.table, report.peers_table, report.profile_table, report.disturbances)
+    for said in (table(rows) for table in tables):
         if said is not None:
             progress.line(f"\n{said}")
     if code:
@@ -86,7 +90,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _run(row: Row, options: argparse.Namespace, rig: Rig, progress: Progress) -> dict[str, Any]:
-    """One row's result, said in a line. Raises: KeyboardInterrupt."""
+    """One row's result, said in a line; `failure` is INTERRUPTED where it was."""
     import report
     from load import LoadError
     from results import NotAvailable, RowFailed, Teller
@@ -99,6 +103,8 @@ def _run(row: Row, options: argparse.Namespace, rig: Rig, progress: Progress) ->
     try:
         work = getattr(importlib.import_module(module), function)
         work(teller, options.reps or row.reps, rig, **row.arguments)
+    except KeyboardInterrupt:
+        teller.result["failure"] = INTERRUPTED
     except NotAvailable as error:
         teller.result["not_available"] = str(error)
     except (RowFailed, NotRunning, LoadError) as error:
@@ -107,7 +113,8 @@ def _run(row: Row, options: argparse.Namespace, rig: Rig, progress: Progress) ->
         teller.result["failure"] = f"{type(error).__name__}: {error}"
         if options.verbose:
             traceback.print_exc()
-    result = {**teller.result, "seconds": time.monotonic() - began, "load_before": load_before}
+    told = {"seconds": time.monotonic() - began, "load_before": load_before, "blocks": rig.told()}
+    result = {**teller.result, **told}
     progress.line(f"{report.row_line(row.name, result)} (load before: {load_before[0]:.1f})")
     return result
 

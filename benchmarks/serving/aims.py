@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Unit = Literal["x", "/s", "ms", "s", "%", ""]
+Unit = Literal["x", "/s", "us", "ms", "s", "%", ""]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ AIMS: tuple[Aim, ...] = (
         before="MLServer 2.8 k (in process), Serve two hops 1.0 k",
     ),
     Aim("tiny", "the same, bare", "bare_per_s", None, "/s"),
+    Aim("profile", "the same, CPU time of the gateways for a request", "gateway_us", None, "us"),
+    Aim("profile", "the same, CPU time of the replica for a request", "replica_us", None, "us"),
     Aim(
         "added", "added latency over bare, one connection, p50", "added_p50_ms", 0.12, beside=_PEERS,
         before="Serve 1.5–4 ms",

@@ -91,3 +91,21 @@ def most(
         if len(one) == whole and (value := judge(one)) is not None
     ]
     return max(found, default=None)
+
+
+def busiest(collapsed: str, count: int) -> list[tuple[float, str]]:
+    """The functions in which the most samples ended, each with its part of all.
+
+    Args:
+        collapsed: Stacks as py-spy's raw format has them: frames with semicolons, a blank, a number.
+        count: So many at most.
+    """
+    ended: dict[str, int] = {}
+    for line in collapsed.splitlines():
+        stack, _, number = line.rpartition(" ")
+        if stack and number.isdigit():
+            last = stack.rpartition(";")[2]
+            ended[last] = ended.get(last, 0) + int(number)
+    whole = sum(ended.values())
+    found = sorted(((number / whole, name) for name, number in ended.items()), reverse=True)
+    return found[:count]

@@ -114,6 +114,28 @@ def peers_table(rows: Rows) -> str | None:
     return "\n".join(lines)
 
 
+def profile_table(rows: Rows) -> str | None:
+    """Where the processes of a tiny request spend their time; None where that was not looked at."""
+    facts = rows.get("profile", {}).get("facts", {})
+    parts = {name: facts[f"{name}_profile"] for name in ("gateway", "replica") if f"{name}_profile" in facts}
+    if not parts:
+        return None
+    lines = ["| process | samples that end in | part |", "|---|---|---|"]
+    for name, found in parts.items():
+        lines += [f"| {name} | `{_cell(function)}` | {part:.1%} |" for part, function in found]
+    return "\n".join(lines)
+
+
+def disturbances(rows: Rows) -> str:
+    """How much the load generator itself took in any block, and the machine's neighbours, in a sentence."""
+    told = [row["blocks"] for row in rows.values() if row.get("blocks", {}).get("count")]
+    generator = max((one["generator_cores"] for one in told), default=0.0)
+    stolen = max((one["stolen"] for one in told), default=0.0)
+    return (
+        f"The load generator took up to {generator:.0%} of a core, neighbours up to {stolen:.0%} of all time."
+    )
+
+
 def _median(row: Mapping[str, Any], key: str, unit: str) -> str:
     import statistics
 
@@ -144,6 +166,8 @@ def text(value: float, unit: str) -> str:
         return f"{value:.2f}x"
     if unit == "/s":
         return f"{value:,.0f}/s"
+    if unit == "us":
+        return f"{value:.0f} µs"
     if unit == "ms":
         return f"{value:.2f} ms" if abs(value) < 100 else f"{value:.0f} ms"
     if unit == "s":

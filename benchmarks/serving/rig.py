@@ -35,6 +35,16 @@ class Rig:
     ours: Ours = field(default_factory=Ours)
     block_s: float = BLOCK_S
     _bare: dict[str, running.Server] = field(default_factory=dict)
+    _blocks: list[Block] = field(default_factory=list)
+
+    def told(self) -> dict[str, float]:
+        """What disturbed the blocks since this was asked before: the generator itself, and neighbours."""
+        blocks, self._blocks = self._blocks, []
+        return {
+            "count": len(blocks),
+            "generator_cores": max((one.cpu for one in blocks), default=0.0),
+            "stolen": max((one.stolen for one in blocks), default=0.0),
+        }
 
     def close(self) -> None:
         """End everything."""
@@ -96,6 +106,7 @@ class Rig:
     def block(self, port: int, *requests: Requests, seconds: float | None = None) -> Block:
         """Some seconds of load. Raises: RowFailed where not one good answer came."""
         block = load.run(port, requests, seconds or self.block_s, warm_s=WARM_S)
+        self._blocks.append(block)
         if not any(seen.ok or seen.events for seen in block.classes):
             raise RowFailed(
                 f"no good answer in {block.seconds:g} s: {'; '.join(s.bad for s in block.classes)}"

@@ -30,6 +30,7 @@ _ALL = (
     *(Row(f"peer_{name}", "row_requests:peer", 3, {"name": name}, has_ours=False) for name in PEERS),
     *(Row(f"raw_{name}", "row_requests:peer_raw", 3, {"name": name}, has_ours=False) for name in RAW_PEERS),
     Row("tiny", "row_requests:rate", 8, {"model": "tiny", "connections": 16}),
+    Row("profile", "row_profile:profile", 2, {"model": "tiny", "connections": 16}),
     Row("added", "row_requests:rate", 8, {"model": "tiny", "connections": 1}),
     Row("half", "row_requests:half", 8, {"model": "tiny"}),
     Row("binary", "row_requests:rate", 6, {"model": "wide", "connections": 8, "is_binary": True}),

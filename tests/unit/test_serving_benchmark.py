@@ -96,6 +96,14 @@ def test_of_processes_those_count_that_lived_all_the_time():
     assert blocks.most({}, {}, lambda one: 0.0) is None
 
 
+def test_the_busiest_functions_are_those_in_which_samples_end():
+    raw = (
+        "main (a.py:1);read (b.py:2) 30\nmain (a.py:1) 10\nmain (a.py:1);write x (c.py:3);read (b.py:2) 60\n"
+    )
+    assert blocks.busiest(raw, 2) == [(0.9, "read (b.py:2)"), (0.1, "main (a.py:1)")]
+    assert blocks.busiest("", 2) == []
+
+
 # ---- aims and tables
 
 
@@ -163,6 +171,15 @@ def test_peers_stand_beside_ours(report):
     assert "| yes | A 1,100/s |" in report.table(measured, [aim])
     assert "| A | JSON of its own | 1,100/s |" in report.peers_table(measured)
     assert report.peers_table({"tiny": measured["tiny"]}) is None
+
+
+def test_what_disturbed_a_run_is_told(report):
+    quiet = {"count": 2, "generator_cores": 0.1, "stolen": 0.02}
+    measured = {
+        "a": row("x", 1.0, blocks=quiet),
+        "b": row("x", 1.0, blocks={**quiet, "generator_cores": 0.3}),
+    }
+    assert "up to 30% of a core, neighbours up to 2%" in report.disturbances({**measured, "c": row("x")})
 
 
 def test_results_are_kept_whole_and_read_again(report, tmp_path):
@@ -298,12 +315,12 @@ def tiny():
 def seen(tiny: Tiny, folder: Path, path: str, connections: int = 4, body: bytes = b"{}", **more):
     request = bodies.written(folder, path.strip("/"), bodies.post(tiny.port, path, body))
     requests = load.Requests(request, connections, more.get("rate", 0.0), more.get("is_stream", False))
-    seconds = more.get("seconds", 0.15)
-    for tries in range(5):  # on a busy machine the window may be over before anything could begin
+    seconds, found = more.get("seconds", 0.15), None
+    # On a busy machine the window may be over before anything could begin.
+    while found is None or found.latency_us.count + found.refused_us.count + found.broken < 3:
         tiny.counts.clear()
-        found = load.run(tiny.port, [requests], seconds * 2**tries, warm_s=0, drain_s=30, folder=folder).only
-        if found.latency_us.count + found.refused_us.count + found.broken >= 3:
-            break
+        found = load.run(tiny.port, [requests], seconds, warm_s=0, drain_s=30, folder=folder).only
+        seconds *= 2
     return found
 
 

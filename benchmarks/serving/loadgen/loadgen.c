@@ -266,11 +266,13 @@ static void run(void) {
       else if (read(timer, buffer, 8) < 0 && errno != EAGAIN) fail("timer", strerror(errno));
     }
   }
-  for (int i = 0; i < num_classes; i++)
+  for (int i = 0; i < num_classes; i++) {
+    fall_due(classes + i, end);  // what fell due while this process did not run, unsent
     for (int k = 0; k < classes[i].num_connections; k++) {
       Connection *c = classes[i].connections + k;
       classes[i].unfinished += c->is_busy && in_window(c->due);
     }
+  }
 }
 
 // ---- what is told
