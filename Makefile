@@ -17,8 +17,8 @@ NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
 LINTED := platform/eagleray jobs tests examples benchmarks $(wildcard serve_apps/*.py)
 
 .PHONY: help install venv demo demo-elastic test test-unit test-all bench-loop bench-generation bench-codecs \
-  bench-sdk bench-compression bench-compression-full bench-elastic bench-elastic-full lint format docs \
-  constraints clean
+  bench-sdk bench-compression bench-compression-full bench-elastic bench-elastic-full bench-serving \
+  bench-serving-full lint format docs constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -84,6 +84,12 @@ bench-elastic: install  ## resizes, losses and the ledger on a local cluster, ag
 
 bench-elastic-full: install  ## that, and random schedules and a fault storm (45 min more)
 	@$(BIN)/python benchmarks/elastic --full $(ARGS)
+
+bench-serving: install  ## requests, batches, overload and streams, beside bare uvicorn and five peers (25 min)
+	@$(BIN)/python benchmarks/serving $(ARGS)
+
+bench-serving-full: install  ## that, and scaling, failures and a soak (55 min more)
+	@$(BIN)/python benchmarks/serving --full $(ARGS)
 
 lint: install  ## ruff, basedpyright, and the contract of the rooms
 	@$(BIN)/ruff check $(LINTED)

@@ -1,0 +1,244 @@
+"""What is said and kept: the issue's table in markdown, the peers', the JSON, the picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aims import AIMS, Aim, Judged, judge, values_of
+from rich.console import Console
+
+Rows = Mapping[str, Mapping[str, Any]]
+NAME = "serving"
+
+
+class Progress:
+    """One moving line on a terminal; elsewhere only what is worth a line of its own."""
+
+    def __init__(self, *, is_verbose: bool = False) -> None:
+        """Say notes as lines, too, where `is_verbose`."""
+        self.console, self._is_verbose = Console(), is_verbose
+        self._status = self.console.status("starting") if self.console.is_terminal else None
+        if self._status is not None:
+            self._status.start()
+
+    def note(self, text: str) -> None:
+        """What is going on; gone with the next."""
+        if self._is_verbose:
+            self.line(f"  {text}")
+        elif self._status is not None:
+            self._status.update(text)
+
+    def line(self, text: str) -> None:
+        """What stays."""
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        """End the moving line."""
+        if self._status is not None:
+            self._status.stop()
+
+
+def row_line(name: str, result: Mapping[str, Any]) -> str:
+    """One line of a row that is over."""
+    said = f"{name}: {len(result['repetitions'])} repetitions in {result['seconds']:.0f} s"
+    if result["not_available"]:
+        return f"{name}: not available: {result['not_available']}"
+    return f"{said}; FAILED: {result['failure']}" if result["failure"] else said
+
+
+def table(rows: Rows, aims: Sequence[Aim] = AIMS) -> str:
+    """The issue's table with what was measured, markdown; rows that were not run are left out."""
+    lines = [
+        "| | goal | median (quartiles) | n | met | peers, same run | before |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(judge(aim, rows), rows[aim.row], rows) for aim in aims if aim.row in rows]
+    return "\n".join(lines)
+
+
+def _line(judged: Judged, row: Mapping[str, Any], rows: Rows) -> str:
+    aim = judged.aim
+    beside = ", ".join(
+        f"{rows[name]['facts'].get('title', name)} {text(value, aim.unit)}"
+        for name, value in judged.beside.items()
+    )
+    if not judged.values:
+        why = (row["not_available"] or row["failure"] or "nothing was told").splitlines()[0]
+        said = f"not available: {why}" if row["not_available"] else f"failed: {why}"
+        return f"| {aim.what} | {goal(judged)} | {_cell(said)} | 0 | | {beside} | {aim.before} |"
+    low, high = (text(value, aim.unit) for value in judged.quartiles)
+    figures = f"{text(judged.median, aim.unit)} ({low} … {high})"
+    if aim.binds == "worst":
+        figures = f"{text(judged.median, aim.unit)}, worst {text(judged.worst, aim.unit)}"
+    if judged.remark:
+        figures += f"; {_cell(judged.remark)}"
+    met = {True: "yes", False: "**no**", None: ""}[judged.is_met]
+    broken = " (then failed)" if row["failure"] else ""
+    return (
+        f"| {aim.what} | {goal(judged)} | {figures} | {len(judged.values)}{broken} | {met} "
+        f"| {beside} | {aim.before} |"
+    )
+
+
+def peers_table(rows: Rows) -> str | None:
+    """Each peer beside bare and ours; None where none was measured."""
+    found = {name: row for name, row in rows.items() if name.startswith("peer_")}
+    if not found:
+        return None
+    lines = [
+        "| tiny forward | protocol | requests/s, 16 connections | of bare's | p50 over bare, 1 connection |",
+        "|---|---|---|---|---|",
+    ]
+    ours = rows.get("tiny", {})
+    everyone = {**({"Eagleray": ours} if ours else {}), **found}
+    for name, row in everyone.items():
+        facts = row.get("facts", {})
+        title = facts.get("title", name.removeprefix("peer_"))
+        protocol = facts.get("protocol", "Open Inference v2, JSON" if name == "Eagleray" else "")
+        if not row.get("repetitions"):
+            why = row.get("not_available") or row.get("failure") or "nothing was told"
+            lines.append(f"| {title} | {protocol} | {_cell(why.splitlines()[0])} | | |")
+            continue
+        one = rows.get("added", {}) if name == "Eagleray" else row
+        cells = [
+            _median(row, "ours_per_s", "/s"),
+            _median(row, "ratio", "x"),
+            _median(one, "added_p50_ms", "ms"),
+        ]
+        lines.append(f"| {title} | {protocol} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def profile_table(rows: Rows) -> str | None:
+    """Where the processes of a tiny request spend their time; None where that was not looked at."""
+    facts = rows.get("profile", {}).get("facts", {})
+    parts = {name: facts[f"{name}_profile"] for name in ("gateway", "replica") if f"{name}_profile" in facts}
+    if not parts:
+        return None
+    lines = ["| process | samples that end in | part |", "|---|---|---|"]
+    for name, found in parts.items():
+        lines += [f"| {name} | `{_cell(function)}` | {part:.1%} |" for part, function in found]
+    return "\n".join(lines)
+
+
+def disturbances(rows: Rows) -> str:
+    """How much the load generator itself took in any block, and the machine's neighbours, in a sentence."""
+    told = [row["blocks"] for row in rows.values() if row.get("blocks", {}).get("count")]
+    generator = max((one["generator_cores"] for one in told), default=0.0)
+    stolen = max((one["stolen"] for one in told), default=0.0)
+    return (
+        f"The load generator took up to {generator:.0%} of a core, neighbours up to {stolen:.0%} of all time."
+    )
+
+
+def _median(row: Mapping[str, Any], key: str, unit: str) -> str:
+    import statistics
+
+    values = values_of(row, key)
+    return text(statistics.median(values), unit) if values else ""
+
+
+def _cell(said: str) -> str:
+    return said.replace("|", "/")[:240]
+
+
+def goal(judged: Judged) -> str:
+    """The aim's goal in words."""
+    aim = judged.aim
+    if aim.goal is None:
+        return ""
+    limit = aim.goal if judged.goal is None else judged.goal
+    if limit == 0:
+        return "0"
+    return f"{'≥' if aim.at_least else '≤'} {limit if isinstance(limit, str) else text(limit, aim.unit)}"
+
+
+def text(value: float, unit: str) -> str:
+    """A figure with its unit."""
+    if unit == "%":
+        return f"{value:.1%}"
+    if unit == "x":
+        return f"{value:.2f}x"
+    if unit == "/s":
+        return f"{value:,.0f}/s"
+    if unit == "us":
+        return f"{value:.0f} µs"
+    if unit == "ms":
+        return f"{value:.2f} ms" if abs(value) < 100 else f"{value:.0f} ms"
+    if unit == "s":
+        return f"{value:.1f} s"
+    return f"{value:g}"
+
+
+def machine() -> dict[str, Any]:
+    """What this ran on."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0].partition(":")[2].strip() if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The rows that an earlier run wrote; none where there is no file."""
+    path = folder / f"{NAME}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else {}
+
+
+def save(rows: Rows, about: Mapping[str, Any], folder: Path) -> None:
+    """Write serving.json, whole, and serving.png into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    judged = [judge(aim, rows) for aim in AIMS if aim.row in rows]
+    aims = [
+        {
+            "row": one.aim.row,
+            "what": one.aim.what,
+            "key": one.aim.key,
+            "goal": one.goal,
+            "median": one.median if one.values else None,
+            "is_met": one.is_met,
+            "beside": dict(one.beside),
+            "remark": one.remark,
+        }
+        for one in judged
+    ]
+    found = {**about, "machine": machine(), "aims": aims, "rows": dict(rows)}
+    part = folder / f"{NAME}.json.part"  # a run that is killed while it writes leaves the last whole file
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(folder / f"{NAME}.json")
+    _draw([one for one in judged if one.values and one.goal], folder / f"{NAME}.png")
+
+
+def _draw(judged: Sequence[Judged], path: Path) -> None:
+    """One line per aim: what was measured over its goal, so that all share one axis."""
+    if not judged:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.42 * len(judged) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for at, one in enumerate(judged):
+        assert one.goal is not None
+        colour = {True: "tab:blue", False: "tab:red", None: "0.5"}[one.is_met]
+        values = [max(value / one.goal, 1e-2) for value in one.values]
+        axes.plot(values, [at] * len(values), "o", color=colour, markersize=4, alpha=0.5)
+        axes.plot(max(one.median / one.goal, 1e-2), at, "D", color=colour, markersize=6)
+        axes.annotate("≥" if one.aim.at_least else "≤", (1.0, at), fontsize=8, ha="center", va="center")
+        for value in one.beside.values():
+            axes.plot(max(value / one.goal, 1e-2), at, "x", color="0.4", markersize=6)
+    axes.axvline(1.0, color="0.8", zorder=0)
+    axes.set_yticks(range(len(judged)), [one.aim.what for one in judged], fontsize=7)
+    axes.set(xscale="log", xlabel="measured over the goal")
+    axes.invert_yaxis()
+    axes.grid(axis="x", which="both", color="0.93")
+    axes.set_title("each repetition (dot), the median (diamond), peers (cross); met is blue", fontsize=8)
+    FigureCanvasAgg(figure).print_png(str(path))
