@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import statistics
-import time
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import workloads
-from messages import RowFailed, Teller
+from alone import trained
+from messages import Teller
 
 WAITED_FOR = "checkpoint.at_evaluations=true"
 """So a search has it: training goes on when the checkpoint lies on the disk."""
@@ -30,14 +29,5 @@ def blocked(spec: Any) -> list[float]:
 
     Not the first one, which makes its memory, nor the last one, which every run waits for.
     """
-    from support.crew import crew
-
-    with TemporaryDirectory() as folder, crew(spec, folder) as alone:
-        alone.form(alone.start(1))
-        worker = alone.workers[0]
-        while worker.outcome is None:
-            if worker.look() is None or worker.error is not None:
-                raise RowFailed(f"the run ended: {worker.error}")
-            time.sleep(0.1)  # its answers take time from its steps
-        worker.look()  # what it has told last
+    with trained(spec) as (_, worker):
         return [record["blocked_s"] for record in worker.records if record["kind"] == "commit"][1:-1]

@@ -6,10 +6,10 @@ import os
 import random
 import signal
 import time
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import workloads
+from alone import trained
 from messages import RowFailed, Teller
 from resizes import tell_of_samples
 from trial import Trial, connect
@@ -44,15 +44,8 @@ def weights(tell: Teller, reps: int) -> None:
 def undisturbed(spec: Any) -> dict[str, Any]:
     """The weights that one worker ends with, without Ray."""
     from eagleray.packaging import CheckpointStore
-    from support.crew import crew
 
-    with TemporaryDirectory() as folder, crew(spec, folder) as alone:
-        alone.form(alone.start(1))
-        worker = alone.workers[0]
-        while worker.outcome is None:
-            if worker.look() is None or worker.error is not None:
-                raise RowFailed(f"the undisturbed run ended: {worker.error}")
-            time.sleep(0.1)  # its answers take time from its steps
+    with trained(spec) as (folder, _):
         found = CheckpointStore(f"{folder}/checkpoints").newest(lambda _: None)
         assert found is not None
         assert found.step == spec.training.steps

@@ -25,15 +25,13 @@ from eagleray.capacity.decisions import Ask, AskNodes, Evict, Expire, Wait
 from eagleray.capacity.placement import Capacity
 from eagleray.capacity.policy import decide
 from eagleray.cluster.clock import Clock
-from eagleray.cluster.event_log import EventLog
+from eagleray.cluster.event_log import LISTENS_S, EventLog
 from eagleray.cluster.report import report_of
 from eagleray.cluster.side import Held, Side
 from eagleray.cluster.sight import Sight
 from eagleray.errors import CapacityError
 
 POLICY = Settings(ask_after_s=0.5)
-_LISTEN_FIRST_S = 3.0
-"""So long a ledger that takes over waits for its holders, each of whom speaks once a second."""
 _BUSY_S, _QUIET_S = 0.25, 1.0
 """Between two looks at the cluster while something moves, and otherwise."""
 _MOVES_S = 10.0
@@ -216,7 +214,7 @@ class Arbiter:
         if self._sight.is_first:
             # What runs belongs to holders who have not spoken yet.
             must_listen = self._is_restarted or not seen.is_idle
-            self._not_before_s = self.started_s + _LISTEN_FIRST_S if must_listen else now_s
+            self._not_before_s = self.started_s + LISTENS_S if must_listen else now_s
         claims, unsaid_since_s = self._book.claims.values(), now_s - self._policy.start_limit_s
         blind_s = 0.0 if self._sight.is_first else now_s - self._sight.began_s
         if self._sight.take_in(seen, claims, began_s, now_s, unsaid_since_s=unsaid_since_s):
@@ -252,7 +250,7 @@ class Arbiter:
                 _log.exception("ledger: a round failed")
 
     def _listen_first(self, now_s: float, reason: str) -> None:
-        self._not_before_s = max(self._not_before_s, now_s + _LISTEN_FIRST_S)
+        self._not_before_s = max(self._not_before_s, now_s + LISTENS_S)
         _log.warning("ledger: %s; listening first", reason)
 
     def _may_decide(self, now_s: float) -> bool:

@@ -28,8 +28,9 @@ from eagleray.packaging.storage import Folder
 
 MOST_EVENTS = 256
 """In one segment."""
-_LISTENS_S = 3.0
-"""So long after its start a ledger takes for given back what nobody has said to hold."""
+LISTENS_S = 3.0
+"""So long a ledger that takes over waits for its holders, each of whom speaks once a second; what nobody has
+said to hold by then counts as given back."""
 _MOST_KEPT = 100_000
 """In memory, while the storage refuses; the oldest go first."""
 _LOOK_EVERY_S = 10.0
@@ -101,7 +102,7 @@ class _Standing:
         before, self._writer = self._writer, (session, started_s)
         if before is not None and before != self._writer:
             self._left, self._held = {**self._left, **self._held}, {}
-            self._due_s = started_s + (_LISTENS_S if session == before[0] else 0.0)
+            self._due_s = started_s + (LISTENS_S if session == before[0] else 0.0)
 
     def ended_by(self, time_s: float) -> Iterator[Event]:
         """What has ended before that time with its ledger."""

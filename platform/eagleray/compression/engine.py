@@ -148,11 +148,16 @@ class Engine:
             self._thread.join(_JOIN_S)
 
     def _await_peers(self, thread: threading.Thread) -> None:
-        """Return when the peers have all that was sent, or take none of it any more."""
+        """Return when the peers have all that was sent, or take none of it any more.
+
+        At once where the group is broken: a host that was cut off would have it for as long as TCP hopes.
+        """
         least, since = (sys.maxsize, 0), time.monotonic()
         while True:
             left = self._wire.num_unsettled + thread.is_alive(), groups.unsent_bytes(self._group)
-            if left == (0, 0) or (left >= least and time.monotonic() - since > _SETTLE_S):
+            if left == (0, 0) or groups.are_broken():
+                return
+            if left >= least and time.monotonic() - since > _SETTLE_S:
                 return
             if left < least:
                 least, since = left, time.monotonic()

@@ -81,14 +81,10 @@ class Image:
 
     def fits(self, tensors: Mapping[str, Tensor]) -> bool:
         """Whether `tensors` have the names, dtypes and shapes of this image. Raises: TypeError, as above."""
-        if tensors.keys() != self._views.keys():
-            return _layout(tensors) == self._layout  # which says what cannot be saved
-        for name, view in self._views.items():
-            tensor = tensors[name]
-            is_like = tensor.dtype == view.dtype and tensor.shape == view.shape
-            if not is_like or tensor.layout != view.layout or tensor.is_quantized or tensor.is_meta:
-                return _layout(tensors) == self._layout
-        return True
+        is_same = tensors.keys() == self._views.keys() and all(
+            _is_like(tensors[name], view) for name, view in self._views.items()
+        )
+        return is_same or _layout(tensors) == self._layout  # which says what cannot be saved
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors`, which must fit, into the file; when this returns they may change again."""
@@ -117,6 +113,12 @@ def read_tensors(folder: Folder, manifest: Manifest, name: str) -> dict[str, Ten
 
     file = name + SUFFIX
     return load(manifest.check(file, manifests.read(folder, file)))
+
+
+def _is_like(tensor: Tensor, view: Tensor) -> bool:
+    """Whether `tensor` is as the one of which `view` is the place; a step waits for this."""
+    is_dense = tensor.layout == view.layout and not tensor.is_quantized and not tensor.is_meta
+    return is_dense and tensor.dtype == view.dtype and tensor.shape == view.shape
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> _Layout:

@@ -69,7 +69,7 @@ class Life:
         self.parts: Parts | None = None
         self._materials: Materials | None = None
         self._earlier: compression.Hook | None = None
-        self._is_even = False
+        self.is_even = False
         """All ranks owe the same, and no step was begun since."""
 
     def prepare(self) -> None:
@@ -117,7 +117,7 @@ class Life:
             self._restore(parts)
         else:
             self._take_the_newest(parts, held, is_even=is_even)
-        self.holds_state, self._is_even = True, is_even and not is_new
+        self.holds_state, self.is_even = True, is_even and not is_new
         self._tell_of_it(parts, formation)
 
     def train(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Life:
         assert self.parts is not None
         assert self.formation is not None
         self.parts.hook.even_out()
-        self._is_even = True
+        self.is_even = True
         self.commit()
         saved = self.committer.wait()  # rank 0 may be one of those that leave
         if self.formation.rank == 0 and (saved is None or saved.step != self.progress.step):
@@ -218,7 +218,7 @@ class Life:
         stays where it is if it can, also with a card that nobody shares with it any more.
         """
         assert self._materials is not None
-        is_unsaved = self.holds_state and not self._is_even  # not after a stop that all agreed on
+        is_unsaved = self.holds_state and not self.is_even  # not after a stop that all agreed on
         picked = self._materials.place if is_unsaved else device.pick(self.spec.scaling.gpus_per_worker)
         place = agree_on_place(picked, agreement, formation.rank, formation.world_size)
         if place.device != self._materials.place.device:
@@ -228,7 +228,7 @@ class Life:
 
     def _held(self) -> tuple[int, ...]:
         position = (self.progress.step, self.settled_step, self.committed_step)
-        return (int(self.holds_state), *position, int(self._is_even))
+        return (int(self.holds_state), *position, int(self.is_even))
 
     def _restore(self, parts: Parts) -> None:
         """Have the state of the newest checkpoint on all ranks.

@@ -100,7 +100,7 @@ def take(
     seed_dropout(parts, step)
     buffers.keep()
     try:
-        life._is_even = False  # from the step's first bucket on each rank owes what the others do not
+        life.is_even = False  # from the step's first bucket on each rank owes what the others do not
         station.begin_step(step)
         with groups.telling_losses():
             loss_sums = backward(parts, shard)

@@ -150,6 +150,7 @@ class Member:
     @property
     def last_deed(self) -> str:
         """What it did last, to go on a sentence with."""
-        return (
-            "" if self.news is None else f"; the last thing it did: step {self.news.step}, {self.news.doing}"
-        )
+        if self.news is None:
+            return ""
+        where = f", in {self.news.where}" if self.news.where else ""
+        return f"; the last thing it did: step {self.news.step}, {self.news.doing}{where}"

@@ -7,16 +7,23 @@ where it says so.
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 NEWS_S = 0.25
 """How long the driver's question waits for news before it is answered without."""
+STUCK_S = 1.0
+"""Who does the same for so long says where in the code; the look costs it some microseconds."""
+NUM_CALLS = 5
 NUM_STEPS, NUM_BESIDE = 100, 10
 """As many of its last steps, and of its last evaluations and commits, tell how long a rank needs for one."""
 STEP, UPDATE, DATA = "forward and backward", "update the weights", "wait for data"
@@ -77,6 +84,8 @@ class News:
     between them, seconds; 0 where there is none."""
     usual_s: float
     """The same of what it does now: of a step, or the longest of the last evaluations or commits."""
+    where: str = ""
+    """In which calls its train function is, the innermost first; "" unless it does the same for a while."""
 
 
 class Station:
@@ -87,7 +96,7 @@ class Station:
         self._order: Formation | None = None
         self._notice = 0
         self._events: list[Event] = []
-        self._formation = 0
+        self._formation, self._thread = 0, threading.get_ident()
         self._doing, self._since, self._step, self._is_waiting = "start", time.monotonic(), 0, False
         self._steps: deque[float] = deque(maxlen=NUM_STEPS)
         """How long the last ones of this formation took, from one's begin to the next one's, seconds."""
@@ -123,7 +132,8 @@ class Station:
             usual_s = step_s if beside is None else max(beside, default=0.0)
             is_waiting = self._is_waiting or self.is_exchanging()
             idle_s = time.monotonic() - self._since
-            return News(events, self._step, doing, idle_s, is_waiting, step_s, usual_s)
+            where = calls_of(self._thread) if idle_s > STUCK_S else ""
+            return News(events, self._step, doing, idle_s, is_waiting, step_s, usual_s, where)
 
     # The train function's side
 
@@ -131,6 +141,7 @@ class Station:
         """Forget what an earlier train function of this process has left."""
         with self._changed:
             self._order, self._events, self._notice, self._formation = None, [], 0, 0
+            self._thread = threading.get_ident()
             self._forget()
 
     def next_formation(self, address: str, step: int, digest: str = "") -> Formation:
@@ -186,6 +197,15 @@ class Station:
     def _tell(self, kind: Any, text: str, digest: str = "") -> None:
         self._events.append(Event(kind, self._formation, self._step, time.time(), text, digest))
         self._changed.notify_all()
+
+
+def calls_of(thread: int) -> str:
+    """The innermost calls of a thread, as `function (file:line)`; "" where it has ended."""
+    frame = sys._current_frames().get(thread)
+    walked = itertools.islice(traceback.walk_stack(frame), NUM_CALLS) if frame is not None else ()
+    return " < ".join(
+        f"{one.f_code.co_name} ({Path(one.f_code.co_filename).name}:{line})" for one, line in walked
+    )
 
 
 def _most(lasted: Collection[float]) -> float:

@@ -31,9 +31,8 @@ def by_bucket(buckets: Sequence[Mapping[str, Any]], step_s: float) -> dict[str, 
 
 def _of_step(bucket: Mapping[str, Any], step_s: float) -> dict[str, float | None]:
     names = ("sent_bytes", "payload_bytes", "uncompressed_bytes", "codec_seconds", "exchange_seconds")
-    means: dict[str, float | None] = {name: bucket[name] / bucket["num_exchanges"] for name in names}
-    sent_bytes = bucket["sent_bytes"] / bucket["num_exchanges"]
-    link = sent_bytes / step_s if step_s else 0.0
+    means: dict[str, float] = {name: bucket[name] / bucket["num_exchanges"] for name in names}
+    link = means["sent_bytes"] / step_s if step_s else 0.0
     return {**means, "link_bytes_per_second": link, "relative_error": bucket["relative_error"]}
 
 

@@ -114,7 +114,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BUSY_S", 0.01)
     monkeypatch.setattr(module, "_QUIET_S", 0.02)
     monkeypatch.setattr(module, "_TELL_EVERY_S", 0.02)
-    monkeypatch.setattr(module, "_LISTEN_FIRST_S", 0.3)
+    monkeypatch.setattr(module, "LISTENS_S", 0.3)
 
 
 Body = Callable[[Arbiter], Awaitable[None]]

@@ -1,6 +1,7 @@
 """The engine's thread, over a process group that keeps what is sent until somebody lets it go."""
 
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -140,6 +141,17 @@ def test_a_peer_that_takes_nothing_is_not_waited_for(broken, monkeypatch):
     made = begun(link)
     made.close()
     assert broken == [1]
+    link.is_open.set()
+
+
+def test_the_peers_of_a_broken_group_are_not_waited_for(broken, monkeypatch):
+    monkeypatch.setattr(engine, "_JOIN_S", 0.05)
+    monkeypatch.setattr(engine.groups, "are_broken", lambda: True)
+    link = Link()
+    made = begun(link)
+    started = time.monotonic()
+    made.close()
+    assert time.monotonic() - started < 2, "a host that was cut off takes nothing, and says nothing"
     link.is_open.set()
 
 

@@ -22,7 +22,7 @@ def test_a_step_that_breaks_is_none_after_which_all_owe_the_same(
 ) -> None:
     spec = load(TrainSpec, ROOT / "examples/train/digits.toml", [])
     life = Life(spec, str(tmp_path), Buffer(), Station())
-    life._is_even, life.progress = True, Progress(step=20)  # all have stopped after step 20
+    life.is_even, life.progress = True, Progress(step=20)  # all have stopped after step 20
 
     def backward(*_: Any) -> None:
         assert not Held(*life._held()).is_even, "its buckets may be encoded already"

@@ -128,6 +128,6 @@ def test_who_holds_what_is_in_no_checkpoint_stays_where_it_computes(
     monkeypatch.setattr(life_module.device, "pick", lambda _: own)
     monkeypatch.setattr(life_module, "agree_on_place", lambda picked, *_: picked)
     monkeypatch.setattr(life_module, "gather", lambda spec, place: SimpleNamespace(place=place))
-    ended._materials, ended.holds_state, ended._is_even = before, True, is_even
+    ended._materials, ended.holds_state, ended.is_even = before, True, is_even
     found = ended._at_a_place(ended.parts.agreement, ended.formation)  # type: ignore[union-attr, arg-type]
     assert (found.place, ended.holds_state) == ((own, False) if is_even else (shared, True))

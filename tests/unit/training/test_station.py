@@ -130,3 +130,26 @@ def test_another_train_function_finds_nothing_of_the_one_before():
     assert station.wanted == 0
     assert station.news(0).events == ()
     assert station.news(0).step_s == 0
+
+
+def test_who_does_the_same_for_long_says_in_which_calls(monkeypatch):
+    monkeypatch.setattr(station_module, "STUCK_S", 0.05)
+    station, is_there, goes_on = Station(), threading.Event(), threading.Event()
+
+    def hang():
+        station.begin()
+        station.begin_step(7)
+        is_there.set()
+        goes_on.wait(10)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    assert is_there.wait(5)
+    assert station.news(0).where == ""
+    time.sleep(0.1)
+    where = station.news(0).where
+    assert "hang (test_station.py:" in where
+    assert where.startswith("wait (threading.py:"), "the innermost call comes first"
+    goes_on.set()
+    thread.join(5)
+    assert station.news(0).where == "", "it has ended"
