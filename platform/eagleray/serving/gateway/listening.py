@@ -38,11 +38,22 @@ def listen(host: str, port: int, claims: Path) -> Place:
         ServiceError: another program has the port, or there is no such address here.
     """
     claims.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if port and not _are_there_others(claims) and not ports.is_free(host, port):
-        raise ServiceError(
-            f"port {port} of {host} is in use by another program, or {host} is no address of this machine; "
-            "end that program, or give the ingress another port"
-        )
+    me = processes.this_process()
+    claim = claims / f"{me.pid}-{me.start}-{secrets.token_hex(4)}"
+    claim.touch(mode=0o600)  # first: of two that start at once each is to find the other's
+    try:
+        if port and not _are_there_others(claim) and not ports.is_free(host, port):
+            raise ServiceError(
+                f"port {port} of {host} is in use by another program, or {host} is no address of this "
+                "machine; end that program, or give the ingress another port"
+            )
+        return Place(_listener(host, port), claim)
+    except BaseException:
+        claim.unlink(missing_ok=True)
+        raise
+
+
+def _listener(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -53,17 +64,16 @@ def listen(host: str, port: int, claims: Path) -> Place:
     except OSError as error:
         listener.close()
         raise ServiceError(f"the ingress cannot listen on port {port} of {host}: {error.strerror}") from error
-    me = processes.this_process()
-    claim = claims / f"{me.pid}-{me.start}-{secrets.token_hex(4)}"
-    claim.touch(mode=0o600)
-    return Place(listener, claim)
+    return listener
 
 
-def _are_there_others(claims: Path) -> bool:
-    """Whether a gateway lives that has a file there; files of those that do not are removed."""
+def _are_there_others(mine: Path) -> bool:
+    """Whether another gateway lives that has a file beside `mine`; files of those that do not are removed."""
     is_found = False
-    for path in claims.glob("*-*-*"):
+    for path in mine.parent.glob("*-*-*"):
         pid, start, _ = path.name.split("-")
+        if path == mine:
+            continue
         if processes.Process(int(pid), int(start)).is_alive:
             is_found = True
         else:

@@ -190,6 +190,26 @@ def test_the_port_of_another_program_is_not_shared(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(ServiceError, match=f"port {port} of 127.0.0.1 is in use by another program"):
             listening.listen("127.0.0.1", port, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_gateways_that_start_at_once_share_the_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second looks while the first has bound the port, and has not said so to its caller yet."""
+    original, beside = listening._listener, []
+
+    def slow(host: str, port: int) -> socket.socket:
+        found = original(host, port)
+        monkeypatch.setattr(listening, "_listener", original)
+        beside.append(listening.listen(host, found.getsockname()[1], tmp_path))
+        return found
+
+    monkeypatch.setattr(listening, "_listener", slow)
+    first = listening.listen("127.0.0.1", 0, tmp_path)
+    assert first.listener.getsockname() == beside[0].listener.getsockname()
+    for place in (first, *beside):
+        place.leave()
 
 
 def test_the_port_of_a_gateway_that_was_killed_is_free_at_once(tmp_path: Path) -> None:
