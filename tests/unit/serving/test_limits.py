@@ -36,10 +36,7 @@ def together(ingress: Pretend, *requests: tuple[str, Any, dict[str, str]]) -> li
     """Answers of requests that are sent at once."""
 
     async def exchange() -> list[httpx.Response]:
-        by_socket = (
-            ingress.client is not None and len(requests) < 100
-        )  # httpx's pool takes a minute for 1,000
-        door = None if by_socket else httpx.ASGITransport(ingress.app, raise_app_exceptions=False)
+        door = None if ingress.client else httpx.ASGITransport(ingress.app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=door, base_url=ingress.url, trust_env=False) as client:
             sent = [client.post(path, json=values, headers=headers) for path, values, headers in requests]
             return await asyncio.gather(*sent)

@@ -103,6 +103,14 @@ def metadata(replica: ModelReplica) -> dict:
     return asyncio.run(replica.record_replica_metadata())["link"]
 
 
+def test_a_replica_says_on_which_machine_it_is(replica):
+    from eagleray.serving.replica.listening import here
+
+    found = metadata(replica)
+    assert ("127.0.0.1", found["node"]) == here(), "a gateway beside it takes the unix socket"
+    assert "mnt:[" in found["node"]
+
+
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
 def test_a_link_answers_as_the_predictor_does_with_timings(replica, kind):
     async def scenario():

@@ -112,6 +112,7 @@ class LaneFace(Face):
         if place is None:
             super()._begin()
             return
+        self.scope |= {"method": "POST", "path": path.decode()}  # type: ignore[operator]
         before, keep_alive = self.cycle, self.parser.should_keep_alive()
         call: Any = LaneCall(self._lane, self, place, self.headers, keep_alive=keep_alive)
         self.cycle = call
@@ -129,6 +130,24 @@ class LaneFace(Face):
         ):
             return False
         return all(name != b"content-encoding" or value in _PLAIN for name, value in self.headers)
+
+    def data_received(self, data: bytes) -> None:
+        """As the base; what is left of a large body goes where the replica reads it."""
+        super().data_received(data)
+        call = self._running
+        if (
+            self._is_in_body
+            and isinstance(call, LaneCall)
+            and call is self.cycle
+            and self.scheme == "http"  # over TLS there is a copy anyway
+            and not (self._is_deaf or self.flow.read_paused or self.transport.is_closing())
+            and (filler := call.filler()) is not None
+        ):
+            filler.begin()
+
+    def leave_unread(self, num_bytes: int) -> None:
+        """Bytes of a body that nobody wants have come, past the parser."""
+        self._leave_unread(num_bytes)
 
     def on_body(self, body: bytes) -> None:
         """As the base."""

@@ -13,12 +13,13 @@ from eagleray.protocol import binary, fast, tensors
 from eagleray.serving.admission import deadline
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.gateway.lane_body import Filler, SlotBody, room_for, send_in_place
 from eagleray.serving.gateway.lane_places import Place, placed
 from eagleray.serving.gateway.lane_words import head_of, read_headers
 from eagleray.serving.gateway.link_transport import Line, goes_by_serve, outputs_of, send
 from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress import coding, door, failures, headers, v2
-from eagleray.serving.ingress.app import CLIENT_GONE, line_of
+from eagleray.serving.ingress.app import CLIENT_GONE
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, check_ready, no_answer
 from eagleray.serving.ingress.http import HttpError, Response, announced_bytes, json_response, too_large
 from eagleray.serving.link.client import Answer
@@ -43,7 +44,7 @@ class LaneCall:
         *("response_started", "until_s"),
         *("_face", "_headers", "_is_begun", "_is_over", "_is_sent", "_kept", "_lane", "_line", "_num_bytes"),
         *("_parts", "_place", "_raw_headers", "_request", "_request_id", "_revision", "_scope", "_sent"),
-        *("_started_s", "_task", "_ticket", "_timer", "_wait_s", "_watch"),
+        *("_body", "_started_s", "_task", "_ticket", "_timer", "_wait_s", "_watch"),
     )
 
     def __init__(
@@ -63,9 +64,10 @@ class LaneCall:
         """When it is to be ended."""
         self._lane, self._face, self._place, self._raw_headers = lane, face, place, raw_headers
         self._scope: Any = face.scope
-        """Of uvicorn, for the client's address, which proxies may know better."""
+        """Of uvicorn, for the access log."""
         self._parts: list[bytes] = []
         self._num_bytes = 0
+        self._body: SlotBody | None = None
         self._is_begun = self._is_sent = self._is_over = False
         self._headers: Mapping[str, str] = {}
         self._ticket: Ticket | None = None
@@ -103,6 +105,27 @@ class LaneCall:
         self._parts.append(body)
         if self._is_begun and self._num_bytes > self._lane.app.state.limits.max_body_bytes:
             self._too_large()
+
+    def filler(self) -> Filler | None:
+        """What is to read the rest of the body, where that is large and there is a slot for it."""
+        if not self._parts or self._is_over or not self.more_body or binary.HEADER not in self._headers:
+            return None
+        num_bytes = announced_bytes(self._headers)
+        line = self._lane.transport.line(self._place.target.app)
+        body = room_for(line, num_bytes, self._headers[binary.HEADER], num_bytes - self._num_bytes)
+        if body is None:
+            return None
+        parts, self._parts = self._parts, []
+        return Filler(self._face, self, body, parts)
+
+    def fill(self, body: SlotBody) -> None:
+        """The whole body is there."""
+        self._body, self._num_bytes = body, body.length
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is answered, or given up."""
+        return self._is_over
 
     def give_up(self) -> None:
         """Nobody waits for it."""
@@ -158,9 +181,8 @@ class LaneCall:
 
     def _decode(self) -> None:
         self._is_sent = True
-        parts = self._parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._parts = []
+        parts, self._parts = self._parts, []
+        body = self._body.view if self._body else parts[0] if len(parts) == 1 else b"".join(parts)
         header = self._headers.get(binary.HEADER)
         try:
             request = fast.read_request(body, header, quick_bytes=OFF_LOOP_BYTES)
@@ -183,7 +205,14 @@ class LaneCall:
         self._watch.mark("decode")
         line = self._lane.transport.way(target)
         if line is not None:
-            sent = send(line.pool, request.inputs, max(1, round(timeout_s * 1000)), self._answered)
+            deadline_ms = max(1, round(timeout_s * 1000))
+            sent, body = None, self._body
+            if body is not None:
+                header = self._headers[binary.HEADER]
+                sent = send_in_place(line, body, request, header, deadline_ms, self._answered)
+                self._body = body if sent is None else None
+            if sent is None:
+                sent = send(line.pool, request.inputs, deadline_ms, self._answered)
             if sent is not None:
                 line.waiting.begin(now_s)
                 self._line, self._sent = line, sent
@@ -347,6 +376,9 @@ class LaneCall:
             self._timer.cancel()
         if self._kept is not None:
             self._kept.release()
+        if self._body is not None:
+            self._body.slot.release()
+            self._body = None
         if (ticket := self._ticket) is not None:
             announced = announced_bytes(self._headers)
             if self._num_bytes > announced:
@@ -355,30 +387,14 @@ class LaneCall:
             ticket.close(now_s)
         app.end()
         lane.end(self._revision)
-        target = self._place.target if ticket is not None else None
-        seconds = time.perf_counter() - self._started_s
-        app.metrics.count(
+        app.count(
+            request_id=self._request_id,
+            watch=self._watch,
+            scope=self._scope,
             route=self._place.route,
-            model=target.name if target else "",
-            version=str(target.version) if target else "",
-            code=status,
-            seconds=seconds,
+            target=self._place.target if ticket is not None else None,
+            status=status,
+            seconds=time.perf_counter() - self._started_s,
             received=self._num_bytes,
             sent=num_sent,
         )
-        if app.access_log is not None:
-            app.access_log.write(
-                line_of(
-                    request_id=self._request_id,
-                    watch=self._watch,
-                    client=self._scope["client"][0] if self._scope["client"] else "",
-                    method="POST",
-                    path=self._place.path.decode(),
-                    route=self._place.route,
-                    target=target,
-                    status=status,
-                    seconds=seconds,
-                    received=self._num_bytes,
-                    sent=num_sent,
-                )
-            )

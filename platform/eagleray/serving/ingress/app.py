@@ -168,19 +168,63 @@ class IngressApp:
         self.admission.end_expired()
         self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._end_expired)
 
-    def _count(self, call: Call, exchange: _Exchange, seconds: float) -> None:
-        target = call.target
+    def count(
+        self,
+        *,
+        request_id: str,
+        watch: Watch,
+        scope: Scope,
+        route: str,
+        target: Target | None,
+        status: int,
+        seconds: float,
+        received: int,
+        sent: int,
+    ) -> None:
+        """Take an exchange that is over into the counters, and into the access log where there is one."""
         self.metrics.count(
-            route=exchange.route.path if exchange.route else NO_ROUTE,
+            route=route,
             model=target.name if target else "",
             version=str(target.version) if target else "",
-            code=exchange.status,
+            code=status,
+            seconds=seconds,
+            received=received,
+            sent=sent,
+        )
+        if self.access_log is None:
+            return
+        # Without the query: it may carry what is nobody's business.
+        self.access_log.write(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "request_id": request_id,
+                "trace_id": watch.trace.trace_id,
+                "client": scope["client"][0] if scope.get("client") else "",
+                "method": scope["method"],
+                "path": scope["path"][:_MOST_PATH],
+                "route": route,
+                "model": target.name if target else "",
+                "version": target.version if target else None,
+                "status": int(status),
+                "seconds": round(seconds, 6),
+                "received_bytes": received,
+                "sent_bytes": sent,
+                "ms": {name: round(1e3 * span_s, 3) for name, span_s in watch.spans_s.items()},
+            }
+        )
+
+    def _count(self, call: Call, exchange: _Exchange, seconds: float) -> None:
+        self.count(
+            request_id=call.request_id,
+            watch=call.watch,
+            scope=call.request.scope,
+            route=exchange.route.path if exchange.route else NO_ROUTE,
+            target=call.target,
+            status=exchange.status,
             seconds=seconds,
             received=call.request.num_body_bytes,
             sent=exchange.answer.num_bytes if exchange.answer else 0,
         )
-        if self.access_log is not None:
-            self.access_log.write(_line(call, exchange, seconds))
 
 
 class _Exchange:
@@ -195,56 +239,6 @@ class _Exchange:
 def all_routes() -> list[Route]:
     """Every route of the ingress, in the order of the documentation."""
     return [*v2.routes(), *openai.routes(), *people.routes(), *admin.routes(), *pages.routes()]
-
-
-def line_of(
-    *,
-    request_id: str,
-    watch: Watch,
-    client: str,
-    method: str,
-    path: str,
-    route: str,
-    target: Target | None,
-    status: int,
-    seconds: float,
-    received: int,
-    sent: int,
-) -> dict[str, Any]:
-    """Of the access log. Without the query: it may carry what is nobody's business."""
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "request_id": request_id,
-        "trace_id": watch.trace.trace_id,
-        "client": client,
-        "method": method,
-        "path": path[:_MOST_PATH],
-        "route": route,
-        "model": target.name if target else "",
-        "version": target.version if target else None,
-        "status": status,
-        "seconds": round(seconds, 6),
-        "received_bytes": received,
-        "sent_bytes": sent,
-        "ms": {name: round(1e3 * span_s, 3) for name, span_s in watch.spans_s.items()},
-    }
-
-
-def _line(call: Call, exchange: _Exchange, seconds: float) -> dict[str, Any]:
-    scope = call.request.scope
-    return line_of(
-        request_id=call.request_id,
-        watch=call.watch,
-        client=scope["client"][0] if scope.get("client") else "",
-        method=call.request.method,
-        path=scope["path"],
-        route=exchange.route.path if exchange.route else NO_ROUTE,
-        target=call.target,
-        status=int(exchange.status),
-        seconds=seconds,
-        received=call.request.num_body_bytes,
-        sent=exchange.answer.num_bytes if exchange.answer else 0,
-    )
 
 
 def _failed(request: Request, failure: Failure) -> Response:

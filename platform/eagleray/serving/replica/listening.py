@@ -45,9 +45,12 @@ def _serve(  # noqa: PLR0917
 
 
 def here() -> tuple[str, str]:
-    """This node's address and id; loopback, and none, in a process that is not Ray's."""
+    """This node's address as Ray knows it, and what tells machines apart that do not share their files.
+
+    Not Ray's id of the node: all nodes of a local cluster are on one machine, and reach each other's sockets.
+    """
     import ray
 
-    if not ray.is_initialized():
-        return "127.0.0.1", ""
-    return ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id()
+    host = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return host, f"{boot} {os.readlink('/proc/self/ns/mnt')}"

@@ -21,6 +21,7 @@ from eagleray.protocol import binary
 from eagleray.protocol.infer import InferRequest
 from eagleray.serving.gateway.lane_call import LaneCall
 from eagleray.serving.transport import Overloaded, ReplicaFailed
+from support.links import num_free
 from support.serving import Pretend, PretendTransport, bearer, pretend, routes, serving, target
 
 IRIS = {"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
@@ -366,3 +367,115 @@ def test_the_answers_of_a_gateway_that_is_about_to_end_close_their_connections(i
         status, headers, _ = read(stream)
         assert (status, headers[b"connection"]) == (200, b"close")
         assert stream.read() == b""
+
+
+def slots(ingress: Pretend) -> list[int]:
+    """Free ones of each link."""
+    assert ingress.links is not None
+    [transport] = ingress.links._by_loop.values()
+    return [num_free(link) for line in transport._lines.values() for link in line.pool.links]
+
+
+@pytest.fixture
+def filled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of the bodies that were read into slots."""
+    found: list[int] = []
+    fill = LaneCall.fill
+
+    def noted(call: LaneCall, body: Any) -> None:
+        found.append(body.length)
+        fill(call, body)
+
+    monkeypatch.setattr(LaneCall, "fill", noted)
+    return found
+
+
+def large(number: int, size: int = 600) -> tuple[bytes, str]:
+    """Images of which each has that sum of values; their body has an odd place for them."""
+    images = np.zeros((size, 1, 8, 8), np.float32)
+    images[:, 0, 0, 0] = number
+    written = binary.write_request(InferRequest({"image": images}, id="x" * number))
+    return written.body, f"{binary.HEADER}: {written.json_bytes}"
+
+
+def test_large_bodies_are_read_to_where_the_replica_reads_them(ingress: Pretend, filled: list[int]) -> None:
+    free = slots(ingress)
+    with connect(ingress) as connection, connection.makefile("rb") as stream:
+        for number in range(5):
+            body, line = large(number)
+            sent = post(body, "/v2/models/digits/infer", line)
+            for part in (sent[:1000], sent[1000:30_000], sent[30_000:]):
+                connection.sendall(part)
+                time.sleep(0.005)
+            status, _, answer = read(stream)
+            assert status == 200
+            outputs = {output["name"]: output["data"] for output in json.loads(answer)["outputs"]}
+            assert outputs["class"] == [number] * 600
+            connection.sendall(post())  # the next one is read as ever
+            assert read(stream)[0] == 200
+    assert len(filled) == 5
+    assert slots(ingress) == free
+    assert ingress.metrics.in_flight == 0
+
+
+def test_a_large_body_that_stops_and_a_client_that_leaves_leave_no_slot_behind(filled: list[int]) -> None:
+    body, line = large(3)
+    path = "/v2/models/digits/infer"
+    with laned(timeout_s=0.3) as ingress:
+        free = slots(ingress)
+        with connect(ingress) as connection:
+            connection.sendall(post(body, path, line)[:50_000])
+            until(lambda: slots(ingress) != free)
+        until(lambda: slots(ingress) == free, "its client has left")
+        with connect(ingress) as connection, connection.makefile("rb") as stream:
+            connection.sendall(post(body, path, line)[:50_000])
+            assert read(stream)[0] == 408
+            connection.sendall(post(body, path, line)[50_000:] + post())
+            assert read(stream)[0] == 200, "the rest is let go by, and the next one answered"
+        until(lambda: slots(ingress) == free)
+        ingress.transport.pause_s = 30
+        with connect(ingress) as connection:
+            connection.sendall(post(body, path, line))
+            until(lambda: ingress.transport.num_open == 1)
+        until(lambda: slots(ingress) == free and not ingress.transport.num_open)
+        assert ingress.metrics.in_flight == 0
+
+
+def test_large_bodies_that_are_wrong_and_those_of_several_tensors(ingress, without, filled) -> None:
+    body, line = large(3)
+    free = slots(ingress)
+    path = "/v2/models/digits/infer"
+    for sent in (
+        post(body[:-4], path, line),
+        post(body.replace(b"FP32", b"FP16"), path, line),
+        post(b"{" + body[1:].replace(b'"image"', b'"imago"'), path, line),
+        post(body, "/v2/models/tones/infer", line),
+        post(body, path, f"{binary.HEADER}: 7"),
+    ):
+        parts = [sent[:2000], sent[2000:]]
+        with connect(ingress) as connection, connection.makefile("rb") as stream:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(0.01)
+            assert plain(read(stream)) == plain(exchange(without, sent)[0])
+    assert len(filled) == 5
+    assert slots(ingress) == free
+
+
+def test_a_replica_that_goes_while_it_reads_a_slot(ingress: Pretend, filled: list[int]) -> None:
+    ingress.transport.pause_s = 30
+    body, line = large(4)
+    assert ingress.links is not None
+    with connect(ingress) as connection, connection.makefile("rb") as stream:
+        connection.sendall(post(body, "/v2/models/digits/infer", line))
+        until(lambda: ingress.transport.num_open == 1)
+        serve = PretendTransport()
+        for transport in ingress.links._by_loop.values():
+            transport._serve = serve  # type: ignore[assignment]
+        ingress.links.close()
+        status, _, answer = read(stream)
+        assert status == 200
+        assert {output["name"]: output["data"] for output in json.loads(answer)["outputs"]}["class"] == [
+            4
+        ] * 600
+    assert len(filled) == 1
