@@ -323,4 +323,4 @@ def test_no_option_takes_a_secret() -> None:
     found = set(options(cli.cli))
     assert "--set" in found
     secret = [option for option in found if re.search("token|key|password", option)]
-    assert set(secret) <= {"--key-file", "--max-tokens", "--require-key"}
+    assert set(secret) <= {"--key-file", "--max-tokens", "--require-key", "--tls-key", "--tokens-per-s"}
