@@ -648,11 +648,11 @@ def test_a_silent_replica_is_asked_and_then_lost() -> None:
 
 def test_a_gateway_that_was_held_up_itself_reads_first() -> None:
     async def main() -> None:
-        link = await linked(served.address, ping_s=0.02, silence_s=0.1)
-        for _ in range(3):
+        link = await linked(served.address, ping_s=0.02, silence_s=0.5)  # a busy machine is slow, too
+        for _ in range(2):
             answer = asked(link, x=np.ones(1))
             await asyncio.sleep(0.01)
-            time.sleep(0.25)
+            time.sleep(0.7)
             assert (await answer).kind == Kind.RESULT
             await asyncio.sleep(0.03)
         assert link.is_open
