@@ -40,6 +40,7 @@ _JOIN_S = 2.0
 _SETTLE_S = 10.0
 """At the end: how long the peers may take nothing of what the last step has sent."""
 _POLL_S = 0.01
+_LOOK_S = 0.1
 _log = logging.getLogger("eagleray.compression")
 
 
@@ -68,6 +69,9 @@ class Engine:
         self._copies: dict[tuple[str, ...], Tensor] = {}
         self._stream: torch.cuda.Stream | None = None
         self._failure: EaglerayError | None = None
+        self._held: Job | _Call | None = None
+        """What the thread works on, where that is not among `_running`."""
+        self._is_watched = False
         self._is_ending = False
         """All buckets are done, and no more will come."""
         self.compressor = compressor
@@ -77,6 +81,7 @@ class Engine:
         if group.world_size > 1:
             self._thread = threading.Thread(target=self._run, name=f"eagleray-{group.name}", daemon=True)
             self._thread.start()
+            groups.call_when_broken(group, self._begin_watch)
             atexit.register(self.close)  # a thread in C++ while Python ends would end the process by SIGABRT
 
     @property
@@ -139,13 +144,21 @@ class Engine:
             self._failure = self._failure or self._closed()
             return
         atexit.unregister(self.close)
+        if self._wire.waits.is_given_up:
+            return
         self._jobs.put(None)
-        self._thread.join(_JOIN_S)
+        self._join(self._thread)
         if self._is_ending:
             self._await_peers(self._thread)
         if self._thread.is_alive():  # a peer does not answer
             groups.break_groups()
-            self._thread.join(_JOIN_S)
+            self._join(self._thread)
+
+    def _join(self, thread: threading.Thread) -> None:
+        """Return when it has ended, was given up, or after some seconds."""
+        until_s = time.monotonic() + _JOIN_S
+        while thread.is_alive() and not self._wire.waits.is_given_up and time.monotonic() < until_s:
+            thread.join(_POLL_S)
 
     def _await_peers(self, thread: threading.Thread) -> None:
         """Return when the peers have all that was sent, or take none of it any more.
@@ -180,6 +193,8 @@ class Engine:
                     self._wire.finish()
                     break
         except Exception as error:
+            if self._wire.waits.is_given_up:
+                return  # there may be other groups by now
             self._failure = self._explain(job, error)
             self._failure.__cause__ = error
             groups.break_groups()  # wakes peers that wait for somebody else than the one who died
@@ -209,9 +224,40 @@ class Engine:
             return None
         return job
 
+    def _begin_watch(self) -> None:
+        """The group was broken, which wakes the thread; unless gloo has lost sight of what it waits for."""
+        if not self._is_watched and threading.current_thread() is not self._thread:
+            self._is_watched = True
+            threading.Thread(target=self._watch, name=f"eagleray-{self._group.name}-end", daemon=True).start()
+
+    def _watch(self) -> None:
+        thread = self._thread
+        assert thread is not None
+        thread.join(groups.WAKES_S)
+        while thread.is_alive() and groups.broken_s(self._group):
+            if self._wire.waits.give_up(groups.WAKES_S):
+                self._give_up()
+                return
+            thread.join(_LOOK_S)
+
+    def _give_up(self) -> None:
+        """Fail what the thread was given: it waits in the group for good, and touches nothing any more."""
+        groups.leave(self._group)
+        lost = PeerLost("the connection to another rank was lost in the middle of a message")
+        jobs, held = [one.job for one in self._running], self._held
+        if isinstance(held, Job):
+            jobs.append(held)
+        self._failure = self._explain(jobs[0] if jobs else None, lost)
+        for job in jobs:
+            self._fail(job)
+        if isinstance(held, _Call):
+            held.result.set_exception(self._failure)
+        self._fail_queued()
+
     def _answer(self, call: _Call) -> None:
         """Do it, on the stream of the buckets."""
         device = self.memory.device
+        self._held = call
         try:
             if device.type != "cuda":
                 call.result.set_result(call.function(self._wire))
@@ -222,8 +268,11 @@ class Engine:
             self._stream.synchronize()
             call.result.set_result(found)
         except Exception as error:
-            call.result.set_exception(error)
+            if not self._wire.waits.is_given_up:
+                call.result.set_exception(error)
             raise
+        finally:
+            self._held = None
 
     def _start(self, job: Job) -> None:
         """Begin a bucket: up to its first wait.
@@ -231,6 +280,7 @@ class Engine:
         On CUDA its buffers, too, are made on the engine's stream: what fills them would else run on another,
         behind all of backward, maybe after the first encode.
         """
+        self._held = job
         self._wire.settle(job.step.number)
         if job.ready is None:
             self._begin(job)
@@ -250,6 +300,7 @@ class Engine:
             work = self._copies[job.bucket.key]
         running = Running(job, work, plan.run(work, job.step))
         self._running.append(running)
+        self._held = None
         self._move(running)
 
     def _advance(self, running: Running) -> None:

@@ -42,6 +42,7 @@ from eagleray.compression.messages import (
     ring_bytes,
     with_size,
 )
+from eagleray.compression.waits import Waits
 from eagleray.errors import EaglerayError, InputError, PeerLost, TrainingError
 from eagleray.groups import Group
 
@@ -103,7 +104,7 @@ class Pending:
     def _wait(self, works: Sequence[tuple[int | None, Any]]) -> None:
         for peer, work in works:
             try:
-                work.wait()
+                self._wire.waits.on(work)
             except RuntimeError as error:  # what torch raises for a lost connection and for a time-out
                 raise self._wire.failed(error, "" if peer is None else f"rank {peer}: ") from error
 
@@ -125,7 +126,7 @@ class Wire:
         """All that was handed to sends and to sums (2 (n-1) / n of what is summed), headers included."""
         self.payload_bytes = 0
         """The same without headers."""
-        self.waited_s = 0.0
+        self.waits, self.waited_s = Waits(), 0.0
         """Time in `Pending.wait`."""
         self.waiting: Pending | None = None
         """In whose `wait` this rank is now."""
@@ -253,7 +254,7 @@ class Wire:
         """Wait for the sends of earlier steps, whose buffers may be written again afterwards."""
         while self._sends and self._sends[0][0] < step_number:
             try:
-                self._sends.popleft()[1].wait()
+                self.waits.on(self._sends.popleft()[1])
             except RuntimeError as error:
                 raise self.failed(error) from error
 
@@ -261,7 +262,7 @@ class Wire:
         """Wait for all sends; those to a peer that has gone are over as well."""
         while self._sends:
             with suppress(RuntimeError):
-                self._sends.popleft()[1].wait()
+                self.waits.on(self._sends.popleft()[1])
 
     @property
     def num_unsettled(self) -> int:
@@ -335,7 +336,7 @@ class Wire:
         block = torch.frombuffer(bytearray(own), dtype=torch.uint8).to(device)
         blocks = [torch.empty_like(block) for _ in range(self.world_size)]
         try:
-            self.group.process_group.allgather([blocks], [block]).wait()
+            self.waits.on(self.group.process_group.allgather([blocks], [block]))
         except RuntimeError as error:
             raise self.failed(error, f"rank {self.rank} could not {doing}: ") from error
         return [one.cpu().numpy().tobytes() for one in blocks]

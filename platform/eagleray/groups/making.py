@@ -3,15 +3,18 @@
 gloo alone lets a survivor hang: after a peer's death a rank may wait for a live peer that has already failed
 (20 of 20 kills of one of four ranks left one hanging for 4 s or more), and aborting a group does nothing. So
 each group knows its own TCP endpoints, and `break_groups` shuts those sockets down: every pending operation,
-here and on the peers, raises at once.
+here and on the peers, raises at once. But not one that had its message in part: gloo's Pair::signalException
+(transport/tcp/pair.cc) forgets the receive and the sends under way, which then wait for their own time limit.
+So who waits for large messages gives up by himself: `waiting.await_work`, `call_when_broken`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,8 +36,10 @@ if TYPE_CHECKING:
 
 _ENDPOINT_BYTES = 64
 _open_groups: list[Group] = []
-_broken_groups: list[Group] = []
-"""Of those, who were broken."""
+_broken_since: dict[int, float] = {}
+"""Of those, by `id`, which were broken, and when."""
+_listeners: dict[int, list[Callable[[], None]]] = {}
+"""By a group's `id`, what is called when it is broken."""
 _retired: deque[tuple[float, Any]] = deque()
 """When, and which process group was closed."""
 _RETIRED_S = 2.0
@@ -184,6 +189,8 @@ def close(group: Group) -> None:
     if group not in _open_groups:
         return
     _open_groups.remove(group)
+    _broken_since.pop(id(group), None)
+    _listeners.pop(id(group), None)
     if dist.is_initialized():
         _retire(group.process_group)
         dist.destroy_process_group(group.process_group)
@@ -195,8 +202,8 @@ def close_all() -> None:
 
     for group in _open_groups:
         _retire(group.process_group)
-    _open_groups.clear()
-    _broken_groups.clear()
+    for held in (_open_groups, _broken_since, _listeners):
+        held.clear()
     if dist.is_initialized():
         _retire(dist.group.WORLD)
         dist.destroy_process_group()
@@ -214,12 +221,27 @@ def _retire(process_group: Any) -> None:
     _retired.append((now, process_group))
 
 
+def leave(group: Group) -> None:
+    """Never take the group apart: a thread waits in it, which nothing wakes, and whom that would wait for.
+
+    Not when this process ends either.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group.process_group))
+
+
+def call_when_broken(group: Group, function: Callable[[], None]) -> None:
+    """Call it whenever `break_groups` has broken the group, in the thread that did, until it is closed."""
+    _listeners.setdefault(id(group), []).append(function)
+
+
 def break_groups() -> int:
     """Make every pending operation of this process's groups raise, on all ranks; returns the sockets shut.
 
     For use after a failure: the groups are of no use afterwards, but to be closed. Safe from any thread.
     """
-    _broken_groups[:] = _open_groups
+    now = time.monotonic()
+    for group in _open_groups:
+        _broken_since.setdefault(id(group), now)
     endpoints = frozenset[Endpoint]().union(*(group.endpoints for group in _open_groups))
     own = {endpoint for _, endpoint in listening_endpoints()}
     attempt = _forming[0] if _forming else None
@@ -240,12 +262,20 @@ def break_groups() -> int:
     for group in _open_groups:
         if group.backend == "nccl":
             group.process_group.abort()
+    for function in [one for group in _open_groups for one in _listeners.get(id(group), ())]:
+        function()
     return num_shut
 
 
 def are_broken() -> bool:
     """Whether `break_groups` broke a group that is open: who computes alone hears of it in no other way."""
-    return any(group in _broken_groups for group in _open_groups)
+    return any(id(group) in _broken_since for group in _open_groups)
+
+
+def broken_s(group: Group) -> float:
+    """Seconds since `break_groups` broke it; 0.0 where it did not."""
+    since_s = _broken_since.get(id(group))
+    return 0.0 if since_s is None else time.monotonic() - since_s
 
 
 def _register(name: str, process_group: ProcessGroup, backend: Backend, before: set[int]) -> Group:

@@ -210,7 +210,7 @@ class Agreement:
     def _attempt(self, start, what: str) -> None:
         self.is_waiting = True
         try:
-            start().wait()
+            groups.await_work(start(), self._group)
         except RuntimeError as error:
             raise self._lost(what, error) from error
         finally:

@@ -92,6 +92,35 @@ def test_breaking_from_another_thread_wakes_this_one():
     run_world(2, is_broken_from_another_thread)
 
 
+def loses_the_others_within_a_message(rank, world_size):
+    group = groups.new_group("states", backend="gloo", timeout_s=600)
+    values = torch.full((1 << 27,), rank, dtype=torch.uint8)
+    options = dist.BroadcastOptions()
+    options.rootRank = 1
+    dist.barrier()
+    work = group.process_group.broadcast([values], options)
+
+    def break_it():
+        while not values[0]:
+            time.sleep(0)
+        groups.break_groups()
+
+    timer = threading.Thread(target=break_it) if rank == 0 else threading.Timer(0.5, groups.break_groups)
+    timer.start()
+    with pytest.raises(RuntimeError):
+        groups.await_work(work, group)
+    timer.join()
+    assert rank or not values[-1], "it had come in one piece: nothing was tested"
+    started = time.monotonic()
+    groups.close(group)
+    return time.monotonic() - started
+
+
+def test_who_has_a_message_in_part_is_woken_too():
+    """gloo forgets such a receive, and such a send: without more these ranks would wait for 600 s."""
+    assert max(run_world(2, loses_the_others_within_a_message)) < 30
+
+
 def test_one_of_store_path_and_address(tmp_path):
     for wrong in ({}, {"store_path": str(tmp_path / "s"), "address": "127.0.0.1:1"}):
         with pytest.raises(ValueError, match="either"):

@@ -15,6 +15,8 @@ from eagleray.compression.jobs import Job
 from eagleray.compression.layout import Bucket, Layout
 from eagleray.compression.memory import Memory
 from eagleray.compression.wire import Step
+from eagleray.errors import PeerLost
+from eagleray.groups import making
 
 
 class Link:
@@ -161,3 +163,82 @@ def test_a_peer_that_has_gone_is_no_failure(broken):
     link.wait = lambda: (_ for _ in ()).throw(RuntimeError("Connection closed by peer"))
     made.close()
     assert not broken
+
+
+class Hears(Tells):
+    """And they listen."""
+
+    name = "hears"
+
+    def run(self, gradient, step):
+        heard = self.wire.swap(step, 0, self.messages, [None, self.wire.message(8)])
+        yield
+        heard.wait()
+        return -1
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    """An engine that waits for a receive, in a group that has been broken without waking it; and its link."""
+
+    def make(compressor):
+        link = Link()
+        link.recv = link.send
+        layout = Layout([("w", (4, 4))], world_size=2)
+        group = groups.Group("forgotten", link, 0, 2, "gloo")
+        monkeypatch.setattr(making, "_open_groups", [group])
+        return Engine(compressor, group, layout, Memory(layout, torch.device("cpu"))), link
+
+    yield make
+    making._broken_since.clear()
+    making._listeners.clear()
+
+
+def job_of(made, number=1):
+    return Job(Bucket.packed(made.layout.places.values()), torch.zeros(16), Step(number, 0), Future())
+
+
+def test_what_gloo_forgets_when_a_connection_is_lost_is_given_up(forgotten, monkeypatch):
+    made, link = forgotten(Hears())
+    job = job_of(made)
+    made.submit(job)
+    started = time.monotonic()
+    groups.break_groups()
+    job.future.wait()
+    assert time.monotonic() - started < 10
+    assert isinstance(job.failure, PeerLost)
+    assert "in the middle of a message" in str(job.failure)
+    again = job_of(made, 2)
+    made.submit(again)
+    again.future.wait()
+    assert again.failure is job.failure
+    made.close()
+    assert time.monotonic() - started < 10, "the thread that nothing wakes is not waited for"
+
+    monkeypatch.setattr(groups, "break_groups", lambda: pytest.fail("there are other groups by now"))
+    link.is_open.set()  # as its time limit would, minutes later
+    made._thread.join(10)
+    assert not made._thread.is_alive()
+    assert again.failure is job.failure
+
+
+def test_a_call_between_steps_is_given_up_too(forgotten):
+    made, link = forgotten(Tells())
+    job = job_of(made)
+    made.submit(job)
+    job.future.wait()
+    threading.Timer(0.2, groups.break_groups).start()
+    with pytest.raises(PeerLost, match="in the middle of a message"):
+        made.call("collect_state", lambda wire: wire.settle(2))
+    link.is_open.set()
+
+
+def test_a_bucket_that_waits_for_earlier_sends_is_given_up_too(forgotten):
+    made, link = forgotten(Tells())
+    for number in (1, 2):
+        job = job_of(made, number)
+        made.submit(job)
+    groups.break_groups()
+    job.future.wait()
+    assert isinstance(job.failure, PeerLost)
+    link.is_open.set()

@@ -111,6 +111,6 @@ def test_who_waits_again_and_again_has_not_waited_all_the_time(clock: Clock) -> 
 def test_who_waits_for_a_sum_of_all_says_so() -> None:
     pair: Any = SimpleNamespace(rank=0, world_size=2)
     agreement, seen = Agreement(pair), []
-    work = SimpleNamespace(wait=lambda: seen.append(agreement.is_waiting))
+    work = SimpleNamespace(wait=lambda _limit: seen.append(agreement.is_waiting))
     agreement._attempt(lambda: work, "summing")
     assert (seen, agreement.is_waiting) == ([True], False)
