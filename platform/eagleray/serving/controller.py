@@ -167,6 +167,10 @@ class Controller:
         """How many replicas of each application answer."""
         return await self.in_serve_thread(self._serve.num_replicas)
 
+    async def decisions(self) -> Mapping[str, Mapping[str, Any]]:
+        """The last decision on the replicas of each application: wanted, runs, reason, at."""
+        return await self.in_serve_thread(self._serve.decisions)
+
     async def end(self) -> None:
         """End all that this controller started on the cluster, and forget what it was to serve.
 

@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,7 @@ class PretendServe:
         self.is_open = True
         """Whether the ingress answers."""
         self.fails: dict[str, str] = {}
+        self.decided: dict[str, dict[str, Any]] = {}
         self.runs = self.seems_to_run = True
         """As it is, and as a client thinks that found it earlier and has not looked again."""
         self.held = threading.Event()
@@ -79,6 +81,9 @@ class PretendServe:
 
     def num_replicas(self):
         return dict.fromkeys(self.apps, 1)
+
+    def decisions(self):
+        return self.decided
 
     def _check(self) -> None:
         if self.broken:
@@ -235,8 +240,11 @@ def test_deploy_promote_replace_undeploy(parts):
         assert news["draining"] == ["m--digits--v1"]
         await controller.watch("ingress-1", news["revision"], news["draining"], 0.0)
         await until(lambda: "m--digits--v1" not in serve.apps)
+        decision = {"wanted": 3, "runs": 2, "reason": "much comes", "at": 1.0}
+        serve.decided = {"m--digits--v2": decision}
         [service] = await backend.services()
         assert (service["version"], service["state"], service["replicas"]) == (2, "ready", 1)
+        assert service["scaling"] == decision
         assert await backend.undeploy("digits", None) == {"name": "digits", "versions": [2]}
         with pytest.raises(ModelNotFound, match="no model 'digits' is deployed"):
             await backend.undeploy("digits", None)
