@@ -430,6 +430,31 @@ def test_a_replica_that_does_not_start(parts):
     with_controller(parts, scenario)
 
 
+def test_a_start_from_zero_that_fails_is_told_to_the_ingresses(parts, monkeypatch):
+    monkeypatch.setattr("eagleray.serving.controller._QUIET_S", 0.02)
+
+    async def scenario(controller, backend):
+        app = "m--digits--v1"
+        await backend.deploy({"name": "digits", "version": 1, "min_replicas": 0})
+        await until(lambda: controller.record.is_settled and app in controller.serve.apps)
+        revision = controller.record.revision
+        failed = "The deployment failed to start {} times in a row. Error:\nOSError: no space left"
+        controller.serve.apps[app] = Seen("deploying", failed.format(1))
+        news = await controller.watch("ingress-1", revision, [], 10.0)
+        [trouble] = news["ailing"].values()
+        assert (trouble["tries"], trouble["is_final"]) == (1, False)
+        assert trouble["reason"].endswith("OSError: no space left")
+        controller.serve.apps[app] = Seen("deploying", failed.format(3))
+        news = await controller.watch("ingress-1", news["revision"], [], 10.0)
+        assert news["ailing"][app]["is_final"], "enough have failed"
+        controller.serve.apps[app] = Seen("running")
+        news = await controller.watch("ingress-1", news["revision"], [], 10.0)
+        assert news["ailing"] == {}
+        assert memory.load(controller.settings.record_path).ailing == {}
+
+    with_controller(parts, scenario)
+
+
 def test_aliases_that_somebody_else_moved_are_taken_over(parts, monkeypatch):
     monkeypatch.setattr("eagleray.serving.controller._ALIASES_S", 0.0)
 

@@ -70,12 +70,14 @@ class Demand:
     """For one event loop."""
 
     wall: Callable[[], float] = time.time
+    look: Callable[[], None] = lambda: None
+    """Called before anything is told: who owns queues says by `told` how they are."""
     is_urgent: asyncio.Event = field(default_factory=asyncio.Event)
     """Something has begun to wait where nothing did."""
     _apps: dict[str, _Seen] = field(default_factory=dict)
 
     def told(self, app: str, queued: int, arrived: int, *, texts: int = 0) -> None:
-        """Said by the owner of an application's queue, as often as it likes: what is so now.
+        """Said by the owner of an application's queue, as often as he likes: what is so now.
 
         Args:
             app: The application.
@@ -111,6 +113,7 @@ class Demand:
     def due(self) -> list[Statement]:
         """What is to be told now; to be asked every EVERY_S, and where it `is_urgent`."""
         self.is_urgent.clear()
+        self.look()
         now_s = self.wall()
         return [found for app, seen in self._apps.items() if (found := _due(app, seen, now_s)) is not None]
 

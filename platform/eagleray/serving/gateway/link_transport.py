@@ -15,7 +15,9 @@ import numpy as np
 from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving import transport
+from eagleray.serving.gateway.demand import Demand
 from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
+from eagleray.serving.gateway.parking import Parking, num_bytes
 from eagleray.serving.link import generating, tensors
 from eagleray.serving.link.client import Answer, OnAnswer
 from eagleray.serving.link.frames import TOO_LARGE, FrameError, Kind
@@ -23,6 +25,7 @@ from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.retries import Request
 from eagleray.serving.link.ring import MIN_RING_BYTES, RingOptions
 from eagleray.serving.routes import Target
+from eagleray.serving.services import Trouble
 from eagleray.serving.transport import BadInput, Overloaded, Transport
 from eagleray.serving.waiting import FIRST_START_S, Waiting
 
@@ -66,6 +69,11 @@ class Line:
         else:
             _log.warning("requests to %s go over links again", self.app)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a request waits for a link: no replica runs, or of those that do none has failed yet."""
+        return self.pool.choose() is None and (not self.num_running or self.pool.is_connecting)
+
     def why_none(self) -> str:
         """Why there is no link to choose."""
         if not self.num_running:
@@ -78,10 +86,11 @@ class LinkTransport:
     """A Transport. For one event loop.
 
     Args:
-        serve: Takes what no link can: the first request of an application that is scaled to zero, say.
+        serve: Takes what no link can: what is too large for its frames, say.
         node: This process's node, as Ray knows it.
         ring: Shared memory for each link on this node.
         look_up: Tells which replicas an application has.
+        demand: Told what comes, and what waits for a first replica.
     """
 
     def __init__(
@@ -91,11 +100,15 @@ class LinkTransport:
         node: str,
         ring: RingOptions | None = RING,
         look_up: Callable[[OnChange], Watcher] = Lookup,
+        demand: Demand | None = None,
     ) -> None:
+        self.demand = demand or Demand()
+        self.parking = Parking(self.demand)
+        self._troubles: Mapping[str, Trouble] = {}
         self._serve, self._node, self._ring = serve, node, ring
         self._links: Mapping[str, Any] = {}
-        self._lines: dict[str, Line] = {}
         self._starts: Mapping[str, float] = {}
+        self._lines: dict[str, Line] = {}
         self._lookup = look_up(self.update)
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -117,11 +130,21 @@ class LinkTransport:
             for app in set(apps) - self._lines.keys():
                 self._lines[app] = self._opened(app)
         self._lookup.follow(self._lines)
+        self.demand.keep_only(apps)
+        self.parking.keep_only(apps)
 
     def expect(self, starts: Mapping[str, float]) -> None:
-        """Take down how long each application took to start: what a full queue is told at first."""
+        """Take down how long each application took to start: what who finds no room is told at first."""
         self._starts = starts
+        self.parking.expect(starts)
         self._serve.expect(starts)
+
+    def ail(self, troubles: Mapping[str, Trouble]) -> None:
+        """These applications were to start a replica, and it did not come up; what is new counts."""
+        before, self._troubles = self._troubles, troubles
+        for app, trouble in troubles.items():
+            if trouble != before.get(app):
+                self.parking.fail(app, trouble)
 
     def update(self, app: str, replicas: Sequence[Running]) -> None:
         """These replicas of an application run now."""
@@ -129,6 +152,7 @@ class LinkTransport:
             line.num_running = len(replicas)
             line.max_ongoing = sum(replica.max_ongoing for replica in replicas)
             line.pool.update([replica.address for replica in replicas if replica.address is not None])
+            self._let_go(app)
 
     async def close(self) -> None:
         """End all links."""
@@ -139,7 +163,11 @@ class LinkTransport:
     async def infer(self, target: Target, inputs: Arrays, *, timeout_s: float) -> dict[str, np.ndarray]:
         """As Transport."""
         until_s = time.monotonic() + timeout_s
-        if (line := self.way(target)) is not None:
+        line = self.way(target)
+        if line is None and self.is_awaited(target):
+            line = await self._awaited(target, num_bytes(inputs), until_s)
+            timeout_s = max(0.0, until_s - time.monotonic())
+        if line is not None:
             outputs = None
             line.waiting.begin(time.monotonic())
             try:
@@ -148,11 +176,14 @@ class LinkTransport:
                 line.waiting.end(time.monotonic(), is_answered=outputs is not None)
             if outputs is not None:
                 return outputs
-        return await self.by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
+        return await self._serve.infer(target, inputs, timeout_s=max(0.0, until_s - time.monotonic()))
 
     async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
-        if (line := self.way(target)) is not None:
+        line = self.way(target)
+        if line is None and self.is_awaited(target):
+            line = await self._awaited(target, len(request.prompt.encode()), None)
+        if line is not None:
             is_answered = False
             line.waiting.begin(time.monotonic())
             try:
@@ -169,21 +200,48 @@ class LinkTransport:
                 yield chunk
 
     async def by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
-        """As `infer`, by Serve's handles."""
+        """As `infer`, for what `way` has no line for, or its line did not carry: mostly by Serve's."""
+        if self.is_awaited(target):
+            return await self.infer(target, inputs, timeout_s=timeout_s)
         return await self._serve.infer(target, inputs, timeout_s=timeout_s)
 
     def way(self, target: Target) -> Line | None:
-        """The line that a request is to go by; None: by Serve. Raises: Overloaded where it is full."""
+        """The line that a request is to go by, asked once for each; None: `by_serve` finds another way.
+
+        Raises:
+            Overloaded: it is full.
+        """
         line = self._lines.get(target.app)
+        if not target.card.is_generative:
+            self.demand.came(target.app)
         if line is None:
             return None
         if line.pool.choose() is None:
-            line.say(line.why_none())
+            line.say("" if line.is_awaited else line.why_none())
             return None
         line.say("")
         if line.waiting.num_under_way >= line.max_ongoing + target.max_queued:
             raise transport.full(target, line.waiting.retry_after_s(time.monotonic()))
         return line
+
+    def is_awaited(self, target: Target) -> bool:
+        """Whether a request waits here for the target's first replica."""
+        line = self._lines.get(target.app)
+        return line is not None and line.is_awaited
+
+    async def _awaited(self, target: Target, size: int, until_s: float | None) -> Line | None:
+        """The line, once there is a link; None: by Serve. Raises: as `Parking.wait`."""
+        while self.is_awaited(target):
+            left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+            await self.parking.wait(target, size, left_s)
+        line = self._lines.get(target.app)
+        return line if line is not None and line.pool.choose() is not None else None
+
+    def _let_go(self, app: str) -> None:
+        """Whether what waits for a replica is to go on."""
+        line = self._lines.get(app)
+        if line is not None and not line.is_awaited:
+            self.parking.release(app)
 
     async def _over_link(
         self, line: Line, target: Target, inputs: Arrays, timeout_s: float
@@ -242,6 +300,7 @@ class LinkTransport:
             node=self._node,
             max_frame_bytes=self._links["max_frame_bytes"],
             ring=self._ring,
+            on_change=lambda: self._let_go(app),
         )
         return Line(app, pool, Waiting(start_s=self._starts.get(app, FIRST_START_S)))
 
