@@ -13,6 +13,7 @@ from typing import Any
 from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.protocol.tensors import Array
+from eagleray.serving.admission.gate import Gate
 from eagleray.serving.gateway.link_transport import LinkTransport
 from eagleray.serving.gateway.lookup_ray260 import OnChange, Running
 from eagleray.serving.link import generating, tensors
@@ -134,6 +135,11 @@ class LinkedTransport:
         async with aclosing(transport.generate(target, request)) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    def gate(self, target: Target) -> Gate | None:
+        """As LinkTransport, of this loop's."""
+        transport = self._by_loop.get(asyncio.get_running_loop())
+        return None if transport is None else transport.gate(target)
 
     async def linked(self, target: Target) -> LinkTransport:
         """The transport of this loop, with a link to the target."""

@@ -13,17 +13,16 @@ from eagleray.protocol import binary, fast, tensors
 from eagleray.serving.admission import deadline
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
-from eagleray.serving.gateway.lane_body import Filler, SlotBody, room_for, send_in_place
+from eagleray.serving.gateway.lane_body import Filler, SlotBody, room_for, send_from
 from eagleray.serving.gateway.lane_places import Place, placed
 from eagleray.serving.gateway.lane_words import head_of, read_headers
-from eagleray.serving.gateway.link_transport import Line, goes_by_serve, outputs_of, send
+from eagleray.serving.gateway.link_transport import Line, goes_by_serve, observe, outputs_of
 from eagleray.serving.gateway.tracing import Watch
-from eagleray.serving.ingress import coding, door, failures, headers, v2
+from eagleray.serving.ingress import coding, door, failures, headers, passage, v2
 from eagleray.serving.ingress.app import CLIENT_GONE
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, check_ready, no_answer
 from eagleray.serving.ingress.http import HttpError, Response, announced_bytes, json_response, too_large
 from eagleray.serving.link.client import Answer
-from eagleray.serving.link.frames import Kind
 from eagleray.serving.link.retries import Request
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class LaneCall:
         *("response_started", "until_s"),
         *("_face", "_headers", "_is_begun", "_is_over", "_is_sent", "_kept", "_lane", "_line", "_num_bytes"),
         *("_parts", "_place", "_raw_headers", "_request", "_request_id", "_revision", "_scope", "_sent"),
-        *("_body", "_started_s", "_task", "_ticket", "_timer", "_wait_s", "_watch"),
+        *("_body", "_is_foretold", "_started_s", "_task", "_ticket", "_timer", "_wait_s", "_watch"),
     )
 
     def __init__(
@@ -146,7 +145,7 @@ class LaneCall:
         if self._is_sent:
             self._cancel()
             self._watch.mark("replica")
-            self._fail(no_answer(self._place.target, self._wait_s))
+            self._fail(passage.late(self._ticket) or no_answer(self._place.target, self._wait_s))
         else:
             timeout_s = self._lane.app.state.limits.timeout_s
             self._fail(HttpError(408, f"the body was not there within {timeout_s:g} s"))
@@ -163,10 +162,13 @@ class LaneCall:
     def _admit(self) -> None:
         app, place = self._lane.app, self._place
         announced = announced_bytes(self._headers)
-        ticket = door.admit(app.admission, app.state, self._headers, announced, place.target.name)
-        self._ticket = ticket
+        gate = self._lane.transport.gate(place.target)
+        ticket = self._ticket = door.admit(
+            app.admission, app.state, self._headers, announced, place.target.name, gate=gate
+        )
         ticket.on_end = self._revoked
         self._watch.mark("admission")
+        self._is_foretold = not self.more_body
         if place.state is not app.state:  # others were before it, and meanwhile the routes have changed
             place = self._place = placed(app.state, place.path)
             check_ready(place.target)
@@ -203,30 +205,40 @@ class LaneCall:
         if deadline.HEADER in self._headers:
             self._timer = self._lane.loop.call_later(timeout_s, self.expire)
         self._watch.mark("decode")
-        line = self._lane.transport.way(target)
+        assert self._ticket is not None
+        gate, cost = self._lane.transport.gate(target), passage.cost_of(request.inputs)
+        passage.enter(gate, self._ticket, cost, self._go, is_foretold=self._is_foretold)
+
+    def _go(self, ticket: Ticket) -> None:
+        """The gate's: it is its turn."""
+        if ticket.sent_s:
+            self._watch.mark("queue")
+        self._guarded(self._begin)
+
+    def _begin(self) -> None:
+        assert self._request is not None
+        line = self._lane.transport.way(self._place.target)
         if line is not None:
-            deadline_ms = max(1, round(timeout_s * 1000))
-            sent, body = None, self._body
-            if body is not None:
-                header = self._headers[binary.HEADER]
-                sent = send_in_place(line, body, request, header, deadline_ms, self._answered)
-                self._body = body if sent is None else None
-            if sent is None:
-                sent = send(line.pool, request.inputs, deadline_ms, self._answered)
-            if sent is not None:
-                line.waiting.begin(now_s)
-                self._line, self._sent = line, sent
+            left_s = self.until_s - time.monotonic()
+            header = self._headers.get(binary.HEADER, "")
+            self._sent, self._body = send_from(
+                line, self._body, self._request, header, left_s, self._answered
+            )
+            if self._sent is not None:
+                self._line = line
                 return
         self._by_serve()
 
     def _answered(self, answer: Answer) -> None:
         line, sent, self._line, self._sent = self._line, self._sent, None, None
         assert line is not None
-        line.waiting.end(time.monotonic(), is_answered=answer.kind == Kind.RESULT)
+        assert self._ticket is not None
         if goes_by_serve(line, sent, answer):
             self._kept = answer
             self._by_serve()
             return
+        observe(line, answer)
+        self._ticket.answered(time.monotonic())
         self._guarded(self._take, answer)
 
     def _take(self, answer: Answer) -> None:
@@ -258,8 +270,10 @@ class LaneCall:
             error = no_answer(self._place.target, self._wait_s)
         if isinstance(error, Exception):
             self._fail(error)
-        else:
-            self._guarded(self._encode, task.result())
+            return
+        assert self._ticket is not None
+        self._ticket.answered(time.monotonic())
+        self._guarded(self._encode, task.result())
 
     def _encode(self, outputs: dict[str, Any], answer: Answer | None = None) -> bool:
         """Write the answer; whether that reads `answer` still, in a thread."""
@@ -331,7 +345,6 @@ class LaneCall:
         """Let nobody work on it any more."""
         if self._sent is not None and self._line is not None:
             self._sent.cancel()
-            self._line.waiting.end(time.monotonic(), is_answered=False)
             self._line = self._sent = None
         if self._task is not None:
             self._task.cancel()

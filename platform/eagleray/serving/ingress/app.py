@@ -8,8 +8,10 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from eagleray.errors import ModelNotFound
 from eagleray.serving.admin import AdminBackend
 from eagleray.serving.admission.door import Admission
+from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.gateway.access_log import AccessLog
 from eagleray.serving.gateway.tracing import Watch
@@ -28,6 +30,7 @@ from eagleray.serving.ingress.http import (
     json_response,
 )
 from eagleray.serving.ingress.metrics import NO_ROUTE, IngressMetrics
+from eagleray.serving.ingress.passage import GateOf, no_gate
 from eagleray.serving.ingress.routing import Route, Table
 from eagleray.serving.routes import Target
 from eagleray.serving.state import IngressState
@@ -51,6 +54,8 @@ class IngressApp:
     def __init__(self, state: IngressState, transport: Transport, admin_backend: AdminBackend) -> None:
         self.admission = Admission()
         self.state = state
+        self.gate_of: GateOf = no_gate
+        """Before which queue a request to a model version waits."""
         self.access_log: AccessLog | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self.metrics = IngressMetrics()
@@ -101,6 +106,7 @@ class IngressApp:
         )
         request_id = headers.request_id(request.headers.get("x-request-id"))
         call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
+        call.gate_of = self.gate_of
         call.watch = Watch(request.headers.get("traceparent"))
         exchange = _Exchange()
         self.begin()
@@ -139,11 +145,22 @@ class IngressApp:
     def _admit(self, call: Call) -> None:
         request = call.request
         model = call.params.get("model", "").partition("@")[0] or None
-        ticket = door.admit(self.admission, call.state, request.headers, request.announced_bytes, model)
+        num_bytes, gate = request.announced_bytes, self._gate(call)
+        ticket = door.admit(self.admission, call.state, request.headers, num_bytes, model, gate=gate)
         call.ticket, call.key = ticket, ticket.key
         task = asyncio.current_task()
         assert task is not None
         ticket.on_end = functools.partial(self._end, call, task)
+
+    def _gate(self, call: Call) -> Gate | None:
+        """Of the version that the path names; None where it names none that answers."""
+        if (model := call.params.get("model")) is None:
+            return None
+        try:
+            target = call.state.routes.resolve(model, call.params.get("version"))
+        except ModelNotFound:
+            return None  # told in its turn
+        return self.gate_of(target) if target.state == "ready" else None
 
     def _end(self, call: Call, task: asyncio.Task[Any], refusal: Refusal) -> None:
         """Let an answer that is under way end: by itself, and where its client takes nothing all the same."""

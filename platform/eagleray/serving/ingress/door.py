@@ -13,6 +13,7 @@ from functools import lru_cache
 from eagleray.cluster import state as cluster_state
 from eagleray.serving.admission import deadline
 from eagleray.serving.admission.door import Admission, Head
+from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.ingress.http import HttpError
@@ -44,11 +45,23 @@ def authorize(state: IngressState, headers: Mapping[str, str], scope: Scope | No
 
 
 def admit(
-    admission: Admission, state: IngressState, headers: Mapping[str, str], num_bytes: int, model: str | None
+    admission: Admission,
+    state: IngressState,
+    headers: Mapping[str, str],
+    num_bytes: int,
+    model: str | None,
+    *,
+    gate: Gate | None = None,
 ) -> Ticket:
-    """As `authorize`, for a request to a model: where it is let in its key's limits have room for it.
+    """As `authorize`, for a request to a model: its key's limits have room for it, and it will be in time.
 
-    `num_bytes` is the length of its body as announced, and `model` the name in its path, where there is one.
+    Args:
+        admission: Of this gateway.
+        state: What the request goes by.
+        headers: Of the request.
+        num_bytes: The length of its body, as announced.
+        model: The name in its path, where there is one.
+        gate: Of the model version, where that is known.
 
     Raises:
         HttpError: as `authorize`, and all that `Admission.admit` refuses by.
@@ -56,7 +69,7 @@ def admit(
     authorization = headers.get("authorization", "")
     is_key_needed = _needs_key(state, headers, authorization, "infer")
     found = admission.admit(
-        Head(authorization, num_bytes, model, is_key_needed, headers.get(deadline.HEADER))
+        Head(authorization, num_bytes, model, is_key_needed, headers.get(deadline.HEADER), gate)
     )
     if isinstance(found, Refusal):
         raise refused(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from dataclasses import dataclass
 
 from eagleray.errors import (
@@ -17,6 +16,7 @@ from eagleray.errors import (
     ServiceError,
 )
 from eagleray.protocol.generation import FieldError
+from eagleray.serving.admission.refusal import retry_headers
 from eagleray.serving.ingress.http import HttpError
 from eagleray.serving.keys import WrongScope
 from eagleray.serving.transport import Overloaded, ReplicaFailed
@@ -65,10 +65,5 @@ def _headers(error: Exception, status: int) -> dict[str, str]:
     if status == 401:
         return {"www-authenticate": 'Bearer realm="eagleray"'}
     if isinstance(error, Overloaded | ReplicaFailed) and error.retry_after_s is not None:
-        # Whole seconds is what HTTP has; the second header is what OpenAI's clients read first.
-        wait_s = max(0.0, error.retry_after_s)
-        return {
-            "retry-after": str(max(1, math.ceil(wait_s))),
-            "retry-after-ms": str(math.ceil(wait_s * 1000)),
-        }
+        return retry_headers(error.retry_after_s)
     return {}

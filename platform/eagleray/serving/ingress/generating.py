@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -47,9 +48,11 @@ async def begin(call: Call, target: Target, request: GenerationRequest) -> Begun
 async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begun:
     call.watch.mark("decode")
     call.reserve_tokens(request)
+    left_s = call.left_s
+    waited_s = await call.turn(target)
     chunks = call.transport.generate(target, request)
     try:
-        first = await _next(chunks, call, target, call.left_s)
+        first = await _next(chunks, call, target, left_s - waited_s)
     except BaseException:
         await chunks.aclose()
         raise
@@ -80,6 +83,8 @@ class Begun(AsyncGenerator[GenerationChunk]):
             timeout_s = self._call.left_s if self.is_whole else self._call.state.limits.timeout_s
             chunk = await _next(self._chunks, self._call, self._target, timeout_s)
         self._is_over = chunk.finish_reason is not None
+        if self._is_over and self._call.ticket is not None:
+            self._call.ticket.text_ended(time.monotonic())
         return chunk
 
     async def athrow(self, *error: Any) -> GenerationChunk:
