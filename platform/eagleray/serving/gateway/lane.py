@@ -1,6 +1,6 @@
 """The fast lane: POST /v2/models/…/infer answered by callbacks, without a Task and without a Future for each.
 
-    LaneFace (a connection) -> LaneCall (a request): admit, collect, decode -> Pool -> encode, write
+    LaneFace (a connection) -> LaneExchange (a request): admit, collect, decode -> Pool -> encode, write
 
 A request of the usual kind to a version with linked replicas takes it; whatever else comes is answered by
 the ASGI application, by the same rules and in the same words. A request of the lane stands where uvicorn's
@@ -19,6 +19,7 @@ from uvicorn import Config
 
 from eagleray.serving.gateway.face import Face, FaceState
 from eagleray.serving.gateway.lane_call import LaneCall
+from eagleray.serving.gateway.lane_exchange import LaneExchange
 from eagleray.serving.gateway.lane_places import Place, looked_up
 from eagleray.serving.gateway.link_transport import LinkTransport
 
@@ -54,7 +55,7 @@ class Lane:
         self.loop = asyncio.get_running_loop()
         self._state: IngressState | None = None
         self._found: dict[bytes, Place] = {}
-        self._waiting: dict[LaneCall, None] = {}
+        self._waiting: dict[LaneExchange, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def connection(self, config: Config, state: FaceState, *, is_full: bool = False) -> LaneFace:
@@ -77,13 +78,13 @@ class Lane:
 
     # Looked at now and then: a timer for each would cost it what its decoding does.
 
-    def wait(self, call: LaneCall) -> None:
+    def wait(self, call: LaneExchange) -> None:
         """End the call some time after its `until_s`, unless it leaves before."""
         self._waiting[call] = None
         if self._timer is None:
             self._timer = self.loop.call_later(_SWEEP_S, self._sweep)
 
-    def leave(self, call: LaneCall) -> None:
+    def leave(self, call: LaneExchange) -> None:
         """It is over."""
         self._waiting.pop(call, None)
 
@@ -152,19 +153,19 @@ class LaneFace(Face):
     def on_body(self, body: bytes) -> None:
         """As the base."""
         cycle: Any = self.cycle
-        if isinstance(cycle, LaneCall) and not cycle.response_complete:
+        if isinstance(cycle, LaneExchange) and not cycle.response_complete:
             cycle.feed(body)
         else:
             super().on_body(body)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if isinstance(cycle, LaneCall):
+        if isinstance(cycle, LaneExchange):
             self._running = cycle  # type: ignore[assignment]
             cycle.start()
         else:
             super()._start_asgi_task(cycle, app)
 
     def resume_writing(self) -> None:
-        """As the base; reading goes on, which `LaneCall` stops where a client does not take its answers."""
+        """As the base; reading goes on, which `LaneExchange` stops where a client does not take answers."""
         super().resume_writing()
         self.flow.resume_reading()

@@ -15,9 +15,8 @@ from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.gateway.access_log import AccessLog
 from eagleray.serving.gateway.tracing import Watch
-from eagleray.serving.ingress import admin, door, failures, headers, openai, pages, people, v2
+from eagleray.serving.ingress import admin, door, failures, generate, headers, openai, pages, people, v2
 from eagleray.serving.ingress.call import Call
-from eagleray.serving.ingress.failures import Failure
 from eagleray.serving.ingress.http import (
     ClientGone,
     Message,
@@ -27,7 +26,6 @@ from eagleray.serving.ingress.http import (
     Scope,
     Send,
     Stream,
-    json_response,
 )
 from eagleray.serving.ingress.metrics import NO_ROUTE, IngressMetrics
 from eagleray.serving.ingress.passage import GateOf, no_gate
@@ -140,7 +138,8 @@ class IngressApp:
         except ClientGone:
             return Response(status=CLIENT_GONE)  # nobody reads it
         except Exception as error:
-            return _failed(call.request, failures.failure(error, call.request_id))
+            failure = failures.failure(error, call.request_id)
+            return failures.response(failure, call.request.scope["path"])
 
     def _admit(self, call: Call) -> None:
         request = call.request
@@ -255,17 +254,14 @@ class _Exchange:
 
 def all_routes() -> list[Route]:
     """Every route of the ingress, in the order of the documentation."""
-    return [*v2.routes(), *openai.routes(), *people.routes(), *admin.routes(), *pages.routes()]
-
-
-def _failed(request: Request, failure: Failure) -> Response:
-    """The failure in the form that the route's clients know."""
-    if request.scope["path"].startswith("/v1/"):
-        response = json_response(openai.error_of(failure), failure.status)
-    else:
-        response = json_response({"error": failure.message}, failure.status)
-    response.headers.update(failure.headers)
-    return response
+    return [
+        *v2.routes(),
+        *generate.routes(),
+        *openai.routes(),
+        *people.routes(),
+        *admin.routes(),
+        *pages.routes(),
+    ]
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -16,8 +16,9 @@ from eagleray.errors import (
     ServiceError,
 )
 from eagleray.protocol.generation import FieldError
+from eagleray.protocol.openai_answers import error_object
 from eagleray.serving.admission.refusal import retry_headers
-from eagleray.serving.ingress.http import HttpError
+from eagleray.serving.ingress.http import HttpError, Response, json_response
 from eagleray.serving.keys import WrongScope
 from eagleray.serving.transport import Overloaded, ReplicaFailed
 
@@ -36,6 +37,10 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (ServiceError, 503),
     (EaglerayError, 500),
 )
+
+_GENERATE = ("/generate", "/generate_stream", "/generate/", "/generate_stream/")
+_GENERATE_STATUS = {400: 422, 502: 424}
+"""Source: generate_rest.yaml of github.com/kserve/open-inference-protocol."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,21 @@ def failure(error: Exception, request_id: str) -> Failure:
             return Failure(status, str(error), _headers(error, status), blamed)
     _log.error("request %s failed", request_id, exc_info=error)
     return Failure(500, f"the ingress failed; its log has the reason under request {request_id}")
+
+
+def response(failure: Failure, path: str) -> Response:
+    """The failure in the form that the clients of the route at `path` know."""
+    status = failure.status
+    if path.startswith("/v1/"):
+        found = json_response(error_object(status, failure.message, field=failure.field), status)
+    else:
+        if path.endswith(_GENERATE) and path.startswith("/v2/models/"):
+            status = _GENERATE_STATUS.get(status, status)
+            if status == 503 and "retry-after" in failure.headers:
+                status = 429
+        found = json_response({"error": failure.message}, status)
+    found.headers.update(failure.headers)
+    return found
 
 
 def _headers(error: Exception, status: int) -> dict[str, str]:

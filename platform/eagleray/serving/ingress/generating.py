@@ -8,9 +8,11 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from eagleray.errors import InputError
+from eagleray.protocol.events import TextEvents, written
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving.ingress.call import Call, named, no_answer
-from eagleray.serving.ingress.http import WhileWaitedFor
+from eagleray.serving.ingress.failures import failure
+from eagleray.serving.ingress.http import Stream, WhileWaitedFor
 from eagleray.serving.routes import Target
 from eagleray.serving.transport import ReplicaFailed
 
@@ -59,6 +61,21 @@ async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begu
     finally:
         call.watch.mark("replica")
     return Begun(first, chunks, call, target)
+
+
+def streamed(events: TextEvents, chunks: Begun, call: Call) -> Stream:
+    """The answer's events; an error in the middle is an event too, for the status is already sent."""
+    return Stream(_events(events, chunks, call), chunks)
+
+
+async def _events(events: TextEvents, chunks: Begun, call: Call) -> AsyncGenerator[bytes]:
+    try:
+        async with contextlib.aclosing(written(events, chunks)) as pieces:
+            async for piece in pieces:
+                yield piece
+    except Exception as error:
+        found = failure(error, call.request_id)
+        yield events.error(found.status, found.message).encode()
 
 
 class Begun(AsyncGenerator[GenerationChunk]):

@@ -18,6 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
 
 _QUICK_S = 0.1
 
@@ -179,7 +180,7 @@ class Stream:
     pieces: AsyncGenerator[bytes]
     source: AsyncGenerator[Any]
     """What `pieces` draws from: closed here too, for pieces that never began close nothing."""
-    media_type: str = "text/event-stream"
+    media_type: str = EVENT_STREAM
     status: int = HTTPStatus.OK
     headers: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
