@@ -54,7 +54,8 @@ class Window:
     def observe(self, waited_s: float, pass_s: float, batch: float) -> None:
         """Others waited here while one waited so long at its replica; its batch of so much took so long."""
         self._peak = max(float(batch), self._peak * _KEEPS)
-        least = 2.0 * self._peak
+        # One request may be larger than all that a replica takes at a time: then the next is to wait there.
+        least = 2.0 * self._peak if self._peak > self._most else min(2.0 * self._peak, self._most)
         if waited_s > 2.0 * (pass_s + _QUICK_S):
             self._each = max(least, self._each / _STEP)
         elif waited_s < pass_s + _QUICK_S:

@@ -46,19 +46,9 @@ class LaneExchange:
     __slots__ = (
         *("disconnected", "keep_alive", "message_event", "more_body", "response_complete"),
         *("response_started", "until_s"),
-        *(
-            "_face",
-            "_headers",
-            "_is_begun",
-            "_is_foretold",
-            "_is_over",
-            "_is_sent",
-            "_lane",
-            "_line",
-            "_num_bytes",
-            "_parts",
-        ),
-        *("_raw_headers", "_request_id", "_revision", "_route", "_scope", "_sent", "_started_s", "_state"),
+        *("_face", "_headers", "_is_begun", "_is_foretold", "_is_over", "_is_sent", "_lane", "_line"),
+        *("_num_bytes", "_parts", "_raw_headers", "_request_id", "_revision", "_route", "_scope", "_sent"),
+        *("_started_s", "_state"),
         *("_target", "_ticket", "_timer", "_wait_s", "_watch"),
     )
 
