@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from eagleray.protocol.key_terms import KeyTerms
+from eagleray.serving.admission.deadline import MARGIN
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.limits import Account
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.admission.window import OPEN, Window
 
 SAMPLES, MOST = 4, 32
 """Of a request, of a batch."""
@@ -182,9 +184,116 @@ def check(world: World, seconds: float, capacity: float, objective_s: float = 0.
 def test_three_times_too_much(replicas: int, gateways: int, objective_s: float) -> None:
     world = World(replicas=replicas, gateways=gateways)
     overloaded(world, objective_s=objective_s)
-    world.run(2.0)
+    world.run(1.5)
     world.forget()
-    world.run(6.0)
-    check(world, 6.0, replicas * CAPACITY, objective_s)
+    world.run(4.0)
+    check(world, 4.0, replicas * CAPACITY, objective_s)
     for gate in world.gates:
         assert 0.6 * MOST <= gate.window * gateways / (2 * replicas) <= 1.5 * MOST
+
+
+def test_a_short_queue_is_enough() -> None:
+    world = World(max_queued=60)
+    overloaded(world)
+    world.run(2.0)
+    world.forget()
+    world.run(4.0)
+    check(world, 4.0, CAPACITY)
+    assert sum(world.refused.values()) > CAPACITY * 4.0
+
+
+def test_batch_has_what_interactive_leaves_and_shadow_what_both_leave() -> None:
+    world = World()
+    for name, part in (("interactive", 0.5), ("batch", 0.3), ("shadow", 3.0)):
+        world.key(name, part * CAPACITY, 0.5, priority=name)
+    world.run(8.0)
+    assert not world.refused["interactive"] + world.expired["interactive"]
+    assert not world.refused["batch"] + world.expired["batch"]
+    assert world.ok["interactive"] / CAPACITY / 8.0 == pytest.approx(0.5, rel=0.1)
+    assert world.ok["batch"] / CAPACITY / 8.0 == pytest.approx(0.3, rel=0.1)
+    assert world.ok["shadow"] / CAPACITY / 8.0 == pytest.approx(0.2, rel=0.2)
+
+
+def test_replicas_that_are_lost_and_come_again() -> None:
+    world = World(replicas=3)
+    overloaded(world)
+    world.run(1.0)
+    [gate] = world.gates
+    before = gate.window
+    for _ in range(2):
+        world.lose(world.replicas[0])
+    world.run(0.5)
+    assert gate.window == pytest.approx(before / 3, abs=8)
+    world.run(1.0)
+    world.forget()
+    world.run(4.0)
+    check(world, 4.0, CAPACITY)
+    world.add()
+    world.add()
+    assert gate.window == pytest.approx(before, abs=8)
+    assert gate.cost_under_way >= gate.window, "what waited has the new room at once"
+    world.run(1.0)
+    world.forget()
+    world.run(2.0)
+    check(world, 2.0, 3 * CAPACITY)
+
+
+def test_without_a_replica_nothing_waits_so_that_somebody_starts_one() -> None:
+    gate = Gate("m", max_queued=10)
+    gate.arrange([], 1, 0.0)
+    key, sent = Account("k", "k", KeyTerms(), 1.0, 0.0), list[Ticket]()
+    tickets = [Ticket(key, None, 0.0, 60.0) for _ in range(40)]
+    for ticket in tickets:
+        assert gate.refused(key, 60.0) is None
+        assert gate.enter(ticket, sent.append)
+    gate.arrange([8], 1, 15.0)
+    late = Ticket(key, None, 15.0, 75.0)
+    assert not gate.enter(late, sent.append), "the first replica has enough to do"
+    for ticket in tickets[:32]:
+        ticket.close(16.0)
+    assert late not in sent
+    tickets[32].close(16.0)
+    assert late in sent
+
+
+def test_a_window_shrinks_to_what_is_worked_on_and_grows_with_the_batches() -> None:
+    window = Window()
+    assert window.size == OPEN
+    window.arrange([64, 64], 1)
+    assert (window.size, window.own_replicas) == (128, 2.0)
+    window.arrange([64, 64], 3)
+    assert window.size == 43
+    window.arrange([64], 1)
+    for _ in range(200):  # one at a time, 10 ms each, and the last waits for all before it
+        window.observe(0.010 * (window.size - 1), 0.010, 1)
+    assert 2 <= window.size <= 4
+    for _ in range(200):  # 16 may go together now: whatever waits goes next
+        batch = min(16, -(-window.size // 2))
+        window.observe(0.010 * max(1.0, window.size / 16 - 1), 0.010, batch)
+    assert 32 <= window.size <= 48
+    for _ in range(500):
+        window.observe(0.0, 0.010, 32)
+    assert window.size == 64, "never more than replicas take"
+    window.observe(0.0, 0.010, 100)
+    assert window.size == 200, "but for one that is larger, which is to find the next one there"
+
+
+def test_what_two_gateways_send_is_what_one_would() -> None:
+    one, two = World(replicas=2), World(replicas=2, gateways=2)
+    assert sum(gate.window for gate in two.gates) == one.gates[0].window
+
+
+def test_the_pace_is_that_of_what_had_waited() -> None:
+    gate, key = Gate("m", max_queued=10), Account("k", "k", KeyTerms(), 1.0, 0.0)
+    gate.arrange([2], 1, 0.0)
+    gate.observe(0.0, 0.010, 1, 0.0)
+    now_s, line = 0.0, list[Ticket]()
+    for _ in range(300):  # each takes 30 ms, though its pass takes 10
+        while len(line) < 5:
+            line.append(Ticket(key, None, now_s, now_s + 60.0))
+            gate.enter(line[-1], lambda _: None)
+        now_s += 0.030
+        line.pop(0).answered(now_s)
+    assert gate.forecast.stretch == pytest.approx(3.0 * MARGIN, rel=0.1)
+    assert gate.refused(key, 0.15) is not None
+    assert gate.refused(key, 0.25) is None
