@@ -99,6 +99,11 @@ class LinkTransport:
         self._lookup = look_up(self.update)
         self._closing: set[asyncio.Task[None]] = set()
 
+    @property
+    def has_links(self) -> bool:
+        """Whether any application can be reached by link."""
+        return any(line.pool.links for line in self._lines.values())
+
     def line(self, app: str) -> Line | None:
         """The way to an application; None where it is not known."""
         return self._lines.get(app)
