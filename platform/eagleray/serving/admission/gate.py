@@ -27,7 +27,7 @@ class Gate:
 
     __slots__ = (
         "_is_pumping", "_queue", "_sizing", "cost_under_way", "forecast", "max_queued", "name", "num_entered",
-        "num_refused", "window",
+        "num_refused", "on_waiting", "window",
     )  # fmt: skip
 
     def __init__(
@@ -42,6 +42,8 @@ class Gate:
         self.cost_under_way = 0
         self.num_entered = self.num_refused = 0
         """Requests so far: what was asked for is the sum."""
+        self.on_waiting: Callable[[], None] | None = None
+        """Called when a request begins to wait where none did."""
         self._queue: FairQueue[Ticket] = FairQueue()
         self._sizing = Window()
         self._is_pumping = False
@@ -105,6 +107,8 @@ class Gate:
         account = ticket.account
         ticket.on_turn = on_turn
         ticket.entry = self._queue.push(ticket, account.key_id, account.weight, account.priority, ticket.cost)
+        if self.on_waiting is not None and len(self._queue) == 1:
+            self.on_waiting()
         return False
 
     def observe(self, waited_s: float, pass_s: float, batch: int, now_s: float) -> None:

@@ -59,6 +59,11 @@ class Line:
     detour: str = ""
     """Why requests go by Serve's handles; empty where they do not."""
 
+    @property
+    def num_running(self) -> int:
+        """Replicas."""
+        return len(self.max_ongoing)
+
     def say(self, detour: str) -> None:
         """Log where requests go, once for each change."""
         if detour == self.detour:
@@ -71,7 +76,7 @@ class Line:
 
     def why_none(self) -> str:
         """Why there is no link to choose."""
-        if not self.max_ongoing:
+        if not self.num_running:
             return "it has no replica now"
         problems = self.pool.problems()
         return next(iter(problems.values()), "") or "no link to its replicas is ready yet"
@@ -101,6 +106,11 @@ class LinkTransport:
         self._num_gateways = 1
         self._lookup = look_up(self.update)
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_links(self) -> bool:
+        """Whether any application can be reached by link."""
+        return any(line.pool.links for line in self._lines.values())
 
     def line(self, app: str) -> Line | None:
         """The way to an application; None where it is not known."""

@@ -97,15 +97,17 @@ class IngressApp:
             self._sweep = None
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started_s = time.perf_counter()
+        begun: door.Admitted | None = scope.get("state", {}).get(door.ADMITTED)
+        started_s = begun.started_s if begun else time.perf_counter()
         pairs = scope["headers"]
         request = Request(
             scope, receive, {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in pairs}
         )
-        request_id = headers.request_id(request.headers.get("x-request-id"))
+        request_id = begun.request_id if begun else headers.request_id(request.headers.get("x-request-id"))
         call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
         call.gate_of = self.gate_of
-        call.watch = Watch(request.headers.get("traceparent"))
+        call.watch = begun.watch if begun else Watch(request.headers.get("traceparent"))
+        call.ticket = begun.ticket if begun else None
         exchange = _Exchange()
         self.begin()
         try:
@@ -142,10 +144,11 @@ class IngressApp:
             return failures.response(failure, call.request.scope["path"])
 
     def _admit(self, call: Call) -> None:
-        request = call.request
-        model = call.params.get("model", "").partition("@")[0] or None
-        num_bytes, gate = request.announced_bytes, self._gate(call)
-        ticket = door.admit(self.admission, call.state, request.headers, num_bytes, model, gate=gate)
+        ticket = call.ticket
+        if ticket is None:  # else it comes from the fast lane
+            request, model = call.request, call.params.get("model", "").partition("@")[0] or None
+            num_bytes, gate = request.announced_bytes, self._gate(call)
+            ticket = door.admit(self.admission, call.state, request.headers, num_bytes, model, gate=gate)
         call.ticket, call.key = ticket, ticket.key
         task = asyncio.current_task()
         assert task is not None
@@ -181,8 +184,8 @@ class IngressApp:
 
     def _end_expired(self) -> None:
         """End what is under way for keys whose time is over, every second while anything is."""
-        self.admission.end_expired()
         self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._end_expired)
+        self.admission.end_expired()  # what it ends may be the last that was under way, and stop this
 
     def count(
         self,

@@ -18,7 +18,7 @@ from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress import passage
-from eagleray.serving.ingress.door import refused
+from eagleray.serving.ingress.door import refused, reserve_tokens
 from eagleray.serving.ingress.http import HttpError, Request, WhileWaitedFor
 from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.ingress.routing import Table
@@ -86,12 +86,7 @@ class Call:
     def reserve_tokens(self, request: GenerationRequest) -> None:
         """Let the key pay for the most that the request can use. Raises: HttpError 429."""
         if self.ticket is not None:
-            # Of a prompt's tokens it is only known that they are no more than its bytes; what was too much
-            # is given back at the end.
-            most = len(request.prompt.encode()) + request.max_tokens
-            found = self.ticket.reserve_tokens(most, time.monotonic())
-            if found is not None:
-                raise refused(found)
+            reserve_tokens(self.ticket, request)
 
     @property
     def left_s(self) -> float:

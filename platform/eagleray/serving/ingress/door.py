@@ -7,15 +7,19 @@ A web page of another site is kept out, though the browser that shows it runs he
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 from eagleray.cluster import state as cluster_state
+from eagleray.protocol.generation import GenerationRequest
 from eagleray.serving.admission import deadline
 from eagleray.serving.admission.door import Admission, Head
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress.http import HttpError
 from eagleray.serving.keys import Key, Scope, carries_key
 from eagleray.serving.state import IngressState
@@ -25,6 +29,21 @@ _WAY_OUT = (
     "send an API key (`Authorization: Bearer er_…`; `eagleray keys create NAME` makes one), and behind a "
     "proxy set require_key = true"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What is known of a request that a gateway's fast lane has let in, and leaves to the application."""
+
+    ticket: Ticket
+    request_id: str
+    watch: Watch
+    started_s: float
+    """By `time.perf_counter`."""
+
+
+ADMITTED = "eagleray.admitted"
+"""Of an ASGI scope's `state`."""
 
 
 def authorize(state: IngressState, headers: Mapping[str, str], scope: Scope | None) -> Key | None:
@@ -74,6 +93,15 @@ def admit(
     if isinstance(found, Refusal):
         raise refused(found)
     return found
+
+
+def reserve_tokens(ticket: Ticket, request: GenerationRequest) -> None:
+    """Let the key pay for the most that the request can use. Raises: HttpError 429."""
+    # Of a prompt's tokens it is only known that they are no more than its bytes; what was too much is given
+    # back at the end.
+    most = len(request.prompt.encode()) + request.max_tokens
+    if (found := ticket.reserve_tokens(most, time.monotonic())) is not None:
+        raise refused(found)
 
 
 def refused(refusal: Refusal) -> HttpError:

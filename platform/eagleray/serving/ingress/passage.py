@@ -68,7 +68,9 @@ def enter(
 
 
 def turn(gate: Gate | None, ticket: Ticket, cost: int) -> asyncio.Future[None] | None:
-    """As `enter`, to be awaited: what is left to wait for; None where it is the request's turn."""
+    """As `enter`, to be awaited: what is left to wait for; None where it is the request's turn, or was."""
+    if ticket.gate is not None:  # it had its turn on the fast lane, and has been left to the application
+        return None
     found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_turn(_: Ticket) -> None:
