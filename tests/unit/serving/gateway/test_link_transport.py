@@ -13,6 +13,10 @@ import pytest
 
 from eagleray.errors import ServiceError
 from eagleray.protocol.generation import GenerationRequest
+from eagleray.protocol.key_terms import KeyTerms
+from eagleray.serving.admission.limits import Account
+from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.admission.window import OPEN
 from eagleray.serving.gateway.link_transport import LinkTransport
 from eagleray.serving.gateway.lookup_ray260 import Running
 from eagleray.serving.link.server import LinkServer
@@ -148,8 +152,7 @@ def test_what_waits_for_a_first_replica_goes_over_its_link_as_soon_as_that_is_th
         assert not replicas.serve.asked
         assert len(replicas.behind[0].asked) == 6
         assert [one[1]["image"][0, 0, 0, 0] for one in replicas.behind[0].asked] == [*range(6)], "in order"
-        line = transport.line(DIGITS.app)
-        assert (line.waiting.num_under_way, transport.parking.num_bytes) == (0, 0)
+        assert transport.parking.num_bytes == 0
         await transport.close()
 
     run(scenario())
@@ -304,21 +307,57 @@ def test_errors_of_a_replica_in_the_words_of_serves_transport(replicas, error, k
     run(scenario())
 
 
-def test_a_full_queue_is_told_so_as_serve_does(replicas):
+def test_the_gate_before_a_version_is_as_wide_as_its_replicas_take(replicas):
+    async def scenario():
+        async with replicas.linked(max_ongoing=8) as transport:
+            assert not transport.gates
+            gate = transport.gate(DIGITS)
+            assert transport.gates == {DIGITS.app: gate}
+            assert (gate.name, gate.window, gate.max_queued) == ("model 'digits' version 2", 8, 2)
+            assert transport.gate(target("digits", 2, max_queued=7)) is gate
+            assert gate.max_queued == 7
+            transport.share(2)
+            assert (transport.gate(DIGITS).max_queued, gate.window) == (1, 4), "of each thing its half"
+            transport.update(DIGITS.app, [Running(None, 8)] * 3)
+            assert gate.window == 12, "by Serve's handles the same gate is before them"
+            transport.update(DIGITS.app, [])
+            assert gate.window == OPEN, "who starts a replica has to know of the requests"
+            assert transport.gate(GPT) is None
+            transport.update(DIGITS.app, [Running(None, 8)])
+            assert await transport.infer(DIGITS, images(1), timeout_s=5)
+            assert gate.forecast.answer_s(0) > 0.0, "Serve's handles tell no times: what it took counts"
+            transport.follow(LINKS, [])
+            assert transport.gate(DIGITS) is None
+
+    run(scenario())
+
+
+def test_what_waits_at_a_gate_or_is_turned_away_there_is_told(replicas):
     async def scenario():
         async with replicas.linked(max_ongoing=1) as transport:
-            replicas.behind[0].pause_s = 30
-            asked = [
-                asyncio.ensure_future(transport.infer(DIGITS, images(1), timeout_s=60)) for _ in range(3)
-            ]
-            await until(lambda: replicas.behind[0].num_open == 3)
-            with pytest.raises(Overloaded, match="has 2 requests waiting, which is all it takes; try again"):
-                await transport.infer(DIGITS, images(1), timeout_s=5)
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-            assert transport.line(DIGITS.app).waiting.num_under_way == 0
-            await until(lambda: not replicas.behind[0].num_open, "nobody waits for them any more")
+            gate, key = transport.gate(DIGITS), Account("k", "k", KeyTerms(), 1.0, 0.0)
+            now_s = time.monotonic()
+            tickets = [Ticket(key, None, now_s, now_s + 60) for _ in range(3)]
+            for ticket in tickets:
+                gate.enter(ticket, lambda _: None)
+            assert gate.refused(key, 60.0) is not None
+            assert transport.demand.is_urgent.is_set()
+            [said] = transport.demand.due()
+            assert (said.app, said.queued, said.texts, said.arrived[1][1]) == (DIGITS.app, 2, 0, 4)
+
+    run(scenario())
+
+
+def test_what_waits_goes_on_when_its_application_is_let_go(replicas):
+    async def scenario():
+        async with replicas.linked(max_ongoing=1) as transport:
+            gate, sent, key = transport.gate(DIGITS), [], Account("k", "k", KeyTerms(), 1.0, 0.0)
+            now_s = time.monotonic()
+            tickets = [Ticket(key, None, now_s, now_s + 60) for _ in range(3)]
+            assert [gate.enter(ticket, sent.append) for ticket in tickets] == [True, False, False]
+            transport.follow({**LINKS, "key": "ff" * 32}, [DIGITS.app])
+            assert sent == tickets, "the links are others, and the gate is another"
+            assert transport.gate(DIGITS) is not gate
 
     run(scenario())
 
@@ -375,7 +414,6 @@ def test_texts_over_links_and_by_serve(tmp_path):
             chunks = [chunk async for chunk in transport.generate(GPT, request)]
             assert (texts(chunks), chunks[-1].finish_reason) == ("abcab", "length")
             assert (chunks[-1].prompt_tokens, chunks[-1].completion_tokens) == (3, 5)
-            assert transport.line(GPT.app).waiting.num_under_way == 0
 
             stream = transport.generate(GPT, GenerationRequest("ab", max_tokens=9))
             replicas.behind[0].pause_s = 30
