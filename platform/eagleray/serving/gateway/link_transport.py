@@ -56,6 +56,8 @@ class Line:
     max_ongoing: int = 0
     """Requests that all replicas work on at a time."""
     num_running: int = 0
+    is_text: bool | None = None
+    """Whether its model makes texts; None: nothing was asked yet. (The card takes 5 us to say so.)"""
     detour: str = ""
     """Why requests go by Serve's handles; empty where they do not."""
 
@@ -212,10 +214,12 @@ class LinkTransport:
             Overloaded: it is full.
         """
         line = self._lines.get(target.app)
-        if not target.card.is_generative:
-            self.demand.came(target.app)
         if line is None:
             return None
+        if line.is_text is None:
+            line.is_text = target.card.is_generative
+        if not line.is_text:
+            self.demand.came(target.app)
         if line.pool.choose() is None:
             line.say("" if line.is_awaited else line.why_none())
             return None
