@@ -41,10 +41,7 @@ class _Seen:
 
     queued: int = 0
     texts: int = 0
-    counted: int = 0
-    """By the owner of its queue."""
-    came: int = 0
-    """To the transport."""
+    arrived: int = 0
     parked: int = 0
     parked_texts: int = 0
     is_wanted: bool = False
@@ -53,10 +50,6 @@ class _Seen:
     told: tuple[int, int] = (0, 0)
     """What waited, as last told."""
     num_quiet: int = _LAST_WORDS
-
-    @property
-    def arrived(self) -> int:
-        return max(self.counted, self.came)
 
     @property
     def waiting(self) -> tuple[int, int]:
@@ -87,15 +80,11 @@ class Demand:
             texts: Those of `queued` that ask for text.
         """
         seen = self._of(app)
-        seen.counted, seen.texts = arrived, texts
+        seen.arrived, seen.texts = arrived, texts
         is_new = queued > 0 and not seen.waiting[0]
         seen.queued = queued
         if is_new:
             self.is_urgent.set()
-
-    def came(self, app: str) -> None:
-        """A prediction was asked for: of whom nobody keeps a queue, this is all that is counted."""
-        self._of(app).came += 1
 
     def parked(self, app: str, number: int, texts: int, *, is_wanted: bool) -> None:
         """So many wait for a first replica; `is_wanted`: or will come again as soon as there may be one."""

@@ -190,8 +190,6 @@ class LinkTransport:
     def way(self, target: Target) -> Line | None:
         """The line of a request whose turn it is, asked once for each; None: `by_serve` finds another way."""
         line = self._lines.get(target.app)
-        if not target.card.is_generative:
-            self.demand.came(target.app)
         if line is None:
             return None
         if line.pool.choose() is None:

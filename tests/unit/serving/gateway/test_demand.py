@@ -79,15 +79,11 @@ def test_what_begins_to_wait_is_told_at_once_and_again_while_it_waits(clock):
     assert demand.due() == []
 
 
-def test_what_nobody_queues_is_counted_as_it_comes(clock):
+def test_who_owns_queues_is_asked_before_anything_is_told(clock):
     demand = Demand(clock)
-    for _ in range(3):
-        demand.came(APP)
+    demand.look = lambda: demand.told(APP, queued=2, arrived=50)
     [one] = demand.due()
-    assert one.arrived == ((999.0, 0), (1000.0, 3))
-    demand.look = lambda: demand.told(APP, queued=0, arrived=50)  # the transport saw what was let in
-    clock.s += EVERY_S
-    assert demand.due()[0].arrived[1] == (1001.0, 50)
+    assert (one.queued, one.arrived) == (2, ((999.0, 0), (1000.0, 50)))
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def test_what_waits_for_a_first_replica_goes_over_its_link_as_soon_as_that_is_th
         gone = asyncio.ensure_future(transport.infer(MANY, images(9), timeout_s=5))
         await asyncio.sleep(0)
         [said] = transport.demand.due()
-        assert (said.queued, said.arrived[1][1]) == (7, 7)
+        assert said.queued == 7
         gone.cancel()
         began_s = time.perf_counter()
         replicas.tell(transport)
