@@ -11,7 +11,7 @@ from eagleray.cli.output import next_steps, print_json, print_table
 from eagleray.cli.shared import DEFAULT_CLUSTER, attached_cluster, json_option
 
 if TYPE_CHECKING:
-    from eagleray.client import Claims
+    from eagleray.client import Claims, Service
     from eagleray.workflows.serving_status import ServingStatus
 
 
@@ -114,10 +114,17 @@ def _show_serving(found: ServingStatus, place: Place) -> None:
                     ]
                 )
                 or f"{service.name}/versions/{service.version}",
-                service.message,
+                _message(service),
             )
             for service in found.services
         ],
         right=["version", "replicas"],
     )
     next_steps(f"eagleray predict {found.services[0].name} FILE", flags=place.flags)
+
+
+def _message(service: Service) -> str:
+    """Why it failed, or why it has the replicas that it has, as of the last change."""
+    if service.message or not service.reason:
+        return service.message
+    return f"wants {service.wanted}: {service.reason}"

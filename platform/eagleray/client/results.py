@@ -163,6 +163,10 @@ class Service:
     aliases: tuple[str, ...] = ()
     message: str = ""
     """Why it failed, where it did."""
+    wanted: int | None = None
+    """Replicas that its load asks for; None where nobody has said yet."""
+    reason: str = ""
+    """Why, in words, as of the last change."""
     spec: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -239,6 +243,7 @@ def run(entry: Mapping[str, Any]) -> Run:
 
 def service(entry: Mapping[str, Any]) -> Service:
     """From the server's JSON."""
+    scaling = entry.get("scaling") or {}
     return Service(
         name=str(entry["name"]),
         version=int(entry["version"]),
@@ -247,6 +252,8 @@ def service(entry: Mapping[str, Any]) -> Service:
         is_default=bool(entry.get("is_default", False)),
         aliases=tuple(entry.get("aliases", ())),
         message=str(entry.get("message") or ""),
+        wanted=scaling.get("wanted"),
+        reason=str(scaling.get("reason") or ""),
         spec=dict(entry.get("spec") or {}),
     )
 

@@ -87,6 +87,7 @@ class ControlPlane:
     async def services(self) -> list[dict[str, Any]]:
         """Every deployed version."""
         replicas = await self._controller.num_replicas()
+        decisions = await self._controller.decisions()
         record = self._controller.record
         return [
             {
@@ -96,6 +97,7 @@ class ControlPlane:
                 "is_default": service.default == number,
                 "replicas": replicas.get(served.app, 0),
                 "message": served.failure,
+                "scaling": decisions.get(served.app),
                 "digest": served.digest,
                 "aliases": sorted(alias for alias, version in service.aliases.items() if version == number),
                 "deployed_at": served.deployed_at,

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eagleray import __version__
@@ -24,7 +24,7 @@ from eagleray.serving.catalog import Catalog
 from eagleray.serving.control_admin import ControlPlane
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.readers import Readers
-from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Retry, Seen, carry_out, decide
+from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Retry, Seen, ailing, carry_out, decide
 from eagleray.serving.replica.listening import frame_bytes
 from eagleray.serving.serve_control_ray260 import App, ServeControl
 from eagleray.serving.services import LINK_KEY_BYTES, Record, ServedVersion, is_ours
@@ -125,6 +125,7 @@ class Controller:
             "state": self.ingress_state().to_json(),
             "draining": self.record.draining,
             "starts": self.record.starts,
+            "ailing": {app: asdict(trouble) for app, trouble in self.record.ailing.items()},
             "settings": self.settings.to_json(),
             "links": self.links(),
         }
@@ -166,6 +167,10 @@ class Controller:
     async def num_replicas(self) -> Mapping[str, int]:
         """How many replicas of each application answer."""
         return await self.in_serve_thread(self._serve.num_replicas)
+
+    async def decisions(self) -> Mapping[str, Mapping[str, Any]]:
+        """The last decision on the replicas of each application: wanted, runs, reason, at."""
+        return await self.in_serve_thread(self._serve.decisions)
 
     async def end(self) -> None:
         """End all that this controller started on the cluster, and forget what it was to serve.
@@ -250,7 +255,7 @@ class Controller:
             actions += found
             if any(isinstance(action, Apply | Delete | Fail | Retry) for action in found):
                 break  # Serve has to be told, and looked at again
-        self.commit(record)
+        self.commit(replace(record, ailing=ailing(record, seen)))
         await self._tell_serve(actions)
         await self._refresh_aliases()
         return self.record.is_settled and not self.trouble and not actions
@@ -355,7 +360,7 @@ class Controller:
 
 def _shown(record: Record) -> Any:
     """What an ingress sees of the record."""
-    return record.services, record.keys, record.draining
+    return record.services, record.keys, record.draining, record.ailing
 
 
 def _in_words(action: Action) -> str:

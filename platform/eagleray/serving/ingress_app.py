@@ -16,6 +16,7 @@ from eagleray.cluster.names import ON_HEAD
 from eagleray.errors import ServiceError
 from eagleray.serving.control_settings import ControllerSettings
 from eagleray.serving.controller_client import ControllerBackend, Reader
+from eagleray.serving.services import Trouble
 from eagleray.serving.state import IngressState
 
 if TYPE_CHECKING:
@@ -106,15 +107,21 @@ class Ingress:
         from eagleray.serving.gateway.lane import Lane
         from eagleray.serving.gateway.link_transport import LinkTransport
         from eagleray.serving.gateway.process import Gateway
+        from eagleray.serving.gateway.telling_ray260 import Teller
         from eagleray.serving.ingress.app import IngressApp
         from eagleray.serving.replica.listening import here
         from eagleray.serving.serve_transport_ray260 import ServeTransport
 
         self._transport = LinkTransport(ServeTransport(), node=here()[1])
+        self._teller = Teller(self._transport.demand)
+        self._teller.start()
         self._app = IngressApp(IngressState(), self._transport, ControllerBackend(self._reader.call))
+        self._app.gate_of = self._transport.gate
         while (settings := self._reader.settings) is None:
             if not await self._follow_once(_FIRST_WATCH_S):
                 await asyncio.sleep(_RETRY_S)
+        self._transport.parking.max_bytes = settings.gateway.parked_bytes
+        self._transport.share(settings.gateway.number)
         lane = Lane(self._app, self._transport, begin=self._reader.begin, end=self._reader.end)
         gateway = Gateway(
             self._reader.counted(self._app),
@@ -152,6 +159,7 @@ class Ingress:
             await self._gateway.close(drain_s(self._reader.settings))
         if self._follower is not None:
             self._follower.cancel()
+        await self._teller.close()
         await self._transport.close()
         if self._app.access_log is not None:
             self._app.access_log.close()
@@ -185,5 +193,6 @@ class Ingress:
                 for target in route.versions.values()
             }
             self._transport.expect(news["starts"])
+            self._transport.ail({app: Trouble(**found) for app, found in news.get("ailing", {}).items()})
             self._transport.follow(news["links"], apps | set(news["draining"]))
         return True

@@ -75,6 +75,10 @@ class Seen:
     """Samples, by replica."""
     done: Mapping[str, Count] = field(default_factory=dict)
     """Samples that were computed, by replica."""
+    told: Mapping[str, Count] = field(default_factory=dict)
+    """Requests by gateway: replicas never see what waits there, or was turned away for want of room."""
+    per_request: float = 1.0
+    """Samples."""
     backlog: float = 0.0
     """Samples that wait, in replicas and before them."""
     line: Line | None = None
@@ -108,6 +112,7 @@ class Memory:
     """What one decision leaves to the next."""
 
     came: Rates = field(default_factory=Rates)
+    told: Rates = field(default_factory=Rates)
     done: Rates = field(default_factory=Rates)
     line: Line | None = None
     recent: Peaks = field(default_factory=lambda: Peaks(PANIC_S))
@@ -161,12 +166,13 @@ def decide(seen: Seen, terms: Terms, memory: Memory) -> tuple[Decision, Memory]:
 
 
 def _with_rates(seen: Seen, memory: Memory) -> Memory:
-    came = memory.came.after(seen.time_s, seen.came)
-    is_asked = seen.is_asked or came.is_moving or memory.asked_s is None
+    came, told = memory.came.after(seen.time_s, seen.came), memory.told.after(seen.time_s, seen.told)
+    is_asked = seen.is_asked or came.is_moving or told.is_moving or memory.asked_s is None
     line = seen.line or memory.line
     return replace(
         memory,
         came=came,
+        told=told,
         done=memory.done.after(seen.time_s, seen.done),
         line=line,
         silent_since_s=_since(memory.silent_since_s, line is None and seen.running > 0, seen.time_s),
@@ -179,7 +185,7 @@ def _need(seen: Seen, terms: Terms, memory: Memory, load: float, caution: float)
     needs = [seen.besides, Need(float(seen.is_asked), "a request waits")]
     if memory.silent_since_s is not None and seen.time_s - memory.silent_since_s >= PANIC_S:
         needs.append(seen.otherwise)
-    line, rate = memory.line, memory.came.most
+    line, rate = memory.line, _rate(seen, memory)
     if line is not None:
         batch, mu = _capacity(line, terms, memory.limits)
         usable = min(load * mu, caution * memory.limits.slow)
@@ -199,6 +205,11 @@ def _need(seen: Seen, terms: Terms, memory: Memory, load: float, caution: float)
     if not seen.running and seen.target:
         needs.append(Need(seen.target, "none answers yet"))
     return max(needs, key=lambda need: need.replicas)
+
+
+def _rate(seen: Seen, memory: Memory) -> float:
+    """Samples per second that are asked for, by those who see more of them: gateways, or replicas."""
+    return max(memory.came.most, seen.per_request * memory.told.most)
 
 
 def _capacity(line: Line, terms: Terms, limits: Limits) -> tuple[int, float]:
@@ -265,7 +276,7 @@ def _decision(seen: Seen, terms: Terms, memory: Memory, need: Need) -> Decision:
 def _fewer(seen: Seen, memory: Memory, wanted: int) -> str:
     if wanted == seen.target:
         return "as before"
-    rate, span_s = memory.came.most, memory.stable.span_s
+    rate, span_s = _rate(seen, memory), memory.stable.span_s
     return f"{wanted} would have sufficed for {span_s:.0f} s; {rate:.4g} samples/s come"
 
 

@@ -7,12 +7,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from eagleray.serving.services import APP_PREFIX, Record, ServedVersion, Service, retire
+from eagleray.serving.services import APP_PREFIX, Record, ServedVersion, Service, Trouble, retire
 
 _OUR_ERROR = re.compile(r"eagleray(?:\.\w+)*\.\w+: (.+?)(?=\n\s*\n|\Z)", re.DOTALL)
 
 
+_FAILED_START = re.compile(r"failed to start(?: (\d+) times| with exception)")
+"""In what Serve says of a deployment."""
 _MAX_RETRIES = 2
+_MOST_REASON = 500
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,20 @@ def _of_version(served: ServedVersion, seen: Seen | None, applied: str | None) -
             yield Fail(served.name, served.version, ours or " ".join(seen.message.split()))
         else:
             yield Retry(served.name, served.version, served.app)
+
+
+def ailing(record: Record, seen: Mapping[str, Seen]) -> dict[str, Trouble]:
+    """Which versions that have answered were to start a replica, and it did not come up; by application."""
+    found: dict[str, Trouble] = {}
+    for service in record.services.values():
+        for served in service.versions.values():
+            message = seen[served.app].message if served.is_ready and served.app in seen else ""
+            if matched := _FAILED_START.search(message):
+                ours, tries = our_error(message), int(matched[1] or 1)
+                reason = ours or " ".join(message.split())[-_MOST_REASON:]
+                is_final = ours is not None or tries > _MAX_RETRIES
+                found[served.app] = Trouble(tries, reason, is_final)
+    return found
 
 
 def our_error(message: str) -> str | None:

@@ -6,19 +6,16 @@ keeps (`memory`); what the ledger granted is read from memory (`service_claims`)
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from eagleray.serving import objective, signals
+from eagleray.serving import objective, scaling_reasons, signals
 from eagleray.serving.service_claims import Ask, of_this_process
 from eagleray.specs import schedule
 
 _UNGRANTED_S = 5.0
-_log = logging.getLogger("ray.serve")
-"""Its controller's own log file takes it."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +116,7 @@ def num_replicas(
 
     claims, state = of_this_process(), context.policy_state
     heard = signals.read(context.raw_metrics or {})
+    told = signals.read_told(serve_scaling_ray260.told(context.deployment_id))
     needed, why = _by_requests(context, heard, target_ongoing_requests)
     floor = schedule.floor_at(schedules, time_zone or "UTC", context.current_time) if schedules else None
     maximum = context.capacity_adjusted_max_replicas
@@ -138,7 +136,7 @@ def num_replicas(
     else:
         terms = objective.Terms(objective_s, max_batch_size, load.minimum, maximum, idle_s)
         decision, kept = objective.decide(
-            _seen(context, heard, load, why, target_ongoing_requests),
+            _seen(context, heard, told, load, why, target_ongoing_requests),
             terms,
             state.get("objective") or objective.Memory(),
         )
@@ -153,8 +151,8 @@ def num_replicas(
         meanwhile=max(load.target, load.running),
         look=serve_scaling_ray260.looker(context.deployment_id, bundle),
     )
-    _say(context.app_name, state.get("said", load.target), wanted, reason)
     runs = allowed(wanted, granted, load, memory)
+    scaling_reasons.say(context.app_name, state.get("said", load.target), wanted, runs, reason)
     return runs, {"memory": asdict(memory), "said": wanted, **left}
 
 
@@ -169,22 +167,32 @@ def _by_requests(context: Any, heard: signals.Signals, target: float) -> tuple[f
     return needed, f"{under_way:.3g} requests are under way, and a replica is to have {target:g}"
 
 
-def _seen(
-    context: Any, heard: signals.Signals, load: Load, why: str, target_ongoing_requests: float
+def _seen(  # noqa: PLR0917
+    context: Any,
+    heard: signals.Signals,
+    told: signals.Told,
+    load: Load,
+    why: str,
+    target_ongoing_requests: float,
 ) -> objective.Seen:
-    texts = heard.texts / target_ongoing_requests
+    queued = max(0.0, context.total_queued_requests - told.texts)
+    texts = heard.texts + told.texts
     return objective.Seen(
         time_s=load.time_s,
         running=load.running,
         target=load.target,
         came=heard.came,
         done=heard.done,
-        backlog=heard.waiting + heard.per_request * context.total_queued_requests,
+        told=told.arrived,
+        per_request=heard.per_request,
+        backlog=heard.waiting + heard.per_request * queued,
         line=heard.line,
         p95_s=heard.p95_s,
         waited_s=heard.waited_s,
         is_asked=load.has_requests,
-        besides=objective.Need(texts, f"{heard.texts:.3g} texts are being made"),
+        besides=objective.Need(
+            texts / target_ongoing_requests, f"{texts:.3g} texts are being made, or wait for that"
+        ),
         otherwise=objective.Need(load.needed, why),
     )
 
@@ -195,8 +203,3 @@ def _reason(wanted: int, load: Load, why: str, idle_s: float) -> str:
     if wanted == load.target:
         return "what was not granted is not needed any more"
     return f"more were not needed for {idle_s:g} s"
-
-
-def _say(app: str, before: int, wanted: int, reason: str) -> None:
-    if wanted != before:
-        _log.info("%s: wants %d replicas, before %d: %s", app, wanted, before, reason)

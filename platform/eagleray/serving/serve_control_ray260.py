@@ -17,6 +17,7 @@ from eagleray.serving.preconditions import ServeFacts
 from eagleray.serving.reconcile import Seen
 
 _PROXIES_TIMEOUT_S = 60.0
+_DECISIONS_TIMEOUT_S = 2.0
 _RUNNING_REPLICA = "RUNNING"
 
 
@@ -124,6 +125,21 @@ class ServeControl:
             name: sum(_running(deployment.replica_states) for deployment in app.deployments.values())
             for name, app in serve.status().applications.items()
         }
+
+    def decisions(self) -> dict[str, dict[str, Any]]:
+        """The last decision on the replicas of each application, by `scaling_reasons` there."""
+        import ray
+        from ray.exceptions import RayError
+
+        from eagleray.serving import scaling_reasons
+
+        try:
+            return ray.get(
+                self._client()._controller.__ray_call__.remote(scaling_reasons.decisions),
+                timeout=_DECISIONS_TIMEOUT_S,
+            )
+        except (RayError, AttributeError, ImportError):
+            return {}  # it is busy, or runs what was installed before an upgrade
 
     def forget(self) -> None:
         """Drop this process's connection to Serve: the next call looks for it anew."""

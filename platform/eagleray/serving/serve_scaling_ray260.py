@@ -56,6 +56,20 @@ def _replicas(deployment_id: Any, bundle: Mapping[str, float]) -> Replicas | Non
     return Replicas(staying, stopping, unplaced, is_recovering, former, former_stopping)
 
 
+def told(deployment_id: Any) -> list[Mapping[str, Any]]:
+    """What gateways have said of a deployment lately: points by name and gateway, of each report."""
+    manager = _controller().autoscaling_state_manager
+    app = manager._app_autoscaling_states.get(deployment_id.app_name)
+    return reports(app._deployment_autoscaling_states.get(deployment_id)) if app is not None else []
+
+
+def reports(autoscaler: Any) -> list[Mapping[str, Any]]:
+    """The same, of the deployment's own state; reports of Serve's handles have the same form."""
+    if autoscaler is None:
+        return []
+    return [report.metrics for report in autoscaler._handle_store.objects.values()]
+
+
 def _takes(options: Mapping[str, Any], bundle: Mapping[str, float]) -> bool:
     """Whether an actor with these options takes `bundle`."""
     return all(

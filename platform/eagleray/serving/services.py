@@ -139,6 +139,17 @@ class Retiring:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """Why an application that has answered has no replica, though one was to start."""
+
+    tries: int
+    """So many starts in a row have failed."""
+    reason: str
+    is_final: bool
+    """The next one would fail, too."""
+
+
+@dataclass(frozen=True)
 class Record:
     """All that the controller must not forget."""
 
@@ -154,6 +165,8 @@ class Record:
     """Whether Serve is ours to end."""
     link_key: str = field(default="", repr=False)
     """What gateways and replicas know each other by: 32 bytes as hexadecimal; made by the controller."""
+    ailing: Mapping[str, Trouble] = field(default_factory=dict)
+    """By application; as last seen, and not kept on disk."""
 
     @property
     def draining(self) -> list[str]:

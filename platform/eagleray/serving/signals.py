@@ -1,12 +1,13 @@
 """What replicas tell Serve's controller of themselves, and what it reads from that: both ends of one record.
 
 Serve asks each replica every 0.6 s, and hands what it said to the policy within a second. It is asked apart
-from the requests, so it counts those, too, that come past Serve.
+from the requests, so it counts those, too, that come past Serve. What never reaches a replica the gateways
+tell (`gateway.telling_ray260`); that is read here as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from eagleray.serving.rates import Count
 from eagleray.serving.replica.fit import Line
 
 _PREFIX = "eagleray_"
+ARRIVED, QUEUED_TEXTS = _PREFIX + "arrived", _PREFIX + "queued_texts"
+"""Of gateways: predictions asked for so far, and texts that wait there."""
 
 
 class _Batcher(Protocol):
@@ -111,6 +114,26 @@ def read(raw: Mapping[str, Mapping[Any, Sequence[Point]]]) -> Signals:
         p95_s=_mean(last("p95_s"), weights),
         waited_s=_mean(last("waited_s"), weights) or 0.0,
     )
+
+
+@dataclass(frozen=True)
+class Told:
+    """What all gateways have said of a service."""
+
+    arrived: Mapping[str, Count] = field(default_factory=dict)
+    """Predictions asked for, by gateway; of those that were turned away, too."""
+    texts: float = 0.0
+    """Texts that wait in gateways."""
+
+
+def read_told(reports: Iterable[Mapping[str, Mapping[str, Sequence[Point]]]]) -> Told:
+    """What gateways have said, in the reports that Serve has of them: points by name and gateway."""
+    arrived: dict[str, Count] = {}
+    texts = 0.0
+    for report in reports:
+        arrived |= _counts({name: points for name, points in report.get(ARRIVED, {}).items() if points})
+        texts += sum(points[-1].value for points in report.get(QUEUED_TEXTS, {}).values() if points)
+    return Told(arrived, texts)
 
 
 def _counts(found: Mapping[str, Sequence[Point]]) -> dict[str, Count]:

@@ -50,6 +50,7 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
             tls_cert=serving.tls_cert or "",
             tls_key=serving.tls_key or "",
             access_log_bytes=int(serving.access_log_mib * 2**20),
+            parked_bytes=int(serving.parked_mib * 2**20),
         ),
         serve_port=cluster.ports["serve"],
     )

@@ -71,6 +71,8 @@ class LocalServing(Spec):
     access_log_mib: float = Field(default=0.0, ge=0, le=100_000)
     """A line of JSON for each answered request, in files of the serving folder that together have no more for
     each gateway; 0: none."""
+    parked_mib: float = Field(default=256.0, ge=0, le=1_000_000)
+    """Bodies that wait on one gateway for models without a replica (min_replicas = 0) take no more."""
     tls_cert: ExistingPath | None = None
     """A file with a certificate, and those that lead to its root, in PEM: requests then come by HTTPS. Read
     again when it changes."""

@@ -240,6 +240,24 @@ def test_status_of_an_ingress(run: Run, ingress: Pretend) -> None:
     assert {(entry["name"], entry["version"]) for entry in found["services"]} >= {("digits", 2), ("gpt", 1)}
 
 
+def test_status_says_why_there_are_so_many_replicas(run: Run, ingress: Pretend) -> None:
+    async def services() -> list[dict[str, Any]]:
+        scaling = {"wanted": 5, "runs": 2, "reason": "2000 samples/s come", "at": 1.0}
+        found = {"name": "digits", "state": "ready", "replicas": 2}
+        return [
+            {**found, "version": 1, "scaling": scaling},
+            {**found, "version": 2, "scaling": {**scaling, "reason": ""}},
+            {**found, "version": 3, "scaling": None},
+        ]
+
+    ingress.admin.services = services
+    lines = [line.strip() for line in run("status").out.splitlines() if line.startswith("digits")]
+    assert lines[0].endswith("digits/versions/1  wants 5: 2000 samples/s come")
+    assert "wants" not in "".join(lines[1:])
+    found = run("status", "--json").json["services"][0]
+    assert (found["wanted"], found["reason"]) == (5, "2000 samples/s come")
+
+
 def test_status_says_who_holds_what_and_what_waits_for_what(run: Run, ingress: Pretend) -> None:
     lines = run("status").out.splitlines()
     begin = lines.index("claims:")

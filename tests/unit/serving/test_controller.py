@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,7 @@ class PretendServe:
         self.is_open = True
         """Whether the ingress answers."""
         self.fails: dict[str, str] = {}
+        self.decided: dict[str, dict[str, Any]] = {}
         self.runs = self.seems_to_run = True
         """As it is, and as a client thinks that found it earlier and has not looked again."""
         self.held = threading.Event()
@@ -79,6 +81,9 @@ class PretendServe:
 
     def num_replicas(self):
         return dict.fromkeys(self.apps, 1)
+
+    def decisions(self):
+        return self.decided
 
     def _check(self) -> None:
         if self.broken:
@@ -235,8 +240,11 @@ def test_deploy_promote_replace_undeploy(parts):
         assert news["draining"] == ["m--digits--v1"]
         await controller.watch("ingress-1", news["revision"], news["draining"], 0.0)
         await until(lambda: "m--digits--v1" not in serve.apps)
+        decision = {"wanted": 3, "runs": 2, "reason": "much comes", "at": 1.0}
+        serve.decided = {"m--digits--v2": decision}
         [service] = await backend.services()
         assert (service["version"], service["state"], service["replicas"]) == (2, "ready", 1)
+        assert service["scaling"] == decision
         assert await backend.undeploy("digits", None) == {"name": "digits", "versions": [2]}
         with pytest.raises(ModelNotFound, match="no model 'digits' is deployed"):
             await backend.undeploy("digits", None)
@@ -418,6 +426,31 @@ def test_a_replica_that_does_not_start(parts):
         await until(lambda: "m--digits--v1" not in controller.serve.apps)
         [service] = await backend.services()
         assert (service["state"], service["message"]) == ("failed", "code/net.py is missing")
+
+    with_controller(parts, scenario)
+
+
+def test_a_start_from_zero_that_fails_is_told_to_the_ingresses(parts, monkeypatch):
+    monkeypatch.setattr("eagleray.serving.controller._QUIET_S", 0.02)
+
+    async def scenario(controller, backend):
+        app = "m--digits--v1"
+        await backend.deploy({"name": "digits", "version": 1, "min_replicas": 0})
+        await until(lambda: controller.record.is_settled and app in controller.serve.apps)
+        revision = controller.record.revision
+        failed = "The deployment failed to start {} times in a row. Error:\nOSError: no space left"
+        controller.serve.apps[app] = Seen("deploying", failed.format(1))
+        news = await controller.watch("ingress-1", revision, [], 10.0)
+        [trouble] = news["ailing"].values()
+        assert (trouble["tries"], trouble["is_final"]) == (1, False)
+        assert trouble["reason"].endswith("OSError: no space left")
+        controller.serve.apps[app] = Seen("deploying", failed.format(3))
+        news = await controller.watch("ingress-1", news["revision"], [], 10.0)
+        assert news["ailing"][app]["is_final"], "enough have failed"
+        controller.serve.apps[app] = Seen("running")
+        news = await controller.watch("ingress-1", news["revision"], [], 10.0)
+        assert news["ailing"] == {}
+        assert memory.load(controller.settings.record_path).ailing == {}
 
     with_controller(parts, scenario)
 

@@ -46,6 +46,7 @@ class Controller:
         state = IngressState(routes=self.routes).to_json()
         return {
             "revision": self.revision, "state": state, "draining": [], "starts": {}, "links": {},
+            "ailing": {"m--gpt--v1": {"tries": 1, "reason": "no room", "is_final": False}},
             "settings": self.settings.to_json(),
         }  # fmt: skip
 

@@ -64,6 +64,44 @@ def test_no_thread_takes_more_cores_than_its_replica_has(tmp_path, monkeypatch):
     assert told == {(name, 3) for name in (threading.current_thread().name, "model_0", "link-server")}
 
 
+@pytest.mark.parametrize("kind", ["image", "tokens"])
+def test_wherever_a_model_runs_its_thread_was_told_first(tmp_path, monkeypatch, kind):
+    """Passes in the loop and in the thread, the iterations of texts, and the warm-up."""
+    import torch
+
+    set_num_threads, told, ran = torch.set_num_threads, set(), {}
+
+    def tell(number: int) -> None:
+        set_num_threads(number)
+        told.add(threading.current_thread().name)
+
+    def ran_here(*_: object) -> None:
+        ran[threading.current_thread().name] = torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    set_num_threads(3)
+    monkeypatch.setattr(torch, "set_num_threads", tell)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(ran_here)
+    try:
+        with replica_of(tmp_path, monkeypatch, kind=kind, cpus_per_replica=1) as replica:
+            if kind == "image":
+                for may_run_in_loop in (True, False):
+                    replica._batcher._may_run_in_loop = may_run_in_loop
+                    asyncio.run(replica.infer(images(1)))
+            else:
+                asyncio.run(collected(replica.generate(GenerationRequest("ab", max_tokens=3))))
+        assert ran.keys() <= told
+        assert set(ran.values()) == {1}
+        assert ("link-server" in ran) == (kind == "image")
+    finally:
+        hook.remove()
+        set_num_threads(before)
+
+
+async def collected(chunks) -> list:
+    return [chunk async for chunk in chunks]
+
+
 def images(number: int) -> dict[str, np.ndarray]:
     drawn = np.random.default_rng(number)
     return {"image": drawn.random((1, *card().signature.input_shape), np.float32)}

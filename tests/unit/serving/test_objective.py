@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from itertools import count, pairwise
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from eagleray.serving.objective import (
@@ -16,122 +14,12 @@ from eagleray.serving.objective import (
     Memory,
     Need,
     Seen,
-    Terms,
     batch_within,
     decide,
 )
 from eagleray.serving.rates import Count, Peaks, Rates
 from eagleray.serving.replica.fit import Line
-
-LINE = Line(fixed_s=10e-3, per_sample_s=1e-3)
-"""In batches of 16 within 100 ms a replica computes 615 samples a second."""
-TERMS = Terms(objective_s=0.1, max_batch_size=16, minimum=1, maximum=20, idle_s=30.0)
-MU = 16 / LINE.seconds(16)
-STEP_S = 0.2
-
-
-@dataclass
-class Replica:
-    """What one has counted, and as it last said so."""
-
-    name: str
-    born_s: float
-    came: float = 0.0
-    done: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.said_s = self.born_s
-        self.counts = (Count(self.born_s, 0.0, self.born_s, 0.0),) * 2
-
-    def report(self, time_s: float) -> None:
-        if time_s >= self.said_s + 1.0 - 1e-9:
-            self.said_s = time_s
-            before = [(count.last_s, count.last) for count in self.counts]
-            self.counts = (Count(*before[0], time_s, self.came), Count(*before[1], time_s, self.done))
-
-
-@dataclass
-class Service:
-    """Replicas that compute what comes, report once a second, and take a while to start."""
-
-    rate: float
-    terms: Terms = TERMS
-    line: Line = LINE
-    true_mu: float = MU
-    cold_start_s: float = 5.0
-    seed: int = 0
-    time_s: float = 0.0
-    target: int = 1
-    backlog: float = 0.0
-    memory: Memory = field(default_factory=Memory)
-    replicas: list[Replica] = field(default_factory=lambda: [Replica("r0", 0.0)])
-    starting: list[float] = field(default_factory=list)
-    decisions: list[tuple[float, Decision]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.drawn = np.random.default_rng(self.seed)
-        self.numbers, self.first = count(1), self.target
-
-    def step(self) -> None:
-        self.time_s += STEP_S
-        self.replicas += [
-            Replica(f"r{next(self.numbers)}", self.time_s) for ready in self.starting if ready <= self.time_s
-        ]
-        self.starting = [ready for ready in self.starting if ready > self.time_s]
-        del self.replicas[self.target :]
-        came = int(self.drawn.poisson(self.rate * STEP_S))
-        self.backlog += came
-        done = min(self.backlog, len(self.replicas) * self.true_mu * STEP_S)
-        self.backlog -= done
-        for replica in self.replicas:
-            replica.came += came / len(self.replicas)
-            replica.done += done / len(self.replicas)
-            replica.report(self.time_s)
-        self.ask()
-
-    def seen(self) -> Seen:
-        waited_s = self.backlog / max(len(self.replicas) * self.true_mu, 1e-9)
-        return Seen(
-            time_s=self.time_s,
-            running=len(self.replicas),
-            target=self.target,
-            came={replica.name: replica.counts[0] for replica in self.replicas},
-            done={replica.name: replica.counts[1] for replica in self.replicas},
-            backlog=self.backlog,
-            line=self.line if self.replicas else None,
-            p95_s=waited_s + 2 * self.line.seconds(8) if self.rate else None,
-            waited_s=waited_s,
-            is_asked=self.backlog > 0,
-        )
-
-    def ask(self) -> None:
-        decision, self.memory = decide(self.seen(), self.terms, self.memory)
-        if decision.wanted != self.target:
-            self.decisions.append((self.time_s, decision))
-        self.target = decision.wanted
-        new = self.target - len(self.replicas) - len(self.starting)
-        self.starting += [self.time_s + self.cold_start_s] * new
-        del self.starting[max(0, self.target - len(self.replicas)) :]
-
-    def settle(self, seconds: float) -> Service:
-        """As `run`; what was decided until then is forgotten."""
-        self.run(seconds)
-        self.decisions.clear()
-        self.first = self.target
-        return self
-
-    def run(self, seconds: float, rate: float | None = None) -> Service:
-        self.rate = self.rate if rate is None else rate
-        for _ in range(round(seconds / STEP_S)):
-            self.step()
-        return self
-
-    @property
-    def reversals(self) -> int:
-        """How often it went down after it went up, or up after down."""
-        numbers = [self.first, *(decision.wanted for _, decision in self.decisions)]
-        signs = [np.sign(after - before) for before, after in pairwise(numbers)]
-        return sum(one != other for one, other in pairwise(signs))
+from support.simulated_service import LINE, MU, STEP_S, TERMS, Gateway, Service
 
 
 def test_a_tenfold_step_is_decided_within_three_seconds_and_answered_in_one_direction():
@@ -149,6 +37,39 @@ def test_a_tenfold_step_is_decided_within_three_seconds_and_answered_in_one_dire
         assert service.reversals == 0
         assert service.target <= math.ceil(1.5 * 2000 / (0.75 * MU))
         assert service.backlog < 2 * 16 * service.target, "what had waited is done"
+
+
+@pytest.mark.parametrize("times", [3, 10])
+def test_what_gateways_hold_back_or_turn_away_is_decided_on_within_three_seconds(times):
+    """Replicas see what the gateways let through, which is what they can do and not what is asked for."""
+    for seed in range(6):
+        gateways = [Gateway("g0", 0.2 * seed), Gateway("g1", 0.4)]
+        service = Service(rate=0.5 * MU, seed=seed, gateways=gateways).settle(90)
+        start_s = service.time_s
+        service.run(10, rate=times * MU)
+        reached_s = next(when for when, found in service.decisions if found.wanted >= times)
+        print(f"{reached_s - start_s:.1f} s: {service.decisions}")
+        assert reached_s - start_s <= 3
+        service.run(50)
+        assert service.reversals == 0
+        assert times <= service.target <= math.ceil(1.6 * times / 0.75)
+
+
+def test_without_word_of_gateways_an_overload_would_be_met_step_by_step():
+    service = Service(rate=0.5 * MU, gateways=[Gateway("g", late_s=1e9)]).settle(90)
+    start_s = service.time_s
+    service.run(60, rate=10 * MU)
+    reached_s = next((when for when, found in service.decisions if found.wanted >= 10), math.inf)
+    assert reached_s - start_s > 6
+
+
+@pytest.mark.parametrize("rate", [3, 450, 930, 3000])
+def test_constant_load_behind_gateways_is_answered_without_back_and_forth(rate):
+    gateways = [Gateway("g0"), Gateway("g1", 0.6)]
+    service = Service(rate=rate, gateways=gateways).settle(90).run(600)
+    assert service.reversals <= 1
+    assert service.target * MU > rate
+    assert service.target <= max(1, math.ceil(rate / (0.45 * MU)))
 
 
 @pytest.mark.parametrize("rate", [3, 450, 930, 3000])

@@ -17,6 +17,7 @@ from eagleray.serving.reconcile import (
     MarkReady,
     Retire,
     Seen,
+    ailing,
     carry_out,
     decide,
     our_error,
@@ -345,3 +346,39 @@ def test_what_may_have_been_the_nodes_fault_is_tried_again(world):
         assert world.step() == ["Apply"]
     world.seen[V1] = Seen("failed", "The actor died:\n its node was lost")
     assert world.decide() == [Fail("digits", 1, "The actor died: its node was lost")]
+
+
+@pytest.mark.parametrize(
+    ("message", "trouble"),
+    [
+        ("", None),
+        ("Upscaling from 0 to 1 replicas.", None),
+        (
+            "A replica failed to start with exception. Retrying. Error:\nOSError: no space left",
+            (1, "OSError: no space left", False),
+        ),
+        (
+            "The deployment failed to start 2 times in a row. Error:\n…\n"
+            "eagleray.errors.PackageError: code/net.py is missing",
+            (2, "code/net.py is missing", True),
+        ),
+        ("The deployment failed to start 3 times in a row. Error:\nOSError", (3, "OSError", True)),
+    ],
+)
+def test_a_version_that_has_answered_and_whose_replica_does_not_start(message, trouble):
+    world = World()
+    world.deploy(1, min_replicas=0)
+    world.seen = {V1: Seen("deploying", message)}
+    assert ailing(world.record, world.seen) == {}, "of its first replica `decide` says all"
+    world.seen = {}
+    world.settle()
+    world.seen[V1] = Seen("deploying", message)
+    found = ailing(world.record, world.seen).get(V1)
+    if trouble is None:
+        assert found is None
+        return
+    tries, reason, is_final = trouble
+    assert found is not None
+    assert (found.tries, found.is_final) == (tries, is_final)
+    assert found.reason.endswith(reason)
+    assert Record.from_json(dataclasses.replace(world.record, ailing={V1: found}).to_json()).ailing == {}

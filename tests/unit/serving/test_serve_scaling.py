@@ -10,56 +10,12 @@ from typing import Any
 
 import pytest
 
-from eagleray.serving import model_app, scaling, serve_scaling_ray260
+from eagleray.serving import serve_scaling_ray260
 from eagleray.serving.scaling_policy import POLICY, ServiceScaling
 from eagleray.serving.service_claims import Replicas
-from eagleray.specs import ServiceSpec
+from support.serve_autoscaler import APP, MOVED, autoscaler_of, decided, reasons, replica, told
 
-MOVED = "Ray moved this; the pin is ray==2.60.*: adapt serving/serve_scaling_ray260.py"
-APP = "m--digits--v3"
 NODE = "ab" * 28
-
-
-class Claims:
-    """As ServiceClaims, with what it says fixed."""
-
-    def __init__(self) -> None:
-        self.grants: int | None = None
-        self.node: str | None = ""
-        self.leaves: list[Any] = []
-        self.asks, self.taken = [], []
-
-    def granted(self, ask, replicas, *, meanwhile, look) -> int | None:
-        self.asks.append(ask)
-        return self.grants
-
-    def place(self, app: str, taken: Counter[str]) -> str | None:
-        self.taken.append((app, taken))
-        return self.node
-
-    def leaving(self, app: str, running: Any) -> list[Any]:
-        return self.leaves if app == APP else []
-
-
-@pytest.fixture
-def claims(monkeypatch) -> Claims:
-    """In charge of this process's Serve, until the end of the test."""
-    from ray.serve import autoscaling_policy
-    from ray.serve._private.deployment_scheduler import DeploymentScheduler
-
-    for owner, name in (
-        (autoscaling_policy, "_get_cold_start_scale_up_replicas"),
-        (DeploymentScheduler, "_schedule_replica"),
-        (DeploymentScheduler, "_get_replicas_to_stop"),
-    ):
-        assert hasattr(owner, name), MOVED
-        monkeypatch.setattr(owner, name, getattr(owner, name))
-    found = Claims()
-    monkeypatch.setattr(scaling, "of_this_process", lambda: found)
-    scaling.prepare()
-    serve_scaling_ray260.take_charge(Claims())  # changes nothing
-    yield found
-    del DeploymentScheduler._eagleray
 
 
 class Actor:
@@ -77,13 +33,6 @@ class Actor:
 
 
 @pytest.fixture
-def deployment():
-    from ray.serve._private.common import DeploymentID
-
-    return DeploymentID(name="Model", app_name=APP)
-
-
-@pytest.fixture
 def scheduler(deployment):
     """Serve's, with one deployment."""
     from ray.serve._private import deployment_scheduler
@@ -97,12 +46,6 @@ def scheduler(deployment):
     found.on_deployment_created(deployment, deployment_scheduler.SpreadDeploymentSchedulingPolicy())
     found.on_deployment_deployed(deployment, config)
     return found
-
-
-def replica(deployment, name: str):
-    from ray.serve._private.common import ReplicaID
-
-    return ReplicaID(unique_id=name, deployment_id=deployment)
 
 
 def started(scheduler, deployment, name: str) -> Any:
@@ -158,36 +101,6 @@ def test_the_replica_that_a_notice_names_is_stopped(claims, scheduler, deploymen
     assert stopped(2) == {"r4", "r3"}
 
 
-@pytest.fixture
-def autoscaler(deployment, monkeypatch):
-    """Serve's, of a service with 0 to 3 replicas."""
-    return autoscaler_of(deployment, monkeypatch)
-
-
-def autoscaler_of(deployment, monkeypatch, **changes):
-    from ray.serve._private.autoscaling_state import DeploymentAutoscalingState
-    from ray.serve._private.config import DeploymentConfig
-    from ray.serve._private.deployment_info import DeploymentInfo
-
-    values = {"min_replicas": 0, "max_replicas": 3, "idle_s": 0, "label_selector": {"pool": "x"}, **changes}
-    spec = ServiceSpec(kind="service", name="digits", **values)
-    config = model_app.build(spec, {})._bound_deployment._deployment_config
-    config = DeploymentConfig.from_proto_bytes(config.to_proto_bytes())  # as it reaches the controller
-    found = DeploymentAutoscalingState(deployment)
-    replicas = SimpleNamespace(ray_actor_options={})
-    target = found.register(DeploymentInfo(config, replicas, 0, "", version="1"), 0)
-    assert target == max(1, spec.min_replicas), "the first is tried"
-    monkeypatch.setattr(serve_scaling_ray260, "replicas", lambda *_: Replicas())
-    monkeypatch.setattr(serve_scaling_ray260, "looker", lambda *_: lambda: None)
-    return found
-
-
-def decided(autoscaler, deployment, monkeypatch, running: int, target: int, requests: float) -> int:
-    autoscaler.update_running_replica_ids([replica(deployment, f"r{n}") for n in range(running)])
-    monkeypatch.setattr(autoscaler, "get_total_num_requests", lambda: requests)
-    return autoscaler.get_decision_num_replicas(target)
-
-
 def test_serve_runs_what_its_requests_need_and_the_ledger_grants(claims, autoscaler, deployment, monkeypatch):
     def runs(*now: float) -> int:
         return decided(autoscaler, deployment, monkeypatch, *now)
@@ -212,76 +125,9 @@ def test_serve_runs_what_its_requests_need_and_the_ledger_grants(claims, autosca
     assert (ask.app, ask.bundle, ask.label_selector, ask.floor) == (APP, {"CPU": 1.0}, {"pool": "x"}, 0)
 
 
-def told(autoscaler, deployment, now_s: float, **values: float) -> None:
-    """What a replica says reaches Serve's controller."""
-    from ray.serve._private.common import ReplicaMetricReport, TimeStampedValue
-
-    one = replica(deployment, "r0")
-    metrics = {f"eagleray_{name}": [TimeStampedValue(now_s, value)] for name, value in values.items()}
-    autoscaler.record_request_metrics_for_replica(ReplicaMetricReport(one, metrics, now_s))
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Of Serve's controller."""
-    from ray.serve._private import autoscaling_state
-
-    now = SimpleNamespace(s=1_000_000.0)
-    monkeypatch.setattr(
-        autoscaling_state, "time", SimpleNamespace(time=lambda: now.s, monotonic=lambda: now.s)
-    )
-    return now
-
-
-@pytest.fixture
-def logged(monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "handlers", [caplog.handler])
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "level", logging.INFO)
-    return caplog
-
-
-def reasons(logged) -> list[str]:
-    return [record.message for record in logged.records if record.message.startswith(f"{APP}: ")]
-
-
 def test_requests_that_come_past_serve_are_counted(claims, autoscaler, deployment, monkeypatch, clock):
     told(autoscaler, deployment, clock.s, under_way=5, requests=5)
     assert decided(autoscaler, deployment, monkeypatch, 1, 1, 0) == 3
-
-
-def test_an_objective_is_kept_by_what_replicas_say(claims, deployment, monkeypatch, clock, logged):
-    autoscaler = autoscaler_of(
-        deployment, monkeypatch, min_replicas=1, max_replicas=9, max_batch_size=16, objective_p95_ms=100
-    )
-    targets, came = [1], 0.0
-    for second in range(8):
-        came += 200 if second < 4 else 2000
-        values = {"came": came, "done": came, "requests": came, "waiting": 0, "fixed_s": 0.01}
-        told(autoscaler, deployment, clock.s, **values, per_sample_s=0.001, p95_s=0.03, waited_s=0.0)
-        for _ in range(10):
-            clock.s += 0.1
-            targets.append(decided(autoscaler, deployment, monkeypatch, 1, targets[-1], 1))
-    assert set(targets[:40]) == {1}
-    assert targets[41] == 5, "at once with the first report of ten times as much"
-    assert claims.asks[-1].wanted == targets[-1] == 5
-    [line] = reasons(logged)
-    assert line == (
-        f"{APP}: wants 5 replicas, before 1: 2000 samples/s come, and a replica takes 461.5/s "
-        "(batches of 16 within 100 ms)"
-    )
-
-
-def test_replicas_that_say_nothing_of_their_passes_count_by_their_requests(
-    claims, deployment, monkeypatch, clock, logged
-):
-    autoscaler = autoscaler_of(deployment, monkeypatch, min_replicas=1, objective_p95_ms=100)
-    assert decided(autoscaler, deployment, monkeypatch, 1, 1, 5) == 1, "it has just begun to answer"
-    clock.s += 6
-    assert decided(autoscaler, deployment, monkeypatch, 1, 1, 5) == 3
-    assert decided(autoscaler, deployment, monkeypatch, 1, 3, 5) == 3
-    assert reasons(logged) == [
-        f"{APP}: wants 3 replicas, before 1: 5 requests are under way, and a replica is to have 2"
-    ]
 
 
 @pytest.mark.parametrize("objective_p95_ms", [None, 100])

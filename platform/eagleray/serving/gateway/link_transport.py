@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving import transport
+from eagleray.serving.admission.deadline import Forecast, TextForecast
+from eagleray.serving.admission.gate import Gate
+from eagleray.serving.gateway.demand import Demand
+from eagleray.serving.gateway.line import Arrays, Line, goes_by_serve, observe, send
+from eagleray.serving.gateway.link_answers import copied_outputs, last_chunk
 from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
-from eagleray.serving.link import generating, tensors
-from eagleray.serving.link.client import Answer, OnAnswer
-from eagleray.serving.link.frames import TOO_LARGE, FrameError, Kind
+from eagleray.serving.gateway.parking import Parking, num_bytes
+from eagleray.serving.link import generating
+from eagleray.serving.link.client import Answer
 from eagleray.serving.link.pool import Pool
-from eagleray.serving.link.retries import Request
-from eagleray.serving.link.ring import MIN_RING_BYTES, RingOptions
+from eagleray.serving.link.ring import RingOptions
 from eagleray.serving.routes import Target
-from eagleray.serving.transport import BadInput, Overloaded, Transport
-from eagleray.serving.waiting import FIRST_START_S, Waiting
+from eagleray.serving.services import Trouble
+from eagleray.serving.transport import Transport
 
-Arrays = Mapping[str, np.ndarray]
 RING = RingOptions(slots=16, slot_bytes=4 << 20)
-_log = logging.getLogger(__name__)
 
 
 class Fallback(Transport, Protocol):
@@ -43,45 +42,15 @@ class Fallback(Transport, Protocol):
         ...
 
 
-@dataclass(eq=False)
-class Line:
-    """The way to one application."""
-
-    app: str
-    pool: Pool
-    waiting: Waiting
-    max_ongoing: int = 0
-    """Requests that all replicas work on at a time."""
-    num_running: int = 0
-    detour: str = ""
-    """Why requests go by Serve's handles; empty where they do not."""
-
-    def say(self, detour: str) -> None:
-        """Log where requests go, once for each change."""
-        if detour == self.detour:
-            return
-        self.detour = detour
-        if detour:
-            _log.warning("requests to %s go by Serve's handles, more slowly: %s", self.app, detour)
-        else:
-            _log.warning("requests to %s go over links again", self.app)
-
-    def why_none(self) -> str:
-        """Why there is no link to choose."""
-        if not self.num_running:
-            return "it has no replica now"
-        problems = self.pool.problems()
-        return next(iter(problems.values()), "") or "no link to its replicas is ready yet"
-
-
 class LinkTransport:
     """A Transport. For one event loop.
 
     Args:
-        serve: Takes what no link can: the first request of an application that is scaled to zero, say.
+        serve: Takes what no link can: what is too large for its frames, say.
         node: This process's node, as Ray knows it.
         ring: Shared memory for each link on this node.
         look_up: Tells which replicas an application has.
+        demand: Told what comes, and what waits for a first replica.
     """
 
     def __init__(
@@ -91,17 +60,48 @@ class LinkTransport:
         node: str,
         ring: RingOptions | None = RING,
         look_up: Callable[[OnChange], Watcher] = Lookup,
+        demand: Demand | None = None,
     ) -> None:
+        self.demand = demand or Demand()
+        self.parking = Parking(self.demand)
+        self._troubles: Mapping[str, Trouble] = {}
         self._serve, self._node, self._ring = serve, node, ring
         self._links: Mapping[str, Any] = {}
         self._lines: dict[str, Line] = {}
-        self._starts: Mapping[str, float] = {}
+        self._num_gateways = 1
+        self.demand.look = self._tell
         self._lookup = look_up(self.update)
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_links(self) -> bool:
+        """Whether any application can be reached by link."""
+        return any(line.pool.links for line in self._lines.values())
 
     def line(self, app: str) -> Line | None:
         """The way to an application; None where it is not known."""
         return self._lines.get(app)
+
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        """By application, of those that were asked something."""
+        return {app: line.gate for app, line in self._lines.items() if line.gate is not None}
+
+    def gate(self, target: Target) -> Gate | None:
+        """Where requests to it wait; None where its application is not known."""
+        line = self._lines.get(target.app)
+        if line is None:
+            return None
+        if line.target is not target or line.gate is None:
+            self._name_gate(line, target)
+        return line.gate
+
+    def share(self, num_gateways: int) -> None:
+        """So many gateways ask the same replicas: each may have its part of what they can work on."""
+        self._num_gateways = self.parking.num_gateways = max(1, num_gateways)
+        for line in self._lines.values():
+            line.target = None  # of what may wait each has a part, too
+            self._arrange(line)
 
     def follow(self, links: Mapping[str, Any], apps: Collection[str]) -> None:
         """Have links to the replicas of these applications, and of no others.
@@ -117,18 +117,28 @@ class LinkTransport:
             for app in set(apps) - self._lines.keys():
                 self._lines[app] = self._opened(app)
         self._lookup.follow(self._lines)
+        self.demand.keep_only(apps)
+        self.parking.keep_only(apps)
 
     def expect(self, starts: Mapping[str, float]) -> None:
-        """Take down how long each application took to start: what a full queue is told at first."""
-        self._starts = starts
+        """Take down how long each application took to start: what who finds no room is told at first."""
+        self.parking.expect(starts)
         self._serve.expect(starts)
+
+    def ail(self, troubles: Mapping[str, Trouble]) -> None:
+        """These applications were to start a replica, and it did not come up; what is new counts."""
+        before, self._troubles = self._troubles, troubles
+        for app, trouble in troubles.items():
+            if trouble != before.get(app):
+                self.parking.fail(app, trouble)
 
     def update(self, app: str, replicas: Sequence[Running]) -> None:
         """These replicas of an application run now."""
         if (line := self._lines.get(app)) is not None:
-            line.num_running = len(replicas)
-            line.max_ongoing = sum(replica.max_ongoing for replica in replicas)
+            line.max_ongoing = [replica.max_ongoing for replica in replicas]
             line.pool.update([replica.address for replica in replicas if replica.address is not None])
+            self._arrange(line)
+            self._let_go(app)
 
     async def close(self) -> None:
         """End all links."""
@@ -139,51 +149,73 @@ class LinkTransport:
     async def infer(self, target: Target, inputs: Arrays, *, timeout_s: float) -> dict[str, np.ndarray]:
         """As Transport."""
         until_s = time.monotonic() + timeout_s
-        if (line := self.way(target)) is not None:
-            outputs = None
-            line.waiting.begin(time.monotonic())
-            try:
-                outputs = await self._over_link(line, target, inputs, timeout_s)
-            finally:
-                line.waiting.end(time.monotonic(), is_answered=outputs is not None)
+        line = self.way(target)
+        if line is None and self.is_awaited(target):
+            line = await self._awaited(target, num_bytes(inputs), until_s)
+            timeout_s = max(0.0, until_s - time.monotonic())
+        if line is not None:
+            outputs = await self._over_link(line, target, inputs, timeout_s)
             if outputs is not None:
                 return outputs
-        return await self.by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
+        return await self._by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
 
     async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
-        if (line := self.way(target)) is not None:
-            is_answered = False
-            line.waiting.begin(time.monotonic())
-            try:
-                async with contextlib.aclosing(self._pieces(line, target, request)) as pieces:
-                    async for chunk in pieces:
-                        is_answered = chunk.finish_reason is not None
-                        yield chunk
-                        if is_answered:
-                            return
-            finally:
-                line.waiting.end(time.monotonic(), is_answered=is_answered)
+        line = self.way(target)
+        if line is None and self.is_awaited(target):
+            line = await self._awaited(target, len(request.prompt.encode()), None)
+        if line is not None:
+            async with contextlib.aclosing(self._pieces(line, target, request)) as pieces:
+                async for chunk in pieces:
+                    yield chunk
+                    if chunk.finish_reason is not None:
+                        return
         async with contextlib.aclosing(self._serve.generate(target, request)) as pieces:
             async for chunk in pieces:
                 yield chunk
 
     async def by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
-        """As `infer`, by Serve's handles."""
-        return await self._serve.infer(target, inputs, timeout_s=timeout_s)
+        """As `infer`, for what `way` has no line for, or its line did not carry: mostly by Serve's."""
+        if self.is_awaited(target):
+            return await self.infer(target, inputs, timeout_s=timeout_s)
+        return await self._by_serve(target, inputs, timeout_s)
+
+    async def _by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
+        begun_s = time.monotonic()
+        outputs = await self._serve.infer(target, inputs, timeout_s=timeout_s)
+        if (gate := self.gate(target)) is not None:
+            gate.observe_whole(time.monotonic() - begun_s)
+        return outputs
 
     def way(self, target: Target) -> Line | None:
-        """The line that a request is to go by; None: by Serve. Raises: Overloaded where it is full."""
+        """The line of a request whose turn it is, asked once for each; None: `by_serve` finds another way."""
         line = self._lines.get(target.app)
         if line is None:
             return None
         if line.pool.choose() is None:
-            line.say(line.why_none())
+            line.say("" if line.is_awaited else line.why_none())
             return None
         line.say("")
-        if line.waiting.num_under_way >= line.max_ongoing + target.max_queued:
-            raise transport.full(target, line.waiting.retry_after_s(time.monotonic()))
         return line
+
+    def is_awaited(self, target: Target) -> bool:
+        """Whether a request waits here for the target's first replica."""
+        line = self._lines.get(target.app)
+        return line is not None and line.is_awaited
+
+    async def _awaited(self, target: Target, size: int, until_s: float | None) -> Line | None:
+        """The line, once there is a link; None: by Serve. Raises: as `Parking.wait`."""
+        while self.is_awaited(target):
+            left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+            await self.parking.wait(target, size, left_s)
+        line = self._lines.get(target.app)
+        return line if line is not None and line.pool.choose() is not None else None
+
+    def _let_go(self, app: str) -> None:
+        """Whether what waits for a replica is to go on."""
+        line = self._lines.get(app)
+        if line is not None and not line.is_awaited:
+            self.parking.release(app)
 
     async def _over_link(
         self, line: Line, target: Target, inputs: Arrays, timeout_s: float
@@ -209,7 +241,10 @@ class LinkTransport:
             request.cancel()
             raise
         try:
-            return None if goes_by_serve(line, request, answer) else copied_outputs(target, answer)
+            if goes_by_serve(line, request, answer):
+                return None
+            observe(line, answer)
+            return copied_outputs(target, answer)
         finally:
             answer.release()
 
@@ -242,88 +277,38 @@ class LinkTransport:
             node=self._node,
             max_frame_bytes=self._links["max_frame_bytes"],
             ring=self._ring,
+            on_change=lambda: self._let_go(app),
         )
-        return Line(app, pool, Waiting(start_s=self._starts.get(app, FIRST_START_S)))
+        return Line(app, pool)
+
+    def _name_gate(self, line: Line, target: Target) -> None:
+        """Have a gate for the version as it is now."""
+        most = -(-target.max_queued // self._num_gateways)
+        name, line.target = transport.what(target), target
+        if line.gate is None:
+            forecast = TextForecast() if target.card.is_generative else Forecast()
+            line.gate = Gate(name, max_queued=most, forecast=forecast)
+            line.gate.on_waiting = self.demand.is_urgent.set
+            self._arrange(line)
+        line.gate.name, line.gate.max_queued = name, most
+
+    def _tell(self) -> None:
+        """Let the demand know what waits at the gates, and what has come there."""
+        for app, line in self._lines.items():
+            if (gate := line.gate) is not None and line.target is not None:
+                queued, is_text = gate.num_queued, line.target.card.is_generative
+                arrived = 0 if is_text else gate.num_entered + gate.num_refused
+                self.demand.told(app, queued, arrived, texts=queued if is_text else 0)
+
+    def _arrange(self, line: Line) -> None:
+        if line.gate is not None:
+            line.gate.arrange(line.max_ongoing, self._num_gateways, time.monotonic())
 
     def _drop(self, apps: Collection[str]) -> None:
         for app in apps:
             line = self._lines.pop(app)
+            if line.gate is not None:
+                line.gate.open(time.monotonic())
             task = asyncio.get_running_loop().create_task(line.pool.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-
-
-def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
-    """Whether Serve is to have it: it was not begun, or the one second try that there may be is left."""
-    if answer.kind == Kind.FAILED and answer.message.startswith(TOO_LARGE):
-        return True
-    if answer.kind == Kind.GOAWAY:
-        return True
-    is_first = request is None or not request.is_second
-    return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
-
-
-def outputs_of(target: Target, answer: Answer) -> dict[str, np.ndarray]:
-    """What a RESULT carries: views, good until its release. Raises: as `Transport.infer`."""
-    if answer.kind != Kind.RESULT:
-        raise error_of(target, answer)
-    assert answer.body is not None
-    try:
-        if answer.slot is None:
-            return tensors.read(answer.body)
-        return tensors.read_apart(answer.head, answer.body)
-    except InputError as error:
-        raise transport.failed(target, f"its replica's answer cannot be read: {error}") from None
-
-
-def copied_outputs(target: Target, answer: Answer) -> dict[str, np.ndarray]:
-    """As `outputs_of`, good for ever."""
-    found = outputs_of(target, answer)
-    return found if answer.slot is None else {name: array.copy() for name, array in found.items()}
-
-
-def last_chunk(target: Target, answer: Answer) -> GenerationChunk:
-    """The end of a text. Raises: as `Transport.generate`."""
-    if answer.kind != Kind.RESULT:
-        raise error_of(target, answer)
-    assert answer.body is not None
-    try:
-        return generating.read_end(answer.body)
-    except FrameError as error:
-        raise transport.failed(target, f"its replica's answer cannot be read: {error}") from None
-
-
-def error_of(target: Target, answer: Answer) -> Exception:
-    """What an answer that is no RESULT is to its caller."""
-    match answer.kind:
-        case Kind.REFUSED:
-            return BadInput(answer.message)
-        case Kind.OVERLOADED:
-            return Overloaded(f"{transport.what(target)}: {answer.message}", answer.retry_after_s)
-        case Kind.EXPIRED:
-            return TimeoutError(answer.message)
-        case Kind.FAILED:
-            return transport.failed(target, answer.message)
-        case _:
-            return transport.went_away(target, answer.message)
-
-
-def send(pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer) -> Request | None:
-    """The request on its way; None: there is no link, or none that carries it."""
-    link = pool.choose()
-    if link is None:
-        return None
-    try:
-        parts = tensors.write(inputs)
-    except tensors.TensorError:
-        return None  # the model says what it has against them
-    size = sum(map(len, parts))
-    if size >= MIN_RING_BYTES:
-        if size >= link.max_frame_bytes:
-            return None
-        if (slot := link.take_slot()) is not None:
-            head, *values = parts
-            if (length := tensors.put(slot.view, values)) is not None:
-                return pool.infer_in_slot(link, slot, 0, length, bytes(head), deadline_ms, take)
-            slot.release()
-    return pool.infer(parts, deadline_ms, take)

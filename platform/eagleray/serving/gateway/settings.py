@@ -27,6 +27,9 @@ class GatewaySettings:
     access_log_bytes: int = 0
     """Of one gateway's access log, in the cluster's serving folder; 0: none."""
 
+    parked_bytes: int = 256 * 2**20
+    """Of bodies that wait on one gateway for models without a replica; who brings more is answered 503."""
+
     @property
     def is_tls(self) -> bool:
         """Whether requests come by HTTPS."""

@@ -46,6 +46,7 @@ class Pool:
         max_frame_bytes: The most that either end takes in one frame.
         ring: Shared memory for each link on the same node; None: all through sockets.
         budget: For second tries; may be shared by pools.
+        on_change: Called when a link is there, or was refused.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Pool:
         max_frame_bytes: int,
         ring: RingOptions | None,
         budget: RetryBudget | None = None,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._key, self._node, self._ring = handshake.check_key(key), node, ring
+        self._on_change = on_change
         self._max_frame_bytes = max_frame_bytes
         self.budget = budget or RetryBudget()
         self._members: dict[str, _Member] = {}
@@ -192,6 +195,11 @@ class Pool:
         """Why there is no link, for each listed replica without one."""
         return {name: member.problem for name, member in self._members.items() if member.link is None}
 
+    @property
+    def is_connecting(self) -> bool:
+        """Whether a link may be there in a moment: one is being made, and has not failed yet."""
+        return any(member.link is None and not member.problem for member in self._members.values())
+
     async def close(self) -> None:
         """End all links; what is in flight is LOST, without a second try."""
         members, self._members, self._links = list(self._members.values()), {}, []
@@ -224,6 +232,7 @@ class Pool:
                 if str(error) != member.problem:
                     log.warning("%s", error)
                 member.problem = str(error)
+                self._on_change()
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
                 wait_s = min(_LONGEST_WAIT_S, wait_s * 2)
                 continue
@@ -265,6 +274,7 @@ class Pool:
             member.link = link
             self._links.append(link)
             self._change.set()
+            self._on_change()
         return link
 
     def _retire(self, member: _Member) -> None:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
 
+from eagleray.errors import ServiceError
 from eagleray.protocol.generation import GenerationRequest
+from eagleray.protocol.key_terms import KeyTerms
+from eagleray.serving.admission.limits import Account
+from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.admission.window import OPEN
 from eagleray.serving.gateway.link_transport import LinkTransport
 from eagleray.serving.gateway.lookup_ray260 import Running
 from eagleray.serving.link.server import LinkServer
 from eagleray.serving.routes import Target
+from eagleray.serving.services import Trouble
 from eagleray.serving.transport import BadInput, Overloaded, ReplicaFailed
 from support.linked import LINKS, NODE, LinkedTransport, NoLookup, PretendReplica
 from support.links import KEY, num_free, run, until
 from support.serving import PretendTransport, outputs_for, target
 
 DIGITS, GPT = target("digits", 2, max_queued=2), target("gpt", 1)
+MANY = target("digits", 2, max_queued=10)
 
 
 class PretendServe(PretendTransport):
@@ -99,10 +107,13 @@ def test_both_ways_give_the_same_and_it_is_said_once_which_one(replicas, caplog)
             assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
         assert len(replicas.serve.asked) == 3, "nobody has said how links are made"
         transport.follow(LINKS, [DIGITS.app])
-        for _ in range(3):
-            assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
-        assert len(replicas.serve.asked) == 6, "it is scaled to zero"
+        waiting = [asyncio.ensure_future(transport.infer(DIGITS, images(3), timeout_s=5)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert transport.parking.num_parked(DIGITS.app) == 2
         transport.update(DIGITS.app, [Running(None, 10)])
+        assert all(same(found, images(3)) for found in await asyncio.gather(*waiting))
+        assert len(replicas.serve.asked) == 5, "what waited goes on, too"
+        assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
         assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
         assert len(replicas.serve.asked) == 7, "its replica has no address"
         replicas.tell(transport)
@@ -116,10 +127,99 @@ def test_both_ways_give_the_same_and_it_is_said_once_which_one(replicas, caplog)
         run(scenario())
     said = [record.message for record in caplog.records if "m--digits--v2" in record.message]
     assert said == [
-        "requests to m--digits--v2 go by Serve's handles, more slowly: it has no replica now",
         "requests to m--digits--v2 go by Serve's handles, more slowly: no link to its replicas is ready yet",
         "requests to m--digits--v2 go over links again",
     ]
+
+
+def test_what_waits_for_a_first_replica_goes_over_its_link_as_soon_as_that_is_there(replicas):
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow(LINKS, [DIGITS.app])
+        transport.update(DIGITS.app, [])
+        waiting = [asyncio.ensure_future(transport.infer(MANY, images(n), timeout_s=5)) for n in range(5)]
+        waiting.append(asyncio.ensure_future(transport.by_serve(MANY, images(5), 5)))  # as the lane does
+        gone = asyncio.ensure_future(transport.infer(MANY, images(9), timeout_s=5))
+        await asyncio.sleep(0)
+        [said] = transport.demand.due()
+        assert said.queued == 7
+        gone.cancel()
+        began_s = time.perf_counter()
+        replicas.tell(transport)
+        for number, found in enumerate(await asyncio.gather(*waiting)):
+            assert same(found, images(number))
+        print(f"6 answers {1000 * (time.perf_counter() - began_s):.1f} ms after Serve told of the replica")
+        assert not replicas.serve.asked
+        assert len(replicas.behind[0].asked) == 6
+        assert [one[1]["image"][0, 0, 0, 0] for one in replicas.behind[0].asked] == [*range(6)], "in order"
+        assert transport.parking.num_bytes == 0
+        await transport.close()
+
+    run(scenario())
+
+
+def test_what_waits_for_a_replica_that_no_link_reaches_goes_by_serve(replicas):
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow({**LINKS, "key": "ff" * 32}, [DIGITS.app])
+        waiting = asyncio.ensure_future(transport.infer(DIGITS, images(1), timeout_s=5))
+        await asyncio.sleep(0)
+        replicas.tell(transport)
+        assert same(await waiting, images(1))
+        assert len(replicas.serve.asked) == 1
+        await transport.close()
+
+    run(scenario())
+
+
+def test_a_first_replica_that_does_not_start_is_told_with_its_reason_and_the_next_one_answers(replicas):
+    trouble = Trouble(1, "code/net.py is missing", is_final=True)
+
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow(LINKS, [DIGITS.app])
+        transport.ail({DIGITS.app: Trouble(1, "earlier", is_final=True)})
+        waiting = asyncio.ensure_future(transport.infer(DIGITS, images(1), timeout_s=5))
+        await asyncio.sleep(0)
+        transport.ail({DIGITS.app: Trouble(1, "earlier", is_final=True)})
+        await asyncio.sleep(0)
+        assert not waiting.done(), "that was before it came"
+        transport.ail({DIGITS.app: trouble})
+        with pytest.raises(ServiceError, match="has no replica: code/net"):
+            await waiting
+        again = asyncio.ensure_future(transport.infer(DIGITS, images(1), timeout_s=5))
+        await asyncio.sleep(0)
+        transport.ail({DIGITS.app: trouble})
+        replicas.tell(transport)
+        assert same(await again, images(1))
+        assert not replicas.serve.asked
+        await transport.close()
+
+    run(scenario())
+
+
+def test_a_text_waits_for_a_first_replica_and_is_forgotten_with_its_client(tmp_path):
+    replicas = Replicas(tmp_path / "s", GPT)
+    request = GenerationRequest("abc", max_tokens=5)
+
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow(LINKS, [GPT.app])
+        stream, gone = transport.generate(GPT, request), transport.generate(GPT, request)
+        first, lost = asyncio.ensure_future(anext(stream)), asyncio.ensure_future(anext(gone))
+        await asyncio.sleep(0)
+        assert transport.parking.num_bytes == 6
+        [said] = transport.demand.due()
+        assert (said.queued, said.texts) == (2, 2)
+        lost.cancel()
+        await asyncio.gather(lost, return_exceptions=True)
+        replicas.tell(transport)
+        assert (await first).text == "a"
+        assert texts([chunk async for chunk in stream]) == "bcab"
+        assert (len(replicas.behind[0].requests), replicas.serve.requests) == (1, [])
+        await transport.close()
+
+    run(scenario())
 
 
 def test_a_replica_with_another_key_is_reached_by_serve(replicas, caplog):
@@ -207,21 +307,57 @@ def test_errors_of_a_replica_in_the_words_of_serves_transport(replicas, error, k
     run(scenario())
 
 
-def test_a_full_queue_is_told_so_as_serve_does(replicas):
+def test_the_gate_before_a_version_is_as_wide_as_its_replicas_take(replicas):
+    async def scenario():
+        async with replicas.linked(max_ongoing=8) as transport:
+            assert not transport.gates
+            gate = transport.gate(DIGITS)
+            assert transport.gates == {DIGITS.app: gate}
+            assert (gate.name, gate.window, gate.max_queued) == ("model 'digits' version 2", 8, 2)
+            assert transport.gate(target("digits", 2, max_queued=7)) is gate
+            assert gate.max_queued == 7
+            transport.share(2)
+            assert (transport.gate(DIGITS).max_queued, gate.window) == (1, 4), "of each thing its half"
+            transport.update(DIGITS.app, [Running(None, 8)] * 3)
+            assert gate.window == 12, "by Serve's handles the same gate is before them"
+            transport.update(DIGITS.app, [])
+            assert gate.window == OPEN, "who starts a replica has to know of the requests"
+            assert transport.gate(GPT) is None
+            transport.update(DIGITS.app, [Running(None, 8)])
+            assert await transport.infer(DIGITS, images(1), timeout_s=5)
+            assert gate.forecast.answer_s(0) > 0.0, "Serve's handles tell no times: what it took counts"
+            transport.follow(LINKS, [])
+            assert transport.gate(DIGITS) is None
+
+    run(scenario())
+
+
+def test_what_waits_at_a_gate_or_is_turned_away_there_is_told(replicas):
     async def scenario():
         async with replicas.linked(max_ongoing=1) as transport:
-            replicas.behind[0].pause_s = 30
-            asked = [
-                asyncio.ensure_future(transport.infer(DIGITS, images(1), timeout_s=60)) for _ in range(3)
-            ]
-            await until(lambda: replicas.behind[0].num_open == 3)
-            with pytest.raises(Overloaded, match="has 2 requests waiting, which is all it takes; try again"):
-                await transport.infer(DIGITS, images(1), timeout_s=5)
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-            assert transport.line(DIGITS.app).waiting.num_under_way == 0
-            await until(lambda: not replicas.behind[0].num_open, "nobody waits for them any more")
+            gate, key = transport.gate(DIGITS), Account("k", "k", KeyTerms(), 1.0, 0.0)
+            now_s = time.monotonic()
+            tickets = [Ticket(key, None, now_s, now_s + 60) for _ in range(3)]
+            for ticket in tickets:
+                gate.enter(ticket, lambda _: None)
+            assert gate.refused(key, 60.0) is not None
+            assert transport.demand.is_urgent.is_set()
+            [said] = transport.demand.due()
+            assert (said.app, said.queued, said.texts, said.arrived[1][1]) == (DIGITS.app, 2, 0, 4)
+
+    run(scenario())
+
+
+def test_what_waits_goes_on_when_its_application_is_let_go(replicas):
+    async def scenario():
+        async with replicas.linked(max_ongoing=1) as transport:
+            gate, sent, key = transport.gate(DIGITS), [], Account("k", "k", KeyTerms(), 1.0, 0.0)
+            now_s = time.monotonic()
+            tickets = [Ticket(key, None, now_s, now_s + 60) for _ in range(3)]
+            assert [gate.enter(ticket, sent.append) for ticket in tickets] == [True, False, False]
+            transport.follow({**LINKS, "key": "ff" * 32}, [DIGITS.app])
+            assert sent == tickets, "the links are others, and the gate is another"
+            assert transport.gate(DIGITS) is not gate
 
     run(scenario())
 
@@ -278,7 +414,6 @@ def test_texts_over_links_and_by_serve(tmp_path):
             chunks = [chunk async for chunk in transport.generate(GPT, request)]
             assert (texts(chunks), chunks[-1].finish_reason) == ("abcab", "length")
             assert (chunks[-1].prompt_tokens, chunks[-1].completion_tokens) == (3, 5)
-            assert transport.line(GPT.app).waiting.num_under_way == 0
 
             stream = transport.generate(GPT, GenerationRequest("ab", max_tokens=9))
             replicas.behind[0].pause_s = 30

@@ -1,0 +1,102 @@
+"""`Line`: the way to one application, over links to its replicas; and how one request takes it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from eagleray.serving.admission.gate import Gate
+from eagleray.serving.link import tensors
+from eagleray.serving.link.client import Answer, OnAnswer
+from eagleray.serving.link.frames import TOO_LARGE, Kind
+from eagleray.serving.link.pool import Pool
+from eagleray.serving.link.retries import Request
+from eagleray.serving.link.ring import MIN_RING_BYTES
+from eagleray.serving.routes import Target
+
+Arrays = Mapping[str, np.ndarray]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Line:
+    """The way to one application."""
+
+    app: str
+    pool: Pool
+    max_ongoing: Sequence[int] = ()
+    """Requests that each replica takes at a time."""
+    gate: Gate | None = None
+    """Where requests wait for their turn, from the first one on."""
+    target: Target | None = None
+    """As it was when the gate was last asked for."""
+    detour: str = ""
+    """Why requests go by Serve's handles; empty where they do not."""
+
+    @property
+    def num_running(self) -> int:
+        """Replicas."""
+        return len(self.max_ongoing)
+
+    def say(self, detour: str) -> None:
+        """Log where requests go, once for each change."""
+        if detour == self.detour:
+            return
+        self.detour = detour
+        if detour:
+            _log.warning("requests to %s go by Serve's handles, more slowly: %s", self.app, detour)
+        else:
+            _log.warning("requests to %s go over links again", self.app)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a request waits for a link: no replica runs, or of those that do none has failed yet."""
+        return self.pool.choose() is None and (not self.max_ongoing or self.pool.is_connecting)
+
+    def why_none(self) -> str:
+        """Why there is no link to choose."""
+        if not self.num_running:
+            return "it has no replica now"
+        problems = self.pool.problems()
+        return next(iter(problems.values()), "") or "no link to its replicas is ready yet"
+
+
+def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
+    """Whether Serve is to have it: it was not begun, or the one second try that there may be is left."""
+    if answer.kind == Kind.FAILED and answer.message.startswith(TOO_LARGE):
+        return True
+    if answer.kind == Kind.GOAWAY:
+        return True
+    is_first = request is None or not request.is_second
+    return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
+
+
+def observe(line: Line, answer: Answer) -> None:
+    """Let the gate know what a replica has said of its time."""
+    if (took := answer.timings) is not None and (gate := line.gate) is not None:
+        gate.observe(took.queue_us * 1e-6, took.infer_us * 1e-6, took.batch_size, time.monotonic())
+
+
+def send(pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer) -> Request | None:
+    """The request on its way; None: there is no link, or none that carries it."""
+    link = pool.choose()
+    if link is None:
+        return None
+    try:
+        parts = tensors.write(inputs)
+    except tensors.TensorError:
+        return None  # the model says what it has against them
+    size = sum(map(len, parts))
+    if size >= MIN_RING_BYTES:
+        if size >= link.max_frame_bytes:
+            return None
+        if (slot := link.take_slot()) is not None:
+            head, *values = parts
+            if (length := tensors.put(slot.view, values)) is not None:
+                return pool.infer_in_slot(link, slot, 0, length, bytes(head), deadline_ms, take)
+            slot.release()
+    return pool.infer(parts, deadline_ms, take)

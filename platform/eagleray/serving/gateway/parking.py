@@ -1,0 +1,204 @@
+"""`Parking`: requests to applications without a replica, until the first one is there, or does not come up.
+
+Bounded by their number, by their bytes on this gateway, and by their time. Who has to go is told how long a
+start takes, less what of it has passed; and is counted among those who want one, as he will come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from eagleray.errors import ServiceError
+from eagleray.protocol.tensors import Array
+from eagleray.serving.admission.refusal import RETRY_AT_MOST_S
+from eagleray.serving.gateway.demand import Demand
+from eagleray.serving.routes import Target
+from eagleray.serving.services import Trouble
+from eagleray.serving.transport import Overloaded, what
+from eagleray.serving.waiting import FIRST_START_S
+
+MAX_BYTES = 256 * 2**20
+"""Of bodies that wait on one gateway, where no setting says otherwise."""
+_SLOW_S = 1.0
+"""What took longer was a start, and no link to a replica that runs."""
+_GRACE_S = 5.0
+"""Who was told to come again may be so late, and finds the start still wanted."""
+
+
+@dataclass(eq=False)
+class _Lot:
+    """What waits for one application."""
+
+    since_s: float
+    """When the first of them came, and asked for a start."""
+    waiting: dict[asyncio.Future[str], None] = field(default_factory=dict)
+    """In the order in which they came; each is told why there is no replica, or nothing: go on."""
+    num_texts: int = 0
+    wanted_until_s: float = 0.0
+    """Until when those who were sent away are expected again."""
+    failure: str = ""
+    timer: asyncio.TimerHandle | None = None
+
+
+class Parking:
+    """For one event loop.
+
+    Args:
+        demand: Told what waits, so that a replica is started at once.
+        max_bytes: Of the bodies of all that wait.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self, demand: Demand, *, max_bytes: int = MAX_BYTES, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        """Of all that wait."""
+        self.num_gateways = 1
+        """Each has its part of how many requests may wait for an application."""
+        self._demand, self._clock = demand, clock
+        self._lots: dict[str, _Lot] = {}
+        self._starts: dict[str, float] = {}
+
+    def expect(self, starts: Mapping[str, float]) -> None:
+        """So long each application took to start, in seconds; what was seen here since is better known."""
+        for app, start_s in starts.items():
+            self._starts.setdefault(app, start_s)
+
+    def num_parked(self, app: str) -> int:
+        """How many wait for it."""
+        lot = self._lots.get(app)
+        return len(lot.waiting) if lot is not None else 0
+
+    async def wait(self, target: Target, num_bytes: int, left_s: float | None = None) -> None:
+        """Return when there is a way to the target, or none can be waited for here; cancelled, forget it.
+
+        Args:
+            target: Where the request is to go.
+            num_bytes: Of its body.
+            left_s: How long it can wait; None: until it is cancelled.
+
+        Raises:
+            Overloaded: there is no room for it, or a start is known to take longer, or took longer.
+            ServiceError: the replica cannot start.
+        """
+        lot = self._lots.get(target.app)
+        if lot is None:
+            lot = self._lots[target.app] = _Lot(self._clock())
+        self._check(target, lot, num_bytes, left_s)
+        with self._parked(target, lot, num_bytes) as future:
+            try:
+                async with asyncio.timeout(left_s):
+                    failure = await future
+            except TimeoutError:
+                raise self._sent_away(target, lot, "has had no replica for the request in its time") from None
+        if failure:
+            raise ServiceError(f"{what(target)} has no replica: {failure}")
+
+    def release(self, app: str) -> None:
+        """There is a way to it: what waits goes on, in the order in which it came."""
+        if (lot := self._lots.get(app)) is not None:
+            took_s = self._clock() - lot.since_s
+            if took_s > _SLOW_S:
+                self._starts[app] = took_s
+            self._empty(app, lot, "")
+
+    def fail(self, app: str, trouble: Trouble) -> None:
+        """A start has failed: where the next one would, too, nobody need wait for it."""
+        if (lot := self._lots.get(app)) is not None:
+            lot.failure = trouble.reason
+            if trouble.is_final:
+                self._empty(app, lot, trouble.reason)
+
+    def keep_only(self, apps: Collection[str]) -> None:
+        """There are no others any more."""
+        for app in self._lots.keys() - set(apps):
+            self.fail(app, Trouble(0, "it is not served any more", is_final=True))
+        for app in self._starts.keys() - set(apps):
+            del self._starts[app]
+
+    def retry_after_s(self, app: str) -> float:
+        """Seconds until its replica is likely to be there: between 1 and 60."""
+        lot = self._lots.get(app)
+        passed_s = 0.0 if lot is None else self._clock() - lot.since_s
+        left_s = self._starts.get(app, FIRST_START_S) - passed_s
+        # Of one that is overdue nothing is known: by so much again.
+        return float(min(RETRY_AT_MOST_S, max(1, math.ceil(abs(left_s)))))
+
+    def _check(self, target: Target, lot: _Lot, num_bytes: int, left_s: float | None) -> None:
+        """Raises: Overloaded where the request cannot wait here."""
+        number, known_s = len(lot.waiting), self._starts.get(target.app)
+        if number >= -(-target.max_queued // self.num_gateways):
+            raise self._sent_away(target, lot, f"has no replica yet, and {number} requests wait for it")
+        if self.num_bytes + num_bytes > self.max_bytes:
+            full = f"{self.num_bytes} of {self.max_bytes} bytes of bodies"
+            raise self._sent_away(target, lot, f"has no replica yet, and {full} wait on this gateway")
+        if left_s is not None and known_s is not None:
+            start_s = known_s - (self._clock() - lot.since_s)
+            if start_s > left_s:
+                late = f"its start takes {start_s:.3g} s, and the request waits {left_s:.3g} s"
+                raise self._sent_away(target, lot, f"has no replica yet: {late}")
+
+    def _sent_away(self, target: Target, lot: _Lot, why: str) -> Overloaded:
+        """The error for who does not wait any longer, and will come again."""
+        wait_s = self.retry_after_s(target.app)
+        lot.wanted_until_s = self._clock() + wait_s + _GRACE_S
+        self._tell(target.app, lot)
+        if lot.timer is not None:
+            lot.timer.cancel()
+        lot.timer = asyncio.get_running_loop().call_later(
+            wait_s + _GRACE_S, self._close_if_left, target.app, lot
+        )
+        failure = f" (its last start failed: {lot.failure})" if lot.failure else ""
+        return Overloaded(f"{what(target)} {why}{failure}; try again in {wait_s:.0f} s", wait_s)
+
+    @contextlib.contextmanager
+    def _parked(self, target: Target, lot: _Lot, num_bytes: int) -> Iterator[asyncio.Future[str]]:
+        """One more waits."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        is_text = target.card.is_generative
+        lot.waiting[future] = None
+        lot.num_texts += is_text
+        self.num_bytes += num_bytes
+        self._tell(target.app, lot)
+        try:
+            yield future
+        finally:
+            del lot.waiting[future]
+            lot.num_texts -= is_text
+            self.num_bytes -= num_bytes
+            self._tell(target.app, lot)
+            self._close_if_left(target.app, lot)
+
+    def _tell(self, app: str, lot: _Lot) -> None:
+        if self._lots.get(app) is lot:
+            is_wanted = self._clock() < lot.wanted_until_s
+            self._demand.parked(app, len(lot.waiting), lot.num_texts, is_wanted=is_wanted)
+
+    def _close_if_left(self, app: str, lot: _Lot) -> None:
+        if not lot.waiting and self._clock() >= lot.wanted_until_s:
+            self._empty(app, lot, "")
+
+    def _empty(self, app: str, lot: _Lot, failure: str) -> None:
+        """Nobody waits for it any more; those who do are told so."""
+        if lot.timer is not None:
+            lot.timer.cancel()
+        if self._lots.get(app) is lot:
+            del self._lots[app]
+            self._demand.parked(app, 0, 0, is_wanted=False)
+        for future in lot.waiting:
+            if not future.done():
+                future.set_result(failure)
+
+
+def num_bytes(inputs: Mapping[str, Array]) -> int:
+    """About as many as they take here."""
+    return sum(
+        4 * sum(map(len, array.flat)) if array.dtype.hasobject else array.nbytes for array in inputs.values()
+    )
