@@ -64,9 +64,9 @@ class Image:
 
         self._layout = _layout(tensors)
         header, spans = _header(self._layout)
-        self._is_pinned = any(tensor.is_cuda for tensor in tensors.values())
+        self._devices = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
         size_bytes = max((stop for _, stop in spans), default=len(header))
-        self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=self._is_pinned)
+        self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=bool(self._devices))
         self._memory[: len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
         self._views = {
             name: self._memory[start:stop].view(dtype).view(shape)
@@ -87,7 +87,10 @@ class Image:
         return is_same or _layout(tensors) == self._layout  # which says what cannot be saved
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors`, which must fit, into the file; when this returns they may change again."""
+        """Copy `tensors`, which must fit, into the file; when this returns they may change again.
+
+        On any thread: the copies come after what CUDA's default stream has been given before.
+        """
         import torch
 
         if not self._views:
@@ -96,10 +99,10 @@ class Image:
             torch._foreach_copy_(
                 list(self._views.values()),
                 [tensors[name] for name in self._views],
-                non_blocking=self._is_pinned,
+                non_blocking=bool(self._devices),
             )
-        if self._is_pinned:
-            torch.cuda.synchronize()
+        for device in self._devices:  # by name: a thread has a current device of its own
+            torch.cuda.synchronize(device)
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:

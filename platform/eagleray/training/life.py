@@ -95,6 +95,7 @@ class Life:
             CheckpointError, InputError: the newest checkpoint does not fit.
         """
         self.formation = formation
+        self.committer.await_copies()  # the state may become another one here
         self.committer.attempt = formation.number
         self.station.at(self.progress.step, "connect with the other ranks", is_waiting=True)
         agreement = Agreement(groups.new_group("votes", backend="gloo", timeout_s=GROUP_TIMEOUT_S))

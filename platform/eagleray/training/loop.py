@@ -107,6 +107,7 @@ def take(
         station.at(step, "wait for the step's vote", is_waiting=True)
         seen = vote.result()
         station.at(step, UPDATE)
+        life.committer.await_copies()  # of what the update is about to change
     except BaseException:
         buffers.restore()
         parts.optimizer.zero_grad(set_to_none=True)

@@ -120,8 +120,8 @@ class Membership:
             thread.join()
         with self.lock:
             self._joiners.close()
-            self._reservation.disband()
             self._enter("over")
+        self._reservation.disband()
 
     def resize(self, wanted: int) -> None:
         """Ask for another number of workers; it comes about when all have agreed on a step."""
@@ -207,7 +207,7 @@ class Membership:
                 "with their state for another"
             )
         self._break(reason)
-        self._reservation.close(member.seat)  # last: it may wait for the GCS, and the others for us
+        self._reservation.close(member.seat)
 
     def _break(self, reason: str) -> None:
         """Wake everybody out of a formation that cannot go on."""

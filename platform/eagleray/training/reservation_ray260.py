@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from eagleray.cluster.names import CLAIM_GROUP, NODE_ID_LABEL
 from eagleray.errors import TrainingError
-from eagleray.training.seat_ray260 import START_LIMIT_S, Seat, create_actor
+from eagleray.training.seat_ray260 import START_LIMIT_S, Seat, create_actor, spread, standing
 from eagleray.training.stopping import Suspended
 
 MAX_DEATHS_AT_START = 5
@@ -96,6 +96,8 @@ class Reservation:
         self._say: Callable[[str], None] = lambda _: None
         self._every_s, self._tell_after_s = 5.0, 5.0
         self._is_released = False
+        self._closing: list[threading.Thread] = []
+        """They tell Ray of seats that are closed."""
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._seat_first, daemon=True)
         self._thread.start()
@@ -138,7 +140,7 @@ class Reservation:
             self.is_suspended, self.reason = is_suspension, reason
             self.leave_by = leave_by
             missing = Counter(units)
-            for seat in sorted(self.seats, key=_standing):
+            for seat in sorted(self.seats, key=standing):
                 if seat.node is not None:
                     seat.is_leaving = missing[seat.node] <= 0
                     missing[seat.node] -= 1
@@ -189,7 +191,7 @@ class Reservation:
 
     def _spawn_all(self) -> None:
         """Make the workers that train at first; spares come when those do."""
-        for seat in _spread(seat for seat in list(self.seats) if seat.is_placed)[: self.count]:
+        for seat in spread(seat for seat in list(self.seats) if seat.is_placed)[: self.count]:
             if seat.actor is None:
                 self.spawn(seat)
 
@@ -304,10 +306,15 @@ class Reservation:
             return seat.actor
 
     def close(self, seat: Seat) -> None:
-        """End the seat's worker. The seat is given back, if that is possible alone, unless it is allotted."""
+        """End the seat's worker. The seat is given back, if that is possible alone, unless it is allotted.
+
+        Returns at once: a thread tells Ray, for whoever closes a seat holds a lock that all workers wait for.
+        """
         with self._lock:
             left = self._leave(seat)
-        self._let_go(*left)
+            thread = threading.Thread(target=self._let_go_in_time, args=left, daemon=True)
+            self._closing = [*(one for one in self._closing if one.is_alive()), thread]
+            thread.start()
 
     def _leave(self, seat: Seat) -> tuple[Seat, Any, bool]:
         """Know no more of the seat's worker, nor of the seat if it is given back; Ray has to be told yet.
@@ -331,6 +338,13 @@ class Reservation:
         if is_given_back and seat.is_leaving:
             self.gave_back(seat)
 
+    def _let_go_in_time(self, seat: Seat, actor: Any, is_given_back: bool) -> None:
+        """The same in a thread, where only the run's log can hear of a failure."""
+        try:
+            self._let_go(seat, actor, is_given_back)
+        except Exception as error:
+            self._say(f"a worker's seat could not be given back ({last_line(error)})")
+
     def disband(self) -> None:
         """Nobody trains any more: what is leaving is given back."""
         with self._lock:
@@ -341,8 +355,10 @@ class Reservation:
             self._let_go(*one)
 
     def release(self) -> None:
-        """End the workers that are left, and give the resources back."""
+        """End the workers that are left, and give the resources back; returns when all are."""
         self._is_released = True
+        for thread in self._closing:
+            thread.join()
         # A worker that still imports when its group is removed ends in a page of C++ frames (Ray 2.60).
         self._end_workers()
         with self._lock:
@@ -362,21 +378,6 @@ class Reservation:
 def _kill(actor: Any) -> None:
     if actor is not None:
         ray.kill(actor)
-
-
-def _standing(seat: Seat) -> tuple[bool, bool, int]:
-    """Who stays rather: those that train, by rank; those with a worker."""
-    return seat.rank is None, seat.actor is None, seat.rank or 0
-
-
-def _spread(seats: Iterable[Seat]) -> list[Seat]:
-    """One of each node first, then a second of each, …: so that the loss of a node leaves somebody."""
-    seats, before = list(seats), Counter[str | None]()
-    turns = {}
-    for seat in seats:
-        turns[seat] = before[seat.node] if seat.node else 0
-        before[seat.node] += 1
-    return sorted(seats, key=turns.__getitem__)
 
 
 def _live_nodes() -> set[str]:

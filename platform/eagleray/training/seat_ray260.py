@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,3 +56,18 @@ def create_actor(seat: Seat, bundle: Mapping[str, float]) -> Any:
     actor_class: Any = ray.remote(**options)(WorkerActor)
     strategy = PlacementGroupSchedulingStrategy(seat.group, placement_group_bundle_index=seat.index)
     return actor_class.options(scheduling_strategy=strategy).remote()
+
+
+def standing(seat: Seat) -> tuple[bool, bool, int]:
+    """Who stays rather: those that train, by rank; those with a worker."""
+    return seat.rank is None, seat.actor is None, seat.rank or 0
+
+
+def spread(seats: Iterable[Seat]) -> list[Seat]:
+    """One of each node first, then a second of each, …: so that the loss of a node leaves somebody."""
+    seats, before = list(seats), Counter[str | None]()
+    turns = {}
+    for seat in seats:
+        turns[seat] = before[seat.node] if seat.node else 0
+        before[seat.node] += 1
+    return sorted(seats, key=turns.__getitem__)

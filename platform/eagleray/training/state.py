@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eagleray.errors import CheckpointError
 from eagleray.packaging import Checkpoint, CheckpointStore, flatten, unflatten
 from eagleray.training.parts import Parts, has_local_buffers
 from eagleray.training.progress import Progress
 from eagleray.training.samples import Samples
-from eagleray.training.snapshot import Committer
+from eagleray.training.snapshot import Committer, Groups, Later
 
 _NAMED = 3
 
@@ -27,9 +28,11 @@ def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samp
     """Begin to commit the state; all ranks must call it at the same step, rank 0's `committer` writes.
 
     Buffers (BatchNorm statistics, for instance) are averaged over the ranks first, in place on all of them,
-    so that the committed state is the state everybody goes on with. The commit before is over when this
-    returns, and on all ranks `samples` has forgotten what that one holds. With `checkpoint.at_evaluations`
-    this commit is over too: who asks for it (a search) decides by what lies in the storage.
+    so that the committed state is the state everybody goes on with. Weights and optimizer must not change
+    before `Committer.await_copies` has returned; forward and backward passes change neither. The commit
+    before is over when this returns, and on all ranks `samples` has forgotten what that one holds. With
+    `checkpoint.at_evaluations` this commit is over too: who asks for it (a search) decides by what lies in
+    the storage.
 
     Raises:
         PeerLost: another rank stopped answering; nothing of this commit is written.
@@ -44,30 +47,60 @@ def commit(parts: Parts, progress: Progress, committer: Committer, samples: Samp
     sent = parts.agreement.sum({"state_bytes": parts.hook.stats().state_bytes - before})
     if parts.rank != 0:
         return
-    optimizer_tensors, optimizer_tree = flatten(parts.optimizer.state_dict())
-    compression_tensors, compression_tree = flatten(collected)
+    at_once, later = _divide(parts, collected)
     committer.commit(
         progress.step,
-        tensors={
-            "weights": parts.module.state_dict(),
-            "optimizer": optimizer_tensors,
-            "compression": compression_tensors,
-        },
+        at_once,
         state={
             "progress": progress.to_json(),
             "samples": samples.state(),
             "dataset_digest": parts.dataset.digest,
             "world_size": parts.world_size,
-            "optimizer": optimizer_tree,
-            "compression": compression_tree,
             "scaler": parts.scaler.state_dict(),
         },
+        later=later,
         segment=samples.segment(committer.attempt, progress.step),
         began=began,
         facts=sent,
     )
+    if _is_of_users(parts.spec.compression.kind):
+        committer.await_copies()
     if parts.spec.checkpoint.at_evaluations:
         committer.wait()
+
+
+def _divide(parts: Parts, collected: Any) -> tuple[Groups, Later]:
+    """What has to be copied at once, and what stays as it is until the update.
+
+    Only an update changes the optimizer's state, and the parameters of our models. A user's model may clip
+    its weights in its forward pass, or have an average of them follow.
+
+    Args:
+        parts: of this rank.
+        collected: compression's state; copies already.
+    """
+    weights = parts.module.state_dict(keep_vars=True)
+    optimizer = parts.optimizer.state_dict()  # with copies of the groups, whose learning rate changes earlier
+    at_once, steady = {}, {}
+    if parts.spec.model.kind == "module":
+        at_once["weights"] = weights
+    else:  # buffers change in forward passes
+        steady["weights"] = {
+            name: one if isinstance(one, nn.Parameter) else one.clone() for name, one in weights.items()
+        }
+
+    def later() -> tuple[Groups, dict[str, Any]]:
+        optimizer_tensors, optimizer_tree = flatten(optimizer)
+        compression_tensors, compression_tree = flatten(collected)
+        tensors = {**steady, "optimizer": optimizer_tensors, "compression": compression_tensors}
+        return tensors, {"optimizer": optimizer_tree, "compression": compression_tree}
+
+    return at_once, later
+
+
+def _is_of_users(compression: str) -> bool:
+    """Whether it is a compressor of the user's own, which may be given the optimizer and change that."""
+    return ":" in compression
 
 
 def settle(parts: Parts, newest: Checkpoint | None, samples: Samples) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from eagleray import groups
 from eagleray.compression import Stats
 from eagleray.device import Place
 from eagleray.errors import CheckpointError, PeerLost, TrainingError
@@ -131,3 +132,18 @@ def test_who_holds_what_is_in_no_checkpoint_stays_where_it_computes(
     ended._materials, ended.holds_state, ended.is_even = before, True, is_even
     found = ended._at_a_place(ended.parts.agreement, ended.formation)  # type: ignore[union-attr, arg-type]
     assert (found.place, ended.holds_state) == ((own, False) if is_even else (shared, True))
+
+
+def test_a_formation_may_change_the_state_when_the_last_commit_has_copied_it(
+    ended: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Copied(Exception):
+        pass
+
+    def await_copies() -> None:
+        raise Copied
+
+    monkeypatch.setattr(ended.committer, "await_copies", await_copies)
+    monkeypatch.setattr(groups, "new_group", lambda *_, **__: pytest.fail("the ranks connect already"))
+    with pytest.raises(Copied):
+        ended.join(Formation(3, 0, 1, "", 1))

@@ -35,7 +35,8 @@ class PlayedLife:
 
     def __init__(self, progress: Progress):
         self.progress, self.settled_step, self.num_commits = progress, progress.step - 1, 0
-        self.sink, self.committer = Buffer(), SimpleNamespace(poll=lambda: None)
+        self.sink = Buffer()
+        self.committer = SimpleNamespace(poll=lambda: None, await_copies=lambda: None)
         self.station = SimpleNamespace(at=lambda *_: None)
 
     def commit(self) -> None:
@@ -101,9 +102,12 @@ def test_steps_since_the_last_report_are_counted_before_the_ranks_stop(
     assert told == (["report at 3"] if is_stopped_early else ["report at 3", "yield"])
 
 
-def test_who_updates_the_weights_does_not_say_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_updates_the_weights_does_not_say_that_it_waits_but_for_copies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     life: Any = PlayedLife(Progress(step=2))
     life.station, life.skipped, life.took = Station(), 0, lambda *_: None
+    life.committer.await_copies = lambda: said.append(("copies", False))
     said: list[tuple[str, bool]] = []
 
     def look(*_: Any) -> int:
@@ -124,4 +128,4 @@ def test_who_updates_the_weights_does_not_say_that_it_waits(monkeypatch: pytest.
     found.optimizer = SimpleNamespace(zero_grad=lambda **_: None)
     played: Any = SimpleNamespace(keep=lambda: None, add=lambda *_, **__: None, result=vote)
     loop.take(found, life, played, played, 0, meter=played, buffers=played)
-    assert said == [(STEP, False), ("wait for the step's vote", True), (UPDATE, False)]
+    assert said == [(STEP, False), ("wait for the step's vote", True), ("copies", False), (UPDATE, False)]

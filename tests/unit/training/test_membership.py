@@ -244,6 +244,20 @@ def test_survivors_are_woken_before_the_seat_is_given_back(play):
     assert woken
 
 
+def test_seats_are_given_back_at_the_end_without_the_lock(play):
+    played = play(2)
+    found: list[bool] = []
+
+    def disband() -> None:
+        thread = threading.Thread(target=lambda: found.append(played.membership.lock.acquire(timeout=0.2)))
+        thread.start()
+        thread.join()
+
+    played.seats.disband = disband
+    played.membership.end()
+    assert found == [True]
+
+
 def test_a_thread_that_fails_has_ray_train_begin_again(play, monkeypatch):
     played = play(2)
     monkeypatch.setattr(Membership, "_run", RUN)

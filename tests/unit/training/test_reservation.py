@@ -91,6 +91,13 @@ def play(monkeypatch):
     return start
 
 
+def close(reservation, seat):
+    """Close a seat, and wait until Ray has been told."""
+    reservation.close(seat)
+    for thread in reservation._closing:
+        thread.join(20)
+
+
 def names(taken):
     assert all(metadata == "metadata" for _, metadata in taken)
     return [seat.actor.name for seat, _ in taken]
@@ -131,7 +138,7 @@ def test_a_run_that_may_shrink_begins_with_what_is_placed(play):
 def test_a_seat_of_its_own_is_given_back_and_another_is_asked_for(play):
     reservation, played, _ = play("fine", count=2, minimum=1)
     first, second = (seat for seat, _ in reservation.take_actors())
-    reservation.close(second)
+    close(reservation, second)
     assert (played.killed, played.removed) == (["2@g1.0"], ["g1"])
     assert [seat.group.id for seat in reservation.vacant(1)] == []
     assert [seat.group.id for seat in reservation.vacant(1)] == ["g2"]
@@ -155,11 +162,44 @@ def test_ray_is_asked_for_seats_without_the_lock(play):
     reservation, played, _ = play("fine", count=2, minimum=1)
     _, second = (seat for seat, _ in reservation.take_actors())
     asks = asks_of(reservation, played)
-    reservation.close(second)
+    close(reservation, second)
     reservation.vacant(1)
     reservation.vacant(1)
     whats = ("kill", "remove_placement_group", "placement_group", "placement_group_table")
     assert asks == {(what, True) for what in whats}
+
+
+def test_who_closes_a_seat_does_not_wait_for_ray_but_who_releases_all_does(play):
+    reservation, played, _ = play("fine", count=3, minimum=1, units={"a": 3})
+    _, second, third = (seat for seat, _ in reservation.take_actors())
+    is_back = threading.Event()
+    played.asked = lambda what: what != "kill" or is_back.wait(20)  # the GCS is away
+    second.is_leaving = True
+    reservation.close(second)
+    reservation.close(third)
+    assert (second.actor, third.actor, played.killed, played.given) == (None, None, [], [])
+    assert second not in reservation.seats, "it is not closed twice"
+    with ThreadPoolExecutor(1) as pool:
+        released = pool.submit(reservation.release)
+        assert not released.done()
+        is_back.set()
+        released.result(20)
+    assert sorted(played.killed) == ["1@g0.0", "2@g1.0", "3@g2.0"]
+    assert (sorted(played.removed), played.given) == (["g0", "g1", "g2"], ["a"])
+
+
+def test_a_seat_that_cannot_be_given_back_is_told(play):
+    reservation, played, said = play("fine", count=2, minimum=1)
+    _, second = (seat for seat, _ in reservation.take_actors())
+
+    def refuse(what):
+        if what == "kill":
+            raise RayActorError
+
+    played.asked = refuse
+    close(reservation, second)
+    assert played.removed == ["g1"], "its resources are free nevertheless"
+    assert said[0].startswith("a worker's seat could not be given back (")
 
 
 def test_ray_is_asked_for_what_is_allotted_without_the_lock(play):
@@ -183,7 +223,7 @@ def test_a_seat_that_is_asked_for_while_the_run_ends_is_not_left_behind(play):
 def test_a_seat_among_others_stays_when_its_worker_ends(play):
     reservation, played, _ = play("fine")
     _, second = (seat for seat, _ in reservation.take_actors())
-    reservation.close(second)
+    close(reservation, second)
     assert played.removed == []
     assert reservation.vacant(1) == [second]
 
@@ -281,7 +321,7 @@ def test_fewer_units_take_what_does_not_train_at_once_and_leave_the_rest_to_its_
     assert reservation.leave_by == 99.5
     assert (played.killed, played.removed, played.given) == (["3@g2.0"], ["g2"], ["a"])
     assert [seat.is_leaving for seat in (first, second)] == [False, True]
-    reservation.close(second)
+    close(reservation, second)
     assert (played.removed, played.given) == (["g2", "g1"], ["a", "a"])
     assert reservation.seats == [first]
 
@@ -298,7 +338,7 @@ def test_what_is_withdrawn_in_time_stays(play):
 def test_a_worker_that_ends_leaves_its_seat_to_another_on_the_same_node(play):
     reservation, played, _ = play("fine", count=2, minimum=1, units={"a": 1, "b": 1})
     _, second = (seat for seat, _ in reservation.take_actors())
-    reservation.close(second)
+    close(reservation, second)
     assert (played.killed, played.removed, played.given) == (["2@g1.0"], [], [])
     assert reservation.vacant(1) == [second]
 

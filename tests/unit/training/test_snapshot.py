@@ -51,13 +51,26 @@ class Run:
         self.sink, self.store = Buffer(), CheckpointStore(folder / "checkpoints")
         self.journal = HeldJournal(folder)
         self.committer = Committer(self.store, self.journal, attempt, self.sink, keep)
+        self.gate, self.threads = threading.Event(), set()
 
-    def commit(self, step, **more):
+    def commit(self, step, *, later=lambda: ({}, {}), **more):
         """Commit weights and a state that say which step they are of."""
         self.weights = torch.full((1000,), float(step))
         tensors = {"weights": {"w": self.weights}, **more}
         segment = Segment(self.committer.attempt, step, None, ())
-        self.committer.commit(step, tensors, {"step": step}, segment=segment)
+        self.committer.commit(step, tensors, {"step": step}, segment=segment, later=later)
+
+    def commit_later(self, step):
+        """The same, but the copies wait for `gate`."""
+        self.weights = torch.full((1000,), float(step))
+        segment = Segment(self.committer.attempt, step, None, ())
+
+        def later():
+            assert self.gate.wait(20)
+            self.threads.add(threading.current_thread())
+            return {"weights": {"w": self.weights}}, {"step": step}
+
+        self.committer.commit(step, {}, {}, segment=segment, later=later)
 
     def newest(self):
         found = CheckpointStore(self.folder / "checkpoints").newest(lambda _: None)  # one is being written
@@ -89,7 +102,7 @@ def test_a_commit_returns_before_it_is_written_and_the_state_may_change(run):
 
 def test_what_is_told_is_told_by_the_caller_and_not_by_the_writing_thread(run):
     run.commit(1)
-    run.committer._write._thread.join()
+    assert run.committer._write._over.wait(20)
     assert run.said("commit") == []
     run.committer.poll()
     [record] = run.said("commit")
@@ -110,6 +123,92 @@ def test_a_commit_waits_for_the_one_before_and_counts_it(run):
     assert first["blocked_s"] >= 0.04
     assert (first["step"], second["step"]) == (1, 2)
     assert (run.journal.steps, run.journal.most) == ([1, 2], 1)
+
+
+def test_what_stays_as_it_is_may_be_copied_later_and_who_changes_it_waits(run):
+    run.commit_later(1)
+    assert not run.committer._write._copied.is_set()
+    threading.Timer(0.05, run.gate.set).start()
+    run.committer.await_copies()
+    run.weights.fill_(-1)
+    assert run.committer.wait().step == run.newest() == 1
+    run.committer.await_copies()  # of nothing
+    [record] = run.said("commit")
+    assert record["blocked_s"] >= 0.04
+
+
+def test_copies_are_waited_for_and_not_the_storage(run):
+    run.journal.gate.clear()
+    run.gate.set()
+    run.commit_later(1)
+    run.committer.await_copies()
+    run.weights.fill_(-1)
+    assert not run.committer._write.is_over
+    run.journal.gate.set()
+    assert run.committer.wait().step == run.newest() == 1
+
+
+def test_a_commit_copies_when_the_one_before_is_written(run):
+    run.journal.gate.clear()
+    run.gate.set()
+    run.commit_later(1)
+    run.committer.await_copies()
+    threading.Timer(0.05, run.journal.gate.set).start()
+    run.commit_later(2)
+    assert run.newest() == 1
+    assert run.committer.flush_final().step == run.newest() == 2
+    assert len(run.threads) == 1, "one thread writes them all"
+
+
+def test_what_is_copied_later_may_get_another_layout_and_go_between_commits(run):
+    def read(step):
+        found = run.committer.wait()
+        assert found.step == step
+        assert found.state["at"] == step
+        return {name: {key: one.tolist() for key, one in found.tensors(name).items()} for name in found.names}
+
+    for step, more in enumerate(
+        (
+            {"optimizer": {"m": torch.ones(2)}},
+            {"optimizer": {"m": torch.ones(3), "n": torch.ones(())}},  # a state that came later
+            {"optimizer": {"m": torch.ones(3, dtype=torch.float64)}},
+            {},
+            {"optimizer": {"m": torch.ones(1)}, "extra": {}},
+        ),
+        start=1,
+    ):
+        run.commit(step, later=lambda more=more, step=step: (more, {"at": step}))
+        found = read(step)
+        assert found.pop("weights") == {"w": [float(step)] * 1000}
+        assert found == {
+            name: {key: one.tolist() for key, one in group.items()} for name, group in more.items()
+        }
+
+
+def test_copies_that_fail_end_the_run_and_hold_nobody(run):
+    run.commit(1, later=lambda: 1 / 0)
+    run.committer.await_copies()
+    with pytest.raises(ZeroDivisionError):
+        run.committer.wait()
+    run.commit(2, later=lambda: ({"grads": {"g": torch.eye(2).to_sparse()}}, {}))
+    run.committer.await_copies()
+    with pytest.raises(TypeError, match=r"g: .*sparse"):
+        run.commit(3)
+    assert run.newest() is None
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_storage_trouble_does_not_keep_copies_waiting(run, monkeypatch, code):
+    run.gate.set()
+    run.commit_later(1)
+    run.committer.wait()
+    fail_at(monkeypatch, 3, code)
+    run.commit_later(2)
+    run.committer.await_copies()
+    run.weights.fill_(-1)
+    assert run.committer.wait().step == run.newest() == 1
+    run.commit_later(3)
+    assert run.committer.flush_final().step == run.newest() == 3
 
 
 def test_who_waits_for_a_write_hears_of_a_loss_and_the_write_goes_on(run):
@@ -162,8 +261,8 @@ def test_the_memory_stays_and_is_made_anew_where_the_layout_changes(run):
     run.commit(2, optimizer={"m": torch.ones(9)})
     assert where()["weights"] == first["weights"]
     run.commit(3)
-    assert where() == {"weights": first["weights"]}
     assert run.committer.wait().names == ["weights"]
+    assert where() == {"weights": first["weights"]}
     run.committer.close()
     assert where() == {}
 
@@ -223,7 +322,7 @@ def test_the_last_commit_of_a_run_must_be_written(run, monkeypatch):
     run.committer.wait()
     fail_at(monkeypatch, 3)
     run.commit(2)
-    run.committer._write._thread.join()
+    assert run.committer._write._over.wait(20)
     run.committer.poll()  # tells it, and does not forget it
     with pytest.raises(CheckpointError, match=r"step 2 cannot be written .* No space left on device"):
         run.committer.flush_final()
@@ -288,6 +387,18 @@ def test_closing_waits_for_the_write_under_way(run):
     run.committer.close()
     run.committer.close()
     assert run.newest() == 1
+
+
+def test_closing_ends_the_thread_and_another_commit_has_a_new_one(run):
+    run.gate.set()
+    run.commit_later(1)
+    run.committer.close()
+    [thread] = run.threads
+    thread.join(20)
+    assert not thread.is_alive()
+    run.commit_later(2)
+    assert run.committer.flush_final().step == run.newest() == 2
+    run.committer.close()
 
 
 def test_there_may_be_nothing_to_flush(run):
