@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from eagleray.serving.state import IngressState
 
 if TYPE_CHECKING:
     from eagleray.serving.gateway.process import Gateway
+    from eagleray.serving.gateway.sharing import Sharing
 
 DEPLOYMENT = "Ingress"
 _FIRST_WATCH_S, _WATCH_S, _DRAINING_WATCH_S = 1.0, 10.0, 0.1
@@ -31,9 +33,9 @@ _SILENT_S = 30.0
 _log = logging.getLogger(__name__)
 
 
-def fingerprint(settings: ControllerSettings) -> str:
-    """Of what a running ingress cannot change."""
-    return f"{__version__}-2-{settings.gateway}"
+def fingerprint(settings: ControllerSettings, restarts: int = 0) -> str:
+    """Of what a running gateway cannot change: with another one Serve replaces all of them."""
+    return f"{__version__}-3-{replace(settings.gateway, number=1)}-{restarts}"
 
 
 def build(settings: ControllerSettings) -> Any:
@@ -64,10 +66,11 @@ class IngressReplica:
         from eagleray.cluster.loopback_ray260 import keep_replica_to_node_address
 
         keep_replica_to_node_address()
+        from eagleray.serving.gateway import identity_ray260
         from eagleray.serving.gateway.thread import LoopThread
 
         self._thread = LoopThread("gateway")
-        self._ingress = Ingress()
+        self._ingress = Ingress(identity_ray260.name())
         try:
             await asyncio.wrap_future(self._thread.submit(self._ingress.open()))
         except BaseException:
@@ -93,10 +96,12 @@ class IngressReplica:
 class Ingress:
     """A gateway, the application behind it, and its way to the controller and to models; for one loop."""
 
-    def __init__(self) -> None:
-        self._reader = Reader()
+    def __init__(self, name: str = "") -> None:
+        """`name`: of the gateway, for the controller."""
+        self._reader = Reader(name)
         self._is_told = False
         self._gateway: Gateway | None = None
+        self._sharing: Sharing | None = None
         self._follower: asyncio.Task[None] | None = None
         self._is_ending = False
 
@@ -106,12 +111,14 @@ class Ingress:
         from eagleray.serving.gateway.lane import Lane
         from eagleray.serving.gateway.link_transport import LinkTransport
         from eagleray.serving.gateway.process import Gateway
+        from eagleray.serving.gateway.sharing import Sharing
         from eagleray.serving.ingress.app import IngressApp
         from eagleray.serving.replica.listening import here
         from eagleray.serving.serve_transport_ray260 import ServeTransport
 
         self._transport = LinkTransport(ServeTransport(), node=here()[1])
         self._app = IngressApp(IngressState(), self._transport, ControllerBackend(self._reader.call))
+        self._sharing = Sharing(self._app.admission, self._reader.ask_for_shares, self._reader.leave)
         while (settings := self._reader.settings) is None:
             if not await self._follow_once(_FIRST_WATCH_S):
                 await asyncio.sleep(_RETRY_S)
@@ -152,6 +159,8 @@ class Ingress:
             await self._gateway.close(drain_s(self._reader.settings))
         if self._follower is not None:
             self._follower.cancel()
+        if self._sharing is not None:
+            await self._sharing.close()
         await self._transport.close()
         if self._app.access_log is not None:
             self._app.access_log.close()
@@ -179,6 +188,8 @@ class Ingress:
         if news is not None:
             self._app.state = IngressState.from_json(news["state"])
             self._reader.take(news)
+            if self._sharing is not None and self._reader.settings is not None:
+                self._sharing.follow(self._reader.settings.gateway.number)
             apps = {
                 target.app
                 for route in self._app.state.routes.models.values()
