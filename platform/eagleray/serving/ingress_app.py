@@ -17,9 +17,11 @@ from eagleray.cluster.names import ON_HEAD
 from eagleray.errors import ServiceError
 from eagleray.serving.control_settings import ControllerSettings
 from eagleray.serving.controller_client import ControllerBackend, Reader
+from eagleray.serving.memory import GATEWAYS
 from eagleray.serving.state import IngressState
 
 if TYPE_CHECKING:
+    from eagleray.serving.gateway.counters import Counters
     from eagleray.serving.gateway.process import Gateway
     from eagleray.serving.gateway.sharing import Sharing
 
@@ -102,12 +104,15 @@ class Ingress:
         self._is_told = False
         self._gateway: Gateway | None = None
         self._sharing: Sharing | None = None
+        self._counters: Counters | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._follower: asyncio.Task[None] | None = None
         self._is_ending = False
 
     async def open(self) -> None:
         """Follow the controller, and listen where it says. Raises: ServiceError where that cannot be."""
         from eagleray.serving.gateway import access_log
+        from eagleray.serving.gateway.counters import Counters
         from eagleray.serving.gateway.lane import Lane
         from eagleray.serving.gateway.link_transport import LinkTransport
         from eagleray.serving.gateway.process import Gateway
@@ -136,8 +141,13 @@ class Ingress:
         if settings.gateway.access_log_bytes:
             folder = Path(settings.directory) / access_log.FOLDER
             self._app.access_log = access_log.AccessLog(folder, settings.gateway.access_log_bytes)
+        self._counters = Counters(Path(settings.directory) / GATEWAYS, self._app.metrics)
+        self._counters.has_others = settings.gateway.number > 1
+        self._app.metrics.page = self._counters.page
         self._gateway = gateway
-        self._follower = asyncio.get_running_loop().create_task(self._follow())
+        loop = asyncio.get_running_loop()
+        self._writing = loop.create_task(self._counters.keep_writing())
+        self._follower = loop.create_task(self._follow())
 
     @property
     def trouble(self) -> str:
@@ -159,6 +169,9 @@ class Ingress:
             await self._gateway.close(drain_s(self._reader.settings))
         if self._follower is not None:
             self._follower.cancel()
+        if self._writing is not None and self._counters is not None:
+            self._writing.cancel()
+            self._counters.close()
         if self._sharing is not None:
             await self._sharing.close()
         await self._transport.close()
@@ -188,8 +201,12 @@ class Ingress:
         if news is not None:
             self._app.state = IngressState.from_json(news["state"])
             self._reader.take(news)
-            if self._sharing is not None and self._reader.settings is not None:
-                self._sharing.follow(self._reader.settings.gateway.number)
+            assert self._reader.settings is not None
+            number = self._reader.settings.gateway.number
+            if self._sharing is not None:
+                self._sharing.follow(number)
+            if self._counters is not None:
+                self._counters.has_others = number > 1
             apps = {
                 target.app
                 for route in self._app.state.routes.models.values()
