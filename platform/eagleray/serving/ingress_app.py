@@ -23,6 +23,7 @@ from eagleray.serving.state import IngressState
 if TYPE_CHECKING:
     from eagleray.serving.gateway.counters import Counters
     from eagleray.serving.gateway.process import Gateway
+    from eagleray.serving.gateway.settings import GatewaySettings
     from eagleray.serving.gateway.sharing import Sharing
 
 DEPLOYMENT = "Ingress"
@@ -47,13 +48,18 @@ def build(settings: ControllerSettings) -> Any:
     deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=settings.gateway.number,
-        ray_actor_options={"num_cpus": 0, "resources": dict(ON_HEAD)},
+        ray_actor_options={"num_cpus": 0, **place(settings.gateway)},
         max_surge_percent=100,  # else old gateways end before new ones listen
         health_check_period_s=2,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=drain_s(settings) + 2 * _STOP_S,
     )(IngressReplica)
     return deployment.bind()
+
+
+def place(gateway: GatewaySettings) -> dict[str, Any]:
+    """Options of an actor that is to run where gateways do: on the head, or on nodes with their labels."""
+    return {"label_selector": dict(gateway.labels)} if gateway.labels else {"resources": dict(ON_HEAD)}
 
 
 def drain_s(settings: ControllerSettings) -> float:

@@ -134,6 +134,8 @@ def test_gateways_are_on_the_head_alone_take_no_cpu_and_have_no_route():
     assert config.max_surge_percent == 100, "a new gateway listens before the old one ends"
     assert config.graceful_shutdown_timeout_s > ingress_app.drain_s(settings)
     single = ControllerSettings.from_json({**settings.to_json(), "gateway": {}})
+    labels = {"eagleray.io/pool": "serve"}
+    assert ingress_app.place(replace(settings.gateway, labels=labels)) == {"label_selector": labels}
     assert app.version == ingress_app.fingerprint(single, restarts=1), "another number replaces none"
     assert app.version != ingress_app.fingerprint(settings, restarts=2)
     tls = replace(settings, gateway=replace(settings.gateway, tls_cert="/c", tls_key="/k"))

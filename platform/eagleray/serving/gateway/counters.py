@@ -1,7 +1,7 @@
 """`Counters`: /metrics of all gateways of one machine, told apart, whichever of them is asked.
 
-They share a port, and who asks there gets any of them. So each writes down what it has counted, once a second
-while there are others, and the one that is asked adds what the others have written: every sample has the label
+They share a port: who asks there gets any. So each writes down what it has counted, once a second
+while there are others, and the one that is asked adds what they have written: every sample has the label
 `gateway`, a small number that a gateway has while it lives, and that its successor takes.
 """
 

@@ -1,4 +1,4 @@
-"""Small numbers for the gateways of one machine: each takes the lowest that is free, and has it while it lives."""
+"""Small numbers for the gateways of one machine: each takes the lowest free one, for as long as it lives."""
 
 from __future__ import annotations
 
