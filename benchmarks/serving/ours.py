@@ -200,7 +200,10 @@ class Ours:
             time.sleep(0.2)
 
     def _are_gateways_settled(self) -> bool:
-        answer = self.admin.get("/admin/gateways")
+        try:
+            answer = self.admin.get("/admin/gateways")
+        except httpx.TransportError:  # on a connection to one that ends
+            return False
         return answer.status_code == 200 and answer.json()["is_settled"]
 
     # ---- its processes

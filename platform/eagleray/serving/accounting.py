@@ -1,7 +1,7 @@
 """`Accounts`: the controller's accountant, which lends each gateway its part of every key's limits.
 
 It is the controller's and no actor of its own: the controller knows how many gateways there are, a question
-takes it some 20 us, and whoever lent the shares, gateways go on by 1/N of each limit while it is away.
+takes it 3 us for each key in use, and gateways go on by 1/N of each limit while it is away, whoever it is.
 """
 
 from __future__ import annotations
