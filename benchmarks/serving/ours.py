@@ -182,11 +182,29 @@ class Ours:
         self.admin.post("/admin/undeploy", json={"name": name})
         self._versions.pop(name, None)
 
-    def drain_gateway(self) -> None:
-        """Have one gateway end as an update would. Raises: NotAvailable where there is no way to ask."""
-        answer = self.admin.post("/admin/gateways/drain")
+    def replace_gateways(self) -> None:
+        """Have all gateways replaced, as for a new setting; returns when those before have ended.
+
+        Raises:
+            NotAvailable: there is no way to ask.
+            RowFailed: they were not replaced.
+        """
+        before = set(self.gateways())
+        answer = self.admin.post("/admin/gateways/restart")
         if answer.status_code >= 300:
-            raise _refusal("POST /admin/gateways/drain", answer)
+            raise _refusal("POST /admin/gateways/restart", answer)
+        deadline = time.monotonic() + READY_S
+        while before & set(self.gateways()) or not self._are_gateways_settled():
+            if time.monotonic() > deadline:
+                raise RowFailed(f"the gateways are not replaced after {READY_S:.0f} s")
+            time.sleep(0.2)
+
+    def _are_gateways_settled(self) -> bool:
+        try:
+            answer = self.admin.get("/admin/gateways")
+        except httpx.TransportError:  # on a connection to one that ends
+            return False
+        return answer.status_code == 200 and answer.json()["is_settled"]
 
     # ---- its processes
 

@@ -122,8 +122,8 @@ def _kill(rig: Rig, versions: list[int], number: int) -> None:
 
 
 def _drain(rig: Rig, versions: list[int], number: int) -> None:
-    """One gateway of two ends as an update would end it."""
-    rig.ours.drain_gateway()
+    """The gateway ends, as for a new setting, and another one takes its place."""
+    rig.ours.replace_gateways()
 
 
 EVENTS: Mapping[str, Callable[[Rig, list[int], int], None]] = {

@@ -205,6 +205,7 @@ class PretendAdmin:
     runs_known: list[dict[str, Any]] = field(default_factory=lambda: list(map(run, range(3))))
     error: EaglerayError | None = None
     held: dict[str, Any] = field(default_factory=claims)
+    fleet: dict[str, int] = field(default_factory=lambda: {"number": 1, "restarts": 0})
 
     def _check(self) -> None:
         if self.error is not None:
@@ -275,6 +276,18 @@ class PretendAdmin:
     async def claims(self) -> dict[str, Any]:
         self._check()
         return self.held
+
+    async def gateways(self) -> dict[str, Any]:
+        self._check()
+        return {**self.fleet, "running": self.fleet["number"], "is_settled": True, "message": ""}
+
+    async def restart_gateways(self) -> dict[str, Any]:
+        self.fleet["restarts"] += 1
+        return {**await self.gateways(), "is_settled": False}
+
+    async def scale_gateways(self, number: int) -> dict[str, Any]:
+        self.fleet["number"] = number
+        return {**await self.gateways(), "is_settled": False}
 
     async def keys(self) -> list[dict[str, Any]]:
         return [key.to_public() for key in self.ring.keys.values()]

@@ -23,7 +23,7 @@ VERBS = [
     *("check", "train", "resume", "tune", "evaluate", "publish", "verify-run"),
     *("runs", "models", "deploy", "undeploy", "predict"),
     *("jobs", "logs", "stop"),
-    *("keys", "dashboards"),
+    *("keys", "gateways", "dashboards"),
 ]
 
 
@@ -60,6 +60,7 @@ def test_help_lists_the_verbs_in_order(capsys: pytest.CaptureFixture[str]) -> No
         ["dashboards", "publish", "-h"],
         *(["models", verb, "-h"] for verb in ("list", "show", "promote")),
         *(["keys", verb, "-h"] for verb in ("create", "list", "revoke")),
+        *(["gateways", verb, "-h"] for verb in ("show", "restart", "scale")),
     ],
 )
 def test_every_verb_explains_itself(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from eagleray import __version__
 from eagleray.cli import (
     cluster,
     dashboards,
+    gateways,
     jobs,
     keys,
     models,
@@ -47,7 +48,7 @@ for _verbs in (
     (runs.check, runs.train, runs.resume, runs.tune, runs.evaluate, runs.publish, verify.verify_run),
     (run_list.runs, models.models, services.deploy, services.undeploy, predictions.predict),
     (jobs.jobs, jobs.logs, jobs.stop),
-    (keys.keys, dashboards.dashboards),
+    (keys.keys, gateways.gateways, dashboards.dashboards),
 ):
     for _verb in _verbs:
         cli.add_command(_verb)

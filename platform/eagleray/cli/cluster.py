@@ -38,6 +38,13 @@ def up(spec: str, name: str | None, overrides: tuple[str, ...]) -> None:
 @click.option("--tls-key", default="", metavar="FILE", help="Its private key.")
 @click.option("--insecure", is_flag=True, help="Let it listen beyond the head, in plain HTTP.")
 @click.option("--require-key", is_flag=True, help="Models need a key on loopback too: for a proxy in front.")
+@click.option(
+    "--gateway-label",
+    "gateway_labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the nodes on which they run, with --host 0.0.0.0; without it, on the head.",
+)
 @click.option("--gateways", type=click.IntRange(1, 64), default=1, help="Processes that take requests.")
 @click.option(
     "--trusted-proxy",
@@ -63,6 +70,7 @@ def attach(
     insecure: bool,
     require_key: bool,
     gateways: int,
+    gateway_labels: tuple[str, ...],
     trusted_proxies: tuple[str, ...],
     profile: str | None,
 ) -> None:
@@ -85,11 +93,23 @@ def attach(
         is_insecure=insecure,
         is_key_required=require_key,
         gateways=gateways,
+        gateway_labels=_labels(gateway_labels),
         trusted_proxies=trusted_proxies,
         profile=profile,
         say=click.echo,
     )
     next_steps("eagleray status", "eagleray deploy SPEC", flags=flags_of(name))
+
+
+def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Raises: click.BadParameter."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise click.BadParameter(f"{pair!r}: expected KEY=VALUE", param_hint="--gateway-label")
+        found[key] = value
+    return found
 
 
 @click.command()

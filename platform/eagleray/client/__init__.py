@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from eagleray.client.results import (
         ApiKey,
         DeployedVersion,
+        Gateways,
         Generation,
         Model,
         Prediction,
@@ -53,6 +54,7 @@ _HOME = {
     "results": (
         "ApiKey",
         "DeployedVersion",
+        "Gateways",
         "Generation",
         "KeyTerms",
         "Model",
@@ -87,6 +89,7 @@ __all__ = [
     "Claims",
     "Client",
     "DeployedVersion",
+    "Gateways",
     "Generation",
     "Job",
     "JobClient",

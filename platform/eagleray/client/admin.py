@@ -11,7 +11,7 @@ from eagleray.client import results
 from eagleray.client.calls import Call, segment
 from eagleray.client.claims import Claims
 from eagleray.client.claims import claims as claims_of
-from eagleray.client.results import ApiKey, RegisteredModel, RegisteredVersion, Service
+from eagleray.client.results import ApiKey, Gateways, RegisteredModel, RegisteredVersion, Service
 from eagleray.errors import InputError, ServiceError
 from eagleray.protocol.infer import dumps
 from eagleray.protocol.key_terms import KeyTerms
@@ -86,6 +86,18 @@ class Admin:
         """Who holds which CPUs and GPUs of the cluster under which claim, and what waits for what."""
         return self._run(claims())
 
+    def gateways(self) -> Gateways:
+        """The processes that take requests."""
+        return self._run(gateways())
+
+    def restart_gateways(self) -> Gateways:
+        """Let new gateways take the place of all that run; no request fails. It returns at once."""
+        return self._run(restart_gateways())
+
+    def scale_gateways(self, number: int) -> Gateways:
+        """Have so many gateways; it returns at once. Raises: InputError."""
+        return self._run(scale_gateways(number))
+
     def keys(self) -> list[ApiKey]:
         """Every API key, without its text."""
         return self._run(keys())
@@ -153,6 +165,21 @@ def undeploy(name: str, version: int | None) -> Call[list[int]]:
 def claims() -> Call[Claims]:
     """As `Admin.claims`."""
     return Call("GET", "/admin/claims", claims_of)
+
+
+def gateways() -> Call[Gateways]:
+    """As `Admin.gateways`."""
+    return Call("GET", "/admin/gateways", results.gateways)
+
+
+def restart_gateways() -> Call[Gateways]:
+    """As `Admin.restart_gateways`."""
+    return Call("POST", "/admin/gateways/restart", results.gateways, is_idempotent=False)
+
+
+def scale_gateways(number: int) -> Call[Gateways]:
+    """As `Admin.scale_gateways`."""
+    return Call("POST", "/admin/gateways", results.gateways, dumps({"number": number}))
 
 
 def keys() -> Call[list[ApiKey]]:

@@ -17,6 +17,7 @@ from eagleray.client.claims import Claims
 from eagleray.client.errors import TookTooLongError
 from eagleray.client.results import (
     ApiKey,
+    Gateways,
     Generation,
     Model,
     Prediction,
@@ -284,6 +285,18 @@ class AsyncAdmin:
     async def claims(self) -> Claims:
         """As `Admin.claims`."""
         return await self._run(admin_calls.claims())
+
+    async def gateways(self) -> Gateways:
+        """As `Admin.gateways`."""
+        return await self._run(admin_calls.gateways())
+
+    async def restart_gateways(self) -> Gateways:
+        """As `Admin.restart_gateways`."""
+        return await self._run(admin_calls.restart_gateways())
+
+    async def scale_gateways(self, number: int) -> Gateways:
+        """As `Admin.scale_gateways`."""
+        return await self._run(admin_calls.scale_gateways(number))
 
     async def keys(self) -> list[ApiKey]:
         """As `Admin.keys`."""

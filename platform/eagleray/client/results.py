@@ -171,6 +171,21 @@ class Service:
 
 
 @dataclass(frozen=True)
+class Gateways:
+    """The processes that take requests."""
+
+    number: int
+    """As asked for."""
+    running: int
+    is_settled: bool
+    """Whether they are as asked for, and none of an earlier order is left."""
+    restarts: int
+    """How often all of them were replaced for the asking."""
+    message: str = ""
+    """What keeps them from that."""
+
+
+@dataclass(frozen=True)
 class ApiKey:
     """One API key. `key` itself is there once, when it was made."""
 
@@ -255,6 +270,17 @@ def service(entry: Mapping[str, Any]) -> Service:
         wanted=scaling.get("wanted"),
         reason=str(scaling.get("reason") or ""),
         spec=dict(entry.get("spec") or {}),
+    )
+
+
+def gateways(entry: Mapping[str, Any]) -> Gateways:
+    """From the server's JSON."""
+    return Gateways(
+        number=int(entry["number"]),
+        running=int(entry["running"]),
+        is_settled=bool(entry["is_settled"]),
+        restarts=int(entry["restarts"]),
+        message=str(entry.get("message") or ""),
     )
 
 

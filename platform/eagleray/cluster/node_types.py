@@ -46,7 +46,14 @@ def read_types(spec: LocalSpec) -> list[NodeCapacity]:
         raise SpecError(
             f"node_types.{unknown[0]}: {spec.cluster_file} has no such worker type; it has: {known}"
         )
-    return [_local_type(name, entry, spec) for name, entry in table.items() if name != head]
+    found = [_local_type(name, entry, spec) for name, entry in table.items() if name != head]
+    wanted = spec.serving.gateway_labels
+    if not any(one.max_nodes and one.matches(wanted) for one in found) and wanted:
+        raise SpecError(
+            f"serving.gateway_labels: no worker type of {spec.cluster_file} has {wanted}; there are: "
+            + ", ".join(f"{one.name} {dict(one.labels or {})}" for one in found)
+        )
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:

@@ -61,6 +61,12 @@ class KeyTerms:
         if self.burst is not None and (self.requests_per_s is None or self.burst < 1):
             raise InputError("burst: expected 1 or more, beside requests_per_s")
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether there is any limit that gateways have to share."""
+        limits = (self.requests_per_s, self.tokens_per_s, self.bytes_per_s, self.concurrency)
+        return any(limit is not None for limit in limits)
+
     def allows(self, model: str) -> bool:
         """Whether a key with these terms may use the model of this name."""
         return not self.models or any(

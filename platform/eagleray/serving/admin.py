@@ -49,6 +49,18 @@ class AdminBackend(Protocol):
         """The ledger's report (`cluster/report.py`), or {"trouble": why there is none}."""
         ...
 
+    async def gateways(self) -> dict[str, Any]:
+        """{"number", "running", "is_settled", "restarts", "message"} of the processes that take requests."""
+        ...
+
+    async def restart_gateways(self) -> dict[str, Any]:
+        """As `gateways`: from now on new ones take their places, and each old one ends when it is done."""
+        ...
+
+    async def scale_gateways(self, number: int) -> dict[str, Any]:
+        """As `gateways`: from now on there are so many. Raises: InputError."""
+        ...
+
     async def keys(self) -> list[dict[str, Any]]:
         """Every key without its secret: {"id", "name", "scopes", "created_at", "terms", "old_text_until"}."""
         ...

@@ -13,6 +13,8 @@ from eagleray.errors import InputError
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving import services
 from eagleray.serving.catalog import aliases_of
+from eagleray.serving.control_settings import INGRESS_APP
+from eagleray.serving.gateway.orders import GatewayOrders
 from eagleray.serving.memory import ADMIN_KEY_NAME
 from eagleray.serving.services import ServedVersion
 from eagleray.specs import ServiceSpec, validate
@@ -135,6 +137,27 @@ class ControlPlane:
         """Who holds which resources of the cluster, by the ledger."""
         return await asyncio.to_thread(ledger_report)
 
+    async def gateways(self) -> dict[str, Any]:
+        """Those of the newest order, and whether all of them run."""
+        controller = self._controller
+        replicas = await controller.num_replicas()
+        return {
+            "number": controller.in_effect().gateway.number,
+            "running": replicas.get(INGRESS_APP, 0),
+            "is_settled": controller.are_gateways_as_asked,
+            "restarts": controller.record.gateways.restarts,
+            "message": controller.trouble,
+        }
+
+    async def restart_gateways(self) -> dict[str, Any]:
+        """Let Serve replace all gateways: new ones listen before old ones end."""
+        return await self._order(self._controller.record.gateways.restart())
+
+    async def scale_gateways(self, number: int) -> dict[str, Any]:
+        """Have so many gateways until the spec says another number. Raises: InputError."""
+        controller = self._controller
+        return await self._order(controller.record.gateways.scale(number, controller.settings.gateway))
+
     async def keys(self) -> list[dict[str, Any]]:
         """Every key, without its text."""
         return [key.to_public() for key in self._controller.record.keys.keys.values()]
@@ -163,6 +186,10 @@ class ControlPlane:
         ring = self._controller.record.keys.revoke(key_id)
         self._controller.commit(replace(self._controller.record, keys=ring))
         return {"id": key_id}
+
+    async def _order(self, orders: GatewayOrders) -> dict[str, Any]:
+        self._controller.commit(replace(self._controller.record, gateways=orders))
+        return await self.gateways()
 
     def _deployed(self, name: str) -> list[int]:
         service = self._controller.record.services.get(name)

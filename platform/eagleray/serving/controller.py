@@ -20,6 +20,7 @@ from eagleray import __version__
 from eagleray.cluster.probing import answers
 from eagleray.errors import EaglerayError, ServiceError
 from eagleray.serving import ingress_app, memory, model_app
+from eagleray.serving.accounting import Accounts
 from eagleray.serving.catalog import Catalog
 from eagleray.serving.control_admin import ControlPlane
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
@@ -57,6 +58,7 @@ class Controller:
         self._serve = self.connect()
         self._serve_thread = ThreadPoolExecutor(1, "serve")
         self._readers = Readers()
+        self.accounts = Accounts(lambda: self.in_effect().gateway.number, self.is_gone)
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._plane = ControlPlane(self)
@@ -126,9 +128,18 @@ class Controller:
             "draining": self.record.draining,
             "starts": self.record.starts,
             "ailing": {app: asdict(trouble) for app, trouble in self.record.ailing.items()},
-            "settings": self.settings.to_json(),
+            "settings": self.in_effect().to_json(),
             "links": self.links(),
         }
+
+    def in_effect(self) -> ControllerSettings:
+        """The settings with what an operator asked of the gateways since."""
+        return replace(self.settings, gateway=self.record.gateways.carried_out(self.settings.gateway))
+
+    @property
+    def are_gateways_as_asked(self) -> bool:
+        """Whether all of them run, and none of an earlier order."""
+        return not self.trouble and self.record.applied.get(INGRESS_APP) == self._wanted_ingress()
 
     def links(self) -> dict[str, Any]:
         """What gateways and replicas have to agree on; with the cluster's key, so for them alone."""
@@ -294,7 +305,7 @@ class Controller:
         self.commit(record)
 
     async def _see_to_ingress(self, seen: Seen | None) -> None:
-        wanted = ingress_app.fingerprint(self.settings)
+        wanted = self._wanted_ingress()
         if seen is None or (self.record.applied.get(INGRESS_APP) != wanted and seen.status != "deleting"):
             await self.in_serve_thread(self._apply, lambda: [self.ingress()])
             self.commit(replace(self.record, applied={**self.record.applied, INGRESS_APP: wanted}))
@@ -304,6 +315,12 @@ class Controller:
             self.trouble = "" if is_open else "the ingress does not answer yet"
         else:
             self.trouble = f"the ingress is {seen.status} {seen.message}".strip()
+
+    def _wanted_ingress(self) -> str:
+        settings = self.in_effect()
+        return (
+            f"{ingress_app.fingerprint(settings, self.record.gateways.restarts)} x {settings.gateway.number}"
+        )
 
     async def _refresh_aliases(self) -> None:
         """Take over what others changed in the registry; a registry that is down changes nothing."""
@@ -344,11 +361,19 @@ class Controller:
 
     def ingress(self) -> App:
         """What Serve is handed for the ingress."""
-        return App(INGRESS_APP, ingress_app.build(self.settings), ingress_app.fingerprint(self.settings))
+        settings = self.in_effect()
+        version = ingress_app.fingerprint(settings, self.record.gateways.restarts)
+        return App(INGRESS_APP, ingress_app.build(settings), version)
+
+    def is_gone(self, gateway: str) -> bool:
+        """Whether the gateway of that name has ended."""
+        from eagleray.serving.gateway import identity_ray260
+
+        return identity_ray260.is_gone(gateway)
 
     def is_open(self) -> bool:
-        """Whether the ingress answers at its address."""
-        return answers(f"{self.settings.url}/v2/health/live")
+        """Whether the ingress answers at its address; of other nodes' gateways Serve alone knows."""
+        return bool(self.settings.gateway.labels) or answers(f"{self.settings.url}/v2/health/live")
 
     def require_capacity(self, spec: ServiceSpec) -> None:
         """Raises: CapacityError where no node that there can be would hold a replica."""
@@ -360,7 +385,7 @@ class Controller:
 
 def _shown(record: Record) -> Any:
     """What an ingress sees of the record."""
-    return record.services, record.keys, record.draining, record.ailing
+    return record.services, record.keys, record.draining, record.ailing, record.gateways
 
 
 def _in_words(action: Action) -> str:

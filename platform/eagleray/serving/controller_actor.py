@@ -32,6 +32,16 @@ class ControllerActor:
         """As Controller."""
         return await self._controller.admin(method, arguments)
 
+    async def shares(
+        self, gateway: str, held: Mapping[str, Any], demands: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """As Accounts.renew."""
+        return self._controller.accounts.renew(gateway, held, demands)
+
+    async def leave(self, gateway: str) -> None:
+        """As Accounts.leave."""
+        self._controller.accounts.leave(gateway)
+
     async def watch(
         self, reader: str, known: int, drained: Sequence[str], wait_s: float
     ) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import Any
 from eagleray import errors
 from eagleray.cluster.names import NAMESPACE
 from eagleray.errors import EaglerayError, ServiceError
+from eagleray.serving.admission.shares import LEASE_S
 from eagleray.serving.control_settings import CONTROLLER, ControllerSettings
 
 _REACH_S = 2.0
@@ -22,8 +23,10 @@ Call = Callable[[str, Sequence[Any]], Awaitable[Mapping[str, Any]]]
 class Reader:
     """One ingress's side of `Controller.watch`: which revision it has, and what it no longer uses."""
 
-    def __init__(self) -> None:
+    def __init__(self, gateway: str = "") -> None:
+        """`gateway`: what Ray knows it by."""
         self.name = secrets.token_hex(4)
+        self.gateway = gateway
         self.revision = -1
         self._under_way: Counter[int] = Counter()
         """Requests by the revision that they began with, and keep."""
@@ -85,6 +88,22 @@ class Reader:
             await (counting if scope["type"] == "http" else app)(scope, receive, send)
 
         return counting_http
+
+    def ask_for_shares(self, held: Mapping[str, Any], demands: Mapping[str, float]) -> dict[str, Any]:
+        """`Accounts.renew` for the gateway of this process; it blocks.
+
+        Raises: RayError or ValueError where nobody answers.
+        """
+        import ray
+
+        asked = self._actor().shares.remote(self.gateway, held, demands)
+        return ray.get(asked, timeout=LEASE_S)
+
+    def leave(self) -> None:
+        """`Accounts.leave` for the gateway of this process; it blocks, and raises as `ask_for_shares`."""
+        import ray
+
+        ray.get(self._actor().leave.remote(self.gateway), timeout=LEASE_S)
 
     async def watch(self, wait_s: float) -> dict[str, Any] | None:
         """`Controller.watch` for this ingress. Raises: RayError or ValueError where nobody answers."""
@@ -175,6 +194,18 @@ class ControllerBackend:
     async def claims(self) -> dict[str, Any]:
         """As AdminBackend."""
         return await self._ask("claims")
+
+    async def gateways(self) -> dict[str, Any]:
+        """As AdminBackend."""
+        return await self._ask("gateways")
+
+    async def restart_gateways(self) -> dict[str, Any]:
+        """As AdminBackend."""
+        return await self._ask("restart_gateways")
+
+    async def scale_gateways(self, number: int) -> dict[str, Any]:
+        """As AdminBackend."""
+        return await self._ask("scale_gateways", number)
 
     async def keys(self) -> list[dict[str, Any]]:
         """As AdminBackend."""

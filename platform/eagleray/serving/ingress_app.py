@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,15 @@ from eagleray.cluster.names import ON_HEAD
 from eagleray.errors import ServiceError
 from eagleray.serving.control_settings import ControllerSettings
 from eagleray.serving.controller_client import ControllerBackend, Reader
+from eagleray.serving.memory import GATEWAYS
 from eagleray.serving.services import Trouble
 from eagleray.serving.state import IngressState
 
 if TYPE_CHECKING:
+    from eagleray.serving.gateway.counters import Counters
     from eagleray.serving.gateway.process import Gateway
+    from eagleray.serving.gateway.settings import GatewaySettings
+    from eagleray.serving.gateway.sharing import Sharing
 
 DEPLOYMENT = "Ingress"
 _FIRST_WATCH_S, _WATCH_S, _DRAINING_WATCH_S = 1.0, 10.0, 0.1
@@ -32,9 +37,9 @@ _SILENT_S = 30.0
 _log = logging.getLogger(__name__)
 
 
-def fingerprint(settings: ControllerSettings) -> str:
-    """Of what a running ingress cannot change."""
-    return f"{__version__}-2-{settings.gateway}"
+def fingerprint(settings: ControllerSettings, restarts: int = 0) -> str:
+    """Of what a running gateway cannot change: with another one Serve replaces all of them."""
+    return f"{__version__}-3-{replace(settings.gateway, number=1)}-{restarts}"
 
 
 def build(settings: ControllerSettings) -> Any:
@@ -44,13 +49,18 @@ def build(settings: ControllerSettings) -> Any:
     deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=settings.gateway.number,
-        ray_actor_options={"num_cpus": 0, "resources": dict(ON_HEAD)},
+        ray_actor_options={"num_cpus": 0, **place(settings.gateway)},
         max_surge_percent=100,  # else old gateways end before new ones listen
         health_check_period_s=2,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=drain_s(settings) + 2 * _STOP_S,
     )(IngressReplica)
     return deployment.bind()
+
+
+def place(gateway: GatewaySettings) -> dict[str, Any]:
+    """Options of an actor that is to run where gateways do: on the head, or on nodes with their labels."""
+    return {"label_selector": dict(gateway.labels)} if gateway.labels else {"resources": dict(ON_HEAD)}
 
 
 def drain_s(settings: ControllerSettings) -> float:
@@ -65,10 +75,11 @@ class IngressReplica:
         from eagleray.cluster.loopback_ray260 import keep_replica_to_node_address
 
         keep_replica_to_node_address()
+        from eagleray.serving.gateway import identity_ray260
         from eagleray.serving.gateway.thread import LoopThread
 
         self._thread = LoopThread("gateway")
-        self._ingress = Ingress()
+        self._ingress = Ingress(identity_ray260.name())
         try:
             await asyncio.wrap_future(self._thread.submit(self._ingress.open()))
         except BaseException:
@@ -94,19 +105,25 @@ class IngressReplica:
 class Ingress:
     """A gateway, the application behind it, and its way to the controller and to models; for one loop."""
 
-    def __init__(self) -> None:
-        self._reader = Reader()
+    def __init__(self, name: str = "") -> None:
+        """`name`: of the gateway, for the controller."""
+        self._reader = Reader(name)
         self._is_told = False
         self._gateway: Gateway | None = None
+        self._sharing: Sharing | None = None
+        self._counters: Counters | None = None
+        self._writing: asyncio.Task[None] | None = None
         self._follower: asyncio.Task[None] | None = None
         self._is_ending = False
 
     async def open(self) -> None:
         """Follow the controller, and listen where it says. Raises: ServiceError where that cannot be."""
         from eagleray.serving.gateway import access_log
+        from eagleray.serving.gateway.counters import Counters
         from eagleray.serving.gateway.lane import Lane
         from eagleray.serving.gateway.link_transport import LinkTransport
         from eagleray.serving.gateway.process import Gateway
+        from eagleray.serving.gateway.sharing import Sharing
         from eagleray.serving.gateway.telling_ray260 import Teller
         from eagleray.serving.ingress.app import IngressApp
         from eagleray.serving.replica.listening import here
@@ -117,6 +134,7 @@ class Ingress:
         self._teller.start()
         self._app = IngressApp(IngressState(), self._transport, ControllerBackend(self._reader.call))
         self._app.gate_of = self._transport.gate
+        self._sharing = Sharing(self._app.admission, self._reader.ask_for_shares, self._reader.leave)
         while (settings := self._reader.settings) is None:
             if not await self._follow_once(_FIRST_WATCH_S):
                 await asyncio.sleep(_RETRY_S)
@@ -136,8 +154,13 @@ class Ingress:
         if settings.gateway.access_log_bytes:
             folder = Path(settings.directory) / access_log.FOLDER
             self._app.access_log = access_log.AccessLog(folder, settings.gateway.access_log_bytes)
+        self._counters = Counters(Path(settings.directory) / GATEWAYS, self._app.metrics)
+        self._counters.has_others = settings.gateway.number > 1
+        self._app.metrics.page = self._counters.page
         self._gateway = gateway
-        self._follower = asyncio.get_running_loop().create_task(self._follow())
+        loop = asyncio.get_running_loop()
+        self._writing = loop.create_task(self._counters.keep_writing())
+        self._follower = loop.create_task(self._follow())
 
     @property
     def trouble(self) -> str:
@@ -160,6 +183,11 @@ class Ingress:
         if self._follower is not None:
             self._follower.cancel()
         await self._teller.close()
+        if self._writing is not None and self._counters is not None:
+            self._writing.cancel()
+            self._counters.close()
+        if self._sharing is not None:
+            await self._sharing.close()
         await self._transport.close()
         if self._app.access_log is not None:
             self._app.access_log.close()
@@ -187,6 +215,12 @@ class Ingress:
         if news is not None:
             self._app.state = IngressState.from_json(news["state"])
             self._reader.take(news)
+            assert self._reader.settings is not None
+            number = self._reader.settings.gateway.number
+            if self._sharing is not None:
+                self._sharing.follow(number)
+            if self._counters is not None:
+                self._counters.has_others = number > 1
             apps = {
                 target.app
                 for route in self._app.state.routes.models.values()

@@ -14,6 +14,7 @@ from typing import Any
 
 from eagleray.errors import ModelNotFound
 from eagleray.serving.control_settings import INGRESS_APP
+from eagleray.serving.gateway.orders import GatewayOrders
 from eagleray.serving.keys import KeyRing
 from eagleray.serving.routes import ModelRoute, Routes, Target
 from eagleray.specs import ModelCard, ServiceSpec
@@ -168,6 +169,8 @@ class Record:
     ailing: Mapping[str, Trouble] = field(default_factory=dict)
     """By application; as last seen, and not kept on disk."""
 
+    gateways: GatewayOrders = field(default_factory=GatewayOrders)
+
     @property
     def draining(self) -> list[str]:
         """Applications for which the ingress is asked whether it has something under way there."""
@@ -227,6 +230,7 @@ class Record:
             "keys": self.keys.to_json(),
             "has_started_serve": self.has_started_serve,
             "link_key": self.link_key,
+            "gateways": self.gateways.to_json(),
         }
 
     @classmethod
@@ -246,6 +250,7 @@ class Record:
             keys=KeyRing.from_json(values["keys"]),
             has_started_serve=bool(values["has_started_serve"]),
             link_key=_link_key(values.get("link_key", "")),  # older records have none
+            gateways=GatewayOrders.from_json(values.get("gateways", {})),
         )
 
 

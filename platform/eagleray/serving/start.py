@@ -46,6 +46,7 @@ def local_settings(cluster: ClusterState, serving: LocalServing) -> ControllerSe
         limits=Limits(int(serving.max_body_mib * 2**20), serving.request_timeout_s),
         gateway=GatewaySettings(
             serving.gateways,
+            labels=serving.gateway_labels,
             trusted_proxies=serving.trusted_proxies,
             tls_cert=serving.tls_cert or "",
             tls_key=serving.tls_key or "",

@@ -65,6 +65,8 @@ class LocalServing(Spec):
     """0 takes any free one."""
     gateways: int = Field(default=1, ge=1, le=64)
     """Processes that take requests, all on that port: more than one where it has cores to spare."""
+    gateway_labels: dict[str, str] = {}
+    """Labels of the nodes on which they run, such as {"eagleray.io/pool" = "serve"}; none: on the head."""
     trusted_proxies: tuple[Annotated[str, AfterValidator(network)], ...] = ()
     """Addresses and networks (10.1.0.0/16) of proxies in front, whose X-Forwarded-For is believed; with any,
     models need a key."""

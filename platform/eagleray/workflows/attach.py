@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -38,6 +38,7 @@ def attach(
     is_insecure: bool = False,
     is_key_required: bool = False,
     gateways: int = 1,
+    gateway_labels: Mapping[str, str] | None = None,
     trusted_proxies: Sequence[str] = (),
     tls_cert: str = "",
     tls_key: str = "",
@@ -57,6 +58,7 @@ def attach(
         is_insecure: Let it listen beyond the head, in plain HTTP.
         is_key_required: Models need a key on a loopback `host` too: for a proxy in front of it.
         gateways: Processes that take requests.
+        gateway_labels: Of the nodes on which they run; None: on the head.
         trusted_proxies: Addresses and networks of proxies in front; with any, models need a key.
         tls_cert: A file on the head with a certificate in PEM: requests then come by HTTPS.
         tls_key: A file on the head with its private key.
@@ -78,6 +80,10 @@ def attach(
             f"host {host} opens the ingress to the network in plain HTTP; give --tls-cert and --tls-key, or "
             f"put a proxy with TLS in front, keep {state.LOOPBACK} and say --require-key, or say --insecure"
         )
+    if gateway_labels and host not in _ALL_INTERFACES:
+        raise InputError(
+            f"gateways on other nodes than the head need a host that each has: {_ALL_INTERFACES[0]}"
+        )
     try:
         trusted = tuple(map(network, trusted_proxies))
     except ValueError as error:
@@ -93,6 +99,7 @@ def attach(
         is_key_needed_for_infer=is_key_required or bool(trusted) or not state.is_loopback(host),
         gateway=GatewaySettings(
             gateways,
+            labels=dict(gateway_labels or {}),
             trusted_proxies=trusted,
             tls_cert=tls_cert,
             tls_key=tls_key,
@@ -109,7 +116,7 @@ def attach(
             say(warning)
         serve = _serve()
         preconditions.check_serve(serve, port=port)
-        head = _head_address()
+        head = _address(wanted.gateway.labels)
         cluster = AttachedCluster(name, address, reachable_url(wanted, head), time.time())
         attached.write(cluster)  # before anything is started: `down` ends what a failure below leaves
         policy = ledger.POLICY if recovery is None else ledger.patient(ledger.POLICY, recovery)
@@ -189,13 +196,23 @@ def _far_loopback(wanted: ControllerSettings, head: str) -> str:
     )
 
 
-def _head_address() -> str:
-    """As Ray names it."""
+def _address(labels: Mapping[str, str]) -> str:
+    """The head's, or that of a node with these labels, as Ray names it. Raises: ClusterError."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
-    (head,) = [node for node in alive if not ON_HEAD.keys() - node["Resources"].keys()]
-    return head["NodeManagerAddress"]
+    if not labels:
+        return next(node for node in alive if not ON_HEAD.keys() - node["Resources"].keys())[
+            "NodeManagerAddress"
+        ]
+    found = [node for node in alive if labels.items() <= node.get("Labels", {}).items()]
+    if not found:
+        said = ", ".join(f"{key}={value}" for key, value in labels.items())
+        raise ClusterError(
+            f"no node of this cluster has the labels for gateways, {said}; start one (`ray start --labels`), "
+            "or let them run on the head"
+        )
+    return found[0]["NodeManagerAddress"]
 
 
 def is_mine(address: str) -> bool:

@@ -165,6 +165,23 @@ def test_undeploy_says_what_went(run: Run, ingress: Pretend) -> None:
     assert run("undeploy", "digits", "--json").json == {"name": "digits", "versions": [1]}
 
 
+def test_gateways_are_shown_replaced_and_counted(
+    run: Run, ingress: Pretend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = run("gateways", "show")
+    assert shown.out == "1 gateways, 1 running, as asked for\n"
+    assert shown.err.splitlines()[0] == "next: eagleray gateways restart"
+    assert run("gateways", "restart").out == "1 gateways, 1 running, as asked for\n"
+    assert run("gateways", "scale", "3", "--no-wait", "--json").json == {
+        "number": 3, "running": 3, "is_settled": False, "restarts": 1, "message": "",
+    }  # fmt: skip
+    assert run("gateways", "scale", "65").code == 2
+    monkeypatch.setattr("eagleray.cli.gateways.WAIT_S", -1.0)
+    late = run("gateways", "restart")
+    assert (late.code, late.out) == (1, "")
+    assert "not as asked for after -1 s (no reason known); it goes on" in late.err
+
+
 def test_a_key_lives_until_it_is_revoked(run: Run, ingress: Pretend, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run("keys", "create", "my app", "--scope", "infer", "--scope", "admin")
     [key] = made.out.splitlines()

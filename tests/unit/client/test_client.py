@@ -23,6 +23,7 @@ from eagleray.client import (
     BusyError,
     Claims,
     Client,
+    Gateways,
     KeyTerms,
     NoAnswerError,
     TextStream,
@@ -678,6 +679,15 @@ def test_keys_are_made_and_revoked(ingress: Pretend, client: Any, connect: Any) 
             other.predict("digits", IMAGES)
     with pytest.raises(InputError, match="no key has the id"):
         client.admin.revoke_key(made.id)
+
+
+def test_gateways_are_replaced_and_counted(client: Any) -> None:
+    before = client.admin.gateways()
+    assert (before.number, before.running, before.is_settled) == (before.number, before.number, True)
+    restarts = before.restarts + 1
+    assert client.admin.restart_gateways() == Gateways(before.number, before.number, False, restarts)
+    number = before.number + 1
+    assert client.admin.scale_gateways(number) == Gateways(number, number, False, restarts)
 
 
 def test_threads_share_a_client(ingress: Pretend) -> None:

@@ -312,3 +312,13 @@ def test_a_half_written_node_counts_as_none(tmp_path):
     (tmp_path / "n1.json").write_text(json.dumps({"node_id": "n1"}))
     (tmp_path / "n2.json").write_text("{")
     assert nodes.read_all(tmp_path) == []
+
+
+def test_labels_for_gateways_are_those_of_a_worker_type(spec: LocalSpec) -> None:
+    def with_labels(**labels: str) -> LocalSpec:
+        serving = spec.serving.model_copy(update={"gateway_labels": labels})
+        return spec.model_copy(update={"serving": serving})
+
+    assert node_types.read_types(with_labels(**{"eagleray.io/pool": "cpu"}))
+    with pytest.raises(SpecError, match=r"serving\.gateway_labels: no worker type .*cpu_worker \{'eagleray"):
+        node_types.read_types(with_labels(**{"eagleray.io/pool": "head"}))

@@ -8,6 +8,7 @@ import logging
 import stat
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,34 @@ def test_watch_returns_at_once_on_news_and_nothing_without(parts):
         assert controller.record.keys.find(rotated["key"]) is not None
         await backend.revoke_key(created["id"])
         assert created["id"] not in controller.record.keys.keys
+
+    with_controller(parts, scenario)
+
+
+def test_gateways_are_replaced_and_counted_on_demand(parts):
+    async def scenario(controller, backend):
+        await until(lambda: controller.are_gateways_as_asked)
+        assert await backend.gateways() == {
+            "number": 1, "running": 1, "is_settled": True, "restarts": 0, "message": "",
+        }  # fmt: skip
+        news = await controller.watch("i", -1, [], 60.0)
+        assert not (await backend.restart_gateways())["is_settled"]
+        await until(lambda: controller.are_gateways_as_asked)
+        assert controller.serve.applied == [INGRESS_APP] * 2
+        await backend.scale_gateways(3)
+        await until(lambda: controller.are_gateways_as_asked)
+        assert controller.serve.applied == [INGRESS_APP] * 3
+        newer = await controller.watch("i", news["revision"], [], 60.0)
+        assert newer["settings"]["gateway"]["number"] == 3, "gateways share limits by how many there are"
+        with pytest.raises(InputError, match="65 gateways; there may be 1 to 64"):
+            await backend.scale_gateways(65)
+        # It is remembered, until the spec says another number.
+        again = PretendController(parts)
+        again._load()
+        assert (again.in_effect().gateway.number, again.record.gateways.restarts) == (3, 1)
+        other = PretendController(replace(parts, gateway=replace(parts.gateway, number=2)))
+        other._load()
+        assert other.in_effect().gateway.number == 2
 
     with_controller(parts, scenario)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 MOVED = "Ray moved this; the pin is ray==2.60.*: adapt the *_ray260.py file of serving that uses it"
 
@@ -118,10 +119,12 @@ def test_gateways_are_on_the_head_alone_take_no_cpu_and_have_no_route():
     from eagleray.serving import ingress_app
     from eagleray.serving.control_settings import ControllerSettings
     from eagleray.serving.controller import Controller
+    from eagleray.serving.gateway.orders import GatewayOrders
     from eagleray.serving.gateway.settings import GatewaySettings
 
     settings = ControllerSettings("c", "/d", "", "127.0.0.1", 1, "", "", gateway=GatewaySettings(number=2))
-    app = Controller.ingress(SimpleNamespace(settings=settings))
+    orders = SimpleNamespace(gateways=GatewayOrders(restarts=1))
+    app = Controller.ingress(SimpleNamespace(in_effect=lambda: settings, record=orders))
     assert app.route_prefix is None
     deployment = app.deployment._bound_deployment
     assert deployment.ray_actor_options["num_cpus"] == 0
@@ -131,7 +134,19 @@ def test_gateways_are_on_the_head_alone_take_no_cpu_and_have_no_route():
     assert config.max_surge_percent == 100, "a new gateway listens before the old one ends"
     assert config.graceful_shutdown_timeout_s > ingress_app.drain_s(settings)
     single = ControllerSettings.from_json({**settings.to_json(), "gateway": {}})
-    assert app.version == ingress_app.fingerprint(settings) != ingress_app.fingerprint(single)
+    labels = {"eagleray.io/pool": "serve"}
+    assert ingress_app.place(replace(settings.gateway, labels=labels)) == {"label_selector": labels}
+    assert app.version == ingress_app.fingerprint(single, restarts=1), "another number replaces none"
+    assert app.version != ingress_app.fingerprint(settings, restarts=2)
+    tls = replace(settings, gateway=replace(settings.gateway, tls_cert="/c", tls_key="/k"))
+    assert app.version != ingress_app.fingerprint(tls, restarts=1)
+
+
+def test_ray_says_whether_an_actor_lives():
+    from ray._private import state
+
+    assert "actor_id" in inspect.signature(state.actors).parameters, MOVED
+    assert '"State"' in inspect.getsource(state.GlobalState._gen_actor_info), MOVED
 
 
 def test_serve_ends_a_replica_by_its_destructor_which_may_be_a_coroutine():

@@ -90,6 +90,21 @@ class Admission:
         account.begin(ticket, head.num_bytes)
         return ticket
 
+    def go_by(self, lease: Lease | None) -> None:
+        """Use this part of every limit from now on; None: all of it."""
+        self._lease = lease
+        self.apply_shares()
+
+    @property
+    def lease(self) -> Lease | None:
+        """This gateway's part of all limits; None where there is no other gateway."""
+        return self._lease
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether any key has limits that gateways have to share."""
+        return any(key.terms.has_limits for key in self.keys.keys.values())
+
     def take(self, keys: KeyRing) -> None:
         """Go by these keys from now on; open requests of keys that are gone, or have expired, end."""
         if keys is not self.keys:
@@ -128,8 +143,8 @@ class Admission:
         """Go by what the lease says now: to be called when it has changed, or may have ended."""
         now_s = self._clock()
         for key_id, account in self._accounts.items():
-            if account.is_limited:
-                account.change(self.keys.keys[key_id].terms, self._share(account), now_s)
+            if account.is_limited and (share := self._share(account)) != account.share:
+                account.change(self.keys.keys[key_id].terms, share, now_s)
 
     def _identified(self, head: Head) -> Key | None:
         if head.is_key_needed:

@@ -25,8 +25,8 @@ class Account:
     """Buckets, and the requests that are under way; for one event loop."""
 
     __slots__ = (
-        "_bytes", "_mean_s", "_offered_bytes", "_offered_requests", "_offered_tokens", "_requests", "_share",
-        "_terms", "_tokens", "key_id", "name", "open", "priority", "weight",
+        "_bytes", "_mean_s", "_offered_bytes", "_offered_requests", "_offered_tokens", "_requests",
+        "_terms", "_tokens", "key_id", "name", "open", "priority", "share", "weight",
     )  # fmt: skip
 
     def __init__(self, key_id: str, name: str, terms: KeyTerms, share: float, now_s: float) -> None:
@@ -42,7 +42,7 @@ class Account:
 
     def change(self, terms: KeyTerms, share: float, now_s: float) -> None:
         """Go on under other terms, or with another share of them."""
-        self._terms, self._share = terms, share
+        self._terms, self.share = terms, share
         self.weight = terms.weight
         self.priority: Priority = terms.priority
         rate = terms.requests_per_s
@@ -55,13 +55,7 @@ class Account:
     @property
     def is_limited(self) -> bool:
         """Whether there is any limit that gateways have to share."""
-        terms = self._terms
-        return not (
-            terms.requests_per_s is None
-            and terms.tokens_per_s is None
-            and terms.bytes_per_s is None
-            and terms.concurrency is None
-        )
+        return self._terms.has_limits
 
     def refused(self, num_bytes: int, now_s: float) -> Refusal | None:
         """Why a request with a body of so many bytes may not begin; None where it may. Nothing is taken."""
@@ -129,7 +123,7 @@ class Account:
     @property
     def _most_open(self) -> int:
         assert self._terms.concurrency is not None
-        return max(1, int(self._terms.concurrency * self._share + 1e-9))
+        return max(1, int(self._terms.concurrency * self.share + 1e-9))
 
     def _empty(self, what: str, limit: float | None, bucket: Bucket, amount: float, now_s: float) -> Refusal:
         assert limit is not None

@@ -80,6 +80,10 @@ class Lease:
         self._without = 1.0 / num_gateways
         self._asked_s = now_s
 
+    def expect(self, num_gateways: int) -> None:
+        """There are so many now."""
+        self._without = 1.0 / num_gateways
+
     def take(self, grant: Grant, asked_s: float) -> None:
         """Go by this from now on; `asked_s` is when the question was sent: it ends by then + `LEASE_S`."""
         self._grant, self._asked_s = grant, asked_s
@@ -93,6 +97,13 @@ class Lease:
         if age_s <= LEASE_S:
             return share
         return min(share, grant.default) if age_s <= GROW_S else grant.default
+
+    def is_whole(self, now_s: float) -> bool:
+        """Whether this gateway may use all of every limit: nobody else goes by a part."""
+        grant, age_s = self._grant, now_s - self._asked_s
+        if grant is None or age_s > LEASE_S:
+            return False
+        return min(grant.default, *grant.shares.values(), 1.0) >= 1.0 - _SAME
 
     def held(self, now_s: float) -> Held:
         """What this gateway goes by, for the next question."""
@@ -144,7 +155,7 @@ class Accountant:
             key.demands[name] = key.demands.get(name, 0.0) * _MEMORY + demand / elapsed_s * (1.0 - _MEMORY)
         may_grow = now_s - self._started_s >= LEASE_S
         default = self._lend_default(name, gateway, held, may_grow)
-        silent = [other for other, known in self._gateways.items() if now_s - known.heard_s > LEASE_S]
+        silent = self.silent()
         shares: dict[str, float] = {}
         for key_id, key in list(self._keys.items()):
             if key_id not in demands and name in key.demands:
@@ -160,6 +171,11 @@ class Accountant:
             else:
                 shares[key_id] = lent
         return Grant(default, shares)
+
+    def silent(self) -> list[str]:
+        """Gateways that have not asked for longer than their leases last."""
+        now_s = self._clock()
+        return [name for name, known in self._gateways.items() if now_s - known.heard_s > LEASE_S]
 
     def leave(self, name: str) -> None:
         """The gateway of that name admits nothing any more: what it held is free."""

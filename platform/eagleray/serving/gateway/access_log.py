@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -13,6 +12,8 @@ from typing import Any
 
 import orjson
 
+from eagleray.serving.gateway import numbers
+
 log = logging.getLogger(__name__)
 
 FOLDER = "access"
@@ -20,7 +21,6 @@ _NUM_FILES = 4
 _FLUSH_S = 0.5
 _MOST_WAITING = 50_000
 """Lines for a disk that does not take them; more are dropped, and counted."""
-_MOST_GATEWAYS = 128
 
 
 class AccessLog:
@@ -36,7 +36,7 @@ class AccessLog:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock, self._number = _take_number(folder)
+        self._lock, self._number = numbers.take(folder, "access")
         self._folder, self._file_bytes = folder, max(1, max_bytes // _NUM_FILES)
         self._waiting: deque[bytes] = deque()
         self._num_dropped = 0
@@ -103,16 +103,3 @@ class AccessLog:
         for newer, place in reversed(list(zip([self.path, *older], older, strict=False))):
             if newer.exists():
                 newer.replace(place)
-
-
-def _take_number(folder: Path) -> tuple[int, int]:
-    """A lock that is held as long as its descriptor is open, and its number."""
-    for number in range(_MOST_GATEWAYS):
-        descriptor = os.open(folder / f".access-{number}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            continue
-        return descriptor, number
-    raise OSError(f"{_MOST_GATEWAYS} gateways write to {folder} already")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -13,6 +13,8 @@ class GatewaySettings:
 
     number: int = 1
     """Processes; all of them listen on the one port."""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Of the nodes on which they run; none: on the head."""
     max_connections: int = 4096
     """Of one gateway at one time; more are answered 503."""
     keep_alive_s: int = 65

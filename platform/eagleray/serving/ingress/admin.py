@@ -91,6 +91,24 @@ async def claims(call: Call) -> Response:
     return json_response(await call.admin.claims())
 
 
+async def gateways(call: Call) -> Response:
+    """The processes that take requests."""
+    return json_response(await call.admin.gateways())
+
+
+async def restart_gateways(call: Call) -> Response:
+    """Replace all of them without a failed request."""
+    return json_response(await call.admin.restart_gateways(), 202)
+
+
+async def scale_gateways(call: Call) -> Response:
+    """Have more of them, or fewer."""
+    number = only(await call.decoded(loads), "number").get("number")
+    if type(number) is not int:
+        raise InputError("number: expected how many gateways there are to be")
+    return json_response(await call.admin.scale_gateways(number), 202)
+
+
 async def keys(call: Call) -> Response:
     """Every key, without its secret."""
     return json_response({"keys": await call.admin.keys()})
@@ -143,6 +161,10 @@ def routes() -> list[Route]:
             status=code,
         )  # fmt: skip
 
+    restart = Route(
+        "POST", "/admin/gateways/restart", restart_gateways, "Replace all gateways, without a failed request",
+        TAG, scope="admin", answer=schemas.OBJECT, status=202,
+    )  # fmt: skip
     return [
         get("/admin/status", status, "The whole in short"),
         get("/admin/models", models, "Models of the registry"),
@@ -154,6 +176,9 @@ def routes() -> list[Route]:
         post("/admin/deploy", deploy, "Deploy a model version", schemas.SERVICE_SPEC, 202),
         post("/admin/undeploy", undeploy, "End a model version, or all of a model", schemas.UNDEPLOY),
         get("/admin/claims", claims, "Who holds which resources, and what waits for what"),
+        get("/admin/gateways", gateways, "Processes that take requests"),
+        restart,
+        post("/admin/gateways", scale_gateways, "Have so many gateways", schemas.SCALE_GATEWAYS, 202),
         get("/admin/keys", keys, "API keys"),
         post("/admin/keys", create_key, "Make an API key", schemas.CREATE_KEY, 201),
         post("/admin/keys/{id}/rotate", rotate_key, "Give an API key a new text", schemas.ROTATE_KEY),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 from eagleray.metrics import INGRESS_TABLE, Metric
@@ -26,6 +26,8 @@ class IngressMetrics:
 
     def __init__(self) -> None:
         self.in_flight = 0
+        self.page: Callable[[], str] = self.text
+        """What /metrics answers; of other gateways too, where there are some."""
         self._requests: dict[_Labels, int] = {}
         self._received: dict[_Labels, int] = {}
         self._sent: dict[_Labels, int] = {}

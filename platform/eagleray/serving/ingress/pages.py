@@ -23,7 +23,7 @@ _PARAMETER = re.compile(r"{(\w+)}")
 
 async def prometheus(call: Call) -> Response:
     """The ingress's counters."""
-    return Response(call.metrics.text().encode(), media_type=metrics.MEDIA_TYPE)
+    return Response(call.metrics.page().encode(), media_type=metrics.MEDIA_TYPE)
 
 
 async def openapi(call: Call) -> Response:

@@ -120,6 +120,7 @@ _KEY_TERMS = an_object(
     },
 )  # fmt: skip
 CREATE_KEY = an_object({"name": TEXT}, {"scopes": a_list({"enum": ["infer", "admin"]}), "terms": _KEY_TERMS})
+SCALE_GATEWAYS = an_object({"number": WHOLE})
 ROTATE_KEY = an_object({}, {"overlap_s": _NUMBER})
 SERVICE_SPEC: Schema = {
     "type": "object",

@@ -1,0 +1,259 @@
+"""Two gateways on one port of a real cluster: one limit, one record, and no request lost with one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import threading
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from eagleray.client import AsyncClient, Client
+from eagleray.cluster import processes, settings, state
+from eagleray.errors import EaglerayError
+from eagleray.registry.models import MlflowModels
+from support import cards
+from support.served import SHARE, until
+
+pytestmark = pytest.mark.timeout(240)
+NAME = "behind-two"
+TOKENS = np.full((1, 12), 5, np.int64)
+BODY = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 12], "data": [5] * 12}]}
+METRIC = "eagleray_ingress_requests_total"
+LIMIT_PER_S = 60.0
+HAMMERED_S, SETTLING_S = 4.0, 1.0
+PACE_S = 0.03
+
+
+@pytest.fixture(scope="module")
+def served(ingress: httpx.Client) -> Iterator[httpx.Client]:
+    """A small GPT behind two gateways; afterwards there is one again."""
+    store = MlflowModels(settings.tracking_uri(), settings.storage_url())
+    card = cards.card("tokens", name=NAME)
+    version = store.publish(card, cards.weights(card, 21)).version
+    spec = {"name": NAME, "version": version, "cpus_per_replica": SHARE}
+    assert ingress.post("/admin/deploy", json=spec).status_code == 202
+    assert ingress.post("/admin/gateways", json={"number": 2}).status_code == 202
+    seconds = until(lambda: is_settled(ingress, 2))
+    print(f"a second gateway: {seconds:.1f} s")
+    until(lambda: ingress.post(f"/v2/models/{NAME}/infer", json=BODY).status_code == 200)
+    yield ingress
+    ingress.post("/admin/gateways", json={"number": 1})
+    ingress.post("/admin/undeploy", json={"name": NAME})
+    until(lambda: is_settled(ingress, 1))
+    until(lambda: ingress.get(f"/admin/services/{NAME}").status_code == 404)
+
+
+def is_settled(client: httpx.Client, number: int) -> bool:
+    found = client.get("/admin/gateways").json()
+    return found["is_settled"] and found["running"] == found["number"] == number
+
+
+def gateways(cluster: state.ClusterState) -> list[processes.Process]:
+    return [
+        process
+        for process in processes.belonging(cluster.marker)
+        if "ray::ServeReplica:ingress" in Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace")
+    ]
+
+
+def told_apart(client: httpx.Client, metric: str, **labels: str) -> Counter[str]:
+    """The sum of a metric's samples, by gateway."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        for sample in family.samples:
+            if sample.name == metric and labels.items() <= sample.labels.items():
+                found[sample.labels["gateway"]] += int(sample.value)
+    return found
+
+
+@dataclass
+class Hammer:
+    """Asks through many connections, so that each gateway gets some of them, for more than is let in."""
+
+    client: httpx.Client
+    key: str
+    asked: list[tuple[float, int]] = field(default_factory=list)
+    """When, and what status came."""
+
+    def run(self, seconds: float, connections: int = 12) -> None:
+        until_s = time.monotonic() + seconds
+        threads = [threading.Thread(target=self._one, args=(until_s,)) for _ in range(connections)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _one(self, until_s: float) -> None:
+        # http.client costs a tenth of httpx's CPU time, and the machine is the gateways' too.
+        url, path = self.client.base_url, f"/v2/models/{NAME}/infer"
+        body, headers = json.dumps(BODY), {"Authorization": f"Bearer {self.key}"}
+        with contextlib.closing(http.client.HTTPConnection(url.host, url.port, timeout=60)) as connection:
+            while (began_s := time.monotonic()) < until_s:
+                connection.request("POST", path, body, headers)
+                answer = connection.getresponse()
+                answer.read()
+                self.asked.append((began_s, answer.status))
+                time.sleep(max(0.0, began_s + PACE_S - time.monotonic()))
+
+
+def most_in(times: list[float], seconds: float) -> int:
+    """The most that any stretch of that length has seen."""
+    ordered = sorted(times)
+    return max(bisect_left(ordered, first + seconds) - at for at, first in enumerate(ordered))
+
+
+def test_a_limit_holds_over_both(cluster, served):
+    assert len(gateways(cluster)) == 2
+    rate = 0.0
+    for _ in range(3):
+        rate = admitted_per_s(served)
+        if rate >= 0.9 * LIMIT_PER_S:
+            break
+        print("the machine stood still for longer than a burst, a quarter of a second: once more")
+    assert rate >= 0.9 * LIMIT_PER_S
+
+
+def admitted_per_s(client: httpx.Client) -> float:
+    """Of a key with a limit that is asked for more through both, after the first second."""
+    terms = {"requests_per_s": LIMIT_PER_S}
+    made = client.post("/admin/keys", json={"name": "limited", "terms": terms}).json()
+    hammer = Hammer(client, made["key"])
+    before = told_apart(client, METRIC, code="200", model=NAME)
+    began_s = time.monotonic()
+    hammer.run(HAMMERED_S)
+    client.delete(f"/admin/keys/{made['id']}")
+    admitted = [at for at, code in hammer.asked if code == 200]
+    settled_s = began_s + SETTLING_S
+    rate = sum(at > settled_s for at in admitted) / (HAMMERED_S - SETTLING_S)
+    offered = sum(at > settled_s for at, _ in hammer.asked) / (HAMMERED_S - SETTLING_S)
+    codes = Counter(code for _, code in hammer.asked)
+    print(f"{rate:.0f} of {offered:.0f}/s after the first second; {most_in(admitted, 1.0)} in one; {codes}")
+    assert set(codes) == {200, 429}
+    assert len(admitted) <= LIMIT_PER_S * (HAMMERED_S + 0.05 * 10), "5 % of what 10 s may see"
+    until(lambda: (told_apart(client, METRIC, code="200", model=NAME) - before).total() == codes[200], 10)
+    assert len(told_apart(client, METRIC, code="200", model=NAME) - before) == 2
+    return rate
+
+
+def test_a_revoked_key_ends_streams_on_both(served):
+    made = served.post("/admin/keys", json={"name": "streaming"}).json()
+    ended: dict[int, tuple[float, str]] = {}
+
+    def read(number: int) -> None:
+        with Client(str(served.base_url), made["key"], timeout_s=60) as client:
+            try:
+                for _ in client.generate(NAME, "a", max_tokens=4096, stream=True):
+                    began.add(number)
+                said = "it came to its end"
+            except EaglerayError as error:
+                said = str(error)
+            ended[number] = time.monotonic(), said
+
+    began: set[int] = set()
+    threads: list[threading.Thread] = []
+
+    def are_on_both() -> bool:
+        if began >= set(range(len(threads))) and len(threads) < 12:
+            threads.append(threading.Thread(target=read, args=(len(threads),)))
+            threads[-1].start()
+        return min(told_apart(served, "eagleray_ingress_in_flight").values()) >= 2
+
+    until(are_on_both, 30)
+    assert not ended, ended
+    revoked_s = time.monotonic()
+    assert served.delete(f"/admin/keys/{made['id']}").status_code == 200
+    for thread in threads:
+        thread.join(20)
+    last_s = max(at for at, _ in ended.values()) - revoked_s
+    print(f"{len(threads)} streams have ended {last_s:.2f} s after their key was revoked")
+    assert len(ended) == len(threads)
+    assert last_s < 2.0
+    assert all("was revoked" in said for _, said in ended.values()), ended
+
+
+@dataclass
+class Asking:
+    """Predictions through the SDK, eight at a time, until the block is left."""
+
+    url: str
+    key: str
+    answered_s: list[float] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    is_over: bool = False
+
+    def __enter__(self) -> Asking:
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self.thread.start()
+        self.goes_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_over = True
+        self.thread.join(60)
+
+    def goes_on(self) -> None:
+        """Return when 50 more are answered."""
+        enough = len(self.answered_s) + 50
+        until(lambda: len(self.answered_s) > enough or not self.thread.is_alive(), 20)
+
+    async def _run(self) -> None:
+        async with AsyncClient(self.url, self.key) as client:
+            await asyncio.gather(*(self._ask(client) for _ in range(8)))
+
+    async def _ask(self, client: AsyncClient) -> None:
+        while not self.is_over:
+            try:
+                await client.predict(NAME, {"tokens": TOKENS})
+                self.answered_s.append(time.monotonic())
+            except EaglerayError as error:
+                self.failed.append(repr(error))
+            await asyncio.sleep(0.01)
+
+
+def test_one_that_is_killed_and_one_that_ends_cost_the_sdk_no_request(cluster, served):
+    key = served.post("/admin/keys", json={"name": "sdk"}).json()["key"]
+    with Asking(str(served.base_url), key) as asking:
+        [killed, other] = gateways(cluster)
+        processes.send(killed, processes.signal.SIGKILL)
+        asking.goes_on()
+        seconds = until(lambda: is_settled(served, 2) and len(gateways(cluster)) == 2, 60)
+        longest_s = max(after - at for at, after in pairwise(asking.answered_s))
+        print(f"a killed gateway is back after {seconds:.1f} s; the longest pause was {longest_s:.2f} s")
+        assert other.pid in {process.pid for process in gateways(cluster)}
+        served.post("/admin/gateways", json={"number": 1})
+        seconds = until(lambda: is_settled(served, 1) and len(gateways(cluster)) == 1, 60)
+        print(f"one is left after {seconds:.1f} s; {len(asking.answered_s)} answers")
+        asking.goes_on()
+    assert asking.failed == []
+
+
+@pytest.mark.slow
+def test_all_are_replaced_on_demand_without_a_failed_request(cluster, served):
+    key = served.post("/admin/keys", json={"name": "sdk"}).json()["key"]
+    with Asking(str(served.base_url), key) as asking:
+        for number in (1, 1, 2):
+            served.post("/admin/gateways", json={"number": number})
+            until(lambda number=number: is_settled(served, number), 60)
+            before = {process.pid for process in gateways(cluster)}
+            assert served.post("/admin/gateways/restart").status_code == 202
+
+            def are_others(number: int = number, before: set[int] = before) -> bool:
+                return is_settled(served, number) and not before & {one.pid for one in gateways(cluster)}
+
+            seconds = until(are_others, 90)
+            print(f"{number} replaced after {seconds:.1f} s; {len(asking.answered_s)} answers")
+            asking.goes_on()
+    assert asking.failed == []
