@@ -12,6 +12,7 @@ from eagleray.serving.admin import AdminBackend
 from eagleray.serving.admission.door import Admission
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.gateway.access_log import AccessLog
+from eagleray.serving.gateway.cache import ResponseCache
 from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress import admin, door, failures, headers, openai, pages, people, v2
 from eagleray.serving.ingress.call import Call
@@ -50,10 +51,11 @@ class IngressApp:
 
     def __init__(self, state: IngressState, transport: Transport, admin_backend: AdminBackend) -> None:
         self.admission = Admission()
+        self.cache = ResponseCache()
         self.state = state
         self.access_log: AccessLog | None = None
         self._sweep: asyncio.TimerHandle | None = None
-        self.metrics = IngressMetrics()
+        self.metrics = IngressMetrics(self.cache)
         self.table = Table(all_routes())
         self._transport = transport
         self._admin = admin_backend
@@ -70,6 +72,7 @@ class IngressApp:
         self.admission.max_body_bytes = state.limits.max_body_bytes
         self.admission.longest_s = state.limits.timeout_s
         self.admission.take(state.keys)
+        self.cache.follow(state.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's entry: HTTP and lifespan; a websocket is refused."""
@@ -101,7 +104,7 @@ class IngressApp:
         )
         request_id = headers.request_id(request.headers.get("x-request-id"))
         call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
-        call.watch = Watch(request.headers.get("traceparent"))
+        call.watch, call.cache = Watch(request.headers.get("traceparent")), self.cache
         exchange = _Exchange()
         self.begin()
         try:
@@ -190,6 +193,7 @@ class IngressApp:
             seconds=seconds,
             received=received,
             sent=sent,
+            parts_s=watch.spans_s if target else {},
         )
         if self.access_log is None:
             return
