@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from uvicorn import Config
 
 from eagleray.serving.gateway.face import Face, FaceState
+from eagleray.serving.gateway.lane_cache import CachedCall
 from eagleray.serving.gateway.lane_call import LaneCall
 from eagleray.serving.gateway.lane_places import Place, looked_up
 from eagleray.serving.gateway.link_transport import LinkTransport
@@ -114,7 +115,8 @@ class LaneFace(Face):
             return
         self.scope |= {"method": "POST", "path": path.decode()}  # type: ignore[operator]
         before, keep_alive = self.cycle, self.parser.should_keep_alive()
-        call: Any = LaneCall(self._lane, self, place, self.headers, keep_alive=keep_alive)
+        kind = CachedCall if place.target.cache_bytes else LaneCall
+        call: Any = kind(self._lane, self, place, self.headers, keep_alive=keep_alive)
         self.cycle = call
         if before is None or before.response_complete:
             self._start_asgi_task(call, self.app)
