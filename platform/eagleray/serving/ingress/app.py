@@ -200,7 +200,7 @@ class IngressApp:
         # Without the query: it may carry what is nobody's business.
         self.access_log.write(
             {
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "time": _now(),
                 "request_id": request_id,
                 "trace_id": watch.trace.trace_id,
                 "client": scope["client"][0] if scope.get("client") else "",
@@ -216,6 +216,12 @@ class IngressApp:
                 "ms": {name: round(1e3 * span_s, 3) for name, span_s in watch.spans_s.items()},
             }
         )
+
+    def refused(self, status: int, client: str) -> None:
+        """Take a request that was no HTTP as we take it, or came on one connection too many."""
+        self.metrics.count_refused(status)
+        if self.access_log is not None:
+            self.access_log.write({"time": _now(), "client": client, "route": NO_ROUTE, "status": status})
 
     def _count(self, call: Call, exchange: _Exchange, seconds: float) -> None:
         self.count(
@@ -253,6 +259,10 @@ def _failed(request: Request, failure: Failure) -> Response:
         response = json_response({"error": failure.message}, failure.status)
     response.headers.update(failure.headers)
     return response
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

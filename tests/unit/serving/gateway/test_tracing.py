@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from eagleray.serving.gateway.access_log import AccessLog
 from eagleray.serving.gateway.tracing import Trace, Watch
 from eagleray.serving.link.frames import Timings
-from support.serving import Pretend, bearer, pretend
+from support.serving import Pretend, bearer, pretend, serving
 
 INPUTS = {"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -147,6 +149,18 @@ def test_a_line_for_each_answer_without_what_is_secret(ingress: Pretend, tmp_pat
     assert (third["route"], len(third["path"])) == ("(none)", 512)
     assert "secret" not in log.path.read_text()
     assert ingress.infer_key not in log.path.read_text()
+
+
+def test_what_is_no_request_has_a_line_too(ingress: Pretend, tmp_path: Path) -> None:
+    log = ingress.app.access_log = AccessLog(tmp_path, 2**20)
+    with serving(ingress):
+        found = urlsplit(ingress.url)
+        with socket.create_connection((found.hostname or "", found.port or 0), timeout=20) as connection:
+            connection.sendall(b"nonsense\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    [line] = read(log)
+    assert line.pop("time").startswith("20")
+    assert line == {"client": "127.0.0.1", "route": "(none)", "status": 400}
 
 
 def test_its_files_have_an_end_and_are_the_owners_alone(tmp_path: Path) -> None:
