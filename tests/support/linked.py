@@ -13,6 +13,7 @@ from typing import Any
 from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.protocol.tensors import Array
+from eagleray.serving.admission.gate import Gate
 from eagleray.serving.gateway.link_transport import LinkTransport
 from eagleray.serving.gateway.lookup_ray260 import OnChange, Running
 from eagleray.serving.link import generating, tensors
@@ -68,7 +69,9 @@ class PretendReplica:
 
     async def _infer(self, call: InferCall) -> None:
         inputs = {name: array.copy() for name, array in call.inputs().items()}
-        call.answer(tensors.write(await self._behind.infer(self._target, inputs, timeout_s=60)), TIMINGS)
+        outputs = await self._behind.infer(self._target, inputs, timeout_s=60)
+        size = max(map(len, inputs.values()), default=1)
+        call.answer(tensors.write(outputs), TIMINGS._replace(batch_size=size))
 
     async def _generate(self, call: GenerateCall) -> None:
         request, _ = generating.read_request(call.request)
@@ -117,6 +120,8 @@ class LinkedTransport:
 
     def __init__(self, behind: Transport) -> None:
         self._behind = behind
+        self.max_ongoing = 1000
+        """Requests that each replica is said to take at a time."""
         self._folder = tempfile.TemporaryDirectory(prefix="link-")
         self._servers: dict[str, tuple[LinkServer, ReplicaAddress]] = {}
         self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LinkTransport] = (
@@ -135,6 +140,11 @@ class LinkedTransport:
             async for chunk in chunks:
                 yield chunk
 
+    def gate(self, target: Target) -> Gate | None:
+        """As LinkTransport, of this loop's."""
+        transport = self._by_loop.get(asyncio.get_running_loop())
+        return None if transport is None else transport.gate(target)
+
     async def linked(self, target: Target) -> LinkTransport:
         """The transport of this loop, with a link to the target."""
         loop = asyncio.get_running_loop()
@@ -145,7 +155,7 @@ class LinkedTransport:
             self.serve(target)
             transport.follow(LINKS, list(self._servers))
             for app, (_, address) in self._servers.items():
-                transport.update(app, [Running(address, 1000)])
+                transport.update(app, [Running(address, self.max_ongoing)])
         line = transport.line(target.app)
         assert line is not None
         assert await line.pool.wait_for_link(5), line.pool.problems()

@@ -367,6 +367,8 @@ def pretend(*, both_scopes: bool = False, over_links: bool = False, **limits: An
     state = IngressState(routes=routes(), keys=ring, limits=Limits(**limits))
     links = LinkedTransport(transport) if over_links else None
     admin.app = IngressApp(state, links or transport, admin)
+    if links is not None:
+        admin.app.gate_of = links.gate
     return Pretend(admin.app, transport, admin, admin_key, infer_key, links=links)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from eagleray.errors import ServiceError
+from eagleray.protocol.events import event, quoted
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.protocol.openai import OpenAiRequest
 
@@ -34,39 +34,14 @@ class Answer:
         said: dict[str, Any] = {"text": text}
         if self.request.is_chat:
             said = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        return self._frame([_choice(said, last.finish_reason)], is_event=False) | {"usage": usage(last)}
+        return self.frame([_choice(said, last.finish_reason)], is_event=False) | {"usage": usage(last)}
 
-    async def events(self, chunks: AsyncGenerator[GenerationChunk]) -> AsyncGenerator[bytes]:
-        """The body of a `text/event-stream`: an event per chunk, the counts if they were asked for, the end.
+    def events(self) -> OpenAiEvents:
+        """Writes it piece by piece; a `TextEvents`."""
+        return OpenAiEvents(self)
 
-        Nothing is yielded before the first chunk is there, so an error before it can still be the status.
-        Closed early, or when an error passes, `chunks` is closed; after an error send `error_event`.
-        """
-        last = None
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                if last is None and self.request.is_chat:
-                    yield self._event({"delta": {"role": "assistant", "content": ""}}, None, chunk)
-                yield self._event(self._said(chunk.text), chunk.finish_reason, chunk)
-                last = chunk
-        if self.request.is_usage_wanted and last is not None:
-            yield event(self._frame([], is_event=True) | {"usage": usage(last)})
-        yield f"data: {DONE}\n\n".encode()
-
-    def _said(self, text: str) -> dict[str, Any]:
-        if not self.request.is_chat:
-            return {"text": text}
-        return {"delta": {"content": text} if text else {}}
-
-    def _event(self, said: dict[str, Any], finish_reason: str | None, chunk: GenerationChunk) -> bytes:
-        values = self._frame([_choice(said, finish_reason)], is_event=True)
-        if self.request.is_usage_continuous:
-            values["usage"] = usage(chunk)
-        elif self.request.is_usage_wanted:
-            values["usage"] = None
-        return event(values)
-
-    def _frame(self, choices: list[dict[str, Any]], *, is_event: bool) -> dict[str, Any]:
+    def frame(self, choices: list[dict[str, Any]], *, is_event: bool) -> dict[str, Any]:
+        """An object of the answer, or of one of its events."""
         is_chat = self.request.is_chat
         chat_kind = "chat.completion.chunk" if is_event else "chat.completion"
         return {
@@ -78,6 +53,69 @@ class Answer:
         }
 
 
+class OpenAiEvents:
+    """A `TextEvents`: an event per piece, the counts where they were asked for, the end."""
+
+    __slots__ = ("_after", "_answer", "_before", "_counts", "_first", "_is_chat", "_unfinished")
+
+    def __init__(self, answer: Answer) -> None:
+        asked = answer.request
+        self._answer = answer
+        self._is_chat = asked.is_chat
+        frame = json.dumps(answer.frame([], is_event=True), separators=(",", ":"))
+        self._before = f'data: {frame[:-2]}{{"index":0,"{"delta" if asked.is_chat else "text"}":'
+        self._after = ',"logprobs":null,"finish_reason":'
+        self._counts = ""
+        """What follows the choices; empty where counts are in it."""
+        if not asked.is_usage_continuous:
+            self._counts = ',"usage":null}\n\n' if asked.is_usage_wanted else "}\n\n"
+        self._unfinished = f"{self._after}null}}]{self._counts}"
+        self._first = asked.is_chat
+
+    def piece(self, text: str, prompt_tokens: int, completion_tokens: int) -> str:
+        """As TextEvents."""
+        if self._is_chat:
+            return self._turn(text, None, prompt_tokens, completion_tokens)
+        if self._counts:
+            return self._before + quoted(text) + self._unfinished
+        return self._said(quoted(text), None, prompt_tokens, completion_tokens)
+
+    def last(self, chunk: GenerationChunk) -> str:
+        """As TextEvents."""
+        counts = chunk.prompt_tokens, chunk.completion_tokens
+        if self._is_chat:
+            said = self._turn(chunk.text, chunk.finish_reason, *counts)
+        else:
+            said = self._said(quoted(chunk.text), chunk.finish_reason, *counts)
+        if self._answer.request.is_usage_wanted:
+            said += event(self._answer.frame([], is_event=True) | {"usage": usage(chunk)})
+        return f"{said}data: {DONE}\n\n"
+
+    def error(self, status: int, message: str) -> str:
+        """As TextEvents."""
+        return error_event(status, message)
+
+    def _turn(self, text: str, reason: str | None, prompt_tokens: int, completion_tokens: int) -> str:
+        said = f'{{"content":{quoted(text)}}}' if text else "{}"
+        found = self._said(said, reason, prompt_tokens, completion_tokens)
+        if self._first:
+            self._first = False
+            role = '{"role":"assistant","content":""}'
+            return self._said(role, None, prompt_tokens, completion_tokens) + found
+        return found
+
+    def _said(self, said: str, reason: str | None, prompt_tokens: int, completion_tokens: int) -> str:
+        ended = "null" if reason is None else quoted(reason)
+        counts = self._counts
+        if not counts:
+            total = prompt_tokens + completion_tokens
+            counts = (
+                f',"usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens},'
+                f'"total_tokens":{total}}}}}\n\n'
+            )
+        return f"{self._before}{said}{self._after}{ended}}}]{counts}"
+
+
 def usage(last: GenerationChunk) -> dict[str, int]:
     """The counts up to and with this chunk."""
     return {
@@ -85,11 +123,6 @@ def usage(last: GenerationChunk) -> dict[str, int]:
         "completion_tokens": last.completion_tokens,
         "total_tokens": last.prompt_tokens + last.completion_tokens,
     }
-
-
-def event(values: Mapping[str, Any]) -> bytes:
-    """One server-sent event; ASCII, since some clients cut lines at U+2028 too (httpx's iter_lines does)."""
-    return f"data: {json.dumps(values, separators=(',', ':'))}\n\n".encode()
 
 
 def model_object(name: str, created_s: float) -> dict[str, Any]:
@@ -113,7 +146,7 @@ def error_object(status: int, message: str, *, field: str | None = None) -> dict
     return {"error": {"message": message, "type": kind, "param": field, "code": _CODES.get(status)}}
 
 
-def error_event(status: int, message: str) -> bytes:
+def error_event(status: int, message: str) -> str:
     """The error as an event, where the status of the answer is already sent; the stream ends after it."""
     return event(error_object(status, message))
 

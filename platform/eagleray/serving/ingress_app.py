@@ -112,9 +112,11 @@ class Ingress:
 
         self._transport = LinkTransport(ServeTransport(), node=here()[1])
         self._app = IngressApp(IngressState(), self._transport, ControllerBackend(self._reader.call))
+        self._app.gate_of = self._transport.gate
         while (settings := self._reader.settings) is None:
             if not await self._follow_once(_FIRST_WATCH_S):
                 await asyncio.sleep(_RETRY_S)
+        self._transport.share(settings.gateway.number)
         lane = Lane(self._app, self._transport, begin=self._reader.begin, end=self._reader.end)
         gateway = Gateway(
             self._reader.counted(self._app),

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from eagleray.errors import ServiceError
+from eagleray.protocol.events import written
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.protocol.openai import OpenAiRequest, read_completion
 from eagleray.protocol.openai_answers import (
@@ -51,11 +52,13 @@ async def collect(events):
 
 
 def events_of(answer):
-    raw = asyncio.run(collect(answer.events(Source().chunks())))
-    assert all(event.startswith(b"data: ") and event.endswith(b"\n\n") for event in raw)
-    assert all(event.count(b"\n") == 2 for event in raw)
-    assert raw[-1] == b"data: [DONE]\n\n"
-    return [json.loads(event[6:]) for event in raw[:-1]]
+    raw = b"".join(asyncio.run(collect(written(answer.events(), Source().chunks()))))
+    *events, last, nothing = raw.split(b"\n\n")
+    assert all(event.startswith(b"data: ") and b"\n" not in event for event in events)
+    assert (last, nothing) == (b"data: [DONE]", b"")
+    for event in events:  # written as by json, byte for byte
+        assert event == b"data: " + json.dumps(json.loads(event[6:]), separators=(",", ":")).encode()
+    return [json.loads(event[6:]) for event in events]
 
 
 def test_a_completion_as_a_whole():
@@ -120,12 +123,12 @@ def test_an_error_before_the_first_chunk_comes_before_the_first_event():
 
     for is_chat in (False, True):
         with pytest.raises(ServiceError, match="full"):
-            asyncio.run(anext(answer(is_chat=is_chat).events(chunks())))
+            asyncio.run(anext(written(answer(is_chat=is_chat).events(), chunks())))
 
 
 def test_the_source_is_closed_when_the_client_goes_away_or_it_breaks():
     async def go_away(source):
-        events = answer().events(source.chunks())
+        events = written(answer().events(), source.chunks())
         await anext(events)
         await events.aclose()
 
@@ -135,7 +138,7 @@ def test_the_source_is_closed_when_the_client_goes_away_or_it_breaks():
 
     source = Source(ServiceError("gone"))
     with pytest.raises(ServiceError, match="gone"):
-        asyncio.run(collect(answer().events(source.chunks())))
+        asyncio.run(collect(written(answer().events(), source.chunks())))
     assert source.is_closed
 
 
@@ -169,7 +172,7 @@ def test_what_our_client_writes_is_what_the_server_reads(is_streamed):
 
 def test_our_client_reads_what_the_server_writes():
     streamed = answer(is_usage_wanted=True, is_usage_continuous=True)
-    raw = asyncio.run(collect(streamed.events(Source().chunks())))
+    raw = asyncio.run(collect(written(streamed.events(), Source().chunks())))
     lines = b"".join(raw).decode().splitlines()
     assert [chunk for line in lines if (chunk := read_event(line))] == CHUNKS
     assert read_answer(answer().whole(CHUNKS)) == GenerationChunk("a\u2028€\n", "stop", 4, 7)
@@ -178,7 +181,7 @@ def test_our_client_reads_what_the_server_writes():
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (error_event(502, "the replica broke").decode().strip(), "the replica broke"),
+        (error_event(502, "the replica broke").strip(), "the replica broke"),
         ('data: {"error": "plain words"}', "not a completion with counts: .*plain words"),
         ("data: <html>", "the server's event is not JSON"),
         ("data: 3", "is not a completion with counts"),

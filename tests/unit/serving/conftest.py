@@ -7,10 +7,20 @@ import pytest
 
 from support.serving import Pretend, pretend, serving
 
-BOTH_TRANSPORTS = {"test_v2", "test_v2_binary", "test_openai_routes", "test_people", "test_bad_input"}
+BOTH_TRANSPORTS = {
+    "test_v2",
+    "test_v2_binary",
+    "test_openai_routes",
+    "test_generate_routes",
+    "test_people",
+    "test_bad_input",
+}
 """The suite of requests: the same over links as by Serve's handles, for which a pretending one stands."""
-BY_THE_LANE = {"test_v2", "test_v2_binary", "test_bad_input", "test_door", "test_limits"}
-"""Those that ask for inference: the same by a gateway's fast lane, on real sockets."""
+BY_THE_LANE = {
+    *("test_v2", "test_v2_binary", "test_bad_input", "test_door", "test_limits"),
+    *("test_openai_routes", "test_generate_routes"),
+}
+"""Those that ask models for something: the same by a gateway's fast lane, on real sockets."""
 _MANY = {"test_a_thousand_keys_at_once"}
 """httpx's pool takes a minute for so many connections."""
 

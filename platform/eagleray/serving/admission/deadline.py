@@ -6,6 +6,7 @@ The time of a batch is taken to be a + c x batch, by least squares in which old 
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from eagleray.errors import InputError
 
@@ -14,10 +15,12 @@ HEADER = "x-request-timeout-ms"
 header of its own; neither can be read before the body is, or by HTTP's clients."""
 
 _MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
-_MARGIN = 1.1
+MARGIN = 1.2
 """Times vary: what is foretold is to hold for nearly all, not for every other one."""
 _KEEPS = 0.98
 """What counted of the past after one batch more: the last fifty count."""
+_PACE_OF = 30
+_MOST_PACE = 50.0
 
 
 def timeout_s(header: str | None, longest_s: float) -> float:
@@ -33,26 +36,69 @@ def timeout_s(header: str | None, longest_s: float) -> float:
     return min(longest_s, int(header) / 1000)
 
 
+class Foretells(Protocol):
+    """What a gate knows of the time that requests take."""
+
+    stretch: float
+    """What `plain_s` says is to be taken so many times."""
+
+    def arrange(self, replicas: float, window: int) -> None:
+        """So many replicas are asked, and they may have so much at a time, in units of a plain request."""
+        ...
+
+    def plain_s(self, ahead: float) -> float:
+        """Until one that comes now has what it waits for, when so much goes before it or is under way.
+
+        0: nothing is known.
+        """
+        ...
+
+    def observe(self, seconds: float, batch: float) -> None:
+        """A batch of so much took so long."""
+        ...
+
+    def observe_text(self, seconds: float) -> None:
+        """A whole text took so long from its turn on."""
+        ...
+
+    def correct(self, took_s: float, plain_s: float) -> None:
+        """What was sent while others waited took so long, and `plain_s` had foretold that."""
+        ...
+
+
 class Forecast:
-    """Times of one model version's batches, and what follows from them for who comes now."""
+    """Times of one model version's batches, and what follows from them for who comes now.
+
+    What a batch does not show (the way there and back, other gateways, a busy machine) is found by comparing:
+    what was foretold for a request when it was sent, and what it took. Only those count that had waited,
+    for then the replicas were as busy as they are for who waits now.
+    """
 
     __slots__ = (
-        "_batch", "_batch_batch", "_batch_time", "_fixed_s", "_num", "_per_item_s", "_time", "max_batch",
-        "replicas",
+        "_batch", "_batch_batch", "_batch_time", "_fixed_s", "_num", "_pace", "_per_item_s", "_time",
+        "max_batch", "replicas", "stretch",
     )  # fmt: skip
 
-    def __init__(self, *, replicas: int = 1, max_batch: int = 1) -> None:
+    def __init__(self, *, replicas: float = 1, max_batch: int = 1) -> None:
         self.replicas = replicas
+        """That work for this gateway alone."""
         self.max_batch = max_batch
         self._num = self._batch = self._batch_batch = self._time = self._batch_time = 0.0
         self._fixed_s = self._per_item_s = 0.0
+        self._pace = 1.0
+        self.stretch = MARGIN
 
     @property
     def is_known(self) -> bool:
         """Whether anything was observed."""
         return self._num > 0.0
 
-    def observe(self, seconds: float, batch: int) -> None:
+    def arrange(self, replicas: float, window: int) -> None:
+        """As Foretells: half of what a replica may have is a batch, and the other half waits for it."""
+        self.replicas = replicas
+        self.max_batch = max(1, round(window / replicas / 2))
+
+    def observe(self, seconds: float, batch: float) -> None:
         """A batch of that many requests took so long."""
         keep = _KEEPS
         self._num = self._num * keep + 1.0
@@ -70,12 +116,59 @@ class Forecast:
         else:
             self._fixed_s, self._per_item_s = 0.0, self._time / self._batch
 
-    def answer_s(self, ahead: float) -> float:
-        """Until one that comes now is answered, when so much goes before it or is under way; 0: unknown.
+    def observe_text(self, seconds: float) -> None:
+        """As Foretells: nothing that batches wait for."""
+
+    def correct(self, took_s: float, plain_s: float) -> None:
+        """As Foretells."""
+        pace = min(_MOST_PACE, took_s / plain_s)
+        self._pace += (pace - self._pace) / _PACE_OF
+        self.stretch = MARGIN * max(1.0, self._pace)
+
+    def plain_s(self, ahead: float) -> float:
+        """As Foretells, by what batches take alone.
 
         All of a batch is answered at its end, and where there is a queue every batch is full by then.
         """
         each = ahead / self.replicas + 1.0
         batches = -(-each // self.max_batch)
         items = batches * self.max_batch if batches > 1.0 else each
-        return (batches * self._fixed_s + items * self._per_item_s) * _MARGIN
+        return batches * self._fixed_s + items * self._per_item_s
+
+    def answer_s(self, ahead: float) -> float:
+        """Until one that comes now is answered, when so much goes before it or is under way; 0: unknown."""
+        return self.plain_s(ahead) * self.stretch
+
+
+class TextForecast:
+    """How long a text waits until it is begun: its first piece is what its client has a time for.
+
+    By Little's law: with a window that is always full, one text ends in each window's part of a text's time.
+    """
+
+    __slots__ = ("_num", "_text_s", "stretch", "window")
+
+    def __init__(self, *, window: int = 1) -> None:
+        self.window = window
+        self.stretch = MARGIN
+        self._num = 0
+        self._text_s = 0.0
+
+    def arrange(self, replicas: float, window: int) -> None:
+        """As Foretells."""
+        self.window = window
+
+    def observe(self, seconds: float, batch: float) -> None:
+        """As Foretells: nothing that texts wait for."""
+
+    def observe_text(self, seconds: float) -> None:
+        """As Foretells."""
+        self._num = min(_PACE_OF, self._num + 1)
+        self._text_s += (seconds - self._text_s) / self._num
+
+    def correct(self, took_s: float, plain_s: float) -> None:
+        """As Foretells: what was observed is true already."""
+
+    def plain_s(self, ahead: float) -> float:
+        """As Foretells."""
+        return max(0.0, ahead + 1.0 - self.window) * self._text_s / self.window

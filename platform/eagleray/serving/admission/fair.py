@@ -40,7 +40,7 @@ class Entry(Generic[T]):
 class Flow(Generic[T]):
     """What waits of one key: a list that is linked both ways, so that any of it can leave."""
 
-    __slots__ = ("band", "cost", "first", "key", "last", "surplus", "weight")
+    __slots__ = ("band", "cost", "first", "key", "last", "length", "surplus", "weight")
 
     def __init__(self, key: str, weight: int, band: Band[T]) -> None:
         self.key = key
@@ -48,8 +48,8 @@ class Flow(Generic[T]):
         self.band = band
         self.surplus = 0
         """What it may still send in this turn; below zero: what it has to miss."""
-        self.cost = 0
-        """Of all that waits here."""
+        self.cost = self.length = 0
+        """Of all that waits here, and how many those are."""
         self.first: Entry[T] | None = None
         self.last: Entry[T] | None = None
 
@@ -106,6 +106,7 @@ class FairQueue(Generic[T]):
         else:
             last.after, entry.before = entry, last
         flow.last = entry
+        flow.length += 1
         flow.cost += cost
         flow.band.cost += cost
         self._length += 1
@@ -132,6 +133,7 @@ class FairQueue(Generic[T]):
         else:
             after.before = before
         entry.flow = entry.before = entry.after = None
+        flow.length -= 1
         flow.cost -= entry.cost
         flow.band.cost -= entry.cost
         if flow.first is None:
@@ -173,10 +175,10 @@ class FairQueue(Generic[T]):
         raise AssertionError("a priority is one of three")
 
     def share(self, key: str, weight: int, priority: Priority) -> tuple[int, float]:
-        """What the key has waiting, and which part of all of its priority is its due, if it had more here."""
+        """How many of the key wait, and which part of all of its priority is its due, if it had more here."""
         band = self._bands[priority]
         flow = self._flows.get(key)
-        own = 0 if flow is None else flow.cost
+        own = 0 if flow is None else flow.length
         return own, weight / (band.weight + (0 if own else weight))
 
     def _next(self, band: Band[T]) -> Entry[T]:

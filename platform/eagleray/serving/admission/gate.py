@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from eagleray.serving.admission.deadline import Forecast
+from eagleray.serving.admission.deadline import Forecast, Foretells
 from eagleray.serving.admission.fair import FairQueue
 from eagleray.serving.admission.refusal import Refusal, busy
+from eagleray.serving.admission.window import OPEN, Window
 
 if TYPE_CHECKING:
     from eagleray.serving.admission.limits import Account
@@ -24,17 +25,27 @@ class Gate:
     the turns between keys, and what is not sent leaves a replica idle for a round trip.
     """
 
-    __slots__ = ("_is_pumping", "_queue", "cost_under_way", "forecast", "max_queued", "name", "window")
+    __slots__ = (
+        "_is_pumping", "_queue", "_sizing", "cost_under_way", "forecast", "max_queued", "name", "num_entered",
+        "num_refused", "on_waiting", "window",
+    )  # fmt: skip
 
-    def __init__(self, name: str, *, window: int, max_queued: int, forecast: Forecast | None = None) -> None:
+    def __init__(
+        self, name: str, *, window: int = OPEN, max_queued: int, forecast: Foretells | None = None
+    ) -> None:
         self.name = name
         """For messages: model 'digits' version 2."""
         self.window = window
         """In units of a plain request."""
         self.max_queued = max_queued
-        self.forecast = forecast or Forecast()
+        self.forecast: Foretells = forecast or Forecast()
         self.cost_under_way = 0
+        self.num_entered = self.num_refused = 0
+        """Requests so far: what was asked for is the sum."""
+        self.on_waiting: Callable[[], None] | None = None
+        """Called when a request begins to wait where none did."""
         self._queue: FairQueue[Ticket] = FairQueue()
+        self._sizing = Window()
         self._is_pumping = False
 
     @property
@@ -42,26 +53,41 @@ class Gate:
         """What waits."""
         return len(self._queue)
 
+    def arrange(self, max_ongoing: Sequence[int], num_gateways: int, now_s: float) -> None:
+        """These replicas run now, each with the requests that it takes at a time, for so many gateways.
+
+        Without a replica nothing waits here, so that whoever starts one knows of the requests.
+        """
+        self._sizing.arrange(max_ongoing, num_gateways)
+        self._resize(now_s)
+
+    def open(self, now_s: float) -> None:
+        """Let everything through from now on: nobody will say any more which replicas there are."""
+        self.arrange((), 1, now_s)
+
     def refused(self, account: Account, left_s: float) -> Refusal | None:
         """Why a request of this key is better told at once: the queue is full, or it would come too late."""
         queue = self._queue
         if not self.cost_under_way and self.window > 0:
             return None  # whatever was foretold: nobody would ever see that it has become quicker
+        forecast = self.forecast
         if not len(queue) and self.cost_under_way < self.window:
             ahead = 0.0
         else:
             key, weight, priority = account.key_id, account.weight, account.priority
+            ahead = queue.ahead(key, weight, priority)
             if len(queue) >= self.max_queued:
                 # Who has less waiting than his share gets in all the same, up to twice as many: one key that
                 # sends without end keeps nobody out.
                 own, part = queue.share(key, weight, priority)
                 if len(queue) >= 2 * self.max_queued or own >= max(1.0, part * self.max_queued):
-                    wait_s = self.forecast.answer_s(queue.ahead(key, weight, priority)) or _UNKNOWN_S
+                    self.num_refused += 1
+                    wait_s = forecast.plain_s(ahead) * forecast.stretch or _UNKNOWN_S
                     return busy(f"{self.name}: {len(queue)} requests wait already", wait_s)
-            ahead = queue.ahead(key, weight, priority)
-        answer_s = self.forecast.answer_s(ahead + self.cost_under_way)
+        answer_s = forecast.plain_s(ahead + self.cost_under_way) * forecast.stretch
         if answer_s <= left_s:
             return None
+        self.num_refused += 1
         return busy(
             f"{self.name}: an answer would take {answer_s:.3g} s, and the request waits {left_s:.3g} s",
             answer_s - left_s,
@@ -73,6 +99,7 @@ class Gate:
         One that can no longer be answered in its time is not sent: it is ended with a refusal (504).
         """
         ticket.gate = self
+        self.num_entered += 1
         if not len(self._queue) and self.cost_under_way < self.window:
             self.cost_under_way += ticket.cost
             on_turn(ticket)
@@ -80,7 +107,32 @@ class Gate:
         account = ticket.account
         ticket.on_turn = on_turn
         ticket.entry = self._queue.push(ticket, account.key_id, account.weight, account.priority, ticket.cost)
+        if self.on_waiting is not None and len(self._queue) == 1:
+            self.on_waiting()
         return False
+
+    def observe(self, waited_s: float, pass_s: float, batch: int, now_s: float) -> None:
+        """A replica has said how long a request waited there, and how long its batch of so many took."""
+        self.forecast.observe(pass_s, batch)
+        if len(self._queue):
+            self._sizing.observe(waited_s, pass_s, batch)
+            if self._sizing.size != self.window:
+                self._resize(now_s)
+
+    def observe_whole(self, seconds: float) -> None:
+        """A request took so long, of which no more is known: all that was under way was one batch."""
+        self.forecast.observe(seconds, max(1.0, self.cost_under_way / max(1.0, self._sizing.own_replicas)))
+
+    def answered(self, ticket: Ticket, now_s: float) -> None:
+        """As `leave`, of one that has its answer: what was foretold is compared with what it took."""
+        if ticket.foretold_s > 0.0:
+            self.forecast.correct(now_s - ticket.sent_s, ticket.foretold_s)
+        self.leave(ticket, now_s)
+
+    def text_ended(self, ticket: Ticket, now_s: float) -> None:
+        """As `leave`, of one that has its whole text."""
+        self.forecast.observe_text(now_s - (ticket.sent_s or ticket.began_s))
+        self.leave(ticket, now_s)
 
     def leave(self, ticket: Ticket, now_s: float) -> None:
         """The request is answered, or waits no longer: the next ones have their turn."""
@@ -105,20 +157,32 @@ class Gate:
         finally:
             self._is_pumping = False
 
+    def too_late(self, ticket: Ticket, now_s: float) -> Refusal:
+        """The request's time is over, and it waits here still, or would be answered too late."""
+        waited_s = now_s - ticket.began_s
+        return Refusal(504, f"{self.name}: the request waited {waited_s:.3g} s, and has no time left")
+
+    def _resize(self, now_s: float) -> None:
+        sizing = self._sizing
+        before, self.window = self.window, sizing.size
+        if sizing.replicas:
+            self.forecast.arrange(sizing.own_replicas, self.window)
+        if self.window > before and len(self._queue):
+            self.pump(now_s)
+
     def _pump(self, now_s: float) -> None:
         queue = self._queue
         while self.cost_under_way < self.window and (ticket := queue.pop()) is not None:
             ticket.entry = None
             # What the replica has already goes before it.
-            if ticket.deadline_s <= now_s + self.forecast.answer_s(self.cost_under_way):
+            foretold_s = self.forecast.plain_s(self.cost_under_way)
+            if ticket.deadline_s <= now_s + foretold_s * self.forecast.stretch:
                 ticket.gate = None
                 queue.forgive(ticket.account.key_id, ticket.cost)
-                waited_s = now_s - ticket.began_s
-                ticket.end(
-                    Refusal(504, f"{self.name}: the request waited {waited_s:.3g} s, and has no time left")
-                )
+                ticket.end(self.too_late(ticket, now_s))
                 continue
             on_turn, ticket.on_turn = ticket.on_turn, None
             assert on_turn is not None
+            ticket.sent_s, ticket.foretold_s = now_s, foretold_s
             self.cost_under_way += ticket.cost
             on_turn(ticket)

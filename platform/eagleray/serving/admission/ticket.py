@@ -18,8 +18,8 @@ class Ticket:
     """Made by `Admission.admit`, and to be closed, whatever happens: until then it counts as under way."""
 
     __slots__ = (
-        "_tokens", "account", "began_s", "cost", "deadline_s", "entry", "gate", "is_closed", "key", "on_end",
-        "on_turn",
+        "_tokens", "account", "began_s", "cost", "deadline_s", "entry", "foretold_s", "gate", "is_closed",
+        "key", "on_end", "on_turn", "sent_s",
     )  # fmt: skip
 
     def __init__(self, account: Account, key: Key | None, now_s: float, deadline_s: float) -> None:
@@ -39,6 +39,10 @@ class Ticket:
         """Where it is under way, or waits."""
         self.entry: Entry[Ticket] | None = None
         """Where it waits."""
+        self.sent_s = 0.0
+        """When it had its turn; 0: it had not to wait for it."""
+        self.foretold_s = 0.0
+        """How long it was to take from its turn on, where that was foretold."""
         self._tokens = 0
 
     def received(self, num_bytes: int) -> None:
@@ -58,6 +62,16 @@ class Ticket:
         """So many were used; what was reserved beyond is given back."""
         self.account.settle_tokens(number - self._tokens)
         self._tokens = number
+
+    def answered(self, now_s: float) -> None:
+        """Its replica has answered: others may have their turn before this one's answer is written."""
+        if (gate := self.gate) is not None:
+            gate.answered(self, now_s)
+
+    def text_ended(self, now_s: float) -> None:
+        """As `answered`, for a whole text."""
+        if (gate := self.gate) is not None:
+            gate.text_ended(self, now_s)
 
     def end(self, refusal: Refusal) -> None:
         """Let the request end, for the reason given."""

@@ -1,6 +1,6 @@
 """The fast lane: POST /v2/models/…/infer answered by callbacks, without a Task and without a Future for each.
 
-    LaneFace (a connection) -> LaneCall (a request): admit, collect, decode -> Pool -> encode, write
+    LaneFace (a connection) -> LaneExchange (a request): admit, collect, decode -> Pool -> encode, write
 
 A request of the usual kind to a version with linked replicas takes it; whatever else comes is answered by
 the ASGI application, by the same rules and in the same words. A request of the lane stands where uvicorn's
@@ -11,23 +11,28 @@ business as ever.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from eagleray.serving.gateway.face import Face, FaceState
 from eagleray.serving.gateway.lane_cache import CachedCall
 from eagleray.serving.gateway.lane_call import LaneCall
-from eagleray.serving.gateway.lane_places import Place, looked_up
+from eagleray.serving.gateway.lane_exchange import LaneExchange
+from eagleray.serving.gateway.lane_places import BEGIN, GENERATE, INFER, TEXTS, Place, looked_up
+from eagleray.serving.gateway.lane_stream import LaneStream
 from eagleray.serving.gateway.link_transport import LinkTransport
+from eagleray.serving.ingress.door import ADMITTED, Admitted
 
 if TYPE_CHECKING:
     from eagleray.serving.ingress.app import IngressApp
     from eagleray.serving.state import IngressState
 
-_BEGIN, _END = b"/v2/models/", b"/infer"
+_log = logging.getLogger(__name__)
 _MAX_FOUND = 1024
 _SWEEP_S = 0.25
 _PLAIN = frozenset((b"", b"identity"))
@@ -55,8 +60,9 @@ class Lane:
         self.loop = asyncio.get_running_loop()
         self._state: IngressState | None = None
         self._found: dict[bytes, Place] = {}
-        self._waiting: dict[LaneCall, None] = {}
+        self._waiting: dict[LaneExchange, None] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._unwritten: list[LaneStream] = []
 
     def connection(self, config: Config, state: FaceState, *, is_full: bool = False) -> LaneFace:
         """A connection with the lane."""
@@ -78,15 +84,30 @@ class Lane:
 
     # Looked at now and then: a timer for each would cost it what its decoding does.
 
-    def wait(self, call: LaneCall) -> None:
+    def wait(self, call: LaneExchange) -> None:
         """End the call some time after its `until_s`, unless it leaves before."""
         self._waiting[call] = None
         if self._timer is None:
             self._timer = self.loop.call_later(_SWEEP_S, self._sweep)
 
-    def leave(self, call: LaneCall) -> None:
+    def leave(self, call: LaneExchange) -> None:
         """It is over."""
         self._waiting.pop(call, None)
+
+    def flush_soon(self, stream: LaneStream) -> None:
+        """Have the stream write what came, with this tick's others."""
+        if not self._unwritten:
+            self.loop.call_soon(self._flush)
+        self._unwritten.append(stream)
+
+    def _flush(self) -> None:
+        streams, self._unwritten = self._unwritten, []
+        for stream in streams:
+            try:
+                stream.flush()
+            except Exception:  # the others have theirs to write
+                _log.exception("a stream could not be written")
+                stream.give_up()
 
     def _sweep(self) -> None:
         self._timer = self.loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None
@@ -106,23 +127,33 @@ class LaneFace(Face):
         self._lane = lane
 
     def _begin(self) -> None:
-        path = self.url
-        place = None
-        if path.endswith(_END) and path.startswith(_BEGIN) and self._is_usual():
-            place = self._lane.find(path)
-        if place is None:
+        call: Any = self._laned()
+        if call is None:
             super()._begin()
             return
-        self.scope |= {"method": "POST", "path": path.decode()}  # type: ignore[operator]
-        before, keep_alive = self.cycle, self.parser.should_keep_alive()
-        kind = CachedCall if place.target.cache_bytes else LaneCall
-        call: Any = kind(self._lane, self, place, self.headers, keep_alive=keep_alive)
-        self.cycle = call
+        self.scope |= {"method": "POST", "path": self.url.decode()}  # type: ignore[operator]
+        before, self.cycle = self.cycle, call
         if before is None or before.response_complete:
             self._start_asgi_task(call, self.app)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((call, self.app))  # type: ignore[arg-type]
+
+    def _laned(self) -> LaneExchange | None:
+        """The request, if it takes the lane."""
+        path, lane, headers = self.url, self._lane, self.headers
+        is_text = path in TEXTS
+        if not (is_text or (path.startswith(BEGIN) and path.endswith((INFER, GENERATE)))):
+            return None
+        place = lane.find(path) if self._is_usual() and not is_text else None
+        if place is None and not (is_text and self._is_usual() and lane.transport.has_links):
+            return None
+        keep_alive = self.parser.should_keep_alive()
+        if place is not None and path.endswith(INFER):
+            kind = CachedCall if place.target.cache_bytes else LaneCall
+            return kind(lane, self, place, headers, keep_alive=keep_alive)
+        route = TEXTS[path] if place is None else place.route
+        return LaneStream(lane, self, route, place, headers, keep_alive=keep_alive)
 
     def _is_usual(self) -> bool:
         if (
@@ -147,6 +178,30 @@ class LaneFace(Face):
         ):
             filler.begin()
 
+    def hand_over(self, call: LaneExchange, scope: Any, body: bytes, admitted: Admitted) -> None:
+        """Let the application answer a call of the lane of which nothing was answered."""
+        scope |= {"raw_path": scope["path"].encode(), "query_string": b""}
+        scope["state"][ADMITTED] = admitted
+        cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=call.keep_alive,
+            on_response=self.on_response_complete,
+        )
+        cycle.body += body
+        cycle.more_body = False
+        cycle.message_event.set()
+        if self.cycle is cast(Any, call):
+            self.cycle = cycle
+        self._start_asgi_task(cycle, self.app)
+
     def leave_unread(self, num_bytes: int) -> None:
         """Bytes of a body that nobody wants have come, past the parser."""
         self._leave_unread(num_bytes)
@@ -154,19 +209,21 @@ class LaneFace(Face):
     def on_body(self, body: bytes) -> None:
         """As the base."""
         cycle: Any = self.cycle
-        if isinstance(cycle, LaneCall) and not cycle.response_complete:
+        if isinstance(cycle, LaneExchange) and not cycle.response_complete:
             cycle.feed(body)
         else:
             super().on_body(body)
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        if isinstance(cycle, LaneCall):
+        if isinstance(cycle, LaneExchange):
             self._running = cycle  # type: ignore[assignment]
             cycle.start()
         else:
             super()._start_asgi_task(cycle, app)
 
     def resume_writing(self) -> None:
-        """As the base; reading goes on, which `LaneCall` stops where a client does not take its answers."""
+        """As the base; reading goes on, which `LaneExchange` stops where a client does not take answers."""
         super().resume_writing()
         self.flow.resume_reading()
+        if isinstance(call := cast(Any, self._running), LaneStream):
+            call.go_on()

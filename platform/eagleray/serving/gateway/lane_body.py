@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import httptools
 
 from eagleray.protocol.tensors import datatype_of
+from eagleray.serving.gateway.link_transport import Line, send
 from eagleray.serving.link.client import Link, OnAnswer
 from eagleray.serving.link.retries import Request
 from eagleray.serving.link.ring import MIN_RING_BYTES, Slot
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from eagleray.protocol.infer import InferRequest
     from eagleray.serving.gateway.lane import LaneFace
     from eagleray.serving.gateway.lane_call import LaneCall
-    from eagleray.serving.gateway.link_transport import Line
 
 _LEAST_LEFT_BYTES = 16 * 1024
 """What is left of a body in the socket: less is copied sooner than the protocol is changed."""
@@ -59,7 +59,22 @@ def room_for(line: Line | None, num_bytes: int, header: str, num_left: int) -> S
     return SlotBody(link, slot, start, num_bytes)
 
 
-def send_in_place(  # noqa: PLR0917
+def send_from(  # noqa: PLR0917
+    line: Line, body: SlotBody | None, request: InferRequest, header: str, left_s: float, take: OnAnswer
+) -> tuple[Request | None, SlotBody | None]:
+    """The request on its way, with its values where they are or as others are; and `body` where it is kept.
+
+    None: no link carries it.
+    """
+    deadline_ms = max(1, round(left_s * 1000))
+    if body is not None:
+        sent = _send_in_place(line, body, request, header, deadline_ms, take)
+        if sent is not None:
+            return sent, None
+    return send(line.pool, request.inputs, deadline_ms, take), body
+
+
+def _send_in_place(  # noqa: PLR0917
     line: Line, body: SlotBody, request: InferRequest, header: str, deadline_ms: int, take: OnAnswer
 ) -> Request | None:
     """The request, whose values the replica reads where they are, and whose slot is its link's from here on.

@@ -8,9 +8,16 @@ from eagleray.errors import ModelNotFound
 from eagleray.serving.routes import Target
 from eagleray.serving.state import IngressState
 
+BEGIN, INFER, GENERATE = b"/v2/models/", b"/infer", b"/generate_stream"
+TEXTS = {path.encode(): path for path in ("/v1/completions", "/v1/chat/completions")}
+"""Routes whose bodies name the model."""
 _VERSIONED = 7
 """Parts of a path that names a version."""
-_ROUTES = {5: "/v2/models/{model}/infer", _VERSIONED: "/v2/models/{model}/versions/{version}/infer"}
+_ROUTES = {
+    (number, name): f"{path}/{name}"
+    for number, path in ((5, "/v2/models/{model}"), (_VERSIONED, "/v2/models/{model}/versions/{version}"))
+    for name in ("infer", "generate_stream")
+}
 
 
 class Place(NamedTuple):
@@ -36,7 +43,7 @@ def looked_up(state: IngressState, path: bytes) -> Place | None:
 def placed(state: IngressState, path: bytes) -> Place:
     """Where a path leads. Raises: UnknownModel; KeyError: it is none of the lane's."""
     parts = path.decode().split("/")
-    route = _ROUTES[len(parts)]
+    route = _ROUTES[len(parts), parts[-1]]
     is_versioned = len(parts) == _VERSIONED
     if is_versioned and parts[4] != "versions":
         raise KeyError(parts[4])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from eagleray.protocol import binary
 from eagleray.serving.admission import deadline
-from eagleray.serving.ingress.http import Response
+from eagleray.serving.ingress.http import EVENT_STREAM, STREAM_HEADERS, Response
 
 _READ = {
     name.encode(): name
@@ -27,13 +27,30 @@ def read_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 def head_of(response: Response, before: Iterable[tuple[bytes, bytes]], *, keep_alive: bool) -> bytes:
     """Up to the body; `before` are the headers that each answer has."""
-    lines = [STATUS_LINE[response.status]]
-    for name, value in before:
-        lines += (name, b": ", value, b"\r\n")
-    media_type = response.media_type.encode()
-    lines.append(b"content-type: %b\r\nx-content-type-options: nosniff\r\n" % media_type)
-    for header, text in response.headers.items():
-        lines.append(f"{header}: {text}\r\n".encode("latin-1"))
+    lines = _lines(response.status, response.media_type, response.headers, before)
     end = b"" if keep_alive else b"connection: close\r\n"
     lines.append(b"content-length: %d\r\n%b\r\n" % (len(response.body), end))
     return b"".join(lines)
+
+
+def stream_head_of(
+    headers: Mapping[str, str], before: Iterable[tuple[bytes, bytes]], *, keep_alive: bool
+) -> bytes:
+    """As `head_of`, of server-sent events that come in chunks."""
+    lines = _lines(200, EVENT_STREAM, {**headers, **STREAM_HEADERS}, before)
+    if not keep_alive:
+        lines.append(b"connection: close\r\n")
+    lines.append(b"transfer-encoding: chunked\r\n\r\n")
+    return b"".join(lines)
+
+
+def _lines(
+    status: int, media_type: str, headers: Mapping[str, str], before: Iterable[tuple[bytes, bytes]]
+) -> list[bytes]:
+    lines = [STATUS_LINE[status]]
+    for name, value in before:
+        lines += (name, b": ", value, b"\r\n")
+    lines.append(b"content-type: %b\r\nx-content-type-options: nosniff\r\n" % media_type.encode())
+    for header, text in headers.items():
+        lines.append(f"{header}: {text}\r\n".encode("latin-1"))
+    return lines

@@ -15,6 +15,8 @@ import numpy as np
 from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving import transport
+from eagleray.serving.admission.deadline import Forecast, TextForecast
+from eagleray.serving.admission.gate import Gate
 from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
 from eagleray.serving.link import generating, tensors
 from eagleray.serving.link.client import Answer, OnAnswer
@@ -24,7 +26,6 @@ from eagleray.serving.link.retries import Request
 from eagleray.serving.link.ring import MIN_RING_BYTES, RingOptions
 from eagleray.serving.routes import Target
 from eagleray.serving.transport import BadInput, Overloaded, Transport
-from eagleray.serving.waiting import FIRST_START_S, Waiting
 
 Arrays = Mapping[str, np.ndarray]
 RING = RingOptions(slots=16, slot_bytes=4 << 20)
@@ -49,12 +50,19 @@ class Line:
 
     app: str
     pool: Pool
-    waiting: Waiting
-    max_ongoing: int = 0
-    """Requests that all replicas work on at a time."""
-    num_running: int = 0
+    max_ongoing: Sequence[int] = ()
+    """Requests that each replica takes at a time."""
+    gate: Gate | None = None
+    """Where requests wait for their turn, from the first one on."""
+    target: Target | None = None
+    """As it was when the gate was last asked for."""
     detour: str = ""
     """Why requests go by Serve's handles; empty where they do not."""
+
+    @property
+    def num_running(self) -> int:
+        """Replicas."""
+        return len(self.max_ongoing)
 
     def say(self, detour: str) -> None:
         """Log where requests go, once for each change."""
@@ -95,13 +103,39 @@ class LinkTransport:
         self._serve, self._node, self._ring = serve, node, ring
         self._links: Mapping[str, Any] = {}
         self._lines: dict[str, Line] = {}
-        self._starts: Mapping[str, float] = {}
+        self._num_gateways = 1
         self._lookup = look_up(self.update)
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_links(self) -> bool:
+        """Whether any application can be reached by link."""
+        return any(line.pool.links for line in self._lines.values())
 
     def line(self, app: str) -> Line | None:
         """The way to an application; None where it is not known."""
         return self._lines.get(app)
+
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        """By application, of those that were asked something."""
+        return {app: line.gate for app, line in self._lines.items() if line.gate is not None}
+
+    def gate(self, target: Target) -> Gate | None:
+        """Where requests to it wait; None where its application is not known."""
+        line = self._lines.get(target.app)
+        if line is None:
+            return None
+        if line.target is not target or line.gate is None:
+            self._name_gate(line, target)
+        return line.gate
+
+    def share(self, num_gateways: int) -> None:
+        """So many gateways ask the same replicas: each may have its part of what they can work on."""
+        self._num_gateways = max(1, num_gateways)
+        for line in self._lines.values():
+            line.target = None  # of what may wait each has a part, too
+            self._arrange(line)
 
     def follow(self, links: Mapping[str, Any], apps: Collection[str]) -> None:
         """Have links to the replicas of these applications, and of no others.
@@ -120,15 +154,14 @@ class LinkTransport:
 
     def expect(self, starts: Mapping[str, float]) -> None:
         """Take down how long each application took to start: what a full queue is told at first."""
-        self._starts = starts
         self._serve.expect(starts)
 
     def update(self, app: str, replicas: Sequence[Running]) -> None:
         """These replicas of an application run now."""
         if (line := self._lines.get(app)) is not None:
-            line.num_running = len(replicas)
-            line.max_ongoing = sum(replica.max_ongoing for replica in replicas)
+            line.max_ongoing = [replica.max_ongoing for replica in replicas]
             line.pool.update([replica.address for replica in replicas if replica.address is not None])
+            self._arrange(line)
 
     async def close(self) -> None:
         """End all links."""
@@ -140,12 +173,7 @@ class LinkTransport:
         """As Transport."""
         until_s = time.monotonic() + timeout_s
         if (line := self.way(target)) is not None:
-            outputs = None
-            line.waiting.begin(time.monotonic())
-            try:
-                outputs = await self._over_link(line, target, inputs, timeout_s)
-            finally:
-                line.waiting.end(time.monotonic(), is_answered=outputs is not None)
+            outputs = await self._over_link(line, target, inputs, timeout_s)
             if outputs is not None:
                 return outputs
         return await self.by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
@@ -153,27 +181,25 @@ class LinkTransport:
     async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         if (line := self.way(target)) is not None:
-            is_answered = False
-            line.waiting.begin(time.monotonic())
-            try:
-                async with contextlib.aclosing(self._pieces(line, target, request)) as pieces:
-                    async for chunk in pieces:
-                        is_answered = chunk.finish_reason is not None
-                        yield chunk
-                        if is_answered:
-                            return
-            finally:
-                line.waiting.end(time.monotonic(), is_answered=is_answered)
+            async with contextlib.aclosing(self._pieces(line, target, request)) as pieces:
+                async for chunk in pieces:
+                    yield chunk
+                    if chunk.finish_reason is not None:
+                        return
         async with contextlib.aclosing(self._serve.generate(target, request)) as pieces:
             async for chunk in pieces:
                 yield chunk
 
     async def by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
         """As `infer`, by Serve's handles."""
-        return await self._serve.infer(target, inputs, timeout_s=timeout_s)
+        begun_s = time.monotonic()
+        outputs = await self._serve.infer(target, inputs, timeout_s=timeout_s)
+        if (gate := self.gate(target)) is not None:
+            gate.observe_whole(time.monotonic() - begun_s)
+        return outputs
 
     def way(self, target: Target) -> Line | None:
-        """The line that a request is to go by; None: by Serve. Raises: Overloaded where it is full."""
+        """The line that a request is to go by, now that it is its turn; None: by Serve."""
         line = self._lines.get(target.app)
         if line is None:
             return None
@@ -181,8 +207,6 @@ class LinkTransport:
             line.say(line.why_none())
             return None
         line.say("")
-        if line.waiting.num_under_way >= line.max_ongoing + target.max_queued:
-            raise transport.full(target, line.waiting.retry_after_s(time.monotonic()))
         return line
 
     async def _over_link(
@@ -209,7 +233,10 @@ class LinkTransport:
             request.cancel()
             raise
         try:
-            return None if goes_by_serve(line, request, answer) else copied_outputs(target, answer)
+            if goes_by_serve(line, request, answer):
+                return None
+            observe(line, answer)
+            return copied_outputs(target, answer)
         finally:
             answer.release()
 
@@ -243,11 +270,27 @@ class LinkTransport:
             max_frame_bytes=self._links["max_frame_bytes"],
             ring=self._ring,
         )
-        return Line(app, pool, Waiting(start_s=self._starts.get(app, FIRST_START_S)))
+        return Line(app, pool)
+
+    def _name_gate(self, line: Line, target: Target) -> None:
+        """Have a gate for the version as it is now."""
+        most = -(-target.max_queued // self._num_gateways)
+        name, line.target = transport.what(target), target
+        if line.gate is None:
+            forecast = TextForecast() if target.card.is_generative else Forecast()
+            line.gate = Gate(name, max_queued=most, forecast=forecast)
+            self._arrange(line)
+        line.gate.name, line.gate.max_queued = name, most
+
+    def _arrange(self, line: Line) -> None:
+        if line.gate is not None:
+            line.gate.arrange(line.max_ongoing, self._num_gateways, time.monotonic())
 
     def _drop(self, apps: Collection[str]) -> None:
         for app in apps:
             line = self._lines.pop(app)
+            if line.gate is not None:
+                line.gate.open(time.monotonic())
             task = asyncio.get_running_loop().create_task(line.pool.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -261,6 +304,12 @@ def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
         return True
     is_first = request is None or not request.is_second
     return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
+
+
+def observe(line: Line, answer: Answer) -> None:
+    """Let the gate know what a replica has said of its time."""
+    if (took := answer.timings) is not None and (gate := line.gate) is not None:
+        gate.observe(took.queue_us * 1e-6, took.infer_us * 1e-6, took.batch_size, time.monotonic())
 
 
 def outputs_of(target: Target, answer: Answer) -> dict[str, np.ndarray]:

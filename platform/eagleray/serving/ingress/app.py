@@ -8,15 +8,16 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from eagleray.errors import ModelNotFound
 from eagleray.serving.admin import AdminBackend
 from eagleray.serving.admission.door import Admission
+from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.gateway.access_log import AccessLog
 from eagleray.serving.gateway.cache import ResponseCache
 from eagleray.serving.gateway.tracing import Watch
-from eagleray.serving.ingress import admin, door, failures, headers, openai, pages, people, v2
+from eagleray.serving.ingress import admin, door, failures, generate, headers, openai, pages, people, v2
 from eagleray.serving.ingress.call import Call
-from eagleray.serving.ingress.failures import Failure
 from eagleray.serving.ingress.http import (
     ClientGone,
     Message,
@@ -26,9 +27,9 @@ from eagleray.serving.ingress.http import (
     Scope,
     Send,
     Stream,
-    json_response,
 )
 from eagleray.serving.ingress.metrics import NO_ROUTE, IngressMetrics
+from eagleray.serving.ingress.passage import GateOf, no_gate
 from eagleray.serving.ingress.routing import Route, Table
 from eagleray.serving.routes import Target
 from eagleray.serving.state import IngressState
@@ -53,6 +54,8 @@ class IngressApp:
         self.admission = Admission()
         self.cache = ResponseCache()
         self.state = state
+        self.gate_of: GateOf = no_gate
+        """Before which queue a request to a model version waits."""
         self.access_log: AccessLog | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self.metrics = IngressMetrics(self.cache)
@@ -97,14 +100,17 @@ class IngressApp:
             self._sweep = None
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started_s = time.perf_counter()
+        begun: door.Admitted | None = scope.get("state", {}).get(door.ADMITTED)
+        started_s = begun.started_s if begun else time.perf_counter()
         pairs = scope["headers"]
         request = Request(
             scope, receive, {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in pairs}
         )
-        request_id = headers.request_id(request.headers.get("x-request-id"))
+        request_id = begun.request_id if begun else headers.request_id(request.headers.get("x-request-id"))
         call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
-        call.watch, call.cache = Watch(request.headers.get("traceparent")), self.cache
+        call.gate_of, call.cache = self.gate_of, self.cache
+        call.watch = begun.watch if begun else Watch(request.headers.get("traceparent"))
+        call.ticket = begun.ticket if begun else None
         exchange = _Exchange()
         self.begin()
         try:
@@ -137,16 +143,29 @@ class IngressApp:
         except ClientGone:
             return Response(status=CLIENT_GONE)  # nobody reads it
         except Exception as error:
-            return _failed(call.request, failures.failure(error, call.request_id))
+            failure = failures.failure(error, call.request_id)
+            return failures.response(failure, call.request.scope["path"])
 
     def _admit(self, call: Call) -> None:
-        request = call.request
-        model = call.params.get("model", "").partition("@")[0] or None
-        ticket = door.admit(self.admission, call.state, request.headers, request.announced_bytes, model)
+        ticket = call.ticket
+        if ticket is None:  # else it comes from the fast lane
+            request, model = call.request, call.params.get("model", "").partition("@")[0] or None
+            num_bytes, gate = request.announced_bytes, self._gate(call)
+            ticket = door.admit(self.admission, call.state, request.headers, num_bytes, model, gate=gate)
         call.ticket, call.key = ticket, ticket.key
         task = asyncio.current_task()
         assert task is not None
         ticket.on_end = functools.partial(self._end, call, task)
+
+    def _gate(self, call: Call) -> Gate | None:
+        """Of the version that the path names; None where it names none that answers."""
+        if (model := call.params.get("model")) is None:
+            return None
+        try:
+            target = call.state.routes.resolve(model, call.params.get("version"))
+        except ModelNotFound:
+            return None  # told in its turn
+        return self.gate_of(target) if target.state == "ready" else None
 
     def _end(self, call: Call, task: asyncio.Task[Any], refusal: Refusal) -> None:
         """Let an answer that is under way end: by itself, and where its client takes nothing all the same."""
@@ -168,8 +187,8 @@ class IngressApp:
 
     def _end_expired(self) -> None:
         """End what is under way for keys whose time is over, every second while anything is."""
-        self.admission.end_expired()
         self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._end_expired)
+        self.admission.end_expired()  # what it ends may be the last that was under way, and stop this
 
     def count(
         self,
@@ -248,17 +267,14 @@ class _Exchange:
 
 def all_routes() -> list[Route]:
     """Every route of the ingress, in the order of the documentation."""
-    return [*v2.routes(), *openai.routes(), *people.routes(), *admin.routes(), *pages.routes()]
-
-
-def _failed(request: Request, failure: Failure) -> Response:
-    """The failure in the form that the route's clients know."""
-    if request.scope["path"].startswith("/v1/"):
-        response = json_response(openai.error_of(failure), failure.status)
-    else:
-        response = json_response({"error": failure.message}, failure.status)
-    response.headers.update(failure.headers)
-    return response
+    return [
+        *v2.routes(),
+        *generate.routes(),
+        *openai.routes(),
+        *people.routes(),
+        *admin.routes(),
+        *pages.routes(),
+    ]
 
 
 def _now() -> str:

@@ -18,7 +18,8 @@ from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.cache import ResponseCache
 from eagleray.serving.gateway.tracing import Watch
-from eagleray.serving.ingress.door import refused
+from eagleray.serving.ingress import passage
+from eagleray.serving.ingress.door import refused, reserve_tokens
 from eagleray.serving.ingress.http import HttpError, Request, WhileWaitedFor
 from eagleray.serving.ingress.metrics import IngressMetrics
 from eagleray.serving.ingress.routing import Table
@@ -57,6 +58,8 @@ class Call:
     """That the request came with, where it is a good one of ours."""
     ticket: Ticket | None = None
     """Of the admission, where the request asks a model for something."""
+    gate_of: passage.GateOf = passage.no_gate
+    """Before which queue a request to a model version waits."""
     num_tokens: int = 0
     """Of prompt and answer so far, where text is generated."""
     _ended: Refusal | None = None
@@ -87,12 +90,7 @@ class Call:
     def reserve_tokens(self, request: GenerationRequest) -> None:
         """Let the key pay for the most that the request can use. Raises: HttpError 429."""
         if self.ticket is not None:
-            # Of a prompt's tokens it is only known that they are no more than its bytes; what was too much
-            # is given back at the end.
-            most = len(request.prompt.encode()) + request.max_tokens
-            found = self.ticket.reserve_tokens(most, time.monotonic())
-            if found is not None:
-                raise refused(found)
+            reserve_tokens(self.ticket, request)
 
     @property
     def left_s(self) -> float:
@@ -138,15 +136,36 @@ class Call:
         self.watch.mark("decode")
         try:
             with WhileWaitedFor(self.request):
+                waited_s = await self.turn(target, passage.cost_of(inputs))
                 async with self.waiting(None):
-                    outputs = await self.transport.infer(target, inputs, timeout_s=timeout_s)
+                    outputs = await self.transport.infer(target, inputs, timeout_s=timeout_s - waited_s)
             timings = outputs.timings if isinstance(outputs, Outputs) else None
         except TimeoutError:
             self.check_ended()
             raise no_answer(target, timeout_s) from None
         finally:
             self.watch.mark_replica(timings)
+        if self.ticket is not None:
+            self.ticket.answered(time.monotonic())
         return outputs
+
+    async def turn(self, target: Target, cost: int = 1) -> float:
+        """Wait until it is the request's turn among those of all keys; how long that was, in seconds.
+
+        Raises: HttpError 503 where it would come too late, 504 where its time is over.
+        """
+        if self.ticket is None or (left := passage.turn(self.gate_of(target), self.ticket, cost)) is None:
+            return 0.0
+        begun_s = time.monotonic()
+        try:
+            async with self.waiting(self.left_s):
+                await left
+        except TimeoutError:
+            self.check_ended()
+            raise passage.late(self.ticket) or no_answer(target, time.monotonic() - begun_s) from None
+        finally:
+            self.watch.mark("queue")
+        return time.monotonic() - begun_s
 
 
 def check_ready(target: Target) -> None:

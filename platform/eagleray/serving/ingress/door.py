@@ -7,14 +7,19 @@ A web page of another site is kept out, though the browser that shows it runs he
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 from eagleray.cluster import state as cluster_state
+from eagleray.protocol.generation import GenerationRequest
 from eagleray.serving.admission import deadline
 from eagleray.serving.admission.door import Admission, Head
+from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress.http import HttpError
 from eagleray.serving.keys import Key, Scope, carries_key
 from eagleray.serving.state import IngressState
@@ -24,6 +29,21 @@ _WAY_OUT = (
     "send an API key (`Authorization: Bearer er_…`; `eagleray keys create NAME` makes one), and behind a "
     "proxy set require_key = true"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What is known of a request that a gateway's fast lane has let in, and leaves to the application."""
+
+    ticket: Ticket
+    request_id: str
+    watch: Watch
+    started_s: float
+    """By `time.perf_counter`."""
+
+
+ADMITTED = "eagleray.admitted"
+"""Of an ASGI scope's `state`."""
 
 
 def authorize(state: IngressState, headers: Mapping[str, str], scope: Scope | None) -> Key | None:
@@ -44,11 +64,23 @@ def authorize(state: IngressState, headers: Mapping[str, str], scope: Scope | No
 
 
 def admit(
-    admission: Admission, state: IngressState, headers: Mapping[str, str], num_bytes: int, model: str | None
+    admission: Admission,
+    state: IngressState,
+    headers: Mapping[str, str],
+    num_bytes: int,
+    model: str | None,
+    *,
+    gate: Gate | None = None,
 ) -> Ticket:
-    """As `authorize`, for a request to a model: where it is let in its key's limits have room for it.
+    """As `authorize`, for a request to a model: its key's limits have room for it, and it will be in time.
 
-    `num_bytes` is the length of its body as announced, and `model` the name in its path, where there is one.
+    Args:
+        admission: Of this gateway.
+        state: What the request goes by.
+        headers: Of the request.
+        num_bytes: The length of its body, as announced.
+        model: The name in its path, where there is one.
+        gate: Of the model version, where that is known.
 
     Raises:
         HttpError: as `authorize`, and all that `Admission.admit` refuses by.
@@ -56,11 +88,20 @@ def admit(
     authorization = headers.get("authorization", "")
     is_key_needed = _needs_key(state, headers, authorization, "infer")
     found = admission.admit(
-        Head(authorization, num_bytes, model, is_key_needed, headers.get(deadline.HEADER))
+        Head(authorization, num_bytes, model, is_key_needed, headers.get(deadline.HEADER), gate)
     )
     if isinstance(found, Refusal):
         raise refused(found)
     return found
+
+
+def reserve_tokens(ticket: Ticket, request: GenerationRequest) -> None:
+    """Let the key pay for the most that the request can use. Raises: HttpError 429."""
+    # Of a prompt's tokens it is only known that they are no more than its bytes; what was too much is given
+    # back at the end.
+    most = len(request.prompt.encode()) + request.max_tokens
+    if (found := ticket.reserve_tokens(most, time.monotonic())) is not None:
+        raise refused(found)
 
 
 def refused(refusal: Refusal) -> HttpError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from dataclasses import dataclass
 
 from eagleray.errors import (
@@ -17,7 +16,9 @@ from eagleray.errors import (
     ServiceError,
 )
 from eagleray.protocol.generation import FieldError
-from eagleray.serving.ingress.http import HttpError
+from eagleray.protocol.openai_answers import error_object
+from eagleray.serving.admission.refusal import retry_headers
+from eagleray.serving.ingress.http import HttpError, Response, json_response
 from eagleray.serving.keys import WrongScope
 from eagleray.serving.transport import Overloaded, ReplicaFailed
 
@@ -36,6 +37,10 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (ServiceError, 503),
     (EaglerayError, 500),
 )
+
+_GENERATE = ("/generate", "/generate_stream", "/generate/", "/generate_stream/")
+_GENERATE_STATUS = {400: 422, 502: 424}
+"""Source: generate_rest.yaml of github.com/kserve/open-inference-protocol."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,24 @@ def failure(error: Exception, request_id: str) -> Failure:
     return Failure(500, f"the ingress failed; its log has the reason under request {request_id}")
 
 
+def response(failure: Failure, path: str) -> Response:
+    """The failure in the form that the clients of the route at `path` know."""
+    status = failure.status
+    if path.startswith("/v1/"):
+        found = json_response(error_object(status, failure.message, field=failure.field), status)
+    else:
+        if path.endswith(_GENERATE) and path.startswith("/v2/models/"):
+            status = _GENERATE_STATUS.get(status, status)
+            if status == 503 and "retry-after" in failure.headers:
+                status = 429
+        found = json_response({"error": failure.message}, status)
+    found.headers.update(failure.headers)
+    return found
+
+
 def _headers(error: Exception, status: int) -> dict[str, str]:
     if status == 401:
         return {"www-authenticate": 'Bearer realm="eagleray"'}
     if isinstance(error, Overloaded | ReplicaFailed) and error.retry_after_s is not None:
-        # Whole seconds is what HTTP has; the second header is what OpenAI's clients read first.
-        wait_s = max(0.0, error.retry_after_s)
-        return {
-            "retry-after": str(max(1, math.ceil(wait_s))),
-            "retry-after-ms": str(math.ceil(wait_s * 1000)),
-        }
+        return retry_headers(error.retry_after_s)
     return {}

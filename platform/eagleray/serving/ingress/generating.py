@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from eagleray.errors import InputError
+from eagleray.protocol.events import TextEvents, written
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving.ingress.call import Call, named, no_answer
-from eagleray.serving.ingress.http import WhileWaitedFor
+from eagleray.serving.ingress.failures import failure
+from eagleray.serving.ingress.http import Stream, WhileWaitedFor
 from eagleray.serving.routes import Target
 from eagleray.serving.transport import ReplicaFailed
 
@@ -47,15 +50,32 @@ async def begin(call: Call, target: Target, request: GenerationRequest) -> Begun
 async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begun:
     call.watch.mark("decode")
     call.reserve_tokens(request)
+    left_s = call.left_s
+    waited_s = await call.turn(target)
     chunks = call.transport.generate(target, request)
     try:
-        first = await _next(chunks, call, target, call.left_s)
+        first = await _next(chunks, call, target, left_s - waited_s)
     except BaseException:
         await chunks.aclose()
         raise
     finally:
         call.watch.mark("replica")
     return Begun(first, chunks, call, target)
+
+
+def streamed(events: TextEvents, chunks: Begun, call: Call) -> Stream:
+    """The answer's events; an error in the middle is an event too, for the status is already sent."""
+    return Stream(_events(events, chunks, call), chunks)
+
+
+async def _events(events: TextEvents, chunks: Begun, call: Call) -> AsyncGenerator[bytes]:
+    try:
+        async with contextlib.aclosing(written(events, chunks)) as pieces:
+            async for piece in pieces:
+                yield piece
+    except Exception as error:
+        found = failure(error, call.request_id)
+        yield events.error(found.status, found.message).encode()
 
 
 class Begun(AsyncGenerator[GenerationChunk]):
@@ -80,6 +100,8 @@ class Begun(AsyncGenerator[GenerationChunk]):
             timeout_s = self._call.left_s if self.is_whole else self._call.state.limits.timeout_s
             chunk = await _next(self._chunks, self._call, self._target, timeout_s)
         self._is_over = chunk.finish_reason is not None
+        if self._is_over and self._call.ticket is not None:
+            self._call.ticket.text_ended(time.monotonic())
         return chunk
 
     async def athrow(self, *error: Any) -> GenerationChunk:

@@ -18,6 +18,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""A proxy that buffers would hold the pieces back: nginx is told so by the second."""
 
 _QUICK_S = 0.1
 
@@ -179,7 +182,7 @@ class Stream:
     pieces: AsyncGenerator[bytes]
     source: AsyncGenerator[Any]
     """What `pieces` draws from: closed here too, for pieces that never began close nothing."""
-    media_type: str = "text/event-stream"
+    media_type: str = EVENT_STREAM
     status: int = HTTPStatus.OK
     headers: dict[str, str] = field(default_factory=dict)
     num_bytes: int = 0
@@ -187,9 +190,7 @@ class Stream:
 
     async def send(self, request: Request, send: Send) -> None:
         """Send what comes until it ends or the client has gone."""
-        # A proxy that buffers would hold the tokens back: nginx is told so by this header.
-        headers = {**self.headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
-        start = _start(self.status, self.media_type, headers)
+        start = _start(self.status, self.media_type, {**self.headers, **STREAM_HEADERS})
         try:
             with WhileWaitedFor(request):
                 await self._pump(send, start)

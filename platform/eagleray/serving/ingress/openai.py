@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from collections.abc import Callable
 
 from eagleray.protocol import openai as protocol
 from eagleray.protocol import openai_answers as answers
 from eagleray.serving.ingress import schemas
 from eagleray.serving.ingress.call import Call, named
-from eagleray.serving.ingress.failures import Failure, failure
-from eagleray.serving.ingress.generating import begin, check_generative, collect
+from eagleray.serving.ingress.generating import begin, check_generative, collect, streamed
 from eagleray.serving.ingress.http import JSON, HttpError, Response, Stream, json_response
 from eagleray.serving.ingress.routing import Route
 
@@ -44,11 +41,6 @@ async def chat(call: Call) -> Response | Stream:
     return await _answered(call, protocol.read_chat)
 
 
-def error_of(failure: Failure) -> dict[str, Any]:
-    """The failure as OpenAI's clients read it."""
-    return answers.error_object(failure.status, failure.message, field=failure.field)
-
-
 async def _answered(call: Call, read: Callable[[bytes], protocol.OpenAiRequest]) -> Response | Stream:
     asked = await call.decoded(read)
     target = call.ready(asked.model)
@@ -57,18 +49,7 @@ async def _answered(call: Call, read: Callable[[bytes], protocol.OpenAiRequest])
     if not asked.is_streamed:
         return json_response(answer.whole(await collect(call, target, asked.generation)))
     chunks = await begin(call, target, asked.generation)
-    return Stream(_events(answer, chunks, call), chunks)
-
-
-async def _events(answer: answers.Answer, chunks: Any, call: Call) -> AsyncGenerator[bytes]:
-    """The answer's events; an error in the middle is an event too, for the status is already sent."""
-    try:
-        async with contextlib.aclosing(answer.events(chunks)) as events:
-            async for event in events:
-                yield event
-    except Exception as error:
-        found = failure(error, call.request_id)
-        yield answers.error_event(found.status, found.message)
+    return streamed(answer.events(), chunks, call)
 
 
 def routes() -> list[Route]:

@@ -72,7 +72,8 @@ def _operation(route: Route) -> dict[str, Any]:
     error = "OpenAIError" if route.path.startswith(_OPENAI) else "Error"
     answer = {"description": "the answer"}
     if route.answer:
-        answer["content"] = {JSON: {"schema": route.answer}}  # type: ignore[assignment]
+        answer["content"] = {route.media_type: {"schema": route.answer}}  # type: ignore[assignment]
+    wrong = {JSON: {"schema": {"$ref": f"#/components/schemas/{error}"}}}
     operation: dict[str, Any] = {
         "operationId": "_".join([route.method.lower(), *words]),
         "summary": route.summary,
@@ -83,10 +84,8 @@ def _operation(route: Route) -> dict[str, Any]:
         ],
         "responses": {
             str(route.status): answer,
-            "default": {
-                "description": "what is wrong",
-                "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{error}"}}},
-            },
+            **{str(code): {"description": what, "content": wrong} for code, what in route.errors.items()},
+            "default": {"description": "what is wrong", "content": wrong},
         },
     }
     if route.accepts:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from eagleray.serving.ingress.http import HttpError, Response, Stream
+from eagleray.serving.ingress.http import JSON, HttpError, Response, Stream
 from eagleray.serving.keys import Scope
 
 if TYPE_CHECKING:
@@ -29,8 +29,12 @@ class Route:
     accepts: Mapping[str, Any] = field(default_factory=dict)
     """Media type of the body to its JSON schema."""
     answer: Mapping[str, Any] = field(default_factory=dict)
-    """JSON schema of the answer; none where it is no JSON."""
+    """JSON schema of the answer, or of its events; none where it is no JSON."""
     status: int = 200
+    media_type: str = JSON
+    """Of the answer."""
+    errors: Mapping[int, str] = field(default_factory=dict)
+    """Statuses that mean something particular here, and what."""
 
     @property
     def is_inference(self) -> bool:

@@ -1,6 +1,7 @@
 """JSON schemas of bodies and answers, for /openapi.json.
 
-Source of those of inference: open_inference_rest.yaml of github.com/kserve/open-inference-protocol.
+Source of those of inference and generation: open_inference_rest.yaml and generate_rest.yaml of
+github.com/kserve/open-inference-protocol.
 """
 
 from __future__ import annotations
@@ -86,6 +87,22 @@ _SAMPLING: Mapping[str, Schema] = {
 }  # fmt: skip
 COMPLETION = an_object({"model": TEXT, "prompt": TEXT}, _SAMPLING)
 CHAT = an_object({"model": TEXT, "messages": a_list(an_object({"role": TEXT, "content": TEXT}))}, _SAMPLING)
+
+GENERATE = an_object(
+    {"text_input": TEXT},
+    {
+        "parameters": an_object(
+            {},
+            {
+                "max_tokens": {**WHOLE, "minimum": 1, "default": 20},
+                "temperature": {**_NUMBER, "minimum": 0, "maximum": 2, "default": 1},
+                "top_p": {**_NUMBER, "minimum": 0, "maximum": 1},
+                "stop": a_list(TEXT), "seed": WHOLE, "details": {"enum": [False]},
+            },
+        )
+    },
+)  # fmt: skip
+GENERATED = an_object({"text_output": TEXT, "model_name": TEXT}, {"model_version": TEXT})
 
 PROMOTE = an_object({"version": WHOLE, "alias": TEXT})
 UNDEPLOY = an_object({"name": TEXT}, {"version": WHOLE})

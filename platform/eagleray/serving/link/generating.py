@@ -8,7 +8,6 @@ that were made (u32) and one byte for the reason.
 from __future__ import annotations
 
 import struct
-from dataclasses import asdict
 
 import msgspec
 import orjson
@@ -38,7 +37,7 @@ _DECODER = msgspec.json.Decoder(_Asked)
 
 def request_bytes(request: GenerationRequest, key: str = "") -> bytes:
     """The body of a GENERATE."""
-    return orjson.dumps({**asdict(request), "key": key})
+    return orjson.dumps({**vars(request), "key": key})
 
 
 def read_request(body: Buffer) -> tuple[GenerationRequest, str]:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from eagleray.errors import InputError
-from eagleray.serving.admission.deadline import Forecast, timeout_s
+from eagleray.serving.admission.deadline import MARGIN, Forecast, timeout_s
 
 
 @pytest.mark.parametrize(
@@ -32,16 +32,16 @@ def test_the_fit_finds_what_a_batch_and_what_each_of_it_costs() -> None:
     for _ in range(200):
         batch = rng.randint(1, 10)
         forecast.observe((0.010 + 0.002 * batch) * rng.uniform(0.95, 1.05), batch)
-    assert forecast.answer_s(0) == pytest.approx(1.1 * 0.012, rel=0.1)
-    assert forecast.answer_s(18) == pytest.approx(1.1 * (0.010 + 10 * 0.002), rel=0.1)
-    assert forecast.answer_s(98) == pytest.approx(1.1 * (5 * 0.010 + 50 * 0.002), rel=0.1)
+    assert forecast.answer_s(0) == pytest.approx(MARGIN * 0.012, rel=0.1)
+    assert forecast.answer_s(18) == pytest.approx(MARGIN * (0.010 + 10 * 0.002), rel=0.1)
+    assert forecast.answer_s(98) == pytest.approx(MARGIN * (5 * 0.010 + 50 * 0.002), rel=0.1)
 
 
 def test_batches_of_one_size_say_what_one_of_them_costs() -> None:
     forecast = Forecast(max_batch=4)
     for _ in range(10):
         forecast.observe(0.2, 4)
-    assert forecast.answer_s(7) == pytest.approx(1.1 * 0.4)
+    assert forecast.answer_s(7) == pytest.approx(MARGIN * 0.4)
 
 
 @pytest.mark.parametrize(

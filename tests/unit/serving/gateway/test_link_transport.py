@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,10 @@ import numpy as np
 import pytest
 
 from eagleray.protocol.generation import GenerationRequest
+from eagleray.protocol.key_terms import KeyTerms
+from eagleray.serving.admission.limits import Account
+from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.admission.window import OPEN
 from eagleray.serving.gateway.link_transport import LinkTransport
 from eagleray.serving.gateway.lookup_ray260 import Running
 from eagleray.serving.link.server import LinkServer
@@ -207,21 +212,40 @@ def test_errors_of_a_replica_in_the_words_of_serves_transport(replicas, error, k
     run(scenario())
 
 
-def test_a_full_queue_is_told_so_as_serve_does(replicas):
+def test_the_gate_before_a_version_is_as_wide_as_its_replicas_take(replicas):
+    async def scenario():
+        async with replicas.linked(max_ongoing=8) as transport:
+            assert not transport.gates
+            gate = transport.gate(DIGITS)
+            assert transport.gates == {DIGITS.app: gate}
+            assert (gate.name, gate.window, gate.max_queued) == ("model 'digits' version 2", 8, 2)
+            assert transport.gate(target("digits", 2, max_queued=7)) is gate
+            assert gate.max_queued == 7
+            transport.share(2)
+            assert (transport.gate(DIGITS).max_queued, gate.window) == (1, 4), "of each thing its half"
+            transport.update(DIGITS.app, [Running(None, 8)] * 3)
+            assert gate.window == 12, "by Serve's handles the same gate is before them"
+            transport.update(DIGITS.app, [])
+            assert gate.window == OPEN, "who starts a replica has to know of the requests"
+            assert transport.gate(GPT) is None
+            assert await transport.infer(DIGITS, images(1), timeout_s=5)
+            assert gate.forecast.answer_s(0) > 0.0, "Serve's handles tell no times: what it took counts"
+            transport.follow(LINKS, [])
+            assert transport.gate(DIGITS) is None
+
+    run(scenario())
+
+
+def test_what_waits_goes_on_when_its_application_is_let_go(replicas):
     async def scenario():
         async with replicas.linked(max_ongoing=1) as transport:
-            replicas.behind[0].pause_s = 30
-            asked = [
-                asyncio.ensure_future(transport.infer(DIGITS, images(1), timeout_s=60)) for _ in range(3)
-            ]
-            await until(lambda: replicas.behind[0].num_open == 3)
-            with pytest.raises(Overloaded, match="has 2 requests waiting, which is all it takes; try again"):
-                await transport.infer(DIGITS, images(1), timeout_s=5)
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-            assert transport.line(DIGITS.app).waiting.num_under_way == 0
-            await until(lambda: not replicas.behind[0].num_open, "nobody waits for them any more")
+            gate, sent, key = transport.gate(DIGITS), [], Account("k", "k", KeyTerms(), 1.0, 0.0)
+            now_s = time.monotonic()
+            tickets = [Ticket(key, None, now_s, now_s + 60) for _ in range(3)]
+            assert [gate.enter(ticket, sent.append) for ticket in tickets] == [True, False, False]
+            transport.follow({**LINKS, "key": "ff" * 32}, [DIGITS.app])
+            assert sent == tickets, "the links are others, and the gate is another"
+            assert transport.gate(DIGITS) is not gate
 
     run(scenario())
 
@@ -278,7 +302,6 @@ def test_texts_over_links_and_by_serve(tmp_path):
             chunks = [chunk async for chunk in transport.generate(GPT, request)]
             assert (texts(chunks), chunks[-1].finish_reason) == ("abcab", "length")
             assert (chunks[-1].prompt_tokens, chunks[-1].completion_tokens) == (3, 5)
-            assert transport.line(GPT.app).waiting.num_under_way == 0
 
             stream = transport.generate(GPT, GenerationRequest("ab", max_tokens=9))
             replicas.behind[0].pause_s = 30

@@ -1,0 +1,38 @@
+"""What the tests of the fast lane's streams share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from eagleray.serving.gateway.lane_stream import LaneStream
+from support.serving import Pretend
+from support.streams import laned
+
+
+@pytest.fixture
+def fates(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What became of the requests that have taken the lane: "answered" or "left"."""
+    found: list[str] = []
+    finish, hand_over = LaneStream._finish, LaneStream._hand_over
+
+    def finished(call: LaneStream, *arguments: Any) -> None:
+        found.append("answered")
+        finish(call, *arguments)
+
+    def left(call: LaneStream) -> None:
+        found.append("left")
+        hand_over(call)
+
+    monkeypatch.setattr(LaneStream, "_finish", finished)
+    monkeypatch.setattr(LaneStream, "_hand_over", left)
+    return found
+
+
+@pytest.fixture
+def streaming(fates: list[str]) -> Iterator[Pretend]:
+    """An ingress whose texts take the fast lane."""
+    with laned() as found:
+        yield found
