@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,9 +23,11 @@ class Asker:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
+        self.is_over = False
 
     def take(self, kept: cache.Kept) -> None:
         self.told.append(kept.body)
+        self.is_over = True
 
     def go_on(self) -> None:
         self.told.append("go on")
@@ -240,3 +243,42 @@ def test_a_kept_answer_takes_no_more_memory_than_is_counted() -> None:
         assert tracemalloc.get_traced_memory()[0] - before <= shelf.num_bytes
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_each_has_one_end_and_the_room_is_kept(seed: int) -> None:
+    """Joins, answers, failures and changes of size in any order: nobody is forgotten, or told twice."""
+    draw = random.Random(seed)
+    rig, askers, seats = Rig(), [], []
+    shelf = rig.shelf
+    for _ in range(300):
+        step = draw.random()
+        open_seats = [pair for pair in zip(seats, askers, strict=True) if not pair[1].is_over]
+        if step < 0.5 or not open_seats:
+            key = draw.choice([b"a", b"b", b"c", b"d", b"e", b"f"])
+            if shelf.find(key) is None:
+                asker = Asker()
+                askers.append(asker)
+                seats.append(shelf.join(key, asker))
+        elif step < 0.9:
+            seat, asker = draw.choice(open_seats)
+            if seat.is_leading and step < 0.7:
+                seat.keep(Response(b"x" * draw.randrange(200)))
+            seat.leave()
+            asker.is_over = True
+        elif step < 0.95:
+            shelf.resize(draw.randrange(ROOM))
+        else:
+            rig.run()
+        assert 0 <= shelf.num_bytes == sum(kept.num_bytes for kept in shelf._kept.values())
+        leading = [seat for seat in seats if seat.is_leading and seat._flight is not None]
+        assert len(leading) == len(shelf._flights), "each question has one who asks"
+    while open_seats := [pair for pair in zip(seats, askers, strict=True) if not pair[1].is_over]:
+        rig.run()
+        for seat, asker in open_seats:
+            if seat.is_leading and not asker.is_over:
+                seat.leave()
+                asker.is_over = True
+            assert seat.is_leading or seat._flight is not None or asker.is_over
+    assert shelf._flights == {}
+    assert all(len(asker.told) <= 1 for asker in askers)
