@@ -80,15 +80,23 @@ TABLE: tuple[Metric, ...] = (
 
 """What goes through Ray's exporter, which puts `ray_` before the name."""
 
-_ROUTE = ("route", "model", "version")
+_VERSION = ("model", "version")
+_ROUTE = ("route", *_VERSION)
 
 INGRESS_TABLE: tuple[Metric, ...] = (
     Metric("eagleray_ingress_requests_total", "counter", "", (*_ROUTE, "code"), "Requests answered."),
     Metric("eagleray_ingress_seconds", "histogram", "seconds", _ROUTE,
            "From a request's arrival to the last byte of its answer."),
+    Metric("eagleray_ingress_part_seconds", "histogram", "seconds", (*_VERSION, "part"),
+           "What requests to a version spent their time on: the parts of Server-Timing."),
     Metric("eagleray_ingress_in_flight", "gauge", "", (), "Requests that are being answered now."),
     Metric("eagleray_ingress_received_bytes_total", "counter", "bytes", _ROUTE, "Bytes of request bodies."),
     Metric("eagleray_ingress_sent_bytes_total", "counter", "bytes", _ROUTE, "Bytes of answers' bodies."),
+    Metric("eagleray_ingress_cache_requests_total", "counter", "", (*_VERSION, "result"),
+           "Requests to versions with `cache_mib`: `hit`, the answer was kept; `shared`, another request's was "
+           "waited for; `miss`, a replica was asked; `bypassed`, it was, for the client's Cache-Control wanted that."),
+    Metric("eagleray_ingress_cache_bytes", "gauge", "bytes", _VERSION,
+           "Answers that are kept, what it takes to keep them included."),
 )  # fmt: skip
 """What the ingress itself answers under /metrics, without a prefix."""
 

@@ -407,7 +407,7 @@ def serving(
             host="127.0.0.1",
             port=port,
             directory=Path(folder),
-            on_refused=ingress.metrics.count_refused,
+            on_refused=_app_of(ingress).refused,
             rules=rules,
             connection=Face if lane is None else lane.connection,
         )
@@ -425,6 +425,12 @@ def serving(
             if ingress.links is not None:
                 thread.submit(ingress.links.leave()).result(10)
             thread.stop()
+
+
+def _app_of(ingress: Pretend) -> IngressApp:
+    """The application, whatever a test has put before it."""
+    assert ingress.admin.app is not None
+    return ingress.admin.app
 
 
 async def _lane(ingress: Pretend, links: LinkedTransport) -> Lane:

@@ -25,7 +25,8 @@ _INGRESS = """
 
 The ingress answers these itself under `/metrics` on its own port, without a prefix (with an API key where
 inference needs one). `route` is the pattern of the path; `model` and `version` are empty where a request
-reached no deployed model. `eagleray_ingress_seconds` has buckets from 50 µs to 60 s. Every sample has the
+reached no deployed model. Histograms have buckets from 50 µs to 60 s. `part` is as in `Server-Timing`
+([serving.md](serving.md)). Every sample has the
 label `gateway` too: a small number that tells the gateways of one machine apart, of which any answers for
 all; what the others counted is a second old at most.
 

@@ -147,7 +147,7 @@ class Ingress:
             host=settings.host,
             port=settings.port,
             directory=Path(settings.directory),
-            on_refused=self._app.metrics.count_refused,
+            on_refused=self._app.refused,
             connection=lane.connection,
         )
         await gateway.open()

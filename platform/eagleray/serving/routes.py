@@ -38,6 +38,8 @@ class Target:
     max_queued: int
     message: str = ""
     """Why it failed, where it did."""
+    cache_bytes: int = 0
+    """Of its answers, that each gateway keeps; 0: none."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -50,6 +52,7 @@ class Target:
             "state": self.state,
             "max_queued": self.max_queued,
             "message": self.message,
+            "cache_bytes": self.cache_bytes,
         }
 
     @classmethod

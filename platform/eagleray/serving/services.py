@@ -26,6 +26,9 @@ _FORMAT = 1
 _RESTARTING = {"allow_code", "max_batch_size", "name"}
 """Settings that a replica reads once, when it starts."""
 
+_OF_THE_INGRESS = {"default", "version", "cache_mib"}
+"""Settings that no replica reads."""
+
 
 def app_name(name: str, version: int) -> str:
     """The Serve application of one model version."""
@@ -74,7 +77,7 @@ class ServedVersion:
     @property
     def fingerprint(self) -> str:
         """Of all that its application is made from: another one must be handed to Serve."""
-        return _digest([self.url, self.digest, self.spec.model_dump(exclude={"default", "version"})])
+        return _digest([self.url, self.digest, self.spec.model_dump(exclude=_OF_THE_INGRESS)])
 
     @property
     def restart_fingerprint(self) -> str:
@@ -93,6 +96,7 @@ class ServedVersion:
             state=state,
             max_queued=self.spec.max_queued_requests,
             message=self.failure,
+            cache_bytes=int(self.spec.cache_mib * 2**20),
         )
 
 

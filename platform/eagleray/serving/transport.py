@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+    from eagleray.serving.link.frames import Timings
     from eagleray.serving.routes import Target
+
+
+class Outputs(dict[str, "np.ndarray"]):
+    """A model's outputs by name, and what took the replica the time, where it has said so."""
+
+    def __init__(self, outputs: Mapping[str, np.ndarray], timings: Timings | None) -> None:
+        super().__init__(outputs)
+        self.timings = timings
 
 
 class Overloaded(ServiceError):
@@ -75,6 +84,8 @@ class Transport(Protocol):
         self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float
     ) -> dict[str, np.ndarray]:
         """The card's outputs for `inputs` (raw values, batch first; BYTES as object arrays of str).
+
+        They may be `Outputs`.
 
         Raises:
             BadInput: the replica refused the values.

@@ -77,6 +77,9 @@ class ServiceSpec(FileSpec):
     """Requests that may wait for a replica; one more is answered 503 with a Retry-After."""
     max_batch_size: int = Field(default=16, ge=1)
     """Samples of one forward pass, from requests that came while the model ran: none waits for others."""
+    cache_mib: float = Field(default=0.0, ge=0, le=100_000)
+    """Answers to v2 inference that each gateway keeps and gives again to the same body, least recently used
+    first out; 0: none. For models that answer the same to the same."""
     cpus_per_replica: float = Field(default=1.0, ge=0)
     gpus_per_replica: float = Field(default=0.0, ge=0)
     """A part of one GPU, or whole ones."""

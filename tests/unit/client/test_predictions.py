@@ -113,10 +113,10 @@ def test_a_server_that_no_longer_takes_them_gets_json(
     assert client.predict("digits", IMAGES).labels == LABELS
     read = v2._request
 
-    async def older(call: Any) -> Any:
+    async def older(call: Any, body: bytes) -> Any:
         if binary.HEADER in call.request.headers:
             raise HttpError(400, "binary tensors are not supported yet; send JSON (binary_data=False)")
-        return await read(call)
+        return await read(call, body)
 
     monkeypatch.setattr(v2, "EXTENSIONS", ())
     monkeypatch.setattr(v2, "_request", older)

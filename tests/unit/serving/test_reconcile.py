@@ -219,6 +219,14 @@ def test_other_replicas_of_the_same_version_need_no_restart(world):
     assert world.service.versions[1].fingerprint != before.fingerprint
 
 
+def test_what_the_ingress_alone_reads_is_not_handed_to_serve(world):
+    world.deploy(1)
+    world.settle()
+    world.deploy(1, cache_mib=1.5)
+    assert world.decide() == []
+    assert world.service.versions[1].target().cache_bytes == 3 * 2**19
+
+
 @pytest.mark.parametrize("change", [{"max_batch_size": 2}, {"allow_code": True}])
 def test_what_a_replica_reads_once_needs_new_ones(change):
     assert version(1, **change).restart_fingerprint != version(1).restart_fingerprint

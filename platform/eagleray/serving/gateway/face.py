@@ -32,10 +32,10 @@ class FaceState(ServerState):
     Args:
         rules: Their limits.
         proxies: Who is believed to know the client's address.
-        on_refused: Called with the status of each answer that is not the application's.
+        on_refused: Called with the status of each answer that is not the application's, and the client.
     """
 
-    def __init__(self, rules: Rules, proxies: Proxies, on_refused: Callable[[int], None]) -> None:
+    def __init__(self, rules: Rules, proxies: Proxies, on_refused: Callable[[int, str], None]) -> None:
         super().__init__()
         self.rules, self.proxies, self.on_refused = rules, proxies, on_refused
         self.is_draining = False
@@ -240,7 +240,7 @@ class Face(HttpToolsProtocol):
 
     def _refuse(self, refused: Refused) -> None:
         """Answer what was taken before, then say why nothing more is, and close."""
-        self._state.on_refused(refused.status)
+        self._state.on_refused(refused.status, self.client[0] if self.client else "")
         words: bytes | None = _words(refused, self._state.default_headers)
         if self._is_in_body:
             cycle = self.cycle

@@ -20,6 +20,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from eagleray.serving.gateway.face import Face, FaceState
+from eagleray.serving.gateway.lane_cache import CachedCall
 from eagleray.serving.gateway.lane_call import LaneCall
 from eagleray.serving.gateway.lane_exchange import LaneExchange
 from eagleray.serving.gateway.lane_places import BEGIN, GENERATE, INFER, TEXTS, Place, looked_up
@@ -149,7 +150,8 @@ class LaneFace(Face):
             return None
         keep_alive = self.parser.should_keep_alive()
         if place is not None and path.endswith(INFER):
-            return LaneCall(lane, self, place, headers, keep_alive=keep_alive)
+            kind = CachedCall if place.target.cache_bytes else LaneCall
+            return kind(lane, self, place, headers, keep_alive=keep_alive)
         route = TEXTS[path] if place is None else place.route
         return LaneStream(lane, self, route, place, headers, keep_alive=keep_alive)
 

@@ -122,7 +122,7 @@ class LaneCall(LaneExchange):
 
     def _take(self, answer: Answer) -> None:
         is_kept = False
-        self._watch.mark("replica")
+        self._watch.mark_replica(answer.timings)
         try:
             is_kept = self._encode(outputs_of(self._place.target, answer), answer)
         except TimeoutError:

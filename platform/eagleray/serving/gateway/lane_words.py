@@ -14,7 +14,7 @@ _READ = {
     name.encode(): name
     for name in (
         *("authorization", "host", "origin", "content-length", "accept-encoding", "x-request-id"),
-        *("traceparent", binary.HEADER, deadline.HEADER),
+        *("traceparent", "cache-control", binary.HEADER, deadline.HEADER),
     )
 }
 

@@ -27,10 +27,12 @@ def outputs_of(target: Target, answer: Answer) -> dict[str, np.ndarray]:
         raise transport.failed(target, f"its replica's answer cannot be read: {error}") from None
 
 
-def copied_outputs(target: Target, answer: Answer) -> dict[str, np.ndarray]:
+def copied_outputs(target: Target, answer: Answer) -> transport.Outputs:
     """As `outputs_of`, good for ever."""
     found = outputs_of(target, answer)
-    return found if answer.slot is None else {name: array.copy() for name, array in found.items()}
+    if answer.slot is not None:
+        found = {name: array.copy() for name, array in found.items()}
+    return transport.Outputs(found, answer.timings)
 
 
 def last_chunk(target: Target, answer: Answer) -> GenerationChunk:

@@ -47,7 +47,7 @@ class Gateway:
         host: Where it listens.
         port: Where it listens; 0 takes any free one.
         directory: A folder of the cluster's serving on this machine.
-        on_refused: Called with the status of each answer that is not the application's.
+        on_refused: Called with the status of each answer that is not the application's, and the client.
         rules: The limits of a connection.
         connection: Makes one, of the arguments of `Face`.
     """
@@ -60,7 +60,7 @@ class Gateway:
         host: str,
         port: int,
         directory: Path,
-        on_refused: Callable[[int], None] = lambda _status: None,
+        on_refused: Callable[[int, str], None] = lambda _status, _client: None,
         rules: Rules | None = None,
         connection: Callable[..., Face] = Face,
     ) -> None:

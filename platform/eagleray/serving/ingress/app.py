@@ -14,6 +14,7 @@ from eagleray.serving.admission.door import Admission
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.gateway.access_log import AccessLog
+from eagleray.serving.gateway.cache import ResponseCache
 from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress import admin, door, failures, generate, headers, openai, pages, people, v2
 from eagleray.serving.ingress.call import Call
@@ -51,12 +52,13 @@ class IngressApp:
 
     def __init__(self, state: IngressState, transport: Transport, admin_backend: AdminBackend) -> None:
         self.admission = Admission()
+        self.cache = ResponseCache()
         self.state = state
         self.gate_of: GateOf = no_gate
         """Before which queue a request to a model version waits."""
         self.access_log: AccessLog | None = None
         self._sweep: asyncio.TimerHandle | None = None
-        self.metrics = IngressMetrics()
+        self.metrics = IngressMetrics(self.cache)
         self.table = Table(all_routes())
         self._transport = transport
         self._admin = admin_backend
@@ -73,6 +75,7 @@ class IngressApp:
         self.admission.max_body_bytes = state.limits.max_body_bytes
         self.admission.longest_s = state.limits.timeout_s
         self.admission.take(state.keys)
+        self.cache.follow(state.routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI's entry: HTTP and lifespan; a websocket is refused."""
@@ -105,7 +108,7 @@ class IngressApp:
         )
         request_id = begun.request_id if begun else headers.request_id(request.headers.get("x-request-id"))
         call = Call(request, request_id, self.state, self._transport, self._admin, self.metrics, self.table)
-        call.gate_of = self.gate_of
+        call.gate_of, call.cache = self.gate_of, self.cache
         call.watch = begun.watch if begun else Watch(request.headers.get("traceparent"))
         call.ticket = begun.ticket if begun else None
         exchange = _Exchange()
@@ -209,13 +212,14 @@ class IngressApp:
             seconds=seconds,
             received=received,
             sent=sent,
+            parts_s=watch.spans_s if target else {},
         )
         if self.access_log is None:
             return
         # Without the query: it may carry what is nobody's business.
         self.access_log.write(
             {
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "time": _now(),
                 "request_id": request_id,
                 "trace_id": watch.trace.trace_id,
                 "client": scope["client"][0] if scope.get("client") else "",
@@ -231,6 +235,12 @@ class IngressApp:
                 "ms": {name: round(1e3 * span_s, 3) for name, span_s in watch.spans_s.items()},
             }
         )
+
+    def refused(self, status: int, client: str) -> None:
+        """Take a request that was no HTTP as we take it, or came on one connection too many."""
+        self.metrics.count_refused(status)
+        if self.access_log is not None:
+            self.access_log.write({"time": _now(), "client": client, "route": NO_ROUTE, "status": status})
 
     def _count(self, call: Call, exchange: _Exchange, seconds: float) -> None:
         self.count(
@@ -265,6 +275,10 @@ def all_routes() -> list[Route]:
         *admin.routes(),
         *pages.routes(),
     ]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -16,6 +16,7 @@ from eagleray.serving.admin import AdminBackend
 from eagleray.serving.admission import deadline
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.gateway.cache import ResponseCache
 from eagleray.serving.gateway.tracing import Watch
 from eagleray.serving.ingress import passage
 from eagleray.serving.ingress.door import refused, reserve_tokens
@@ -25,7 +26,7 @@ from eagleray.serving.ingress.routing import Table
 from eagleray.serving.keys import Key
 from eagleray.serving.routes import Target
 from eagleray.serving.state import IngressState
-from eagleray.serving.transport import Overloaded, Transport
+from eagleray.serving.transport import Outputs, Overloaded, Transport
 
 OFF_LOOP_BYTES = 128 * 2**10
 """JSON from here on is decoded in a thread: it takes about 20 ms a megabyte, and others wait."""
@@ -50,6 +51,9 @@ class Call:
     params: Mapping[str, str] = field(default_factory=dict)
     target: Target | None = None
     watch: Watch = field(default_factory=Watch)
+    cache: ResponseCache = field(default_factory=ResponseCache)
+    waited_s: float = 0.0
+    """For another's answer, before a replica was asked."""
     key: Key | None = None
     """That the request came with, where it is a good one of ours."""
     ticket: Ticket | None = None
@@ -92,7 +96,7 @@ class Call:
     def left_s(self) -> float:
         """How long the answer is waited for from now on: less than others where the client has said so."""
         if self.ticket is None or deadline.HEADER not in self.request.headers:
-            return self.state.limits.timeout_s
+            return max(0.0, self.state.limits.timeout_s - self.waited_s)
         return max(0.0, self.ticket.deadline_s - time.monotonic())
 
     async def body(self) -> bytes:
@@ -128,18 +132,19 @@ class Call:
 
         Raises: as `Transport.infer`, but HttpError 504 instead of TimeoutError; ClientGone.
         """
-        timeout_s = self.left_s
+        timeout_s, timings = self.left_s, None
         self.watch.mark("decode")
         try:
             with WhileWaitedFor(self.request):
                 waited_s = await self.turn(target, passage.cost_of(inputs))
                 async with self.waiting(None):
                     outputs = await self.transport.infer(target, inputs, timeout_s=timeout_s - waited_s)
+            timings = outputs.timings if isinstance(outputs, Outputs) else None
         except TimeoutError:
             self.check_ended()
             raise no_answer(target, timeout_s) from None
         finally:
-            self.watch.mark("replica")
+            self.watch.mark_replica(timings)
         if self.ticket is not None:
             self.ticket.answered(time.monotonic())
         return outputs

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate
 
 from eagleray.metrics import INGRESS_TABLE, Metric
+from eagleray.serving.gateway.cache import ResponseCache
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -18,35 +19,80 @@ BUCKETS_S = (
 NO_ROUTE = "(none)"
 """Label of requests that found no route: paths that strangers try are no labels."""
 
+_BOUNDS = (*(f"{bound:g}" for bound in BUCKETS_S), "+Inf")
 _Labels = tuple[str, ...]
+_Values = Iterable[tuple[_Labels, float]]
+_NO_PARTS: Mapping[str, float] = {}
+
+
+class _Times:
+    """A histogram."""
+
+    __slots__ = ("buckets", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * len(_BOUNDS)
+        self.seconds = 0.0
+
+
+class _Row:
+    """Of one route of one model version."""
+
+    __slots__ = ("codes", "parts", "received", "sent", "times")
+
+    def __init__(self, parts: dict[str, _Times]) -> None:
+        self.codes: dict[int, int] = {}
+        self.received = self.sent = 0
+        self.times = _Times()
+        self.parts = parts
+        """Shared by all routes of the version."""
 
 
 class IngressMetrics:
-    """Counts of one ingress, for one event loop: nothing here is locked."""
+    """Counts of one ingress, for one event loop: nothing here is locked.
 
-    def __init__(self) -> None:
+    Args:
+        cache: Has its own counts, which are told here.
+    """
+
+    def __init__(self, cache: ResponseCache | None = None) -> None:
         self.in_flight = 0
         self.page: Callable[[], str] = self.text
         """What /metrics answers; of other gateways too, where there are some."""
-        self._requests: dict[_Labels, int] = {}
-        self._received: dict[_Labels, int] = {}
-        self._sent: dict[_Labels, int] = {}
-        self._buckets: dict[_Labels, list[int]] = {}
-        self._seconds: dict[_Labels, float] = {}
+        self._cache = cache or ResponseCache()
+        self._rows: dict[_Labels, _Row] = {}
+        self._parts: dict[_Labels, dict[str, _Times]] = {}
 
     def count(
-        self, *, route: str, model: str, version: str, code: int, seconds: float, received: int, sent: int
+        self,
+        *,
+        route: str,
+        model: str,
+        version: str,
+        code: int,
+        seconds: float,
+        received: int,
+        sent: int,
+        parts_s: Mapping[str, float] = _NO_PARTS,
     ) -> None:
-        """Take one answered request: how long it took, and bytes of both bodies."""
+        """Take one answered request: how long it and its parts took, and bytes of both bodies."""
         labels = (route, model, version)
-        with_code = (*labels, str(code))
-        self._requests[with_code] = self._requests.get(with_code, 0) + 1
-        self._received[labels] = self._received.get(labels, 0) + received
-        self._sent[labels] = self._sent.get(labels, 0) + sent
-        if (buckets := self._buckets.get(labels)) is None:
-            buckets = self._buckets[labels] = [0] * (len(BUCKETS_S) + 1)
-        buckets[bisect_left(BUCKETS_S, seconds)] += 1
-        self._seconds[labels] = self._seconds.get(labels, 0.0) + seconds
+        row = self._rows.get(labels)
+        if row is None:
+            row = self._rows[labels] = _Row(self._parts.setdefault((model, version), {}))
+        row.codes[code] = row.codes.get(code, 0) + 1
+        row.received += received
+        row.sent += sent
+        times, bounds = row.times, BUCKETS_S
+        times.buckets[bisect_left(bounds, seconds)] += 1
+        times.seconds += seconds
+        parts = row.parts
+        for name, part_s in parts_s.items():
+            times = parts.get(name)
+            if times is None:
+                times = parts[name] = _Times()
+            times.buckets[bisect_left(bounds, part_s)] += 1
+            times.seconds += part_s
 
     def count_refused(self, code: int) -> None:
         """Take a request that was no HTTP as we take it, or came on one connection too many."""
@@ -61,29 +107,45 @@ class IngressMetrics:
         yield f"# TYPE {row.name} {row.kind}"
         if row.kind == "histogram":
             yield from self._histogram(row)
-        elif row.name == "eagleray_ingress_in_flight":
-            yield f"{row.name} {self.in_flight}"
         else:
-            for labels, value in self._counters[row.name].items():
+            for labels, value in self._values(row.name):
                 yield f"{row.name}{_braced(row.labels, labels)} {value}"
 
-    @property
-    def _counters(self) -> dict[str, dict[_Labels, int]]:
-        return {
-            "eagleray_ingress_requests_total": self._requests,
-            "eagleray_ingress_received_bytes_total": self._received,
-            "eagleray_ingress_sent_bytes_total": self._sent,
-        }
+    def _values(self, name: str) -> _Values:
+        rows = self._rows.items()
+        match name.removeprefix("eagleray_ingress_"):
+            case "requests_total":
+                return [
+                    ((*labels, str(int(code))), number)
+                    for labels, row in rows
+                    for code, number in row.codes.items()
+                ]
+            case "in_flight":
+                return [((), self.in_flight)]
+            case "received_bytes_total":
+                return [(labels, row.received) for labels, row in rows]
+            case "sent_bytes_total":
+                return [(labels, row.sent) for labels, row in rows]
+            case "cache_requests_total":
+                return self._cache.counts.items()
+            case "cache_bytes":
+                return self._cache.sizes().items()
+            case _:
+                raise AssertionError(f"{name} has no values")
 
     def _histogram(self, row: Metric) -> Iterator[str]:
-        bounds = [*(f"{bound:g}" for bound in BUCKETS_S), "+Inf"]
-        for labels, buckets in self._buckets.items():
-            for bound, count in zip(bounds, accumulate(buckets), strict=True):
+        found = {labels: of.times for labels, of in self._rows.items()}
+        if "part" in row.labels:
+            found = {(*of, name): times for of, parts in self._parts.items() for name, times in parts.items()}
+        for labels, times in found.items():
+            for bound, count in zip(_BOUNDS, accumulate(times.buckets), strict=True):
                 yield f"{row.name}_bucket{_braced((*row.labels, 'le'), (*labels, bound))} {count}"
-            yield f"{row.name}_sum{_braced(row.labels, labels)} {self._seconds[labels]:.6f}"
-            yield f"{row.name}_count{_braced(row.labels, labels)} {sum(buckets)}"
+            yield f"{row.name}_sum{_braced(row.labels, labels)} {times.seconds:.6f}"
+            yield f"{row.name}_count{_braced(row.labels, labels)} {sum(times.buckets)}"
 
 
 def _braced(names: tuple[str, ...], values: _Labels) -> str:
     # Values are our own patterns and names of deployed models: none has a quote or a backslash.
+    if not names:
+        return ""
     return "{" + ",".join(f'{name}="{value}"' for name, value in zip(names, values, strict=True)) + "}"

@@ -10,7 +10,7 @@ from eagleray.errors import EaglerayError, InputError
 from eagleray.protocol import binary, fast, tensors
 from eagleray.protocol import infer as protocol
 from eagleray.protocol.tensors import Array
-from eagleray.serving.ingress import schemas
+from eagleray.serving.ingress import cached, schemas
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, Call, named
 from eagleray.serving.ingress.http import JSON, Response, json_response
 from eagleray.serving.ingress.routing import Route
@@ -76,8 +76,14 @@ async def model(call: Call) -> Response:
 
 async def infer(call: Call) -> Response:
     """The model's outputs for the given inputs."""
-    target = call.ready()
-    request = await _request(call)
+    target, body = call.ready(), await call.body()
+    if target.cache_bytes:
+        return await cached.answer(call, target, body, _infer)
+    return await _infer(call, target, body)
+
+
+async def _infer(call: Call, target: Target, body: bytes) -> Response:
+    request = await _request(call, body)
     tensors.check(request.inputs, target.card.inputs)
     check_wanted(request.outputs, target)
     outputs = await call.infer(target, request.inputs)
@@ -102,8 +108,8 @@ def response_of(
     )
 
 
-async def _request(call: Call) -> protocol.InferRequest:
-    body, header = await call.body(), call.request.headers.get(binary.HEADER)
+async def _request(call: Call, body: bytes) -> protocol.InferRequest:
+    header = call.request.headers.get(binary.HEADER)
     try:
         return fast.read_request(body, header, quick_bytes=OFF_LOOP_BYTES)
     except binary.TakesLong:

@@ -126,6 +126,12 @@ def plain(answer: Answer) -> Answer:
     return status, {name: value for name, value in found.items() if name not in CHANGING}, body
 
 
+def counted(ingress: Pretend) -> str:
+    """What is counted, without times; links tell more parts than Serve's handles."""
+    text = re.sub(r"eagleray_ingress_part_seconds_.*\n", "", ingress.metrics.text())
+    return re.sub(r"(_sum\{.*\}) .*|(_bucket.*) \d+", r"\1\2", text)
+
+
 def raw(**inputs: np.ndarray) -> tuple[bytes, str]:
     written = binary.write_request(InferRequest(inputs))
     return written.body, f"{binary.HEADER}: {written.json_bytes}"
@@ -179,8 +185,7 @@ def test_each_request_is_answered_as_the_application_does(ingress, without, take
     assert [*map(plain, exchange(ingress, sent))] == [*map(plain, exchange(without, sent))]
     assert bool(taken) == (name in ALIKE)
     if taken:
-        text = re.sub(r"(_sum\{.*\}) .*|(_bucket.*) \d+", r"\1\2", ingress.metrics.text())
-        assert text == re.sub(r"(_sum\{.*\}) .*|(_bucket.*) \d+", r"\1\2", without.metrics.text())
+        assert counted(ingress) == counted(without)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +271,7 @@ def test_an_answer_that_does_not_come(line: str) -> None:
         assert b"model 'iris' version 1 did not answer within 0.0" in body
         until(lambda: not ingress.transport.num_open, "the replica works on it still")
         ingress.transport.pause_s = 0
-        assert ingress.client.post(INFER, json=IRIS).status_code == 200
+        assert ingress.post(INFER, IRIS).status_code == 200
 
 
 def test_a_client_that_leaves_is_not_worked_for(ingress: Pretend) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from eagleray.serving.gateway.access_log import AccessLog
 from eagleray.serving.gateway.tracing import Trace, Watch
-from support.serving import Pretend, bearer
+from eagleray.serving.link.frames import Timings
+from support.serving import Pretend, bearer, pretend, serving
 
+INPUTS = {"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GIVEN = f"00-{TRACE}-{SPAN}-01"
 FORM = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
@@ -52,6 +56,45 @@ def test_the_parts_of_a_requests_time_are_all_of_it() -> None:
     assert list(parts) == ["admission", "decode", "replica", "encode"]
     assert float(parts["replica"]) >= 4 > float(parts["encode"])
     assert sum(map(float, parts.values())) <= took_ms
+
+
+def test_a_replicas_own_parts_and_the_way_to_it() -> None:
+    watch = Watch()
+    watch.mark("decode")
+    time.sleep(0.003)
+    watch.mark_replica(Timings(200, 300, 1_000_000, 50, 8))
+    spans_s = watch.spans_s
+    assert list(spans_s) == ["decode", "link", "queue", "batch", "infer", "encode"]
+    assert (spans_s["queue"], spans_s["batch"]) == pytest.approx((0.0002, 0.0003))
+    assert (spans_s["link"], spans_s["infer"]) == pytest.approx((0, 1)), "by its own clock"
+    watch = Watch()
+    time.sleep(0.003)
+    watch.mark_replica(Timings(200, 300, 400, 50))
+    assert 0.002 < watch.spans_s["link"] < 1
+    assert watch.spans_s["encode"] == pytest.approx(0.00005)
+    watch.headers()
+    assert watch.spans_s["encode"] > 0.00005, "the gateway's part is in it"
+
+
+def test_over_links_an_answer_says_what_its_replica_did() -> None:
+    linked = pretend(over_links=True)
+    assert linked.links is not None
+    try:
+        for path, body in (
+            ("/models/iris:predict", {"inputs": [1, 2, 3, 4]}),
+            ("/v2/models/iris/infer", INPUTS),
+        ):
+            answer = linked.post(path, body)
+            parts = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"]))
+            assert list(parts) == ["admission", "decode", "link", "queue", "batch", "infer", "encode"]
+            assert [parts[name] for name in ("queue", "batch", "infer")] == ["0.001", "0.002", "0.003"]
+            assert float(parts["encode"]) >= 0.004
+        text = linked.metrics.text()
+    finally:
+        linked.links.close()
+    assert text.count('part_seconds_count{model="iris",version="1",part="queue"} 2\n') == 1
+    assert 'part_seconds_sum{model="iris",version="1",part="infer"} 0.000006\n' in text
+    assert 'part_seconds_bucket{model="iris",version="1",part="infer",le="5e-05"} 2\n' in text
 
 
 def test_an_answer_says_where_it_belongs_and_what_took_its_time(ingress: Pretend) -> None:
@@ -106,6 +149,18 @@ def test_a_line_for_each_answer_without_what_is_secret(ingress: Pretend, tmp_pat
     assert (third["route"], len(third["path"])) == ("(none)", 512)
     assert "secret" not in log.path.read_text()
     assert ingress.infer_key not in log.path.read_text()
+
+
+def test_what_is_no_request_has_a_line_too(ingress: Pretend, tmp_path: Path) -> None:
+    log = ingress.app.access_log = AccessLog(tmp_path, 2**20)
+    with serving(ingress):
+        found = urlsplit(ingress.url)
+        with socket.create_connection((found.hostname or "", found.port or 0), timeout=20) as connection:
+            connection.sendall(b"nonsense\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 400")
+    [line] = read(log)
+    assert line.pop("time").startswith("20")
+    assert line == {"client": "127.0.0.1", "route": "(none)", "status": 400}
 
 
 def test_its_files_have_an_end_and_are_the_owners_alone(tmp_path: Path) -> None:
