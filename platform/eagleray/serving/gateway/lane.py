@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from uvicorn import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from eagleray.serving.gateway.face import Face, FaceState
 from eagleray.serving.gateway.lane_call import LaneCall
@@ -154,8 +155,16 @@ class LaneFace(Face):
         cycle: Any = self.cycle
         if isinstance(cycle, LaneCall) and not cycle.response_complete:
             cycle.feed(body)
+            if cycle is not self._running:
+                self.flow.pause_reading()  # again, where `read_on` let it go on
         else:
             super().on_body(body)
+
+    def read_on(self) -> None:
+        """Read while a request is worked on, unless one behind it has much of its body here."""
+        body = getattr(self.cycle, "body", b"")  # of uvicorn's; those of the lane keep to the limit
+        if not self.flow.write_paused and len(body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if isinstance(cycle, LaneCall):

@@ -13,7 +13,7 @@ from eagleray.protocol import binary, fast, tensors
 from eagleray.serving.admission import deadline
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
-from eagleray.serving.gateway.lane_body import Filler, SlotBody, room_for, send_in_place
+from eagleray.serving.gateway.lane_body import Filler, SlotBody, gather, room_for, send_in_place
 from eagleray.serving.gateway.lane_places import Place, placed
 from eagleray.serving.gateway.lane_words import head_of, read_headers
 from eagleray.serving.gateway.link_transport import Line, goes_by_serve, outputs_of, send
@@ -65,7 +65,7 @@ class LaneCall:
         self._lane, self._face, self._place, self._raw_headers = lane, face, place, raw_headers
         self._scope: Any = face.scope
         """Of uvicorn, for the access log."""
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._num_bytes = 0
         self._body: SlotBody | None = None
         self._is_begun = self._is_sent = self._is_over = False
@@ -102,8 +102,8 @@ class LaneCall:
     def feed(self, body: bytes) -> None:
         """A part of the body."""
         self._num_bytes += len(body)
-        self._parts.append(body)
-        if self._is_begun and self._num_bytes > self._lane.app.state.limits.max_body_bytes:
+        gather(self._parts, body)
+        if self._num_bytes > self._lane.app.state.limits.max_body_bytes:
             self._too_large()
 
     def filler(self) -> Filler | None:
@@ -136,8 +136,7 @@ class LaneCall:
 
     def listen(self) -> None:
         """Read on, though others wait behind it: a client that leaves is not seen otherwise."""
-        if not self._face.flow.write_paused:
-            self._face.flow.resume_reading()
+        self._face.read_on()
 
     def expire(self) -> None:
         """The lane's: its time is over."""
@@ -170,11 +169,11 @@ class LaneCall:
         if place.state is not app.state:  # others were before it, and meanwhile the routes have changed
             place = self._place = placed(app.state, place.path)
             check_ready(place.target)
+        if self._num_bytes > place.state.limits.max_body_bytes:
+            self._too_large()
+            return
         if not self.more_body:
-            if self._num_bytes > place.state.limits.max_body_bytes:
-                self._too_large()
-            else:
-                self._decode()
+            self._decode()
             return
         self.until_s = time.monotonic() + place.state.limits.timeout_s
         self._lane.wait(self)
@@ -269,7 +268,6 @@ class LaneCall:
         if v2.num_slow(response, self._request) < v2.OFF_LOOP_VALUES:
             self._pack(v2.answer_of(response, self._request, target))
             return False
-
         self._off_loop(self._pack, v2.answer_of, response, self._request, target, then=answer)
         return True
 
@@ -318,8 +316,10 @@ class LaneCall:
         return max(0.0, self._ticket.deadline_s - now_s)
 
     def _too_large(self) -> None:
-        limit_bytes = self._lane.app.state.limits.max_body_bytes
-        self._fail(too_large(limit_bytes, f"{self._num_bytes} came and it went on"))
+        self._parts = []
+        if self._is_begun:  # else it is told when its turn comes
+            limit_bytes = self._lane.app.state.limits.max_body_bytes
+            self._fail(too_large(limit_bytes, f"{self._num_bytes} came and it went on"))
 
     def _revoked(self, refusal: Refusal) -> None:
         """The admission's: it is to end before its answer."""

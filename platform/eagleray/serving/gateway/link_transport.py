@@ -220,7 +220,10 @@ class LinkTransport:
         news: asyncio.Queue[GenerationChunk | Answer] = asyncio.Queue()
 
         def on_piece(piece: bytes, tokens: int) -> None:
-            news.put_nowait(generating.read_piece(piece, tokens))
+            try:
+                news.put_nowait(generating.read_piece(piece, tokens))
+            except FrameError as error:  # raised into the link, it would cancel the text and tell nobody
+                news.put_nowait(Answer(Kind.FAILED, message=f"its replica's answer cannot be read: {error}"))
 
         sent = line.pool.generate(generating.request_bytes(request), 0, on_piece, news.put_nowait)
         if sent is None:
