@@ -155,7 +155,7 @@ class LaneFace(Face):
         cycle: Any = self.cycle
         if isinstance(cycle, LaneCall) and not cycle.response_complete:
             cycle.feed(body)
-            if cycle is not self._running:
+            if cycle is not self._running and not cycle.response_complete:
                 self.flow.pause_reading()  # again, where `read_on` let it go on
         else:
             super().on_body(body)
