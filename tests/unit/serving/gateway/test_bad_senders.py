@@ -135,6 +135,23 @@ def test_a_body_that_comes_slowly_is_waited_for_so_long(path: str, framing: str)
         assert b"the body was not there within 0.15 s" in received
 
 
+def test_a_body_made_of_requests_is_one_body(ingress: Pretend) -> None:
+    """Also where it is read past the parser, into a slot."""
+    body = post() * 500
+    asked = len(ingress.transport.asked)
+    with nothing_lost(ingress), connect(ingress) as connection, connection.makefile("rb") as stream:
+        for path, status in ((DIGITS, 400), ("/v2/models/none/infer", 404)):
+            connection.sendall(head(path, len(body), f"{binary.HEADER}: 100") + body[:1000])
+            if path == DIGITS:
+                until(lambda: ingress.metrics.in_flight == 1)
+            connection.sendall(body[1000:] + post())
+            assert [read(stream).status for _ in range(2)] == [status, 200]
+        connection.settimeout(0.02)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+    assert len(ingress.transport.asked) == asked + 3
+
+
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.parametrize("path", [INFER, PREDICT, COMPLETE])
 def test_a_bomb_costs_no_more_than_the_limit(ingress: Pretend, path: str, coding: str) -> None:
