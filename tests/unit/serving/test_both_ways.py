@@ -137,7 +137,7 @@ BAD: dict[str, tuple[str, dict[str, Any], int]] = {
     "2^63": (DIGITS, wrong(shape=[2**63]), 400),
     "another datatype": (DIGITS, wrong(datatype="FP64"), 400),
     "a datatype that is none": (DIGITS, wrong(datatype="float"), 400),
-    "infinite": (DIGITS, {"content": b'{"inputs":[{"name":"a","datatype":"FP32","shape":[1],"data":[1e400]}]}'}, 400),
+    "infinite": (DIGITS, {"content": of({"image": images(1)})["content"].replace(b",0.0,", b",1e400,")}, 400),
     "an output that there is not": (DIGITS, of({"image": images(1)}, outputs=("x",)), 400),
     "a size that does not fit": (
         DIGITS, {**raw({"image": images(1)}), "content": raw({"image": images(1)})["content"][:-1]}, 400
