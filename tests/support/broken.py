@@ -36,10 +36,13 @@ def pieces(stream: int, *texts: bytes) -> bytes:
 
 
 class BrokenReplica:
-    """Listens on a unix socket in `folder`, in a thread of its own; `say` may be changed at any time."""
+    """Listens on a unix socket in `folder`, in a thread of its own; `say` may be changed at any time.
 
-    def __init__(self, folder: Path, say: Say) -> None:
-        self.say = say
+    Or on TCP, where it does not seal what it says.
+    """
+
+    def __init__(self, folder: Path, say: Say, *, is_tcp: bool = False) -> None:
+        self.say, self._is_tcp = say, is_tcp
         self.heard: list[tuple[Kind, int]] = []
         """Kinds and streams, but for pings."""
         self.closes = False
@@ -48,18 +51,20 @@ class BrokenReplica:
         """Since the start."""
         self._path = folder / f"broken-{id(self):x}.sock"
         self._thread = LoopThread("broken")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = socket.socket(socket.AF_INET if is_tcp else socket.AF_UNIX, socket.SOCK_STREAM)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
     def start(self) -> ReplicaAddress:
         """Listen, and say where."""
-        self._listener.bind(str(self._path))
+        self._listener.bind(("127.0.0.1", 0) if self._is_tcp else str(self._path))
         self._listener.listen()
         self._listener.setblocking(False)
         self._accepting = self._thread.submit(self._accept())
+        unix = "" if self._is_tcp else str(self._path)
+        tcp = f"127.0.0.1:{self._listener.getsockname()[1]}" if self._is_tcp else "127.0.0.1:1"
         return {
-            "unix": str(self._path), "tcp": "127.0.0.1:1", "instance": f"{id(self):032x}", "node": NODE,
+            "unix": unix, "tcp": tcp, "instance": f"{id(self):032x}", "node": NODE,
             "protocol": handshake.PROTOCOL,
         }  # fmt: skip
 
@@ -85,7 +90,8 @@ class BrokenReplica:
         agreed = await handshake.serve(
             sock, KEY, instance=f"{id(self):032x}", max_frame_bytes=LINKS["max_frame_bytes"]
         )
-        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        dial = asyncio.open_connection if self._is_tcp else asyncio.open_unix_connection
+        reader, writer = await dial(sock=sock)
         self.num_links += 1
         self._writers.add(writer)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):

@@ -267,3 +267,25 @@ def test_half_a_frame_and_then_nothing_costs_one_request_where_there_is_another_
     with nothing_lost(ingress), connect(ingress) as connection, connection.makefile("rb") as stream:
         connection.sendall(post(BODY, INFER))
         assert read(stream).status == 200
+
+
+def test_a_frame_that_is_not_sealed_with_the_links_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On TCP, where somebody between the two could change it, or send one of his own."""
+    caplog.set_level("INFO")
+    ingress = pretend(over_links=True)
+    assert ingress.links is not None
+    replica = BrokenReplica(tmp_path, lambda _kind, stream, _body: result(stream, bytes(100)), is_tcp=True)
+    ingress.links._servers[IRIS.app] = (replica, replica.start())  # type: ignore[assignment]
+    with serving(ingress):
+        [transport] = ingress.links._by_loop.values()
+        serve = PretendTransport()
+        transport._serve = serve  # type: ignore[assignment]
+        assert [answer.status for answer in exchange(ingress, post(), post())] == [200, 200]
+        assert len(serve.asked) == 2, "what the replica said was not taken"
+        assert "a frame's seal is wrong" in caplog.text
+        serve.error = went_away(IRIS, "ActorDiedError")
+        [answer] = exchange(ingress, post())
+        assert (answer.status, "went away" in answer.error) == (502, True)
+    ingress.links.close()
