@@ -221,8 +221,12 @@ class LinkTransport:
 
         def on_piece(piece: bytes, tokens: int) -> None:
             try:
+                if news.qsize() > request.max_tokens:  # nobody need keep them, however slow its reader
+                    raise FrameError(f"more pieces than the {request.max_tokens} tokens it was asked for")
                 news.put_nowait(generating.read_piece(piece, tokens))
             except FrameError as error:  # raised into the link, it would cancel the text and tell nobody
+                assert sent is not None
+                sent.cancel()
                 news.put_nowait(Answer(Kind.FAILED, message=f"its replica's answer cannot be read: {error}"))
 
         sent = line.pool.generate(generating.request_bytes(request), 0, on_piece, news.put_nowait)

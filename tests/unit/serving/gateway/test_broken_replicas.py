@@ -11,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from eagleray.protocol import binary
 from eagleray.protocol.generation import GenerationChunk
+from eagleray.protocol.infer import InferRequest
 from eagleray.serving.gateway.lookup_ray260 import Running
 from eagleray.serving.link import generating, tensors
 from eagleray.serving.link.frames import PLACE, RETRY, SLOT, Kind
@@ -145,6 +147,35 @@ def tensor(code: int = 11, shape: tuple[int, ...] = (1,), size: int = 4, name: b
     return (struct.pack("<HH", 1, eights) + line).ljust(8 * eights, b"\0")
 
 
+SLOTTED = {
+    "another slot": (lambda place: (place[0] + 1, 0, 16), "went away"),
+    "a slot that there is not": (lambda place: (2**32 - 1, 0, 16), "went away"),
+    "behind its slot": (lambda place: (place[0], 4 << 20, 1), "went away"),
+    "4 GB of its slot": (lambda place: (place[0], 2**32 - 1, 2**32 - 1), "went away"),
+    "its slot, with values that its head does not say": (lambda place: (place[0], 0, 3), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", SLOTTED)
+def test_an_answer_in_a_slot_that_is_not_its_own(broken: Broken, name: str) -> None:
+    """Its request lay in one: that is free again, with the link or without it."""
+    change, said = SLOTTED[name]
+    values = np.ones((4000, 4), np.float32)
+    written = binary.write_request(InferRequest({"features": values}))
+    sent = post(written.body, INFER, f"{binary.HEADER}: {written.json_bytes}")
+    head = bytes(tensors.write(OUTPUTS)[0])
+    broken.tell(lambda _: b"", is_serve_away=True)
+
+    def say(_kind: Kind, stream: int, body: bytes) -> bytes:
+        return result(stream, PLACE.pack(*change(PLACE.unpack_from(body))), head, flags=SLOT)
+
+    broken.replica.say = say
+    with nothing_lost(broken.ingress):
+        [answer] = exchange(broken.ingress, sent)
+        broken.heal()
+    assert (answer.status, said in answer.error) == (502, True), answer
+
+
 ANSWERS: dict[str, tuple[Callable[[int], bytes], int, str]] = {
     "no tensors": (result, 502, "cannot be read"),
     "tensors of garbage": (lambda stream: result(stream, b"garbage" * 10), 502, "cannot be read"),
@@ -186,6 +217,10 @@ def test_an_answer_that_is_none_is_the_replicas_fault(broken: Broken, name: str,
 TEXTS: dict[str, tuple[Callable[[int], bytes], str]] = {
     "a piece that is no UTF-8": (lambda stream: pieces(stream, b"\1\0\0\0\xc3("), "is not UTF-8"),
     "a piece without its tokens": (lambda stream: pieces(stream, b"a"), "a piece of a text in 1 bytes"),
+    "pieces without end": (
+        lambda stream: pieces(stream, *[b"\1\0\0\0a"] * 1000),
+        "more pieces than the 3 tokens",
+    ),
     "an end that is none": (lambda stream: result(stream, b"abc"), "the end of a text in 3 bytes"),
     "a reason that there is not": (lambda stream: result(stream, LAST[:-1] + b"\7"), "reason 7"),
     "an end that is no UTF-8": (lambda stream: result(stream, b"\1\0\0\0\xff" + LAST[-5:]), "is not UTF-8"),
@@ -207,7 +242,7 @@ def test_a_text_that_is_none_is_told_at_once(broken: Broken, name: str, is_begun
 
     broken.tell(texts)
     answer = ask(broken, way)
-    if way == "stream" and is_begun:
+    if way == "stream" and (is_begun or name == "pieces without end"):
         events = [line[6:] for line in answer.body.split(b"\n") if line.startswith(b"data: ")]
         assert answer.status == 200
         assert json.loads(events[0])["choices"][0]["text"] == "a"
