@@ -217,10 +217,6 @@ def test_an_answer_that_is_none_is_the_replicas_fault(broken: Broken, name: str,
 TEXTS: dict[str, tuple[Callable[[int], bytes], str]] = {
     "a piece that is no UTF-8": (lambda stream: pieces(stream, b"\1\0\0\0\xc3("), "is not UTF-8"),
     "a piece without its tokens": (lambda stream: pieces(stream, b"a"), "a piece of a text in 1 bytes"),
-    "pieces without end": (
-        lambda stream: pieces(stream, *[b"\1\0\0\0a"] * 1000),
-        "more pieces than the 3 tokens",
-    ),
     "an end that is none": (lambda stream: result(stream, b"abc"), "the end of a text in 3 bytes"),
     "a reason that there is not": (lambda stream: result(stream, LAST[:-1] + b"\7"), "reason 7"),
     "an end that is no UTF-8": (lambda stream: result(stream, b"\1\0\0\0\xff" + LAST[-5:]), "is not UTF-8"),
@@ -242,7 +238,7 @@ def test_a_text_that_is_none_is_told_at_once(broken: Broken, name: str, is_begun
 
     broken.tell(texts)
     answer = ask(broken, way)
-    if way == "stream" and (is_begun or name == "pieces without end"):
+    if way == "stream" and is_begun:
         events = [line[6:] for line in answer.body.split(b"\n") if line.startswith(b"data: ")]
         assert answer.status == 200
         assert json.loads(events[0])["choices"][0]["text"] == "a"
@@ -253,6 +249,13 @@ def test_a_text_that_is_none_is_told_at_once(broken: Broken, name: str, is_begun
     assert said in error
     assert "its replica's answer cannot be read" in error
     assert broken.serve.requests == []
+
+
+def test_pieces_without_end_fill_no_memory(broken: Broken) -> None:
+    piece = generating.piece_bytes(GenerationChunk("a", None, 1, 1))
+    broken.tell(lambda stream: pieces(stream, *[piece] * 1000) + frame(Kind.EXPIRED, stream))
+    answer = ask(broken, "text")
+    assert (answer.status, "more pieces than the 3 tokens it was asked for" in answer.error) == (502, True)
 
 
 @pytest.mark.parametrize("way", ["lane", "people", "text", "stream"])
