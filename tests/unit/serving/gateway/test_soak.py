@@ -131,6 +131,13 @@ def flood(ingress: Pretend, sent: dict[int, bytes], number: int) -> None:
         list(clients.map(one, range(4)))
 
 
+def no_clients(ingress: Pretend) -> None:
+    """Until their connections are closed."""
+    gateway = ingress.gateway
+    assert gateway is not None
+    until(lambda: gateway.num_connections == 0)
+
+
 @pytest.mark.parametrize("number", [40, pytest.param(400, marks=pytest.mark.slow)])
 def test_large_bodies_leave_nothing_behind(tmp_path: Path, number: int) -> None:
     """Of each size so many."""
@@ -142,6 +149,7 @@ def test_large_bodies_leave_nothing_behind(tmp_path: Path, number: int) -> None:
         flood(ingress, sent, 8)
         tidy()
         free, before = slots(ingress), (memory_mib(), replica.memory_mib())
+        no_clients(ingress)
         opened = (kinds_open(), replica.num_open())
         flood(ingress, sent, number)
         until(lambda: ingress.metrics.in_flight == 0)
@@ -181,6 +189,7 @@ def test_a_replica_that_is_killed_with_requests_in_its_ring(tmp_path: Path) -> N
         with connect(ingress) as connection, connection.makefile("rb") as stream:
             connection.sendall(sent)
             check(read(stream), 1)
+        no_clients(ingress)
         opened = kinds_open()
         connections = [connect(ingress) for _ in range(RING.slots + 4)]
         try:
