@@ -143,7 +143,7 @@ class Rest:
         left = len(self._view) - self._at
         if size > left:
             raise InputError(
-                f"{what}: {SIZE} is {size}, and the body has {left} bytes left for it; "
+                f"{what}: {SIZE} is {tensors.shown(size)}, and the body has {left} bytes left for it; "
                 "Inference-Header-Content-Length says where its JSON ends"
             )
         values = self._view[self._at : self._at + size]
@@ -172,12 +172,12 @@ def _check_size(head: Head, size: int) -> None:
         if size < _LENGTH.size * count:
             raise InputError(
                 f"{head.what}: shape {list(head.shape)} holds {count} values of 4 bytes or more, "
-                f"and {SIZE} is {size}"
+                f"and {SIZE} is {tensors.shown(size)}"
             )
     elif size != (wanted := count * head.dtype.itemsize):
         raise InputError(
             f"{head.what}: shape {list(head.shape)} of {head.datatype} takes {wanted} bytes, "
-            f"and {SIZE} is {size}"
+            f"and {SIZE} is {tensors.shown(size)}"
         )
 
 

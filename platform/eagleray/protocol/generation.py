@@ -98,7 +98,7 @@ def _check_number(name: str, value: object, lowest: float, highest: float, *, is
             f"{name} is {reprlib.repr(value)}; give a {'whole ' if is_whole else ''}number", name
         )
     if not lowest <= value <= highest:  # NaN is refused too
-        raise FieldError(f"{name} is {value}; give a number from {lowest} to {highest}", name)
+        raise FieldError(f"{name} is {reprlib.repr(value)}; give a number from {lowest} to {highest}", name)
 
 
 def _check_stop(stop: object) -> None:

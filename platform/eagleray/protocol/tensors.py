@@ -208,7 +208,7 @@ def _flat(data: Any, shape: tuple[int, ...], what: str) -> list[Any]:
         nested.append(len(level[0]))
         level = list(chain.from_iterable(level))
     if len(nested) > 1 and tuple(nested) != shape:
-        raise InputError(f"{what}: data is nested as {nested}, and shape says {list(shape)}")
+        raise InputError(f"{what}: data is nested as {shown(nested)}, and shape says {list(shape)}")
     return level
 
 
@@ -265,5 +265,8 @@ def text(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """For messages: what it is, or how it begins."""
-    found = repr(value)
+    try:
+        found = repr(value)
+    except RecursionError:  # JSON may be nested as deeply as the stack is, and this is deeper in it
+        return f"a {type(value).__name__} that is nested too deeply"
     return found if len(found) <= 60 else found[:57] + "..."

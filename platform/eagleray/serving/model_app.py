@@ -184,16 +184,20 @@ class ModelReplica:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
         """Pieces of text as they come; closed early, it computes no more."""
         from eagleray.errors import InputError
+        from eagleray.serving.replica.handler import CLOSED_RETRY_S, FULL_RETRY_S
+        from eagleray.serving.replica.texts import QueueClosed, QueueFull
+        from eagleray.serving.transport import BadInput, Overloaded
 
         if self._texts is None:
-            raise InputError("the model does not generate text")
+            raise BadInput("the model does not generate text")
         loop, found = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
         def take(news: Any) -> None:
             loop.call_soon_threadsafe(found.put_nowait, news)
 
-        handle = self._texts.submit(request, take, take)
+        handle = None
         try:
+            handle = self._texts.submit(request, take, take)
             while True:
                 news = await found.get()
                 if isinstance(news, Exception):
@@ -201,8 +205,15 @@ class ModelReplica:
                 yield news
                 if news.finish_reason is not None:
                     return
+        except InputError as error:  # in the gateway's words, as a link has frames for them
+            raise BadInput(str(error)) from None
+        except QueueFull as error:
+            raise Overloaded(str(error), FULL_RETRY_S) from None
+        except QueueClosed as error:
+            raise Overloaded(str(error), CLOSED_RETRY_S) from None
         finally:
-            handle.cancel()
+            if handle is not None:
+                handle.cancel()
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """Where gateways reach this replica past Serve; Serve asks by this name, and tells them."""

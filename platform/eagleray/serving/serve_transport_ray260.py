@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eagleray.serving.model_app import DEPLOYMENT, REFUSED
-from eagleray.serving.transport import BadInput, failed, full, went_away
+from eagleray.serving.transport import BadInput, Overloaded, failed, full, went_away, what
 from eagleray.serving.waiting import FIRST_START_S, Waiting
 
 if TYPE_CHECKING:
@@ -158,6 +158,10 @@ def _under_way(line: Line, target: Target) -> Iterator[None]:
         if isinstance(error, RayError | RayServeException) and not isinstance(error, RayTaskError):
             raise went_away(target, type(error).__name__) from error
         cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, BadInput):
+            raise BadInput(str(cause)) from None
+        if isinstance(cause, Overloaded):  # the replica's own word, of texts
+            raise Overloaded(f"{what(target)}: {cause}", cause.retry_after_s) from None
         raise failed(target, f"{type(cause).__name__}: {cause}") from error
     finally:
         waiting.end(time.monotonic(), is_answered=is_answered)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from eagleray.serving.gateway.face import Face, FaceState
@@ -211,8 +212,16 @@ class LaneFace(Face):
         cycle: Any = self.cycle
         if isinstance(cycle, LaneExchange) and not cycle.response_complete:
             cycle.feed(body)
+            if cycle is not self._running and not cycle.response_complete:
+                self.flow.pause_reading()  # again, where `read_on` let it go on
         else:
             super().on_body(body)
+
+    def read_on(self) -> None:
+        """Read while a request is worked on, unless one behind it has much of its body here."""
+        body = getattr(self.cycle, "body", b"")  # of uvicorn's; those of the lane keep to the limit
+        if not self.flow.write_paused and len(body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if isinstance(cycle, LaneExchange):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import httptools
@@ -10,6 +11,7 @@ import httptools
 from eagleray.protocol.tensors import datatype_of
 from eagleray.serving.gateway.line import Line, send
 from eagleray.serving.link.client import Link, OnAnswer
+from eagleray.serving.link.frames import Buffer
 from eagleray.serving.link.retries import Request
 from eagleray.serving.link.ring import MIN_RING_BYTES, Slot
 from eagleray.serving.link.tensors import ALIGN, TensorSpec, head_of
@@ -22,7 +24,20 @@ if TYPE_CHECKING:
 _LEAST_LEFT_BYTES = 16 * 1024
 """What is left of a body in the socket: less is copied sooner than the protocol is changed."""
 _SCRAPS_BYTES = 64 * 1024
+_MOST_PARTS = 1024
+"""Of a body as it came. One that comes by the socket's own pieces has fewer."""
 _MOST_DIGITS = 18
+
+
+def gather(parts: list[bytes | bytearray], body: bytes) -> None:
+    """Add what came of a body; of many parts one is made, for each takes 60 bytes beside its own."""
+    parts.append(body)
+    if len(parts) >= _MOST_PARTS:
+        first = parts[0]
+        whole = first if isinstance(first, bytearray) else bytearray(first)
+        for part in parts[1:]:
+            whole += part
+        parts[:] = [whole]
 
 
 class SlotBody(NamedTuple):
@@ -100,7 +115,7 @@ class Filler(asyncio.BufferedProtocol):
     The parser does not see these bytes: a new one reads the next request.
     """
 
-    def __init__(self, face: LaneFace, call: LaneCall, body: SlotBody, parts: list[bytes]) -> None:
+    def __init__(self, face: LaneFace, call: LaneCall, body: SlotBody, parts: Sequence[Buffer]) -> None:
         """Args: parts: What has come of the body."""
         self._face, self._call, self._transport = face, call, face.transport
         self._body: SlotBody | None = body

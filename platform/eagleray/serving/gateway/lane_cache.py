@@ -78,7 +78,7 @@ class CachedCall(LaneCall):
         else:
             self._follow()
 
-    def _whole(self) -> bytes | memoryview:
+    def _whole(self) -> bytes | bytearray | memoryview:
         """The body, which stays where it is."""
         if self._body is not None:
             return self._body.view

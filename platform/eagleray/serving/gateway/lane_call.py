@@ -162,7 +162,6 @@ class LaneCall(LaneExchange):
         if v2.num_slow(response, self._request) < v2.OFF_LOOP_VALUES:
             self._pack(v2.answer_of(response, self._request, target))
             return False
-
         self._off_loop(self._pack, v2.answer_of, response, self._request, target, then=answer)
         return True
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eagleray.serving.admission import deadline
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
+from eagleray.serving.gateway.lane_body import gather
 from eagleray.serving.gateway.lane_words import head_of, read_headers
 from eagleray.serving.gateway.line import Line
 from eagleray.serving.gateway.tracing import Watch
@@ -72,7 +73,7 @@ class LaneExchange:
         self._route, self._target = route, target
         self._scope: Any = face.scope
         """Of uvicorn, for the access log."""
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._num_bytes = 0
         self._is_begun = self._is_sent = self._is_over = self._is_foretold = False
         self._headers: Mapping[str, str] = {}
@@ -106,8 +107,8 @@ class LaneExchange:
     def feed(self, body: bytes) -> None:
         """A part of the body."""
         self._num_bytes += len(body)
-        self._parts.append(body)
-        if self._is_begun and self._num_bytes > self._lane.app.state.limits.max_body_bytes:
+        gather(self._parts, body)
+        if self._num_bytes > self._lane.app.state.limits.max_body_bytes:
             self._too_large()
 
     @property
@@ -124,8 +125,7 @@ class LaneExchange:
 
     def listen(self) -> None:
         """Read on, though others wait behind it: a client that leaves is not seen otherwise."""
-        if not self._face.flow.write_paused:
-            self._face.flow.resume_reading()
+        self._face.read_on()
 
     def expire(self) -> None:
         """The lane's: its time is over."""
@@ -161,11 +161,11 @@ class LaneExchange:
         self._is_foretold = self._target is not None and not self.more_body
         self._admitted()
         limits = self._state.limits
+        if self._num_bytes > limits.max_body_bytes:
+            self._too_large()
+            return
         if not self.more_body:
-            if self._num_bytes > limits.max_body_bytes:
-                self._too_large()
-            else:
-                self._decode()
+            self._decode()
             return
         self.until_s = time.monotonic() + limits.timeout_s
         self._lane.wait(self)
@@ -212,8 +212,10 @@ class LaneExchange:
         return max(0.0, self._ticket.deadline_s - now_s)
 
     def _too_large(self) -> None:
-        limit_bytes = self._lane.app.state.limits.max_body_bytes
-        self._fail(too_large(limit_bytes, f"{self._num_bytes} came and it went on"))
+        self._parts = []
+        if self._is_begun:  # else it is told when its turn comes
+            limit_bytes = self._lane.app.state.limits.max_body_bytes
+            self._fail(too_large(limit_bytes, f"{self._num_bytes} came and it went on"))
 
     def _revoked(self, refusal: Refusal) -> None:
         """The admission's: it is to end before its answer."""

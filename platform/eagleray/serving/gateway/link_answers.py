@@ -21,10 +21,15 @@ def outputs_of(target: Target, answer: Answer) -> dict[str, np.ndarray]:
     assert answer.body is not None
     try:
         if answer.slot is None:
-            return tensors.read(answer.body)
-        return tensors.read_apart(answer.head, answer.body)
+            outputs = tensors.read(answer.body)
+        else:
+            outputs = tensors.read_apart(answer.head, answer.body)
     except InputError as error:
         raise transport.failed(target, f"its replica's answer cannot be read: {error}") from None
+    for tensor in target.card.outputs:
+        if tensor.name not in outputs:
+            raise transport.failed(target, f"its replica's answer has no output {tensor.name!r}")
+    return outputs
 
 
 def copied_outputs(target: Target, answer: Answer) -> transport.Outputs:

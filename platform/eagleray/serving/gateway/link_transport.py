@@ -21,6 +21,7 @@ from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Wa
 from eagleray.serving.gateway.parking import Parking, num_bytes
 from eagleray.serving.link import generating
 from eagleray.serving.link.client import Answer
+from eagleray.serving.link.frames import FrameError, Kind
 from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.ring import RingOptions
 from eagleray.serving.routes import Target
@@ -255,7 +256,14 @@ class LinkTransport:
         news: asyncio.Queue[GenerationChunk | Answer] = asyncio.Queue()
 
         def on_piece(piece: bytes, tokens: int) -> None:
-            news.put_nowait(generating.read_piece(piece, tokens))
+            try:
+                if news.qsize() > request.max_tokens:  # nobody need keep them, however slow its reader
+                    raise FrameError(f"more pieces than the {request.max_tokens} tokens it was asked for")
+                news.put_nowait(generating.read_piece(piece, tokens))
+            except FrameError as error:  # raised into the link, it would cancel the text and tell nobody
+                assert sent is not None
+                sent.cancel()
+                news.put_nowait(Answer(Kind.FAILED, message=f"its replica's answer cannot be read: {error}"))
 
         sent = line.pool.generate(generating.request_bytes(request), 0, on_piece, news.put_nowait)
         if sent is None:

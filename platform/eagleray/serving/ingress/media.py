@@ -20,6 +20,8 @@ from eagleray.specs.card import ModelCard
 
 MAX_PIXELS = 32 * 2**20
 """Of one image, before it is decoded: a small file can claim to be a huge one."""
+_STREAM_BYTES = 0x7FFF0000
+"""Of a sound, from here on: its length was not known when its header was written (ffmpeg, sox to a pipe)."""
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -42,6 +44,8 @@ def image(body: bytes, card: ModelCard) -> Array:
             found = opened.convert(_MODES[channels])
     except InputError:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit, which it looks at first
+        raise InputError(f"the image has more than {MAX_PIXELS} pixels; scale it down") from None
     except UnidentifiedImageError:
         raise InputError("the body is not a PNG or JPEG image") from None
     except Exception as error:  # a damaged chunk makes Pillow raise what it will: IndexError, struct.error, …
@@ -56,7 +60,7 @@ def image(body: bytes, card: ModelCard) -> Array:
 def sound(body: bytes, card: ModelCard) -> Array:
     """A 16-bit PCM WAV as [1, S] float32 in [-1, 1): channels averaged, a shorter one filled with silence.
 
-    Raises: InputError: not such a file, at another rate, or longer than the model takes.
+    Raises: InputError: not such a file, at another rate, cut off, or longer than the model takes.
     """
     (wanted,) = _shape(card, "audio", 1)
     try:
@@ -64,9 +68,12 @@ def sound(body: bytes, card: ModelCard) -> Array:
             parameters = opened.getparams()
             frames = opened.readframes(parameters.nframes)
     except (wave.Error, EOFError, ValueError, RuntimeError) as error:
-        raise InputError(f"the body is not a PCM WAV file ({error or 'it ends too early'})") from None
+        raise InputError(f"the body is not a PCM WAV file ({str(error) or 'it ends too early'})") from None
     if parameters.sampwidth != 2:
         raise InputError(f"the sound has {8 * parameters.sampwidth} bits a sample; make it 16 bits")
+    announced = parameters.nframes * parameters.nchannels * parameters.sampwidth
+    if len(frames) < announced < _STREAM_BYTES:
+        raise InputError(f"the sound ends early: {announced} bytes are announced, {len(frames)} came")
     rate = card.signature.sample_rate_hz
     if parameters.framerate != rate:
         raise InputError(

@@ -18,7 +18,7 @@ from eagleray.serving.replica.texts import News, QueueClosed, QueueFull, Texts
 
 CLOSED_RETRY_S = 0.5
 """A guess: by then gateways no longer choose the replica that ends."""
-_FULL_RETRY_S = 1.0
+FULL_RETRY_S = 1.0
 _MICRO = 1e6
 
 
@@ -85,7 +85,7 @@ class ReplicaHandler:
         except InputError as error:
             call.refuse(str(error))
         except QueueFull as error:
-            call.overload(str(error), _FULL_RETRY_S)
+            call.overload(str(error), FULL_RETRY_S)
         except QueueClosed as error:
             call.overload(str(error), CLOSED_RETRY_S)
 

@@ -26,11 +26,14 @@ HEAD = b"POST /v2/models/iris/infer HTTP/1.1\r\nhost: localhost\r\n"
 GOOD = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def ingress() -> Iterator[Pretend]:
-    """One gateway for this module, whose patience is short."""
-    with serving(pretend(), rules=RULES, settings=GatewaySettings(max_connections=30)) as ingress:
-        yield ingress
+@pytest.fixture(scope="module", params=[False, True], ids=["application", "lane"])
+def ingress(request: pytest.FixtureRequest) -> Iterator[Pretend]:
+    """One gateway for this module, whose patience is short; and one whose requests take the fast lane."""
+    found = pretend(over_links=request.param)
+    with serving(found, rules=RULES, settings=GatewaySettings(max_connections=30)):
+        yield found
+    if found.links is not None:
+        found.links.close()
 
 
 @contextlib.contextmanager
