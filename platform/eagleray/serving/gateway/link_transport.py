@@ -235,7 +235,8 @@ class LinkTransport:
         try:
             if goes_by_serve(line, request, answer):
                 return None
-            observe(line, answer)
+            if line.gate is not None and answer.timings is not None:
+                line.gate.observe(answer.timings, time.monotonic())
             return copied_outputs(target, answer)
         finally:
             answer.release()
@@ -304,12 +305,6 @@ def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
         return True
     is_first = request is None or not request.is_second
     return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
-
-
-def observe(line: Line, answer: Answer) -> None:
-    """Let the gate know what a replica has said of its time."""
-    if (took := answer.timings) is not None and (gate := line.gate) is not None:
-        gate.observe(took.queue_us * 1e-6, took.infer_us * 1e-6, took.batch_size, time.monotonic())
 
 
 def outputs_of(target: Target, answer: Answer) -> dict[str, np.ndarray]:
