@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 
 from eagleray.errors import EaglerayError, ModelNotFound
-from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+from eagleray.protocol.generation import GenerationChunk, GenerationRequest, Token
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.protocol.tensors import Array
 from eagleray.serving.gateway.face import Face
@@ -126,7 +126,8 @@ class PretendTransport:
                 await asyncio.sleep(self.pause_s if made > self.pauses_after else 0)
                 text = request.prompt[(made - 1) % len(request.prompt)]
                 reason = "length" if made == request.max_tokens else None
-                yield GenerationChunk(text, reason, len(request.prompt), made)
+                tokens = (Token(ord(text), text, -0.5 * made),) if request.with_tokens else ()
+                yield GenerationChunk(text, reason, len(request.prompt), made, tokens)
         finally:
             self.num_open -= 1
 

@@ -7,11 +7,12 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eagleray import models
 from eagleray.data import ByteTokenizer
-from eagleray.protocol.generation import FinishReason, GenerationChunk, GenerationRequest
+from eagleray.models.sampling import log_probability
+from eagleray.protocol.generation import FinishReason, GenerationChunk, GenerationRequest, Token
 
 
 def generate(
@@ -27,17 +28,25 @@ def generate(
     Raises: EaglerayError if the model's logits are not finite.
     """
     prompt = tokenizer.encode(request.prompt)
+    sampler = sampler_of(request, tokenizer)
+    log_probabilities: list[float] = []
+
+    def tell(logits_V: Tensor, token: int) -> None:
+        log_probabilities.append(log_probability(logits_V, token, sampler.num_choices))
+
     produced = models.complete(
         module,
         prompt[-context:].tolist(),
         num_tokens=request.max_tokens,
-        sampler=sampler_of(request, tokenizer),
+        sampler=sampler,
+        on_chosen=tell if request.with_tokens else None,
         context=context,
     )
     pieces = Pieces(tokenizer, request, len(prompt))
     with closing(produced):
         for token in produced:
-            if (piece := pieces.feed(token)) is not None:
+            told = log_probabilities.pop() if log_probabilities else None
+            if (piece := pieces.feed(token, told)) is not None:
                 yield piece
                 if piece.finish_reason is not None:
                     return
@@ -54,10 +63,18 @@ class Pieces:
         self._to_bytes = tokenizer.to_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stop = StopFilter(request.stop)
+        self._tokens: list[Token] = []
+        """Since the last piece, where they are to be told."""
 
-    def feed(self, token: int) -> GenerationChunk | None:
-        """What is certain after one more token, the last piece at a stop string or at `max_tokens`."""
+    def feed(self, token: int, log_probability: float | None = None) -> GenerationChunk | None:
+        """What is certain after one more token, the last piece at a stop string or at `max_tokens`.
+
+        `log_probability`: where the tokens are to be told.
+        """
         self.num_tokens += 1
+        if log_probability is not None:
+            text = self._to_bytes((token,)).decode(errors="replace")
+            self._tokens.append(Token(token, text, log_probability))
         text = self._stop.feed(self._decoder.decode(self._to_bytes((token,))))
         if self._stop.is_stopped or self.num_tokens == self._max_tokens:
             text += self._stop.feed(self._decoder.decode(b"", final=True)) + self._stop.flush()
@@ -65,7 +82,10 @@ class Pieces:
         return self._piece(text, None) if text else None
 
     def _piece(self, text: str, reason: FinishReason | None) -> GenerationChunk:
-        return GenerationChunk(text, reason, self._num_prompt, self.num_tokens)
+        if not self._tokens:
+            return GenerationChunk(text, reason, self._num_prompt, self.num_tokens)
+        tokens, self._tokens = tuple(self._tokens), []
+        return GenerationChunk(text, reason, self._num_prompt, self.num_tokens, tokens)
 
 
 def sampler_of(request: GenerationRequest, tokenizer: ByteTokenizer) -> models.Sampler:

@@ -15,7 +15,7 @@ from torch import nn
 from eagleray.data import ByteTokenizer
 from eagleray.errors import EaglerayError
 from eagleray.inference.generation import Pieces, generate, sampler_of
-from eagleray.models.sampling import HasSlots, Sampler, choose_each
+from eagleray.models.sampling import HasSlots, Sampler, choose_each, log_probability
 from eagleray.models.slots import Part
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 
@@ -224,10 +224,14 @@ class SlottedLanes:
             if len(seats) < len(parts):
                 logits_NV = logits_NV[ready]
             chosen = choose_each(logits_NV, [seat.stream.sampler for seat in seats]) if seats else []
+            told = _log_probabilities(logits_NV, seats, chosen)
         except Exception as error:
             return self._failed(error)
         self.counts.made += len(seats)
-        news = [(seat.stream, self._go_on(seat, token)) for seat, token in zip(seats, chosen, strict=True)]
+        news = [
+            (seat.stream, self._go_on(seat, token, told.get(seat)))
+            for seat, token in zip(seats, chosen, strict=True)
+        ]
         return [(stream, piece) for stream, piece in news if piece is not None]
 
     def _fill(self, seat: _Seat, window: list[int]) -> None:
@@ -259,12 +263,12 @@ class SlottedLanes:
         self._filling.extend(served)
         return parts
 
-    def _go_on(self, seat: _Seat, token: int | EaglerayError) -> News | None:
+    def _go_on(self, seat: _Seat, token: int | EaglerayError, log_probability: float | None) -> News | None:
         if isinstance(token, EaglerayError):
             self._cache.wipe(seat.slot)
             self.stop(seat.stream)
             return token
-        piece = seat.stream.pieces.feed(token)
+        piece = seat.stream.pieces.feed(token, log_probability)
         if piece is not None and piece.finish_reason is not None:
             self.stop(seat.stream)
         elif len(seat.window) < self._context:
@@ -283,6 +287,17 @@ class SlottedLanes:
         for slot in range(self.num_slots):
             self._cache.wipe(slot)
         return [(stream, _error_of(error)) for stream in streams]
+
+
+def _log_probabilities(
+    logits_NV: torch.Tensor, seats: Sequence[_Seat], chosen: Sequence[int | EaglerayError]
+) -> dict[_Seat, float]:
+    """Of the tokens of the streams that are to tell them."""
+    return {
+        seat: log_probability(logits_NV[row], token, seat.stream.sampler.num_choices)
+        for row, (seat, token) in enumerate(zip(seats, chosen, strict=True))
+        if seat.stream.request.with_tokens and not isinstance(token, EaglerayError)
+    }
 
 
 @dataclass

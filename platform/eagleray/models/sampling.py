@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -56,6 +56,11 @@ class Sampler:
     def draw(self) -> float:
         """The generator's next number in [0, 1)."""
         return torch.rand((), dtype=torch.float64, generator=self.generator).item()
+
+
+def log_probability(logits_V: Tensor, token: int, num_choices: int | None) -> float:
+    """Of `token`, among the first `num_choices`, all where None; natural logarithm, by softmax(logits)."""
+    return float(logits_V[:num_choices].to("cpu", torch.float64).log_softmax(-1)[token])
 
 
 def choose_each(logits_NV: Tensor, samplers: Sequence[Sampler]) -> list[int | EaglerayError]:
@@ -114,13 +119,21 @@ def _not_finite(highest: float) -> EaglerayError:
 
 
 def complete(
-    module: nn.Module, tokens: Sequence[int], *, num_tokens: int, sampler: Sampler, context: int
+    module: nn.Module,
+    tokens: Sequence[int],
+    *,
+    num_tokens: int,
+    sampler: Sampler,
+    context: int,
+    on_chosen: Callable[[Tensor, int], None] | None = None,
 ) -> Generator[int]:
     """Yield `num_tokens` tokens that follow `tokens` (at least one), each by the logits of those before it.
 
     A module that has a cache (`HasCache`) computes each token once; its window is `Cached`'s. Any other sees
     the last `context` tokens each time. The module is in evaluation mode until the iterator ends or is
     closed, then as before; nothing is computed that was not asked for.
+
+    `on_chosen` is called with the logits [vocabulary] and the token before each is yielded.
     """
     seen = list(tokens)
     window = Cached(module, context) if isinstance(module, HasCache) else Recomputed(module, context)
@@ -131,6 +144,8 @@ def complete(
             with torch.no_grad():
                 logits_V = window.next_logits(seen)
             seen.append(sampler.choose(logits_V))
+            if on_chosen is not None:
+                on_chosen(logits_V, seen[-1])
             yield seen[-1]
     finally:
         module.train(was_training)

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from json.encoder import encode_basestring_ascii
 from typing import Any, Protocol
 
-from eagleray.protocol.generation import GenerationChunk
+from eagleray.protocol.generation import GenerationChunk, Token
 
 quoted = encode_basestring_ascii
 """A text as JSON."""
@@ -20,7 +20,9 @@ quoted = encode_basestring_ascii
 class TextEvents(Protocol):
     """Writes the events of one answer, in their order."""
 
-    def piece(self, text: str, prompt_tokens: int, completion_tokens: int) -> str:
+    def piece(
+        self, text: str, prompt_tokens: int, completion_tokens: int, tokens: tuple[Token, ...] = ()
+    ) -> str:
         """The events of a piece that is not the last; the first one's may be preceded by others."""
         ...
 
@@ -47,6 +49,7 @@ async def written(events: TextEvents, chunks: AsyncGenerator[GenerationChunk]) -
     async with aclosing(chunks):
         async for chunk in chunks:
             if chunk.finish_reason is None:
-                yield events.piece(chunk.text, chunk.prompt_tokens, chunk.completion_tokens).encode()
+                counts = chunk.prompt_tokens, chunk.completion_tokens
+                yield events.piece(chunk.text, *counts, chunk.tokens).encode()
             else:
                 yield events.last(chunk).encode()

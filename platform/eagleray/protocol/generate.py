@@ -1,7 +1,8 @@
 """Open Inference v2's own form of text generation: requests, answers, events.
 
-Taken: the fields of the contract, and `seed` beside its parameters. `details` is refused unless it is false:
-it asks for log probabilities, which replicas do not tell.
+Taken: the fields of the contract, and `seed` beside its parameters. The details of a stream come with its
+last event, for only that has a reason to end, which the contract wants in all details; beside the last token
+they have all of them, as those of a whole answer do.
 
 Source: generate_rest.yaml of github.com/kserve/open-inference-protocol.
 """
@@ -10,17 +11,18 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eagleray.protocol import infer
 from eagleray.protocol.events import event, quoted
-from eagleray.protocol.generation import FieldError, GenerationChunk, GenerationRequest
+from eagleray.protocol.generation import FieldError, FinishReason, GenerationChunk, GenerationRequest, Token
 
 _FIELDS = ("text_input", "parameters")
 _PARAMETERS = ("max_tokens", "temperature", "top_p", "stop", "seed", "details")
 _MAX_TOKENS = 20
 _TEMPERATURE = 1.0
+_REASONS: Mapping[FinishReason, str] = {"stop": "stop_sequence", "length": "length"}
 
 
 def read_request(body: bytes) -> GenerationRequest:
@@ -33,10 +35,9 @@ def read_request(body: bytes) -> GenerationRequest:
         raise FieldError("text_input is empty; give at least one character to go on from", "text_input")
     asked = values.get("parameters")
     parameters = _known({} if asked is None else asked, _PARAMETERS, "parameters")
-    if parameters.get("details", False) is not False:
-        raise FieldError(
-            "details are not told here: replicas give no log probabilities; leave it out", "details"
-        )
+    with_tokens = parameters.get("details", False)
+    if not isinstance(with_tokens, bool):
+        raise FieldError(f"details is {_short(with_tokens)}; give true or false", "details")
     stop = parameters.get("stop", [])
     if not isinstance(stop, list):
         raise FieldError(f"stop is {_short(stop)}; give a list of strings", "stop")
@@ -47,35 +48,58 @@ def read_request(body: bytes) -> GenerationRequest:
         parameters.get("top_p", 1.0),
         parameters.get("seed"),
         tuple(stop),
+        with_tokens,
     )
 
 
-def whole(model: str, version: str, chunks: Iterable[GenerationChunk]) -> dict[str, Any]:
+def whole(
+    model: str, version: str, request: GenerationRequest, chunks: Sequence[GenerationChunk]
+) -> dict[str, Any]:
     """All chunks as one answer."""
     text = "".join(chunk.text for chunk in chunks)
-    return {"text_output": text, "model_name": model, "model_version": version}
+    answer: dict[str, Any] = {"text_output": text, "model_name": model, "model_version": version}
+    if request.with_tokens:
+        answer["details"] = _details(chunks[-1], [token for chunk in chunks for token in chunk.tokens])
+    return answer
 
 
 class GenerateEvents:
     """A `TextEvents`: an event per piece, and nothing else."""
 
-    __slots__ = ("_after",)
+    __slots__ = ("_after", "_named", "_tokens")
 
     def __init__(self, model: str, version: str) -> None:
-        named = json.dumps({"model_name": model, "model_version": version}, separators=(",", ":"))
+        self._named = {"model_name": model, "model_version": version}
+        named = json.dumps(self._named, separators=(",", ":"))
         self._after = f",{named[1:]}\n\n"
+        self._tokens: list[Token] = []
 
-    def piece(self, text: str, prompt_tokens: int, completion_tokens: int) -> str:
+    def piece(
+        self, text: str, prompt_tokens: int, completion_tokens: int, tokens: tuple[Token, ...] = ()
+    ) -> str:
         """As TextEvents."""
+        self._tokens += tokens
         return f'data: {{"text_output":{quoted(text)}{self._after}'
 
     def last(self, chunk: GenerationChunk) -> str:
         """As TextEvents."""
-        return self.piece(chunk.text, chunk.prompt_tokens, chunk.completion_tokens)
+        if not chunk.tokens:
+            return self.piece(chunk.text, chunk.prompt_tokens, chunk.completion_tokens)
+        details = _details(chunk, [*self._tokens, *chunk.tokens])
+        details["token"] = details["logprobs"][-1]
+        return event({"text_output": chunk.text, **self._named, "details": details})
 
     def error(self, status: int, message: str) -> str:
         """As TextEvents."""
         return event({"error": message})
+
+
+def _details(last: GenerationChunk, tokens: Sequence[Token]) -> dict[str, Any]:
+    logprobs = [
+        {"id": token.number, "text": token.text, "logprob": token.log_probability, "special": False}
+        for token in tokens  # special ones, which stand for no text, are never drawn
+    ]
+    return {"finish_reason": _REASONS[last.finish_reason or "length"], "logprobs": logprobs}
 
 
 def _known(values: Any, known: tuple[str, ...], what: str) -> Mapping[str, Any]:

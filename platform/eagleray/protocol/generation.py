@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from eagleray.errors import InputError
 
@@ -46,6 +46,8 @@ class GenerationRequest:
     """Any int64. Equal requests with a seed have equal answers on one machine; None draws a fresh one."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these to be complete; none of them is in the answer."""
+    with_tokens: bool = False
+    """Whether chunks tell their tokens."""
 
     def __post_init__(self) -> None:
         _check_text("prompt", self.prompt)
@@ -57,6 +59,17 @@ class GenerationRequest:
         if self.seed is not None:
             _check_number("seed", self.seed, -(2**63), 2**63 - 1, is_whole=True)
         _check_stop(self.stop)
+
+
+class Token(NamedTuple):
+    """One token of an answer."""
+
+    number: int
+    """In the vocabulary."""
+    text: str
+    """What it stands for by itself; U+FFFD for a part of a character."""
+    log_probability: float
+    """Natural logarithm, of the model's own distribution: neither temperature nor top_p have a part in it."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,8 @@ class GenerationChunk:
     """Tokens of the prompt as it was given."""
     completion_tokens: int
     """Tokens the model has made so far, those of text that is held back or cut off included."""
+    tokens: tuple[Token, ...] = ()
+    """Made since the chunk before, where the request asked for them."""
 
 
 def _check_number(name: str, value: object, lowest: float, highest: float, *, is_whole: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from eagleray.errors import ServiceError
 from eagleray.protocol.events import event, quoted
-from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+from eagleray.protocol.generation import GenerationChunk, GenerationRequest, Token
 from eagleray.protocol.openai import OpenAiRequest
 
 DONE = "[DONE]"
@@ -72,7 +72,9 @@ class OpenAiEvents:
         self._unfinished = f"{self._after}null}}]{self._counts}"
         self._first = asked.is_chat
 
-    def piece(self, text: str, prompt_tokens: int, completion_tokens: int) -> str:
+    def piece(
+        self, text: str, prompt_tokens: int, completion_tokens: int, tokens: tuple[Token, ...] = ()
+    ) -> str:
         """As TextEvents."""
         if self._is_chat:
             return self._turn(text, None, prompt_tokens, completion_tokens)

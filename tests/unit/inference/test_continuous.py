@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -114,6 +115,21 @@ def test_each_text_is_the_one_that_it_would_be_alone(context, slots, prefill_tok
     heard = [Heard(engine, request) for request in requests()]
     run(engine)
     assert [one.chunks for one in heard] == made_alone(context)
+
+
+def test_tokens_are_told_to_those_who_ask_as_if_they_were_alone():
+    asked = [replace(request, with_tokens=number % 2 == 0) for number, request in enumerate(requests(8))]
+    engine = engine_of(slots=3)
+    heard = [Heard(engine, request) for request in asked]
+    run(engine)
+    for one, request, plain in zip(heard, asked, made_alone(CONTEXT), strict=False):
+        assert [replace(chunk, tokens=()) for chunk in one.chunks] == plain
+        told = [token for chunk in one.chunks for token in chunk.tokens]
+        assert len(told) == (one.end.completion_tokens if request.with_tokens else 0)
+        alone = generate(gpt(), TOKENIZER, request, context=CONTEXT)
+        expected = [token for chunk in alone for token in chunk.tokens]
+        assert [token[:2] for token in told] == [token[:2] for token in expected]
+        assert [token[2] for token in told] == pytest.approx([token[2] for token in expected], abs=1e-5)
 
 
 def test_a_context_below_the_models_own_is_kept_to():

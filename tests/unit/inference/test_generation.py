@@ -1,3 +1,6 @@
+import math
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +55,20 @@ def test_one_piece_for_each_character_and_the_reason_on_the_last():
         ("x", None, 4, 3),
         (")", "length", 4, 4),
     ]
+
+
+def test_each_token_is_told_with_the_models_own_probability_of_it():
+    script = "aé".encode()
+    request = GenerationRequest("def ", max_tokens=3, temperature=0.5, top_p=0.01, with_tokens=True)
+    chunks = list(generate(Scripted(script, 4), TOKENIZER, request, context=CONTEXT))
+    assert [chunk.text for chunk in chunks] == ["a", "é"]
+    first, *others = [token for chunk in chunks for token in chunk.tokens]
+    assert [len(chunk.tokens) for chunk in chunks] == [1, 2], "an unfinished character's wait with it"
+    assert (first.number, first.text) == (ord("a"), "a")
+    assert [(token.number, token.text) for token in others] == [(0xC3, "\ufffd"), (0xA9, "\ufffd")]
+    # one logit is 1, the others of those that can be drawn are 0
+    expected = 1 - math.log(math.e + TOKENIZER.padding_token - 1)
+    assert [token.log_probability for token in (first, *others)] == pytest.approx([expected] * 3)
 
 
 def test_an_unfinished_character_is_held_back():

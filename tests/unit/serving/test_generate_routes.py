@@ -71,6 +71,21 @@ def test_a_stream(ingress: Pretend, path: str) -> None:
     assert {(event["model_name"], event["model_version"]) for event in found} == {("gpt", "1")}
 
 
+def test_details(ingress: Pretend) -> None:
+    parameters = {"max_tokens": 3, "details": True}
+    tokens = [
+        {"id": ord(text), "text": text, "logprob": -0.5 * made, "special": False}
+        for made, text in enumerate("aba", 1)
+    ]
+    found = holds(ingress.post(PATHS[0], asked(**parameters)).json(), "GenerateResponse")
+    assert found["details"] == {"finish_reason": "length", "logprobs": tokens}
+    answer = ingress.post(STREAMS[0], asked(**parameters))
+    *others, last = [holds(event, "GenerateStreamResponse") for event in events(answer.text)]
+    assert [event["text_output"] for event in (*others, last)] == ["a", "b", "a"]
+    assert not any("details" in event for event in others)
+    assert last["details"] == {"finish_reason": "length", "logprobs": tokens, "token": tokens[-1]}
+
+
 @pytest.mark.parametrize("body", [{"text_input": "ab"}, {"text_input": "ab", "parameters": {"stop": None}}])
 def test_what_is_left_out_is_as_the_contract_says(ingress: Pretend, body: Any) -> None:
     parameters = CONTRACT["components"]["schemas"]["GenerateParameters"]["properties"]
@@ -100,7 +115,7 @@ def test_what_is_left_out_is_as_the_contract_says(ingress: Pretend, body: Any) -
         ({"text_input": "a", "parameters": {"temperature": -1}}, "temperature is -1"),
         ({"text_input": "a", "parameters": {"top_p": 1.5}}, "top_p is 1.5"),
         ({"text_input": "a", "parameters": {"stop": "b"}}, "stop is 'b'; give a list of strings"),
-        ({"text_input": "a", "parameters": {"details": True}}, "replicas give no log probabilities"),
+        ({"text_input": "a", "parameters": {"details": 1}}, "details is 1; give true or false"),
     ],
 )
 def test_what_will_not_do_is_422(ingress: Pretend, path: str, body: Any, said: str) -> None:

@@ -25,7 +25,7 @@ class Asked(NamedTuple):
 
 
 def read(state: IngressState, path: str, target: Target | None, body: bytes) -> Asked | None:
-    """What is asked; None: an answer as a whole.
+    """What is asked; None: an answer as a whole, or more than texts.
 
     `target` is the version that the path names, where it does.
 
@@ -33,8 +33,10 @@ def read(state: IngressState, path: str, target: Target | None, body: bytes) -> 
     """
     if target is not None:
         check_generative(target)
-        events = generate.GenerateEvents(target.name, str(target.version))
-        return Asked(target, generate.read_request(body), events)
+        request = generate.read_request(body)
+        if request.with_tokens:
+            return None
+        return Asked(target, request, generate.GenerateEvents(target.name, str(target.version)))
     asked = openai.read_chat(body) if path == _CHAT else openai.read_completion(body)
     if not asked.is_streamed:
         return None

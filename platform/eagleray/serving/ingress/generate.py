@@ -31,7 +31,7 @@ async def generate(call: Call) -> Response:
         if not call.num_tokens:
             raise
         raise HttpError(500, f"{named(target)} gave only a part of its answer: {error}") from error
-    return json_response(protocol.whole(target.name, str(target.version), chunks))
+    return json_response(protocol.whole(target.name, str(target.version), request, chunks))
 
 
 async def generate_stream(call: Call) -> Stream:

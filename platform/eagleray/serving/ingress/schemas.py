@@ -97,12 +97,17 @@ GENERATE = an_object(
                 "max_tokens": {**WHOLE, "minimum": 1, "default": 20},
                 "temperature": {**_NUMBER, "minimum": 0, "maximum": 2, "default": 1},
                 "top_p": {**_NUMBER, "minimum": 0, "maximum": 1},
-                "stop": a_list(TEXT), "seed": WHOLE, "details": {"enum": [False]},
+                "stop": a_list(TEXT), "seed": WHOLE, "details": {"type": "boolean"},
             },
         )
     },
 )  # fmt: skip
-GENERATED = an_object({"text_output": TEXT, "model_name": TEXT}, {"model_version": TEXT})
+_TOKEN = an_object({"id": WHOLE, "text": TEXT, "logprob": _NUMBER, "special": {"type": "boolean"}})
+_DETAILS = an_object(
+    {"finish_reason": {"enum": ["length", "eos_token", "stop_sequence"]}, "logprobs": a_list(_TOKEN)},
+    {"token": _TOKEN},
+)
+GENERATED = an_object({"text_output": TEXT, "model_name": TEXT}, {"model_version": TEXT, "details": _DETAILS})
 
 PROMOTE = an_object({"version": WHOLE, "alias": TEXT})
 UNDEPLOY = an_object({"name": TEXT}, {"version": WHOLE})

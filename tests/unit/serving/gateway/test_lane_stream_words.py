@@ -66,6 +66,7 @@ LEFT = {
     "no such model": post(completion(model="none")),
     "a model of another kind": post(completion(model="iris")),
     "a model of another kind there": post(generation(), "/v2/models/iris/generate_stream"),
+    "details": post(generation(details=True), STREAM),
     "an empty prompt": post(generation(""), STREAM),
     "a large body": post(completion(prompt="a" * 200_000, max_tokens=2)),
 }
