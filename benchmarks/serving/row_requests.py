@@ -17,6 +17,8 @@ MOST = 16
 OPEN = 64
 """Of an open one: as many may wait."""
 RAW = 8
+MOST_WAITING = 300
+"""Connections of one class of several in an open loop."""
 
 
 def rate(tell: Teller, reps: int, rig: Rig, *, model: str, connections: int, is_binary: bool = False) -> None:
@@ -132,7 +134,9 @@ def overload(
     for number in range(reps):
         peak = peak_after or rig.one((port, files["three"]), OPEN).ok_per_s
         each = times * peak / len(weights)
-        requests = [Requests(path, 2 * OPEN, each, seed=number) for path in files.values()]
+        # As many as may be under way at once: a request that waits for a connection waits at the client.
+        connections = max(2 * OPEN, min(MOST_WAITING, round(peak * objective_ms / 1000)))
+        requests = [Requests(path, connections, each, seed=number) for path in files.values()]
         seen = dict(zip(files, rig.block(port, *requests, seconds=2 * rig.block_s).classes, strict=True))
         peak_after = rig.one((port, files["three"]), OPEN).ok_per_s
         tell.repetition(**overloaded(seen, (peak + peak_after) / 2, weights))

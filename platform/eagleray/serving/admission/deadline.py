@@ -15,7 +15,7 @@ HEADER = "x-request-timeout-ms"
 header of its own; neither can be read before the body is, or by HTTP's clients."""
 
 _MILLISECONDS = re.compile(r"[1-9][0-9]{0,8}")
-MARGIN = 1.2
+MARGIN = 1.25
 """Times vary: what is foretold is to hold for nearly all, not for every other one."""
 _KEEPS = 0.98
 """What counted of the past after one batch more: the last fifty count."""

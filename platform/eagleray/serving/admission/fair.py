@@ -57,15 +57,15 @@ class Flow(Generic[T]):
 class Band(Generic[T]):
     """The keys of one priority."""
 
-    __slots__ = ("cost", "is_in_turn", "ring", "weight")
+    __slots__ = ("cost", "is_in_turn", "length", "ring", "weight")
 
     def __init__(self) -> None:
         self.ring: deque[Flow[T]] = deque()
         """Keys that have something here or have to miss turns, each once; it is the first's turn."""
         self.is_in_turn = False
         """Whether the first has got what its turn is worth."""
-        self.cost = 0
-        """Of all that waits here."""
+        self.cost = self.length = 0
+        """Of all that waits here, and how many those are."""
         self.weight = 0
         """Of all keys that have something here."""
 
@@ -109,6 +109,7 @@ class FairQueue(Generic[T]):
         flow.length += 1
         flow.cost += cost
         flow.band.cost += cost
+        flow.band.length += 1
         self._length += 1
         return entry
 
@@ -136,6 +137,7 @@ class FairQueue(Generic[T]):
         flow.length -= 1
         flow.cost -= entry.cost
         flow.band.cost -= entry.cost
+        flow.band.length -= 1
         if flow.first is None:
             flow.band.weight -= flow.weight
         self._length -= 1
@@ -171,7 +173,9 @@ class FairQueue(Generic[T]):
             weights = band.weight + (0 if own else weight)
             # Its key's own, and of each other what that may send meanwhile: what there is of it or somewhat
             # more, for others go on coming. Without that what a light key is foretold is a tenth too little.
-            return total + min(_COMING * band.cost, (own + 1) * weights / weight - 1.0)
+            # What it costs itself is not known yet: as much as those that wait.
+            itself = band.cost / band.length
+            return total + min(_COMING * band.cost, (own + itself) * weights / weight - itself)
         raise AssertionError("a priority is one of three")
 
     def share(self, key: str, weight: int, priority: Priority) -> tuple[int, float]:

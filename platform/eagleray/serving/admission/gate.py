@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from eagleray.serving.admission.deadline import Forecast, Foretells
 from eagleray.serving.admission.fair import FairQueue
@@ -16,6 +16,27 @@ if TYPE_CHECKING:
 
 _UNKNOWN_S = 0.5
 """To come again after, where nothing is known of how long requests take."""
+_OF_IDLE = 16
+"""While nothing waits one answer in so many is learned from: that costs more than all the rest."""
+
+
+class Took(Protocol):
+    """What the time of an answered request was spent on, as its replica tells it."""
+
+    @property
+    def queue_us(self) -> int:
+        """Until the model was free for it."""
+        ...
+
+    @property
+    def infer_us(self) -> int:
+        """In its batch."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of that."""
+        ...
 
 
 class Gate:
@@ -26,8 +47,8 @@ class Gate:
     """
 
     __slots__ = (
-        "_is_pumping", "_queue", "_sizing", "cost_under_way", "forecast", "max_queued", "name", "num_entered",
-        "num_refused", "on_waiting", "window",
+        "_is_pumping", "_num_unseen", "_queue", "_sizing", "cost_under_way", "forecast", "max_queued", "name",
+        "num_entered", "num_refused", "on_waiting", "window",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +68,8 @@ class Gate:
         self._queue: FairQueue[Ticket] = FairQueue()
         self._sizing = Window()
         self._is_pumping = False
+        self._num_unseen = _OF_IDLE
+        """Answers since the last one that was learned from."""
 
     @property
     def num_queued(self) -> int:
@@ -81,13 +104,13 @@ class Gate:
                 # sends without end keeps nobody out.
                 own, part = queue.share(key, weight, priority)
                 if len(queue) >= 2 * self.max_queued or own >= max(1.0, part * self.max_queued):
-                    self.num_refused += 1
+                    self._count_refused()
                     wait_s = forecast.plain_s(ahead) * forecast.stretch or _UNKNOWN_S
                     return busy(f"{self.name}: {len(queue)} requests wait already", wait_s)
         answer_s = forecast.plain_s(ahead + self.cost_under_way) * forecast.stretch
         if answer_s <= left_s:
             return None
-        self.num_refused += 1
+        self._count_refused()
         return busy(
             f"{self.name}: an answer would take {answer_s:.3g} s, and the request waits {left_s:.3g} s",
             answer_s - left_s,
@@ -98,12 +121,11 @@ class Gate:
 
         One that can no longer be answered in its time is not sent: it is ended with a refusal (504).
         """
-        ticket.gate = self
-        self.num_entered += 1
-        if not len(self._queue) and self.cost_under_way < self.window:
-            self.cost_under_way += ticket.cost
+        if self.enter_at_once(ticket):
             on_turn(ticket)
             return True
+        ticket.gate = self
+        self.num_entered += 1
         account = ticket.account
         ticket.on_turn = on_turn
         ticket.entry = self._queue.push(ticket, account.key_id, account.weight, account.priority, ticket.cost)
@@ -111,11 +133,22 @@ class Gate:
             self.on_waiting()
         return False
 
-    def observe(self, waited_s: float, pass_s: float, batch: int, now_s: float) -> None:
-        """A replica has said how long a request waited there, and how long its batch of so many took."""
-        self.forecast.observe(pass_s, batch)
+    def enter_at_once(self, ticket: Ticket) -> bool:
+        """Whether it is the request's turn as it comes; it is under way then. That is the usual way."""
+        if self.cost_under_way >= self.window or len(self._queue):
+            return False
+        ticket.gate = self
+        self.num_entered += 1
+        self.cost_under_way += ticket.cost
+        return True
+
+    def observe(self, took: Took, now_s: float) -> None:
+        """A replica has said what its time went to."""
+        self._num_unseen = 0
+        pass_s = took.infer_us * 1e-6
+        self.forecast.observe(pass_s, took.batch_size)
         if len(self._queue):
-            self._sizing.observe(waited_s, pass_s, batch)
+            self._sizing.observe(took.queue_us * 1e-6, pass_s, took.batch_size)
             if self._sizing.size != self.window:
                 self._resize(now_s)
 
@@ -123,11 +156,24 @@ class Gate:
         """A request took so long, of which no more is known: all that was under way was one batch."""
         self.forecast.observe(seconds, max(1.0, self.cost_under_way / max(1.0, self._sizing.own_replicas)))
 
-    def answered(self, ticket: Ticket, now_s: float) -> None:
-        """As `leave`, of one that has its answer: what was foretold is compared with what it took."""
+    def answered(self, ticket: Ticket, now_s: float, took: Took | None = None) -> None:
+        """As `leave`, of one that has its answer: what was foretold is compared with what it took.
+
+        `took`: as for `observe`, where nobody has told that yet.
+        """
         if ticket.foretold_s > 0.0:
             self.forecast.correct(now_s - ticket.sent_s, ticket.foretold_s)
-        self.leave(ticket, now_s)
+        if took is not None:
+            self._num_unseen += 1
+            if len(self._queue) or self._num_unseen >= _OF_IDLE:
+                self.observe(took, now_s)
+        if ticket.entry is not None:  # nobody is answered who waits; were it so, he waits no longer
+            self.leave(ticket, now_s)
+            return
+        ticket.gate = None
+        self.cost_under_way -= ticket.cost
+        if len(self._queue):
+            self.pump(now_s)
 
     def text_ended(self, ticket: Ticket, now_s: float) -> None:
         """As `leave`, of one that has its whole text."""
@@ -161,6 +207,10 @@ class Gate:
         """The request's time is over, and it waits here still, or would be answered too late."""
         waited_s = now_s - ticket.began_s
         return Refusal(504, f"{self.name}: the request waited {waited_s:.3g} s, and has no time left")
+
+    def _count_refused(self) -> None:
+        self.num_refused += 1
+        self._num_unseen = _OF_IDLE  # where many are refused each answer has to show whether that is right
 
     def _resize(self, now_s: float) -> None:
         sizing = self._sizing

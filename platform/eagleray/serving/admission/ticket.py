@@ -9,7 +9,7 @@ from eagleray.serving.admission.refusal import Refusal
 
 if TYPE_CHECKING:
     from eagleray.serving.admission.fair import Entry
-    from eagleray.serving.admission.gate import Gate
+    from eagleray.serving.admission.gate import Gate, Took
     from eagleray.serving.admission.limits import Account
     from eagleray.serving.keys import Key
 
@@ -63,10 +63,10 @@ class Ticket:
         self.account.settle_tokens(number - self._tokens)
         self._tokens = number
 
-    def answered(self, now_s: float) -> None:
+    def answered(self, now_s: float, took: Took | None = None) -> None:
         """Its replica has answered: others may have their turn before this one's answer is written."""
         if (gate := self.gate) is not None:
-            gate.answered(self, now_s)
+            gate.answered(self, now_s, took)
 
     def text_ended(self, now_s: float) -> None:
         """As `answered`, for a whole text."""

@@ -75,17 +75,15 @@ def room_for(line: Line | None, num_bytes: int, header: str, num_left: int) -> S
 
 
 def send_from(  # noqa: PLR0917
-    line: Line, body: SlotBody | None, request: InferRequest, header: str, left_s: float, take: OnAnswer
+    line: Line, body: SlotBody, request: InferRequest, header: str, deadline_ms: int, take: OnAnswer
 ) -> tuple[Request | None, SlotBody | None]:
     """The request on its way, with its values where they are or as others are; and `body` where it is kept.
 
     None: no link carries it.
     """
-    deadline_ms = max(1, round(left_s * 1000))
-    if body is not None:
-        sent = _send_in_place(line, body, request, header, deadline_ms, take)
-        if sent is not None:
-            return sent, None
+    sent = _send_in_place(line, body, request, header, deadline_ms, take)
+    if sent is not None:
+        return sent, None
     return send(line.pool, request.inputs, deadline_ms, take), body
 
 

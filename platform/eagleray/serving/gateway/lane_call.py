@@ -13,7 +13,7 @@ from eagleray.protocol import binary, fast, tensors
 from eagleray.serving.gateway.lane_body import Filler, SlotBody, room_for, send_from
 from eagleray.serving.gateway.lane_exchange import LaneExchange
 from eagleray.serving.gateway.lane_places import Place, placed
-from eagleray.serving.gateway.line import goes_by_serve, observe
+from eagleray.serving.gateway.line import goes_by_serve, send
 from eagleray.serving.gateway.link_answers import outputs_of
 from eagleray.serving.ingress import coding, passage, v2
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, check_ready, no_answer
@@ -98,11 +98,14 @@ class LaneCall(LaneExchange):
         assert self._request is not None
         line = self._lane.transport.way(self._place.target)
         if line is not None:
-            left_s = self.until_s - time.monotonic()
-            header = self._headers.get(binary.HEADER, "")
-            self._sent, self._body = send_from(
-                line, self._body, self._request, header, left_s, self._answered
-            )
+            deadline_ms = max(1, round((self.until_s - time.monotonic()) * 1000))
+            if self._body is None:
+                self._sent = send(line.pool, self._request.inputs, deadline_ms, self._answered)
+            else:
+                header = self._headers[binary.HEADER]
+                self._sent, self._body = send_from(
+                    line, self._body, self._request, header, deadline_ms, self._answered
+                )
             if self._sent is not None:
                 self._line = line
                 return
@@ -116,8 +119,8 @@ class LaneCall(LaneExchange):
             self._kept = answer
             self._by_serve()
             return
-        observe(line, answer)
-        self._ticket.answered(time.monotonic())
+        if (gate := self._ticket.gate) is not None:
+            gate.answered(self._ticket, time.monotonic(), answer.timings)
         self._guarded(self._take, answer)
 
     def _take(self, answer: Answer) -> None:

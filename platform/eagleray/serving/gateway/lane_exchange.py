@@ -47,7 +47,7 @@ class LaneExchange:
     __slots__ = (
         *("disconnected", "keep_alive", "message_event", "more_body", "response_complete"),
         *("response_started", "until_s"),
-        *("_face", "_headers", "_is_begun", "_is_foretold", "_is_over", "_is_sent", "_lane", "_line"),
+        *("_face", "_headers", "_foretold", "_is_begun", "_is_over", "_is_sent", "_lane", "_line"),
         *("_num_bytes", "_parts", "_raw_headers", "_request_id", "_revision", "_route", "_scope", "_sent"),
         *("_started_s", "_state"),
         *("_target", "_ticket", "_timer", "_wait_s", "_watch"),
@@ -75,7 +75,9 @@ class LaneExchange:
         """Of uvicorn, for the access log."""
         self._parts: list[bytes | bytearray] = []
         self._num_bytes = 0
-        self._is_begun = self._is_sent = self._is_over = self._is_foretold = False
+        self._is_begun = self._is_sent = self._is_over = False
+        self._foretold: Gate | None = None
+        """Asked just now, when the request was let in."""
         self._headers: Mapping[str, str] = {}
         self._ticket: Ticket | None = None
         self._wait_s = 0.0
@@ -152,13 +154,14 @@ class LaneExchange:
     def _admit(self) -> None:
         app = self._lane.app
         announced = announced_bytes(self._headers)
-        model = None if self._target is None else self._target.name
-        ticket = self._ticket = door.admit(
-            app.admission, app.state, self._headers, announced, model, gate=self._gate()
-        )
+        model, gate = None, None
+        if (target := self._target) is not None:
+            model, gate = target.name, self._lane.transport.gate(target)
+        ticket = door.admit(app.admission, app.state, self._headers, announced, model, gate=gate)
+        self._ticket = ticket
         ticket.on_end = self._revoked
         self._watch.mark("admission")
-        self._is_foretold = self._target is not None and not self.more_body
+        self._foretold = None if self.more_body else gate
         self._admitted()
         limits = self._state.limits
         if self._num_bytes > limits.max_body_bytes:
@@ -177,13 +180,17 @@ class LaneExchange:
         """The body is there."""
         raise NotImplementedError
 
-    def _gate(self) -> Gate | None:
-        return None if self._target is None else self._lane.transport.gate(self._target)
-
     def _enter(self, cost: int) -> None:
         """Call `_begin` when it is its turn; what it costs is as for `passage.enter`. Raises: as that."""
-        assert self._ticket is not None
-        passage.enter(self._gate(), self._ticket, cost, self._on_turn, is_foretold=self._is_foretold)
+        ticket, gate = self._ticket, self._foretold
+        assert ticket is not None
+        ticket.cost = cost
+        if gate is not None and gate.enter_at_once(ticket):
+            self._begin()
+            return
+        assert self._target is not None
+        foretold, gate = gate, self._lane.transport.gate(self._target)
+        passage.enter(gate, ticket, cost, self._on_turn, is_foretold=foretold is gate)
 
     def _on_turn(self, ticket: Ticket) -> None:
         if ticket.sent_s:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,12 +72,6 @@ def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
         return True
     is_first = request is None or not request.is_second
     return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
-
-
-def observe(line: Line, answer: Answer) -> None:
-    """Let the gate know what a replica has said of its time."""
-    if (took := answer.timings) is not None and (gate := line.gate) is not None:
-        gate.observe(took.queue_us * 1e-6, took.infer_us * 1e-6, took.batch_size, time.monotonic())
 
 
 def send(pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer) -> Request | None:

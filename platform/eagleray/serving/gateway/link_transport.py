@@ -15,7 +15,7 @@ from eagleray.serving import transport
 from eagleray.serving.admission.deadline import Forecast, TextForecast
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.gateway.demand import Demand
-from eagleray.serving.gateway.line import Arrays, Line, goes_by_serve, observe, send
+from eagleray.serving.gateway.line import Arrays, Line, goes_by_serve, send
 from eagleray.serving.gateway.link_answers import copied_outputs, last_chunk
 from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
 from eagleray.serving.gateway.parking import Parking, num_bytes
@@ -244,7 +244,8 @@ class LinkTransport:
         try:
             if goes_by_serve(line, request, answer):
                 return None
-            observe(line, answer)
+            if line.gate is not None and answer.timings is not None:
+                line.gate.observe(answer.timings, time.monotonic())
             return copied_outputs(target, answer)
         finally:
             answer.release()

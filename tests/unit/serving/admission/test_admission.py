@@ -79,8 +79,8 @@ def test_each_reason_comes_in_its_turn() -> None:
     assert status() == 503
     full.max_queued, full.window = 10, 2
     refusal = door.refuse(**wrong)
-    assert (refusal.status, refusal.headers["retry-after"]) == (503, "21")
-    assert "an answer would take 21.6 s, and the request waits 1 s" in refusal.message
+    assert (refusal.status, refusal.headers["retry-after"]) == (503, "22")
+    assert "an answer would take 22.5 s, and the request waits 1 s" in refusal.message
     del wrong["timeout_ms"]
     door.enter(**wrong)
 

@@ -21,6 +21,7 @@ from eagleray.serving.admission.limits import Account
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.admission.window import OPEN, Window
+from eagleray.serving.link.frames import Timings
 
 SAMPLES, MOST = 4, 32
 """Of a request, of a batch."""
@@ -72,8 +73,8 @@ class Replica:
 
         def answer(asked: Asked, waited_s: float) -> None:
             if not asked.ticket.is_closed:
-                asked.gate.observe(waited_s, pass_s, size, self.world.now_s)
-                self.world.answered(asked)
+                took = Timings(round(waited_s * 1e6), 0, round(pass_s * 1e6), 0, size)
+                self.world.answered(asked, took)
 
 
 class World:
@@ -135,8 +136,8 @@ class World:
         two = self.rng.sample(self.replicas, min(2, len(self.replicas)))
         self.at(TRIP_S, lambda: min(two, key=lambda one: len(one.waiting)).take(asked))
 
-    def answered(self, asked: Asked) -> None:
-        asked.ticket.answered(self.now_s)
+    def answered(self, asked: Asked, took: Timings) -> None:
+        asked.ticket.answered(self.now_s, took)
         self.took_s.append(self.now_s - asked.ticket.began_s)
         self.ok[asked.ticket.account.name] += 1
         asked.ticket.close(self.now_s)
@@ -286,7 +287,7 @@ def test_what_two_gateways_send_is_what_one_would() -> None:
 def test_the_pace_is_that_of_what_had_waited() -> None:
     gate, key = Gate("m", max_queued=10), Account("k", "k", KeyTerms(), 1.0, 0.0)
     gate.arrange([2], 1, 0.0)
-    gate.observe(0.0, 0.010, 1, 0.0)
+    gate.forecast.observe(0.010, 1)
     now_s, line = 0.0, list[Ticket]()
     for _ in range(300):  # each takes 30 ms, though its pass takes 10
         while len(line) < 5:
