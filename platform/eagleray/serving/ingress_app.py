@@ -116,7 +116,6 @@ class Ingress:
         while (settings := self._reader.settings) is None:
             if not await self._follow_once(_FIRST_WATCH_S):
                 await asyncio.sleep(_RETRY_S)
-        self._transport.share(settings.gateway.number)
         lane = Lane(self._app, self._transport, begin=self._reader.begin, end=self._reader.end)
         gateway = Gateway(
             self._reader.counted(self._app),
@@ -181,6 +180,8 @@ class Ingress:
         if news is not None:
             self._app.state = IngressState.from_json(news["state"])
             self._reader.take(news)
+            if self._reader.settings is not None:
+                self._transport.share(self._reader.settings.gateway.number)
             apps = {
                 target.app
                 for route in self._app.state.routes.models.values()
