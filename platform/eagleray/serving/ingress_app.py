@@ -139,7 +139,6 @@ class Ingress:
             if not await self._follow_once(_FIRST_WATCH_S):
                 await asyncio.sleep(_RETRY_S)
         self._transport.parking.max_bytes = settings.gateway.parked_bytes
-        self._transport.share(settings.gateway.number)
         lane = Lane(self._app, self._transport, begin=self._reader.begin, end=self._reader.end)
         gateway = Gateway(
             self._reader.counted(self._app),
@@ -217,6 +216,7 @@ class Ingress:
             self._reader.take(news)
             assert self._reader.settings is not None
             number = self._reader.settings.gateway.number
+            self._transport.share(number)
             if self._sharing is not None:
                 self._sharing.follow(number)
             if self._counters is not None:

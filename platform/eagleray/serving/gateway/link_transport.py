@@ -99,6 +99,8 @@ class LinkTransport:
 
     def share(self, num_gateways: int) -> None:
         """So many gateways ask the same replicas: each may have its part of what they can work on."""
+        if num_gateways == self._num_gateways:
+            return
         self._num_gateways = self.parking.num_gateways = max(1, num_gateways)
         for line in self._lines.values():
             line.target = None  # of what may wait each has a part, too
@@ -182,9 +184,10 @@ class LinkTransport:
         return await self._by_serve(target, inputs, timeout_s)
 
     async def _by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
-        begun_s = time.monotonic()
+        begun_s, line = time.monotonic(), self._lines.get(target.app)
+        has_started = line is not None and line.num_running > 0
         outputs = await self._serve.infer(target, inputs, timeout_s=timeout_s)
-        if (gate := self.gate(target)) is not None:
+        if has_started and (gate := self.gate(target)) is not None:  # else it took the time of a start, too
             gate.observe_whole(time.monotonic() - begun_s)
         return outputs
 

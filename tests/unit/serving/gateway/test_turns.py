@@ -125,7 +125,7 @@ def test_a_client_that_leaves_waits_no_longer(asker: Asker, path: str) -> None:
 
 @BOTH
 def test_whose_time_is_over_while_he_waits_is_told_so(asker: Asker, path: str) -> None:
-    asker.ingress.transport.pause_s = 0.3
+    asker.ingress.transport.pause_s = 0.15
     first = asker.ask(path)
     answer = asker.ask(path, x_request_timeout_ms="60").result()
     assert answer.status_code == 504
@@ -150,12 +150,13 @@ def test_without_a_time_of_its_own_a_request_waits_as_long_as_any(path: str) -> 
 @BOTH
 def test_what_would_come_too_late_is_refused_before_its_body_is_read(asker: Asker, path: str) -> None:
     asker.gate.forecast.observe(2.0, 1)
-    asker.ingress.transport.pause_s = 0.3
+    asker.ingress.transport.pause_s = 0.15
     first = asker.ask(path)
     with asker.connect() as connection, connection.makefile("rb") as stream:
         connection.sendall(head(path, "x-request-timeout-ms: 500"))
         lines = iter(stream.readline, b"\r\n")
-        found = dict(line.decode().lower().strip().partition(": ")[::2] for line in lines)
+        parts = [line.decode().lower().strip().partition(": ") for line in lines]
+        found = {name: value for name, _, value in parts}
         assert "http/1.1 503 service unavailable" in found
         assert found["retry-after"] == "5"
         body = json.loads(stream.read(int(found["content-length"])))["error"]
@@ -194,7 +195,7 @@ def test_the_first_priority_goes_before_the_second_and_that_before_the_third(pat
 def test_a_key_that_is_revoked_waits_no_longer(asker: Asker, path: str) -> None:
     ring, key, text = asker.ingress.app.state.keys.create("app", ["infer"])
     asker.ingress.set(keys=ring)
-    asker.ingress.transport.pause_s = 0.3
+    asker.ingress.transport.pause_s = 0.15
     first = asker.ask(path)
     second = asker.ask(path, authorization=bearer(text)["Authorization"])
     assert asker.gate.num_queued == 1
@@ -210,7 +211,7 @@ def test_a_key_that_is_revoked_waits_no_longer(asker: Asker, path: str) -> None:
 
 def test_a_request_of_many_samples_takes_as_much_of_the_room() -> None:
     with asking(window=8) as asker:
-        asker.ingress.transport.pause_s = 0.2
+        asker.ingress.transport.pause_s = 0.1
         values = {"inputs": [{**IRIS["inputs"][0], "shape": [8, 4], "data": [1.0] * 32}]}
         asked = [asker.ask(path, values) for path in (LANE, ROUTE)]
         assert (asker.gate.cost_under_way, asker.gate.num_queued) == (8, 1)
