@@ -24,6 +24,7 @@ from eagleray.client import AsyncClient, Client
 from eagleray.cluster import processes, settings, state
 from eagleray.errors import EaglerayError
 from eagleray.registry.models import MlflowModels
+from eagleray.serving.admission.limits import BURST_S
 from support import cards
 from support.served import SHARE, until
 
@@ -87,6 +88,7 @@ class Hammer:
     key: str
     asked: list[tuple[float, int]] = field(default_factory=list)
     """When, and what status came."""
+    longest_s: float = 0.0
 
     def run(self, seconds: float, connections: int = 12) -> None:
         until_s = time.monotonic() + seconds
@@ -106,6 +108,7 @@ class Hammer:
                 answer = connection.getresponse()
                 answer.read()
                 self.asked.append((began_s, answer.status))
+                self.longest_s = max(self.longest_s, time.monotonic() - began_s)
                 time.sleep(max(0.0, began_s + PACE_S - time.monotonic()))
 
 
@@ -117,17 +120,16 @@ def most_in(times: list[float], seconds: float) -> int:
 
 def test_a_limit_holds_over_both(cluster, served):
     assert len(gateways(cluster)) == 2
-    rate = 0.0
     for _ in range(3):
-        rate = admitted_per_s(served)
+        rate, longest_s = admitted_per_s(served)
         if rate >= 0.9 * LIMIT_PER_S:
-            break
-        print("the machine stood still for longer than a burst, a quarter of a second: once more")
-    assert rate >= 0.9 * LIMIT_PER_S
+            return
+        assert longest_s > BURST_S, f"{rate:.0f}/s are admitted, and nothing stood still"
+    pytest.skip("the machine stands still for longer than a burst lasts: what comes meanwhile is lost")
 
 
-def admitted_per_s(client: httpx.Client) -> float:
-    """Of a key with a limit that is asked for more through both, after the first second."""
+def admitted_per_s(client: httpx.Client) -> tuple[float, float]:
+    """Of a key with a limit that is asked for more through both, after the first second; the longest answer."""
     terms = {"requests_per_s": LIMIT_PER_S}
     made = client.post("/admin/keys", json={"name": "limited", "terms": terms}).json()
     hammer = Hammer(client, made["key"])
@@ -145,7 +147,7 @@ def admitted_per_s(client: httpx.Client) -> float:
     assert len(admitted) <= LIMIT_PER_S * (HAMMERED_S + 0.05 * 10), "5 % of what 10 s may see"
     until(lambda: (told_apart(client, METRIC, code="200", model=NAME) - before).total() == codes[200], 10)
     assert len(told_apart(client, METRIC, code="200", model=NAME) - before) == 2
-    return rate
+    return rate, hammer.longest_s
 
 
 def test_a_revoked_key_ends_streams_on_both(served):
