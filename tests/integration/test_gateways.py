@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -70,6 +71,19 @@ def gateways(cluster: state.ClusterState) -> list[processes.Process]:
     ]
 
 
+def new_key(client: httpx.Client, **asked: Any) -> dict[str, Any]:
+    """A key that both gateways know: the one that was not asked hears of it some milliseconds later."""
+    made = client.post("/admin/keys", json=asked).json()
+    headers = {"Authorization": f"Bearer {made['key']}"}
+
+    def is_known() -> bool:  # on a new connection each time
+        answer = httpx.get(f"{client.base_url}/v2/models/{NAME}", headers=headers, trust_env=False)
+        return answer.status_code == 200
+
+    until(lambda: all(is_known() for _ in range(8)), 20)
+    return made
+
+
 def told_apart(client: httpx.Client, metric: str, **labels: str) -> Counter[str]:
     """The sum of a metric's samples, by gateway."""
     found: Counter[str] = Counter()
@@ -124,14 +138,14 @@ def test_a_limit_holds_over_both(cluster, served):
         rate, longest_s = admitted_per_s(served)
         if rate >= 0.9 * LIMIT_PER_S:
             return
-        assert longest_s > BURST_S, f"{rate:.0f}/s are admitted, and nothing stood still"
-    pytest.skip("the machine stands still for longer than a burst lasts: what comes meanwhile is lost")
+        assert longest_s > BURST_S, f"{rate:.0f}/s are admitted"
+    pytest.skip("the machine stands still for longer than a burst lasts")
 
 
 def admitted_per_s(client: httpx.Client) -> tuple[float, float]:
     """Of a key with a limit that is asked for more through both, after the first second; the longest answer."""
     terms = {"requests_per_s": LIMIT_PER_S}
-    made = client.post("/admin/keys", json={"name": "limited", "terms": terms}).json()
+    made = new_key(client, name="limited", terms=terms)
     hammer = Hammer(client, made["key"])
     before = told_apart(client, METRIC, code="200", model=NAME)
     began_s = time.monotonic()
@@ -151,7 +165,7 @@ def admitted_per_s(client: httpx.Client) -> tuple[float, float]:
 
 
 def test_a_revoked_key_ends_streams_on_both(served):
-    made = served.post("/admin/keys", json={"name": "streaming"}).json()
+    made = new_key(served, name="streaming")
     ended: dict[int, tuple[float, str]] = {}
 
     def read(number: int) -> None:
@@ -226,7 +240,7 @@ class Asking:
 
 
 def test_one_that_is_killed_and_one_that_ends_cost_the_sdk_no_request(cluster, served):
-    key = served.post("/admin/keys", json={"name": "sdk"}).json()["key"]
+    key = new_key(served, name="sdk")["key"]
     with Asking(str(served.base_url), key) as asking:
         [killed, other] = gateways(cluster)
         processes.send(killed, processes.signal.SIGKILL)
@@ -244,7 +258,7 @@ def test_one_that_is_killed_and_one_that_ends_cost_the_sdk_no_request(cluster, s
 
 @pytest.mark.slow
 def test_all_are_replaced_on_demand_without_a_failed_request(cluster, served):
-    key = served.post("/admin/keys", json={"name": "sdk"}).json()["key"]
+    key = new_key(served, name="sdk")["key"]
     with Asking(str(served.base_url), key) as asking:
         for number in (1, 1, 2):
             served.post("/admin/gateways", json={"number": number})
