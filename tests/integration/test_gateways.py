@@ -159,7 +159,7 @@ def admitted_per_s(client: httpx.Client) -> tuple[float, float]:
     print(f"{rate:.0f} of {offered:.0f}/s after the first second; {most_in(admitted, 1.0)} in one; {codes}")
     assert set(codes) == {200, 429}
     assert len(admitted) <= LIMIT_PER_S * (HAMMERED_S + 0.05 * 10), "5 % of what 10 s may see"
-    until(lambda: (told_apart(client, METRIC, code="200", route=ROUTE) - before).total() == codes[200], 10)
+    until(lambda: (told_apart(client, METRIC, code="200", route=ROUTE) - before).total() >= codes[200], 10)
     assert len(told_apart(client, METRIC, code="200", route=ROUTE) - before) == 2
     return rate, hammer.longest_s
 
