@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -24,6 +25,7 @@ from eagleray.client import AsyncClient, Client
 from eagleray.cluster import processes, settings, state
 from eagleray.errors import EaglerayError
 from eagleray.registry.models import MlflowModels
+from eagleray.serving.admission.limits import BURST_S
 from support import cards
 from support.served import SHARE, until
 
@@ -31,7 +33,7 @@ pytestmark = pytest.mark.timeout(240)
 NAME = "behind-two"
 TOKENS = np.full((1, 12), 5, np.int64)
 BODY = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 12], "data": [5] * 12}]}
-METRIC = "eagleray_ingress_requests_total"
+METRIC, ROUTE = "eagleray_ingress_requests_total", "/v2/models/{model}/infer"
 LIMIT_PER_S = 60.0
 HAMMERED_S, SETTLING_S = 4.0, 1.0
 PACE_S = 0.03
@@ -69,6 +71,19 @@ def gateways(cluster: state.ClusterState) -> list[processes.Process]:
     ]
 
 
+def new_key(client: httpx.Client, **asked: Any) -> dict[str, Any]:
+    """A key that both gateways know: the one that was not asked hears of it some milliseconds later."""
+    made = client.post("/admin/keys", json=asked).json()
+    headers = {"Authorization": f"Bearer {made['key']}"}
+
+    def is_known() -> bool:  # on a new connection each time
+        answer = httpx.get(f"{client.base_url}/v2/models/{NAME}", headers=headers, trust_env=False)
+        return answer.status_code == 200
+
+    until(lambda: all(is_known() for _ in range(8)), 20)
+    return made
+
+
 def told_apart(client: httpx.Client, metric: str, **labels: str) -> Counter[str]:
     """The sum of a metric's samples, by gateway."""
     found: Counter[str] = Counter()
@@ -87,6 +102,7 @@ class Hammer:
     key: str
     asked: list[tuple[float, int]] = field(default_factory=list)
     """When, and what status came."""
+    longest_s: float = 0.0
 
     def run(self, seconds: float, connections: int = 12) -> None:
         until_s = time.monotonic() + seconds
@@ -106,6 +122,7 @@ class Hammer:
                 answer = connection.getresponse()
                 answer.read()
                 self.asked.append((began_s, answer.status))
+                self.longest_s = max(self.longest_s, time.monotonic() - began_s)
                 time.sleep(max(0.0, began_s + PACE_S - time.monotonic()))
 
 
@@ -117,21 +134,20 @@ def most_in(times: list[float], seconds: float) -> int:
 
 def test_a_limit_holds_over_both(cluster, served):
     assert len(gateways(cluster)) == 2
-    rate = 0.0
     for _ in range(3):
-        rate = admitted_per_s(served)
+        rate, longest_s = admitted_per_s(served)
         if rate >= 0.9 * LIMIT_PER_S:
-            break
-        print("the machine stood still for longer than a burst, a quarter of a second: once more")
-    assert rate >= 0.9 * LIMIT_PER_S
+            return
+        assert longest_s > BURST_S, f"{rate:.0f}/s are admitted"
+    pytest.skip("the machine stands still for longer than a burst lasts")
 
 
-def admitted_per_s(client: httpx.Client) -> float:
-    """Of a key with a limit that is asked for more through both, after the first second."""
+def admitted_per_s(client: httpx.Client) -> tuple[float, float]:
+    """Of a key with a limit, asked for more through both, after the first second; and the longest answer."""
     terms = {"requests_per_s": LIMIT_PER_S}
-    made = client.post("/admin/keys", json={"name": "limited", "terms": terms}).json()
+    made = new_key(client, name="limited", terms=terms)
     hammer = Hammer(client, made["key"])
-    before = told_apart(client, METRIC, code="200", model=NAME)
+    before = told_apart(client, METRIC, code="200", route=ROUTE)
     began_s = time.monotonic()
     hammer.run(HAMMERED_S)
     client.delete(f"/admin/keys/{made['id']}")
@@ -143,13 +159,13 @@ def admitted_per_s(client: httpx.Client) -> float:
     print(f"{rate:.0f} of {offered:.0f}/s after the first second; {most_in(admitted, 1.0)} in one; {codes}")
     assert set(codes) == {200, 429}
     assert len(admitted) <= LIMIT_PER_S * (HAMMERED_S + 0.05 * 10), "5 % of what 10 s may see"
-    until(lambda: (told_apart(client, METRIC, code="200", model=NAME) - before).total() == codes[200], 10)
-    assert len(told_apart(client, METRIC, code="200", model=NAME) - before) == 2
-    return rate
+    until(lambda: (told_apart(client, METRIC, code="200", route=ROUTE) - before).total() >= codes[200], 10)
+    assert len(told_apart(client, METRIC, code="200", route=ROUTE) - before) == 2
+    return rate, hammer.longest_s
 
 
 def test_a_revoked_key_ends_streams_on_both(served):
-    made = served.post("/admin/keys", json={"name": "streaming"}).json()
+    made = new_key(served, name="streaming")
     ended: dict[int, tuple[float, str]] = {}
 
     def read(number: int) -> None:
@@ -224,7 +240,7 @@ class Asking:
 
 
 def test_one_that_is_killed_and_one_that_ends_cost_the_sdk_no_request(cluster, served):
-    key = served.post("/admin/keys", json={"name": "sdk"}).json()["key"]
+    key = new_key(served, name="sdk")["key"]
     with Asking(str(served.base_url), key) as asking:
         [killed, other] = gateways(cluster)
         processes.send(killed, processes.signal.SIGKILL)
@@ -242,7 +258,7 @@ def test_one_that_is_killed_and_one_that_ends_cost_the_sdk_no_request(cluster, s
 
 @pytest.mark.slow
 def test_all_are_replaced_on_demand_without_a_failed_request(cluster, served):
-    key = served.post("/admin/keys", json={"name": "sdk"}).json()["key"]
+    key = new_key(served, name="sdk")["key"]
     with Asking(str(served.base_url), key) as asking:
         for number in (1, 1, 2):
             served.post("/admin/gateways", json={"number": number})

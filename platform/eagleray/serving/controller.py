@@ -24,6 +24,7 @@ from eagleray.serving.accounting import Accounts
 from eagleray.serving.catalog import Catalog
 from eagleray.serving.control_admin import ControlPlane
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
+from eagleray.serving.gateway import identity_ray260
 from eagleray.serving.readers import Readers
 from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Retry, Seen, ailing, carry_out, decide
 from eagleray.serving.replica.listening import frame_bytes
@@ -58,7 +59,7 @@ class Controller:
         self._serve = self.connect()
         self._serve_thread = ThreadPoolExecutor(1, "serve")
         self._readers = Readers()
-        self.accounts = Accounts(lambda: self.in_effect().gateway.number, self.is_gone)
+        self.accounts = Accounts(lambda: self.in_effect().gateway.number, identity_ray260.is_gone)
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
         self._plane = ControlPlane(self)
@@ -317,10 +318,8 @@ class Controller:
             self.trouble = f"the ingress is {seen.status} {seen.message}".strip()
 
     def _wanted_ingress(self) -> str:
-        settings = self.in_effect()
-        return (
-            f"{ingress_app.fingerprint(settings, self.record.gateways.restarts)} x {settings.gateway.number}"
-        )
+        settings, restarts = self.in_effect(), self.record.gateways.restarts
+        return f"{ingress_app.fingerprint(settings, restarts)} x {settings.gateway.number}"
 
     async def _refresh_aliases(self) -> None:
         """Take over what others changed in the registry; a registry that is down changes nothing."""
@@ -364,12 +363,6 @@ class Controller:
         settings = self.in_effect()
         version = ingress_app.fingerprint(settings, self.record.gateways.restarts)
         return App(INGRESS_APP, ingress_app.build(settings), version)
-
-    def is_gone(self, gateway: str) -> bool:
-        """Whether the gateway of that name has ended."""
-        from eagleray.serving.gateway import identity_ray260
-
-        return identity_ray260.is_gone(gateway)
 
     def is_open(self) -> bool:
         """Whether the ingress answers at its address; of other nodes' gateways Serve alone knows."""
