@@ -34,7 +34,7 @@ SAMPLE_BYTES = 4 * 800
 SIZES_MIB = (1, 2, 3, 5, 10)
 """The first three fit into a slot of the ring."""
 GROWTH_MIB = 64
-"""What a process's memory may have grown by: of 850 MiB that pass, and beside what other tests left in pieces."""
+"""What a process's memory may have grown by: of 850 MiB that pass, and what other tests left in pieces."""
 
 
 class Replica:
