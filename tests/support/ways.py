@@ -157,6 +157,8 @@ async def _open(
         ways.transports.append(transport)
     admin = PretendAdmin()
     app = admin.app = ways.apps[way] = IngressApp(state, transport, admin)
+    if isinstance(transport, LinkTransport):
+        app.gate_of = transport.gate
     connection: Callable[..., Face] = Lane(app, transport).connection if "lane" in way else Face
     gateway = Gateway(
         app, GatewaySettings(), host="127.0.0.1", port=0, directory=folder,

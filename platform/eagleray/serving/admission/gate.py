@@ -106,7 +106,10 @@ class Gate:
                 if len(queue) >= 2 * self.max_queued or own >= max(1.0, part * self.max_queued):
                     self._count_refused()
                     wait_s = forecast.plain_s(ahead) * forecast.stretch or _UNKNOWN_S
-                    return busy(f"{self.name}: {len(queue)} requests wait already", wait_s)
+                    return busy(
+                        f"{self.name} has {len(queue)} requests waiting, which is all it takes; try again",
+                        wait_s,
+                    )
         answer_s = forecast.plain_s(ahead + self.cost_under_way) * forecast.stretch
         if answer_s <= left_s:
             return None

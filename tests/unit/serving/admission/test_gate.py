@@ -107,7 +107,10 @@ def test_a_full_queue_keeps_out_who_has_his_share_of_it_and_no_other() -> None:
         gate.enter(ticket(greedy), lambda _: None)
         admitted += 1
     assert admitted == 10
-    assert (refusal.status, refusal.message) == (503, "model 'm': 10 requests wait already")
+    assert (refusal.status, refusal.message) == (
+        503,
+        "model 'm' has 10 requests waiting, which is all it takes; try again",
+    )
     assert refusal.headers["retry-after-ms"] == "500"
     others = [account(f"k{number}") for number in range(1000)]
     found = [other for other in others if gate.refused(other, 60.0) is None]

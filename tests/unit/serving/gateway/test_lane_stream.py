@@ -167,7 +167,15 @@ def test_tokens_are_settled(streaming: Pretend) -> None:
         bucket = streaming.app.admission._accounts[key.id]._tokens
         assert bucket is not None
         until(lambda bucket=bucket: bucket.has(99.0, time.monotonic()))
-    status, headers, body = exchange(streaming, post(completion(max_tokens=500), COMPLETIONS, line))[0]
+
+
+def test_a_key_without_tokens_is_refused(streaming: Pretend) -> None:
+    ring, _, text = streaming.app.state.keys.create("app", ["infer"], KeyTerms(tokens_per_s=1))
+    streaming.set(keys=ring)
+    line = f"authorization: Bearer {text}"
+    asked = completion(prompt="abcd", max_tokens=50, stop=["abcdab"])
+    assert exchange(streaming, post(asked, COMPLETIONS, line))[0][0] == 200, "its bucket was full"
+    status, headers, body = exchange(streaming, post(asked, COMPLETIONS, line))[0]
     assert (status, headers[b"x-ratelimit-resource"]) == (429, b"tokens")
     assert json.loads(body)["error"]["type"] == "rate_limit_error"
 

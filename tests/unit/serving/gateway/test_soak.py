@@ -186,6 +186,20 @@ def test_a_replica_that_is_killed_with_requests_in_its_ring(tmp_path: Path) -> N
         def links() -> list[Any]:
             return list(line.pool.links)
 
+        def tell(one: Replica) -> None:
+            """This one runs now, with room for every sample."""
+            told = threading.Event()
+
+            def update() -> None:
+                transport.update(TONES.app, [Running(one.address, 1 << 20)])
+                told.set()
+
+            assert ingress.thread is not None
+            ingress.thread._loop.call_soon_threadsafe(update)
+            assert told.wait(5)
+
+        tell(replica)
+
         with connect(ingress) as connection, connection.makefile("rb") as stream:
             connection.sendall(sent)
             check(read(stream), 1)
@@ -220,14 +234,7 @@ def test_a_replica_that_is_killed_with_requests_in_its_ring(tmp_path: Path) -> N
         until(lambda: ingress.metrics.in_flight == 0)
         another = Replica(tmp_path / "s2")
         try:
-            told = threading.Event()
-
-            def tell() -> None:
-                transport.update(TONES.app, [Running(another.address, 100)])
-                told.set()
-
-            ingress.thread._loop.call_soon_threadsafe(tell)
-            assert told.wait(5)
+            tell(another)
             until(lambda: any(link.takes_requests for link in links()))
             serve.asked.clear()  # its values were those of the dead one's ring
             with connect(ingress) as connection, connection.makefile("rb") as stream:

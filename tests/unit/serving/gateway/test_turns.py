@@ -98,7 +98,7 @@ def test_one_more_than_may_wait_is_told_so(asker: Asker, path: str) -> None:
     asked = [asker.ask(path) for _ in range(3)]
     answer = asker.ask(path).result()
     assert (answer.status_code, answer.json()) == (
-        503, {"error": "model 'iris' version 1: 2 requests wait already"}
+        503, {"error": "model 'iris' version 1 has 2 requests waiting, which is all it takes; try again"}
     )  # fmt: skip
     assert int(answer.headers["retry-after"]) >= 1
     assert int(answer.headers["retry-after-ms"]) > 0
@@ -227,7 +227,10 @@ def test_texts_wait_for_their_turn_too() -> None:
         assert (gate.cost_under_way, gate.num_queued) == (1, 2)
         refused = asker.ask("/v1/completions#gpt", values).result()
         assert refused.status_code == 503
-        assert refused.json()["error"]["message"] == "model 'gpt' version 1: 2 requests wait already"
+        assert (
+            refused.json()["error"]["message"]
+            == "model 'gpt' version 1 has 2 requests waiting, which is all it takes; try again"
+        )
         assert [one.result().status_code for one in asked] == [200] * 3
         assert len(transport.requests) == 3
         until(lambda: (gate.cost_under_way, gate.num_queued) == (0, 0))
