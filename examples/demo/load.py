@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+import httpx
 import numpy as np
 from common import CLUSTER, ROOT, Tally, require, say
 from serving import PROMPT
@@ -97,8 +98,21 @@ def under_load(url: str, trace: Trace, tally: Tally) -> None:
     p50, p99 = (float(np.percentile(trace.latency_s, q)) * 1e3 for q in (50, 99))
     tally.add("load: texts", f"{len(trace.done_s):,}, {rate * NUM_TOKENS:,.0f} tokens/s, 0 failed")
     tally.add(f"load: latency with {CALLERS} callers", f"p50 {p50:.0f} ms, p99 {p99:.0f} ms")
+    tally.add("load: past Serve, over links", _ways(url))
     tally.add("load: replicas", f"1 -> {trace.most_replicas} -> {trace.replicas[-1]}")
     tally.add("load: nodes", f"{num_nodes} -> {max(trace.nodes)}")
+
+
+def _ways(url: str) -> str:
+    """How many of the GPT's requests took the fast path, by the gateway's own counters."""
+    page = httpx.get(f"{url}/metrics", trust_env=False).text
+    found = dict.fromkeys(("link", "serve"), 0.0)
+    for sample in page.splitlines():
+        if sample.startswith("eagleray_ingress_way_total{") and 'model="gpt"' in sample:
+            for way in found:
+                found[way] += float(sample.split()[-1]) * (f'way="{way}"' in sample)
+    require(found["link"] > 0, "no request went over a link")
+    return f"{found['link']:,.0f} of {sum(found.values()):,.0f} requests"
 
 
 async def _load(url: str, trace: Trace) -> None:

@@ -92,6 +92,8 @@ INGRESS_TABLE: tuple[Metric, ...] = (
     Metric("eagleray_ingress_in_flight", "gauge", "", (), "Requests that are being answered now."),
     Metric("eagleray_ingress_received_bytes_total", "counter", "bytes", _ROUTE, "Bytes of request bodies."),
     Metric("eagleray_ingress_sent_bytes_total", "counter", "bytes", _ROUTE, "Bytes of answers' bodies."),
+    Metric("eagleray_ingress_way_total", "counter", "", (*_VERSION, "way"),
+           "Requests handed to replicas: by `link`, or by `serve`'s handles where no link could carry them."),
     Metric("eagleray_ingress_cache_requests_total", "counter", "", (*_VERSION, "result"),
            "Requests to versions with `cache_mib`: `hit`, the answer was kept; `shared`, another request's was "
            "waited for; `miss`, a replica was asked; `bypassed`, it was, for the client's Cache-Control wanted that."),

@@ -33,6 +33,8 @@ class Line:
     """Where requests wait for their turn, from the first one on."""
     target: Target | None = None
     """As it was when the gate was last asked for."""
+    num_by_serve: int = 0
+    """Requests that no link carried."""
     detour: str = ""
     """Why requests go by Serve's handles; empty where they do not."""
 

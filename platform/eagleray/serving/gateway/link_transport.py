@@ -173,6 +173,7 @@ class LinkTransport:
                     yield chunk
                     if chunk.finish_reason is not None:
                         return
+        self._count_by_serve(target)
         async with contextlib.aclosing(self._serve.generate(target, request)) as pieces:
             async for chunk in pieces:
                 yield chunk
@@ -186,10 +187,24 @@ class LinkTransport:
     async def _by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
         begun_s, line = time.monotonic(), self._lines.get(target.app)
         has_started = line is not None and line.num_running > 0
+        self._count_by_serve(target)
         outputs = await self._serve.infer(target, inputs, timeout_s=timeout_s)
         if has_started and (gate := self.gate(target)) is not None:  # else it took the time of a start, too
             gate.observe_whole(time.monotonic() - begun_s)
         return outputs
+
+    def _count_by_serve(self, target: Target) -> None:
+        if (line := self._lines.get(target.app)) is not None:
+            line.num_by_serve += 1
+
+    def ways(self) -> dict[tuple[str, str, str], int]:
+        """How many requests went to replicas by each way: by model, version and way."""
+        found = {}
+        for line in self._lines.values():
+            if (target := line.target) is not None:
+                found[target.name, str(target.version), "link"] = line.pool.num_sent
+                found[target.name, str(target.version), "serve"] = line.num_by_serve
+        return found
 
     def way(self, target: Target) -> Line | None:
         """The line of a request whose turn it is, asked once for each; None: `by_serve` finds another way."""

@@ -60,6 +60,8 @@ class IngressMetrics:
         self.page: Callable[[], str] = self.text
         """What /metrics answers; of other gateways too, where there are some."""
         self._cache = cache or ResponseCache()
+        self.ways: Callable[[], Mapping[_Labels, int]] = dict
+        """Requests to replicas by model, version and way, where there is more than one."""
         self._rows: dict[_Labels, _Row] = {}
         self._parts: dict[_Labels, dict[str, _Times]] = {}
 
@@ -126,6 +128,8 @@ class IngressMetrics:
                 return [(labels, row.received) for labels, row in rows]
             case "sent_bytes_total":
                 return [(labels, row.sent) for labels, row in rows]
+            case "way_total":
+                return self.ways().items()
             case "cache_requests_total":
                 return self._cache.counts.items()
             case "cache_bytes":

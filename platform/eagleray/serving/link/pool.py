@@ -63,6 +63,8 @@ class Pool:
         self._on_change = on_change
         self._max_frame_bytes = max_frame_bytes
         self.budget = budget or RetryBudget()
+        self.num_sent = 0
+        """Requests, those that were sent twice once."""
         self._members: dict[str, _Member] = {}
         self._links: list[Link] = []
         self._retiring: set[asyncio.Task[None]] = set()
@@ -220,6 +222,7 @@ class Pool:
         is_idempotent: bool,
     ) -> Request:
         self.budget.earn()
+        self.num_sent += 1
         return Request(self, on_answer, deadline_ms, again, is_safe=is_idempotent)
 
     async def _keep(self, member: _Member) -> None:

@@ -474,3 +474,17 @@ def test_the_suites_transport_has_real_links():
     run(scenario())
     assert len(behind.asked) == 1
     links.close()
+
+
+def test_it_counts_requests_by_the_way_they_took(replicas):
+    async def scenario():
+        async with replicas.linked() as transport:
+            assert transport.ways() == {}
+            transport.gate(DIGITS)
+            await transport.infer(DIGITS, images(1), timeout_s=5)
+            await transport.infer(DIGITS, images(1), timeout_s=5)
+            transport.update(DIGITS.app, [Running(None, 8)])
+            await transport.infer(DIGITS, images(1), timeout_s=5)
+            assert transport.ways() == {("digits", "2", "link"): 2, ("digits", "2", "serve"): 1}
+
+    run(scenario())
