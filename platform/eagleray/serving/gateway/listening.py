@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import secrets
 import socket
+import struct
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +16,52 @@ from eagleray.errors import ServiceError
 
 BACKLOG = 2048
 
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h; Python has no names for them
+_FLAGS_AT, _SYN, _SYN_AND_ACK = 13, 0x02, 0x12  # of the TCP header, where a TCP socket's filter begins
+_NO_SYN = b"".join(
+    struct.pack("=HBBI", *instruction)  # struct sock_filter of linux/filter.h
+    for instruction in (
+        (0x30, 0, 0, _FLAGS_AT),  # load the byte
+        (0x54, 0, 0, _SYN_AND_ACK),  # and
+        (0x15, 0, 1, _SYN),  # skip one if it is not that
+        (0x06, 0, 0, 0),  # drop it
+        (0x06, 0, 0, 0xFFFFFFFF),  # pass all of it
+    )
+)
 
-@dataclass(frozen=True)
+
+@dataclass
 class Place:
     """Where one gateway listens."""
 
     listener: socket.socket
     claim: Path
     """A file that says so to the next gateway of the cluster."""
+    is_ending: bool = False
+    """Whether the kernel begins no more connections here."""
+
+    def accept(self) -> socket.socket:
+        """Take a connection. Raises: OSError, BlockingIOError where there is none."""
+        sock, _ = self.listener.accept()
+        if self.is_ending:  # a connection has its listener's filter, unless it is older
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        return sock
+
+    def begin_no_more(self) -> None:
+        """Have the kernel begin no more connections here, while it completes those that are begun.
+
+        A connection is the listener's from its first packet on, and is reset with it, even if its client
+        has been told that it is made. So before a listener is closed it passes over first packets for some
+        round trips. A client sends its own again after a second, and then comes to another gateway of the
+        port. Where the kernel has no such filters all is as before.
+        """
+        if sys.platform == "linux":
+            code = ctypes.create_string_buffer(_NO_SYN, len(_NO_SYN))  # copied by the kernel
+            program = struct.pack("@HP", len(_NO_SYN) // 8, ctypes.addressof(code))  # struct sock_fprog
+            with contextlib.suppress(OSError):
+                self.listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+                self.is_ending = True
 
     def leave(self) -> None:
         """Listen no more."""
