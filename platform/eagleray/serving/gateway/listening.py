@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import os
 import secrets
 import socket
-import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from eagleray.cluster import ports, processes
 from eagleray.errors import ServiceError
+from eagleray.serving.gateway import leaving
 
 BACKLOG = 2048
-
-_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27  # asm-generic/socket.h; Python has no names for them
-_FLAGS_AT, _SYN, _SYN_AND_ACK = 13, 0x02, 0x12  # of the TCP header, where a TCP socket's filter begins
-_NO_SYN = b"".join(
-    struct.pack("=HBBI", *instruction)  # struct sock_filter of linux/filter.h
-    for instruction in (
-        (0x30, 0, 0, _FLAGS_AT),  # load the byte
-        (0x54, 0, 0, _SYN_AND_ACK),  # and
-        (0x15, 0, 1, _SYN),  # skip one if it is not that
-        (0x06, 0, 0, 0),  # drop it
-        (0x06, 0, 0, 0xFFFFFFFF),  # pass all of it
-    )
-)
 
 
 @dataclass
@@ -38,35 +25,43 @@ class Place:
     claim: Path
     """A file that says so to the next gateway of the cluster."""
     is_ending: bool = False
-    """Whether the kernel begins no more connections here."""
+    """Whether the kernel begins no more connections here, or soon will not."""
+    turn: int | None = None
+    """A descriptor, while it is this gateway's turn to leave."""
 
     def accept(self) -> socket.socket:
         """Take a connection. Raises: OSError, BlockingIOError where there is none."""
         sock, _ = self.listener.accept()
-        if self.is_ending:  # a connection has its listener's filter, unless it is older
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        if self.is_ending:
+            leaving.clear(sock)
         return sock
 
-    def begin_no_more(self) -> None:
+    async def begin_no_more(self) -> None:
         """Have the kernel begin no more connections here, while it completes those that are begun.
 
-        A connection is the listener's from its first packet on, and is reset with it, even if its client
-        has been told that it is made. So before a listener is closed it passes over first packets for some
-        round trips. A client sends its own again after a second, and then comes to another gateway of the
-        port. Where the kernel has no such filters all is as before.
+        Where the kernel has no such programs it goes on as before.
         """
-        if sys.platform == "linux":
-            code = ctypes.create_string_buffer(_NO_SYN, len(_NO_SYN))  # copied by the kernel
-            program = struct.pack("@HP", len(_NO_SYN) // 8, ctypes.addressof(code))  # struct sock_fprog
-            with contextlib.suppress(OSError):
-                self.listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-                self.is_ending = True
+        if sys.platform != "linux":
+            return
+        self.is_ending = True
+        with contextlib.suppress(OSError):
+            if _num_others(self.claim):
+                self.turn = await leaving.turn(self.claim.parent / "leaving")
+            if self.turn is not None and (num_others := _num_others(self.claim)):  # some have left meanwhile
+                await leaving.turn_away(self.listener, num_others + 1)
+        with contextlib.suppress(OSError):
+            leaving.pass_over(self.listener)
 
     def leave(self) -> None:
         """Listen no more."""
+        if self.turn is not None:
+            with contextlib.suppress(OSError):
+                leaving.release(self.listener)
         self.listener.close()
         self.claim.unlink(missing_ok=True)
+        if self.turn is not None:
+            os.close(self.turn)
+            self.turn = None
 
 
 def listen(host: str, port: int, claims: Path) -> Place:
@@ -84,7 +79,7 @@ def listen(host: str, port: int, claims: Path) -> Place:
     claim = claims / f"{me.pid}-{me.start}-{secrets.token_hex(4)}"
     claim.touch(mode=0o600)  # first: of two that start at once each is to find the other's
     try:
-        if port and not _are_there_others(claim) and not ports.is_free(host, port):
+        if port and not _num_others(claim) and not ports.is_free(host, port):
             raise ServiceError(
                 f"port {port} of {host} is in use by another program, or {host} is no address of this "
                 "machine; end that program, or give the ingress another port"
@@ -103,21 +98,24 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.setblocking(False)
         listener.bind((host, port))
         listener.listen(BACKLOG)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # one that was killed while it left may have been turning away
+                leaving.release(listener)
     except OSError as error:
         listener.close()
         raise ServiceError(f"the ingress cannot listen on port {port} of {host}: {error.strerror}") from error
     return listener
 
 
-def _are_there_others(mine: Path) -> bool:
-    """Whether another gateway lives that has a file beside `mine`; files of those that do not are removed."""
-    is_found = False
+def _num_others(mine: Path) -> int:
+    """How many other gateways live that have a file beside `mine`; files of those that do not are removed."""
+    found = 0
     for path in mine.parent.glob("*-*-*"):
         pid, start, _ = path.name.split("-")
         if path == mine:
             continue
         if processes.Process(int(pid), int(start)).is_alive:
-            is_found = True
+            found += 1
         else:
             path.unlink(missing_ok=True)
-    return is_found
+    return found

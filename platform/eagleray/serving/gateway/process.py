@@ -28,8 +28,8 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 NOTICE_S = 1.0
 """So long a gateway that is about to end says so: it is not ready, and its answers close their connection."""
 _HANDSHAKES_S = 0.2
-"""The end of the notice, in which connections that are begun are completed and no more are begun: a round trip
-to the other side of the world. Who comes meanwhile is a second late, if the kernel gives them to this gateway."""
+"""The end of the notice, in which connections that are begun are completed and no more are begun here: a
+round trip to the other side of the world."""
 _SPARE_CONNECTIONS = 64
 """Beyond the limit so many are told that there are too many; more are closed without a word."""
 _ACCEPTED_AT_ONCE = 64
@@ -127,7 +127,7 @@ class Gateway:
         handshakes_s = min(_HANDSHAKES_S, notice_s)
         await asyncio.sleep(notice_s - handshakes_s)
         if self._place is not None:
-            self._place.begin_no_more()
+            await self._place.begin_no_more()
         await asyncio.sleep(handshakes_s)
         self._stop_listening()
         for connection in list(self.state.connections):

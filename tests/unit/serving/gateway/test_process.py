@@ -208,7 +208,7 @@ def test_fifty_take_over_one_after_another_without_a_failed_request(start) -> No
     found = json.loads(output)
     assert found["failed"] == [], f"of {found['num']}"
     assert found["num"] > 1000
-    assert found["num_late"] < found["num"] / 20, "those that came while one ended are a second late, no others"
+    assert found["num_late"] <= found["num"] / 1000, "the kernel gives new connections to the other one"
 
 
 def test_connections_that_wait_to_be_taken_are_taken_before_the_port_is_left(start) -> None:
