@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from eagleray.cluster import ports, processes
 from eagleray.errors import ServiceError
+from eagleray.serving.gateway import leaving
 
 BACKLOG = 2048
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
     """Where one gateway listens."""
 
     listener: socket.socket
     claim: Path
     """A file that says so to the next gateway of the cluster."""
+    is_ending: bool = False
+    """Whether the kernel begins no more connections here, or soon will not."""
+    turn: int | None = None
+    """A descriptor, while it is this gateway's turn to leave."""
+
+    def accept(self) -> socket.socket:
+        """Take a connection. Raises: OSError, BlockingIOError where there is none."""
+        sock, _ = self.listener.accept()
+        if self.is_ending:
+            leaving.clear(sock)
+        return sock
+
+    async def begin_no_more(self) -> None:
+        """Have the kernel begin no more connections here, while it completes those that are begun.
+
+        Where the kernel has no such programs it goes on as before.
+        """
+        if sys.platform != "linux":
+            return
+        self.is_ending = True
+        with contextlib.suppress(OSError):
+            if _num_others(self.claim):
+                self.turn = await leaving.turn(self.claim.parent / "leaving")
+            if self.turn is not None and (num_others := _num_others(self.claim)):  # some have left meanwhile
+                await leaving.turn_away(self.listener, num_others + 1)
+        with contextlib.suppress(OSError):
+            leaving.pass_over(self.listener)
 
     def leave(self) -> None:
         """Listen no more."""
+        if self.turn is not None:
+            with contextlib.suppress(OSError):
+                leaving.release(self.listener)
         self.listener.close()
         self.claim.unlink(missing_ok=True)
+        if self.turn is not None:
+            os.close(self.turn)
+            self.turn = None
 
 
 def listen(host: str, port: int, claims: Path) -> Place:
@@ -42,7 +79,7 @@ def listen(host: str, port: int, claims: Path) -> Place:
     claim = claims / f"{me.pid}-{me.start}-{secrets.token_hex(4)}"
     claim.touch(mode=0o600)  # first: of two that start at once each is to find the other's
     try:
-        if port and not _are_there_others(claim) and not ports.is_free(host, port):
+        if port and not _num_others(claim) and not ports.is_free(host, port):
             raise ServiceError(
                 f"port {port} of {host} is in use by another program, or {host} is no address of this "
                 "machine; end that program, or give the ingress another port"
@@ -61,21 +98,24 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.setblocking(False)
         listener.bind((host, port))
         listener.listen(BACKLOG)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):  # one that was killed while it left may have been turning away
+                leaving.release(listener)
     except OSError as error:
         listener.close()
         raise ServiceError(f"the ingress cannot listen on port {port} of {host}: {error.strerror}") from error
     return listener
 
 
-def _are_there_others(mine: Path) -> bool:
-    """Whether another gateway lives that has a file beside `mine`; files of those that do not are removed."""
-    is_found = False
+def _num_others(mine: Path) -> int:
+    """How many other gateways live that have a file beside `mine`; files of those that do not are removed."""
+    found = 0
     for path in mine.parent.glob("*-*-*"):
         pid, start, _ = path.name.split("-")
         if path == mine:
             continue
         if processes.Process(int(pid), int(start)).is_alive:
-            is_found = True
+            found += 1
         else:
             path.unlink(missing_ok=True)
-    return is_found
+    return found

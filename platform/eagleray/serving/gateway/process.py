@@ -27,6 +27,9 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 NOTICE_S = 1.0
 """So long a gateway that is about to end says so: it is not ready, and its answers close their connection."""
+_HANDSHAKES_S = 0.2
+"""The end of the notice, in which connections that are begun are completed and no more are begun here: a
+round trip to the other side of the world."""
 _SPARE_CONNECTIONS = 64
 """Beyond the limit so many are told that there are too many; more are closed without a word."""
 _ACCEPTED_AT_ONCE = 64
@@ -115,11 +118,17 @@ class Gateway:
 
         Args:
             limit_s: Until what is still under way is given up, the notice included.
-            notice_s: How long to say so before new connections are taken no more.
+            notice_s: How long to say so before new connections are taken no more; without it those that are
+                just being made are reset.
         """
         until_s = time.monotonic() + limit_s
         self.state.begin_drain()
-        await asyncio.sleep(min(notice_s, limit_s))
+        notice_s = min(notice_s, limit_s)
+        handshakes_s = min(_HANDSHAKES_S, notice_s)
+        await asyncio.sleep(notice_s - handshakes_s)
+        if self._place is not None:
+            await self._place.begin_no_more()
+        await asyncio.sleep(handshakes_s)
         self._stop_listening()
         for connection in list(self.state.connections):
             connection.shutdown()
@@ -150,7 +159,7 @@ class Gateway:
         loop = asyncio.get_running_loop()
         for _ in range(limit):
             try:
-                sock, _ = self._place.listener.accept()
+                sock = self._place.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:  # gone before it was taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import subprocess
 import sys
@@ -137,31 +138,77 @@ def test_an_idle_connection_does_not_hold_up_the_end(start) -> None:
 def test_another_takes_over_without_a_failed_request(start) -> None:
     """As Serve replaces a replica: the new one listens on the port before the old one ends."""
     _, old, old_thread = start("old")
-    failed, counts, is_over = [], {b"old": 0, b"new": 0}, threading.Event()
+    failed: list[str] = []
+    answers: list[tuple[bytes, bool]] = []  # each with whether the old one had ended when it was asked for
+    has_ended, is_over = threading.Event(), threading.Event()
 
     def load(keeps_alive: bool) -> None:
         limits = httpx.Limits(max_keepalive_connections=1 if keeps_alive else 0)
         with httpx.Client(limits=limits, trust_env=False, timeout=20) as client:
             while not is_over.is_set():
+                is_after = has_ended.is_set()
                 try:
-                    counts[client.get(f"http://127.0.0.1:{old.port}/").content] += 1
+                    answers.append((client.get(f"http://127.0.0.1:{old.port}/").content, is_after))
                 except httpx.HTTPError as error:
                     failed.append(repr(error))
 
     threads = [threading.Thread(target=load, args=(keeps_alive,)) for keeps_alive in (True, False)]
     for thread in threads:
         thread.start()
-    until(lambda: counts[b"old"] > 20)
+    until(lambda: answers.count((b"old", False)) > 20)
     start("new", old.port)
     old_thread.submit(old.close(20.0)).result(20)
-    until(lambda: counts[b"new"] > 50)
-    before = counts[b"old"]
-    until(lambda: counts[b"new"] > 100)
+    has_ended.set()
+    until(lambda: answers.count((b"new", True)) > 100)
     is_over.set()
     for thread in threads:
         thread.join()
     assert failed == []
-    assert counts[b"old"] == before
+    assert (b"old", True) not in answers
+
+
+_CLIENTS = """
+import json, socket, sys, threading, time
+port, is_over, times, failed = int(sys.argv[1]), threading.Event(), [], []
+
+def ask():
+    while not is_over.is_set():
+        began = time.monotonic()
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+                sock.sendall(b"GET / HTTP/1.1\\r\\nhost: localhost\\r\\nconnection: close\\r\\n\\r\\n")
+                with sock.makefile("rb") as answer:
+                    if not answer.read().endswith(b"gateway"):
+                        raise EOFError("no answer")
+        except Exception as error:
+            failed.append(repr(error))
+        times.append(time.monotonic() - began)
+
+threads = [threading.Thread(target=ask) for _ in range(8)]
+for thread in threads: thread.start()
+sys.stdin.read()
+is_over.set()
+for thread in threads: thread.join()
+print(json.dumps({"num": len(times), "failed": failed, "num_late": sum(time > 0.9 for time in times)}))
+"""
+
+
+@pytest.mark.slow
+def test_fifty_take_over_one_after_another_without_a_failed_request(start) -> None:
+    """Each client makes a connection for each request, so that some are being made whenever one ends."""
+    _, old, old_thread = start("gateway")
+    port = old.port
+    command = [sys.executable, "-c", _CLIENTS, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as clients:
+        for _ in range(50):
+            _, new, new_thread = start("gateway", port)
+            old_thread.submit(old.close(20.0, notice_s=0.3)).result(20)
+            old, old_thread = new, new_thread
+        output, _ = clients.communicate("")
+    found = json.loads(output)
+    assert found["failed"] == [], f"of {found['num']}"
+    assert found["num"] > 1000
+    assert found["num_late"] <= found["num"] / 1000, "the kernel gives new connections to the other one"
 
 
 def test_connections_that_wait_to_be_taken_are_taken_before_the_port_is_left(start) -> None:
