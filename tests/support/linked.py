@@ -23,7 +23,7 @@ from eagleray.serving.link.sockets import ReplicaAddress
 from eagleray.serving.replica.listening import frame_bytes
 from eagleray.serving.routes import Target
 from eagleray.serving.transport import Overloaded, ReplicaFailed, Transport
-from support.links import KEY, TIMINGS
+from support.links import KEY, TIMINGS, has_link
 
 NODE = "n"
 LINKS = {"key": KEY.hex(), "max_frame_bytes": frame_bytes(16 << 20)}
@@ -162,7 +162,7 @@ class LinkedTransport:
                 transport.update(app, [Running(address, self.max_ongoing)])
         line = transport.line(target.app)
         assert line is not None
-        assert await line.pool.wait_for_link(5), line.pool.problems()
+        await has_link(line.pool)
         return transport
 
     def serve(self, target: Target) -> ReplicaAddress:
