@@ -83,4 +83,4 @@ def test_kills_and_a_new_version_cost_no_request(cluster, served):
         seconds = until(lambda: load.answers.total() > answered + 20, client=client)
         print(f"the only replica is replaced: {seconds:.1f} s")
         until(lambda: linked() == 1)
-    assert load.failed == [], "Serve's handles kept them until there was another replica"
+    assert load.failed == [], "they waited in the gateway until there was another replica"
