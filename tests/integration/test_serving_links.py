@@ -11,7 +11,7 @@ import pytest
 
 from eagleray.cluster import processes, settings, state
 from eagleray.registry.models import MlflowModels
-from support import cards
+from support import cards, listening
 from support.served import NAME, SHARE, Load, deploy, infer, services, until
 
 pytestmark = pytest.mark.timeout(240)
@@ -60,6 +60,9 @@ def test_kills_and_a_new_version_cost_no_request(cluster, served):
     began = time.monotonic()
     until(lambda: linked() == 2 == len(replicas(cluster)))
     print(f"both replicas are linked: {time.monotonic() - began:.1f} s")
+    listeners = listening.compared(cluster)
+    assert "replica" in listeners.seen
+    assert (listeners.without_row, listeners.beyond) == ([], []), "see docs/security.md"
     with Load(str(client.base_url)) as load:
         until(lambda: load.answers[str(first)] > 20)
         kill(replicas(cluster)[:1])
@@ -80,4 +83,4 @@ def test_kills_and_a_new_version_cost_no_request(cluster, served):
         seconds = until(lambda: load.answers.total() > answered + 20, client=client)
         print(f"the only replica is replaced: {seconds:.1f} s")
         until(lambda: linked() == 1)
-    assert load.failed == [], "Serve's handles kept them until there was another replica"
+    assert load.failed == [], "they waited in the gateway until there was another replica"

@@ -1,6 +1,7 @@
-"""The fast lane: POST /v2/models/…/infer answered by callbacks, without a Task and without a Future for each.
+"""The fast lane: inference and streams of text answered by callbacks, without a Task or a Future for each.
 
     LaneFace (a connection) -> LaneExchange (a request): admit, collect, decode -> Pool -> encode, write
+                                 LaneCall (/v2/models/…/infer), LaneStream (…/generate_stream, /v1/…)
 
 A request of the usual kind to a version with linked replicas takes it; whatever else comes is answered by
 the ASGI application, by the same rules and in the same words. A request of the lane stands where uvicorn's
