@@ -16,8 +16,9 @@ import numpy as np
 import uvloop
 
 from eagleray.serving.link import tensors
+from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.calls import Call, GenerateCall, InferCall
-from eagleray.serving.link.client import Answer, Link, connect
+from eagleray.serving.link.client import Link, connect
 from eagleray.serving.link.frames import Timings
 from eagleray.serving.link.ring import RingOptions, Slot
 from eagleray.serving.link.server import LinkServer

@@ -10,7 +10,8 @@ import httptools
 
 from eagleray.protocol.tensors import datatype_of
 from eagleray.serving.gateway.line import Line, send
-from eagleray.serving.link.client import Link, OnAnswer
+from eagleray.serving.link.answers import OnAnswer
+from eagleray.serving.link.client import Link
 from eagleray.serving.link.frames import Buffer
 from eagleray.serving.link.retries import Request
 from eagleray.serving.link.ring import MIN_RING_BYTES, Slot

@@ -18,7 +18,7 @@ from eagleray.serving.gateway.link_answers import outputs_of
 from eagleray.serving.ingress import coding, passage, v2
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, check_ready, no_answer
 from eagleray.serving.ingress.http import Response, announced_bytes
-from eagleray.serving.link.client import Answer
+from eagleray.serving.link.answers import Answer
 
 if TYPE_CHECKING:
     from eagleray.protocol.infer import InferRequest

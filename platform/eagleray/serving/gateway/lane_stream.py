@@ -25,7 +25,7 @@ from eagleray.serving.ingress import door, failures
 from eagleray.serving.ingress.app import CLIENT_GONE
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, check_ready, no_answer
 from eagleray.serving.link import generating
-from eagleray.serving.link.client import Answer
+from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.frames import Kind
 
 if TYPE_CHECKING:

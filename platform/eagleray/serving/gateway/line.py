@@ -10,8 +10,8 @@ import numpy as np
 
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.link import tensors
-from eagleray.serving.link.client import Answer, OnAnswer
-from eagleray.serving.link.frames import TOO_LARGE, Kind
+from eagleray.serving.link.answers import Answer, OnAnswer
+from eagleray.serving.link.frames import Kind
 from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.retries import Request
 from eagleray.serving.link.ring import MIN_RING_BYTES
@@ -68,9 +68,7 @@ class Line:
 
 def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
     """Whether Serve is to have it: it was not begun, or the one second try that there may be is left."""
-    if answer.kind == Kind.FAILED and answer.message.startswith(TOO_LARGE):
-        return True
-    if answer.kind == Kind.GOAWAY:
+    if answer.is_for_another:
         return True
     is_first = request is None or not request.is_second
     return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()

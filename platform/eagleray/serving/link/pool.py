@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eagleray.serving.link import handshake
-from eagleray.serving.link.client import Link, OnAnswer, OnPiece, connect
+from eagleray.serving.link.answers import OnAnswer
+from eagleray.serving.link.client import Link, OnPiece, connect
 from eagleray.serving.link.frames import Buffer
 from eagleray.serving.link.handshake import LinkRefused
 from eagleray.serving.link.retries import Request, RetryBudget

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from eagleray.protocol import binary
+from eagleray.protocol.infer import InferRequest
+from eagleray.protocol.tensors import Array
 from eagleray.serving.ingress.http import announced_bytes
-from support.talking import INFER, connect, laned, nothing_lost, post, read
+from eagleray.serving.link.frames import TOO_LARGE, Kind
+from eagleray.serving.routes import Target
+from support.broken import BrokenReplica, frame
+from support.serving import Pretend, PretendTransport, pretend, serving, target
+from support.talking import DIGITS, INFER, connect, laned, nothing_lost, post, read, slots, until
 
 
 @pytest.mark.parametrize(
@@ -42,3 +54,64 @@ def test_a_body_is_as_long_as_the_parser_says(zeros: int) -> None:
         else:
             assert "JSON" in answer.error
             assert read(stream).status == 200, "the one behind it is next"
+
+
+class Holding(PretendTransport):
+    """Reads what it is asked when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_held = 0
+        self.may_go = asyncio.Event()
+
+    async def infer(
+        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float
+    ) -> dict[str, Array]:
+        self.num_held += 1
+        await self.may_go.wait()
+        return await super().infer(target, inputs, timeout_s=timeout_s)
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Iterator[tuple[Pretend, Holding]]:
+    """A gateway whose replica of digits computes what no link carries; and Serve, which has it then."""
+    ingress = pretend(over_links=True, max_body_bytes=2_000_000)
+    assert ingress.links is not None
+    replica = BrokenReplica(
+        tmp_path, lambda _kind, stream, _body: frame(Kind.FAILED, stream, f"{TOO_LARGE}: 9 bytes".encode())
+    )
+    ingress.links._servers[target("digits", 2).app] = (replica, replica.start())  # type: ignore[assignment]
+    with serving(ingress):
+        [transport] = ingress.links._by_loop.values()
+        serve = Holding()
+        transport._serve = serve  # type: ignore[assignment]
+        yield ingress, serve
+    ingress.links.close()
+
+
+def images(number: int) -> bytes:
+    """A request for 600 images, whose class each that is; its values begin at an odd place."""
+    values = np.zeros((600, 1, 8, 8), np.float32)
+    values[:, 0, 0, 0] = number
+    written = binary.write_request(InferRequest({"image": values}, id="x" * number))
+    return post(written.body, DIGITS, f"{binary.HEADER}: {written.json_bytes}")
+
+
+def test_a_slot_is_kept_while_serve_reads_it(away: tuple[Pretend, Holding]) -> None:
+    """Serve's handles write a request down some time later, in a thread of their own."""
+    ingress, serve = away
+    with nothing_lost(ingress), connect(ingress) as first, connect(ingress) as second:
+        for count, number, connection in ((1, 3, first), (2, 5, second)):
+            sent = images(number)
+            connection.sendall(sent[:2000])
+            until(lambda count=count: ingress.metrics.in_flight == count)
+            connection.sendall(sent[2000:])
+            until(lambda count=count: serve.num_held == count)
+        assert min(slots(ingress)) <= 14, "two are taken"
+        assert ingress.thread is not None
+        ingress.thread._loop.call_soon_threadsafe(serve.may_go.set)
+        for number, connection in ((3, first), (5, second)):
+            with connection.makefile("rb") as stream:
+                answer = read(stream)
+            outputs = {output["name"]: output["data"] for output in json.loads(answer.body)["outputs"]}
+            assert outputs["class"] == [number] * 600
