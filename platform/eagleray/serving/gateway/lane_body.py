@@ -85,7 +85,7 @@ def send_from(  # noqa: PLR0917
     sent = _send_in_place(line, body, request, header, deadline_ms, take)
     if sent is not None:
         return sent, None
-    return send(line.pool, request.inputs, deadline_ms, take), body
+    return send(line.pool, request.inputs, deadline_ms, take, is_lent=True), body
 
 
 def _send_in_place(  # noqa: PLR0917

@@ -74,8 +74,13 @@ def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
     return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
 
 
-def send(pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer) -> Request | None:
-    """The request on its way; None: there is no link, or none that carries it."""
+def send(
+    pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer, *, is_lent: bool = False
+) -> Request | None:
+    """The request on its way; None: there is no link, or none that carries it.
+
+    Where their memory `is_lent`, the inputs may change once the request is over, though it waits in a socket.
+    """
     link = pool.choose()
     if link is None:
         return None
@@ -92,4 +97,6 @@ def send(pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer) -> Reques
             if (length := tensors.put(slot.view, values)) is not None:
                 return pool.infer_in_slot(link, slot, 0, length, bytes(head), deadline_ms, take)
             slot.release()
+    if is_lent:
+        parts = [bytes(part) for part in parts]
     return pool.infer(parts, deadline_ms, take)

@@ -101,7 +101,10 @@ class Link(Wire):
         return self._ring is not None
 
     def infer(self, parts: Sequence[Buffer], deadline_ms: int, on_answer: OnAnswer) -> int:
-        """Send tensors as `tensors.write` gives them, which must not change until the answer; the stream."""
+        """Send tensors as `tensors.write` gives them; the stream.
+
+        They must not change until the replica's answer, which a cancelled request's owner does not learn of.
+        """
         return self._begin(_INFER, parts, deadline_ms, on_answer)
 
     def infer_in_slot(  # noqa: PLR0917

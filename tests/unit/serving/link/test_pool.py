@@ -160,6 +160,30 @@ class TestSecondTries:
 
         with_replicas(2, main)
 
+    def test_a_second_try_by_socket_does_not_read_the_slot_any_more(self, monkeypatch) -> None:
+        """Cancelled, it may wait in the socket still, and the slot is another's."""
+
+        async def main(first: Served, second: Served) -> None:
+            pool = pool_of(first, second)
+            await opened(pool, 2)
+            link, other = pool.links
+            sent: list[np.ndarray] = []
+            infer = other.infer
+
+            def noted(parts, *arguments) -> int:
+                sent.extend(np.frombuffer(part, np.uint8) for part in parts)
+                return infer(parts, *arguments)
+
+            monkeypatch.setattr(other, "infer", noted)
+            link.is_draining = True
+            slot, head, length = filled(link, np.ones(20_000, np.float32))
+            answer = await answered(lambda take: pool.infer_in_slot(link, slot, 0, length, head, 900, take))
+            assert (answer.kind, sum(map(len, sent)) > 80_000) == (Kind.RESULT, True)
+            assert not any(np.may_share_memory(part, np.frombuffer(slot.view, np.uint8)) for part in sent)
+            await pool.close()
+
+        with_replicas(2, main)
+
     def test_what_a_third_try_reads_stays_where_it_is(self) -> None:
         """The first replica has not begun it, and a link cannot carry the second's answer."""
 
