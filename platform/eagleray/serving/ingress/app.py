@@ -143,8 +143,13 @@ class IngressApp:
         except ClientGone:
             return Response(status=CLIENT_GONE)  # nobody reads it
         except Exception as error:
-            failure = failures.failure(error, call.request_id)
-            return failures.response(failure, call.request.scope["path"])
+            return _failed(call, error)
+        except asyncio.CancelledError:
+            # `_end` cut it off: what it waited for, a thread say, cannot be told to end.
+            task = asyncio.current_task()
+            if call.ended is None or task is None or task.uncancel():
+                raise
+            return _failed(call, door.refused(call.ended))
 
     def _admit(self, call: Call) -> None:
         ticket = call.ticket
@@ -275,6 +280,10 @@ def all_routes() -> list[Route]:
         *admin.routes(),
         *pages.routes(),
     ]
+
+
+def _failed(call: Call, error: Exception) -> Response:
+    return failures.response(failures.failure(error, call.request_id), call.request.scope["path"])
 
 
 def _now() -> str:
