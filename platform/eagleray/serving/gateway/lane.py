@@ -149,7 +149,7 @@ class LaneFace(Face):
         place = lane.find(path) if self._is_usual() and not is_text else None
         if place is None and not (is_text and self._is_usual() and lane.transport.has_links):
             return None
-        keep_alive = self.parser.should_keep_alive()
+        keep_alive = self.parser.should_keep_alive() and not self._state.is_draining
         if place is not None and path.endswith(INFER):
             kind = CachedCall if place.target.cache_bytes else LaneCall
             return kind(lane, self, place, headers, keep_alive=keep_alive)

@@ -262,7 +262,7 @@ class LaneExchange:
         face, transport = self._face, self._face.transport
         self.response_complete = True
         self._end(status, num_sent)
-        if not self.keep_alive:
+        if not (self.keep_alive or self.more_body):  # else the face closes behind the body
             transport.close()
         face.on_response_complete()
         if face.flow.write_paused and not transport.is_closing():
