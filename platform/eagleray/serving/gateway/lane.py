@@ -108,7 +108,7 @@ class Lane:
                 stream.flush()
             except Exception:  # the others have theirs to write
                 _log.exception("a stream could not be written")
-                stream.give_up()
+                stream.break_off()
 
     def _sweep(self) -> None:
         self._timer = self.loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None

@@ -85,6 +85,11 @@ class LaneStream(LaneExchange):
         self._cancel()
         self._end(200 if self.response_started else CLIENT_GONE, self._num_sent)
 
+    def break_off(self) -> None:
+        """End it, and the connection: of half an answer nothing else says that no more comes."""
+        self.give_up()
+        self._face.transport.abort()
+
     def go_on(self) -> None:
         """The client reads again."""
         if self._held and not self._is_over:
