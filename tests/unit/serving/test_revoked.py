@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from eagleray.protocol import binary, fast
+from eagleray.serving.gateway.lane import LaneFace
 from eagleray.serving.ingress import app
 from support.serving import Pretend, pretend, serving
-from support.talking import INFER, Answer, connect, head, read, until
+from support.talking import COMPLETE, INFER, Answer, connect, exchange, head, laned, post, read, until
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,23 @@ def test_while_a_thread_reads_its_body(ingress: Pretend, monkeypatch: pytest.Mon
     assert (answer.status, answer.error) == (401, "the API key 'app' was revoked")
     until(lambda: ingress.metrics.in_flight == 0)
     assert ingress.app.admission.tickets("") == []
+
+
+def test_between_the_lane_and_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole text is handed over, and for a moment nobody has it."""
+    hand_over = LaneFace.hand_over
+    with laned() as ingress:
+        ring, key, text = ingress.app.state.keys.create("app", ["infer"])
+        ingress.set(keys=ring)
+
+        def handed_over(face: LaneFace, *arguments: Any) -> None:
+            hand_over(face, *arguments)
+            ingress.set(keys=ring.revoke(key.id))
+
+        monkeypatch.setattr(LaneFace, "hand_over", handed_over)
+        asked = b'{"model":"gpt","prompt":"a","max_tokens":3}'
+        [answer] = exchange(ingress, post(asked, COMPLETE, f"authorization: Bearer {text}"))
+        assert (answer.status, answer.error) == (401, "the API key 'app' was revoked")
+        assert answer.headers["www-authenticate"]
+        until(lambda: ingress.metrics.in_flight == 0)
+        assert not ingress.transport.requests

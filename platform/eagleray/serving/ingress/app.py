@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from eagleray.errors import ModelNotFound
+from eagleray.errors import AuthError, ModelNotFound
 from eagleray.serving.admin import AdminBackend
 from eagleray.serving.admission.door import Admission
 from eagleray.serving.admission.gate import Gate
@@ -157,6 +157,9 @@ class IngressApp:
             request, model = call.request, call.params.get("model", "").partition("@")[0] or None
             num_bytes, gate = request.announced_bytes, self._gate(call)
             ticket = door.admit(self.admission, call.state, request.headers, num_bytes, model, gate=gate)
+        elif ticket.key is not None and ticket.key.id not in call.state.keys.keys:
+            # It was on its way here, where nobody could be told.
+            raise AuthError(f"the API key {ticket.account.name!r} was revoked")
         call.ticket, call.key = ticket, ticket.key
         task = asyncio.current_task()
         assert task is not None
