@@ -164,9 +164,12 @@ class Call:
 
         Raises: HttpError 503 where it would come too late, 504 where its time is over.
         """
-        if self.ticket is None or (left := passage.turn(self.gate_of(target), self.ticket, cost)) is None:
+        if self.ticket is None:
             return 0.0
         begun_s = time.monotonic()
+        self.ticket.deadline_s = begun_s + self.left_s  # however long its body took to come
+        if (left := passage.turn(self.gate_of(target), self.ticket, cost)) is None:
+            return 0.0
         try:
             async with self.waiting(self.left_s):
                 await left
