@@ -17,8 +17,9 @@ import uvloop
 
 from eagleray.protocol.tensors import Array
 from eagleray.serving.link import tensors
+from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.calls import Call, GenerateCall, InferCall
-from eagleray.serving.link.client import Answer, Link, connect
+from eagleray.serving.link.client import Link, connect
 from eagleray.serving.link.frames import Timings
 from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.ring import RingOptions, Slot

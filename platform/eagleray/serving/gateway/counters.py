@@ -8,6 +8,7 @@ while there are others, and the one that is asked adds what they have written: e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Iterable
@@ -43,7 +44,8 @@ class Counters:
         for path in self._folder.glob(f"{_STEM}.*.prom"):
             number = int(path.suffixes[-2][1:])
             if number != self.number and numbers.is_taken(self._folder, _STEM, number):
-                texts[number] = path.read_text(encoding="utf-8")
+                with contextlib.suppress(FileNotFoundError):  # it has just left
+                    texts[number] = path.read_text(encoding="utf-8")
         return together(texts)
 
     async def keep_writing(self) -> None:

@@ -170,9 +170,9 @@ class Face(HttpToolsProtocol):
         except Refused as refused:
             self._stop(refused)
         self._is_in_body = True
-        self._begin()
         if forwarded and self.client is not None:
             self.scope["client"] = (self._state.proxies.client_of(self.client[0], forwarded), 0)
+        self._begin()
         if self._state.is_draining:
             self.cycle.keep_alive = False
 
@@ -199,7 +199,10 @@ class Face(HttpToolsProtocol):
             if self._end_timer is not None:
                 self._end_timer.cancel()
                 self._end_timer = None
-            self._wait_for_another()
+            if self.cycle.keep_alive:
+                self._wait_for_another()
+            else:
+                self._end()
 
     # What uvicorn calls.
 

@@ -109,7 +109,7 @@ class Lane:
                 stream.flush()
             except Exception:  # the others have theirs to write
                 _log.exception("a stream could not be written")
-                stream.give_up()
+                stream.break_off()
 
     def _sweep(self) -> None:
         self._timer = self.loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None
@@ -150,7 +150,7 @@ class LaneFace(Face):
         place = lane.find(path) if self._is_usual() and not is_text else None
         if place is None and not (is_text and self._is_usual() and lane.transport.has_links):
             return None
-        keep_alive = self.parser.should_keep_alive()
+        keep_alive = self.parser.should_keep_alive() and not self._state.is_draining
         if place is not None and path.endswith(INFER):
             kind = CachedCall if place.target.cache_bytes else LaneCall
             return kind(lane, self, place, headers, keep_alive=keep_alive)

@@ -10,7 +10,8 @@ import httptools
 
 from eagleray.protocol.tensors import datatype_of
 from eagleray.serving.gateway.line import Line, send
-from eagleray.serving.link.client import Link, OnAnswer
+from eagleray.serving.link.answers import OnAnswer
+from eagleray.serving.link.client import Link
 from eagleray.serving.link.frames import Buffer
 from eagleray.serving.link.retries import Request
 from eagleray.serving.link.ring import MIN_RING_BYTES, Slot
@@ -84,7 +85,7 @@ def send_from(  # noqa: PLR0917
     sent = _send_in_place(line, body, request, header, deadline_ms, take)
     if sent is not None:
         return sent, None
-    return send(line.pool, request.inputs, deadline_ms, take), body
+    return send(line.pool, request.inputs, deadline_ms, take, is_lent=True), body
 
 
 def _send_in_place(  # noqa: PLR0917

@@ -18,7 +18,7 @@ from eagleray.serving.gateway.link_answers import outputs_of
 from eagleray.serving.ingress import coding, passage, v2
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, check_ready, no_answer
 from eagleray.serving.ingress.http import Response, announced_bytes
-from eagleray.serving.link.client import Answer
+from eagleray.serving.link.answers import Answer
 
 if TYPE_CHECKING:
     from eagleray.protocol.infer import InferRequest
@@ -137,8 +137,13 @@ class LaneCall(LaneExchange):
     def _by_serve(self) -> None:
         """Have Serve's handles carry it, which takes a Task."""
         assert self._request is not None
+        inputs = self._request.inputs
+        if self._body is not None or (self._kept is not None and self._kept.slot is not None):
+            # Threads of Serve's, or another link's socket, may read them when the call is over.
+            inputs = {name: array.copy() for name, array in inputs.items()}
+            self._release_slot()
         left_s = max(0.0, self.until_s - time.monotonic())
-        work = self._lane.transport.by_serve(self._place.target, self._request.inputs, left_s)
+        work = self._lane.transport.by_serve(self._place.target, inputs, left_s)
         self._task = self._lane.loop.create_task(work)
         self._task.add_done_callback(self._served)
 
@@ -214,6 +219,9 @@ class LaneCall(LaneExchange):
     def _leave(self) -> None:
         super()._leave()
         self._request = None
+        self._release_slot()
+
+    def _release_slot(self) -> None:
         if self._kept is not None:
             self._kept.release()
         if self._body is not None:

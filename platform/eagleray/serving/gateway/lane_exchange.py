@@ -205,6 +205,8 @@ class LaneExchange:
         """Be ended where no answer comes; how long that is from now, in seconds."""
         timeout_s = self._wait_s = self._left_s(now_s)
         self.until_s = now_s + timeout_s
+        assert self._ticket is not None
+        self._ticket.deadline_s = self.until_s  # however long its body took to come
         self._lane.wait(self)
         if deadline.HEADER in self._headers:
             self._timer = self._lane.loop.call_later(timeout_s, self.expire)
@@ -262,7 +264,7 @@ class LaneExchange:
         face, transport = self._face, self._face.transport
         self.response_complete = True
         self._end(status, num_sent)
-        if not self.keep_alive:
+        if not (self.keep_alive or self.more_body):  # else the face closes behind the body
             transport.close()
         face.on_response_complete()
         if face.flow.write_paused and not transport.is_closing():

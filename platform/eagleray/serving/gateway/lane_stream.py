@@ -25,7 +25,7 @@ from eagleray.serving.ingress import door, failures
 from eagleray.serving.ingress.app import CLIENT_GONE
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, check_ready, no_answer
 from eagleray.serving.link import generating
-from eagleray.serving.link.client import Answer
+from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.frames import Kind
 
 if TYPE_CHECKING:
@@ -84,6 +84,11 @@ class LaneStream(LaneExchange):
             return
         self._cancel()
         self._end(200 if self.response_started else CLIENT_GONE, self._num_sent)
+
+    def break_off(self) -> None:
+        """End it, and the connection: of half an answer nothing else says that no more comes."""
+        self.give_up()
+        self._face.transport.abort()
 
     def go_on(self) -> None:
         """The client reads again."""

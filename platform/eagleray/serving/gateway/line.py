@@ -10,8 +10,8 @@ import numpy as np
 
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.link import tensors
-from eagleray.serving.link.client import Answer, OnAnswer
-from eagleray.serving.link.frames import TOO_LARGE, Kind
+from eagleray.serving.link.answers import Answer, OnAnswer
+from eagleray.serving.link.frames import Kind
 from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.retries import Request
 from eagleray.serving.link.ring import MIN_RING_BYTES
@@ -68,16 +68,19 @@ class Line:
 
 def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
     """Whether Serve is to have it: it was not begun, or the one second try that there may be is left."""
-    if answer.kind == Kind.FAILED and answer.message.startswith(TOO_LARGE):
-        return True
-    if answer.kind == Kind.GOAWAY:
+    if answer.is_for_another:
         return True
     is_first = request is None or not request.is_second
     return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
 
 
-def send(pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer) -> Request | None:
-    """The request on its way; None: there is no link, or none that carries it."""
+def send(
+    pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer, *, is_lent: bool = False
+) -> Request | None:
+    """The request on its way; None: there is no link, or none that carries it.
+
+    Where their memory `is_lent`, the inputs may change once the request is over, though it waits in a socket.
+    """
     link = pool.choose()
     if link is None:
         return None
@@ -94,4 +97,6 @@ def send(pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer) -> Reques
             if (length := tensors.put(slot.view, values)) is not None:
                 return pool.infer_in_slot(link, slot, 0, length, bytes(head), deadline_ms, take)
             slot.release()
+    if is_lent:
+        parts = [bytes(part) for part in parts]
     return pool.infer(parts, deadline_ms, take)

@@ -8,7 +8,7 @@ from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk
 from eagleray.serving import transport
 from eagleray.serving.link import generating, tensors
-from eagleray.serving.link.client import Answer
+from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.frames import FrameError, Kind
 from eagleray.serving.routes import Target
 from eagleray.serving.transport import BadInput, Overloaded

@@ -20,7 +20,7 @@ from eagleray.serving.gateway.link_answers import copied_outputs, last_chunk
 from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
 from eagleray.serving.gateway.parking import Parking, num_bytes
 from eagleray.serving.link import generating
-from eagleray.serving.link.client import Answer
+from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.frames import FrameError, Kind
 from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.ring import RingOptions

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_MOST_DIGITS = 19
+"""Of a body's length: no body has more bytes, and 64 bits hold them."""
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]*")
 
 
@@ -40,7 +42,8 @@ def check_head(
 ) -> Sequence[str]:
     """The values of X-Forwarded-For. Raises: Refused where proxies could take the request for another one.
 
-    Source: RFC 9112, sections 3.2 and 6; lengths and chunk sizes are the parser's to check.
+    Source: RFC 9112, sections 3.2 and 6; lengths and chunk sizes are the parser's to check, but for zeros in
+    front of a length, which it takes, and others may cut off at some digit.
     """
     if version not in ("1.1", "1.0"):
         raise Refused(505, f"HTTP/{version} is not spoken here; HTTP/1.1 is")
@@ -54,18 +57,25 @@ def check_head(
             hosts.append(value)
         elif name == b"transfer-encoding":
             _check_coding(version, value)
+        elif name == b"content-length":
+            if len(value) > _MOST_DIGITS:
+                raise Refused(400, f"Content-Length has {len(value)} digits; send it without zeros in front")
         elif name == b"expect":
             if value.lower() != b"100-continue":
                 raise Refused(417, "of Expect only 100-continue is known")
         elif name == b"x-forwarded-for":
             forwarded.append(value.decode("latin-1"))
+    _check_hosts(version, hosts)
+    return forwarded
+
+
+def _check_hosts(version: str, hosts: Sequence[bytes]) -> None:
     if len(hosts) > 1:
         raise Refused(400, f"{len(hosts)} Host headers; send one")
     if not hosts and version == "1.1":
         raise Refused(400, "no Host header")
     if hosts and _HOST.fullmatch(hosts[0]) is None:
         raise Refused(400, "the Host header names no host")
-    return forwarded
 
 
 def _check_coding(version: str, value: bytes) -> None:

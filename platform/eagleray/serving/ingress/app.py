@@ -8,7 +8,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from eagleray.errors import ModelNotFound
+from eagleray.errors import AuthError, ModelNotFound
 from eagleray.serving.admin import AdminBackend
 from eagleray.serving.admission.door import Admission
 from eagleray.serving.admission.gate import Gate
@@ -143,8 +143,13 @@ class IngressApp:
         except ClientGone:
             return Response(status=CLIENT_GONE)  # nobody reads it
         except Exception as error:
-            failure = failures.failure(error, call.request_id)
-            return failures.response(failure, call.request.scope["path"])
+            return _failed(call, error)
+        except asyncio.CancelledError:
+            # `_end` cut it off: what it waited for, a thread say, cannot be told to end.
+            task = asyncio.current_task()
+            if call.ended is None or task is None or task.uncancel():
+                raise
+            return _failed(call, door.refused(call.ended))
 
     def _admit(self, call: Call) -> None:
         ticket = call.ticket
@@ -152,6 +157,9 @@ class IngressApp:
             request, model = call.request, call.params.get("model", "").partition("@")[0] or None
             num_bytes, gate = request.announced_bytes, self._gate(call)
             ticket = door.admit(self.admission, call.state, request.headers, num_bytes, model, gate=gate)
+        elif ticket.key is not None and ticket.key.id not in call.state.keys.keys:
+            # It was on its way here, where nobody could be told.
+            raise AuthError(f"the API key {ticket.account.name!r} was revoked")
         call.ticket, call.key = ticket, ticket.key
         task = asyncio.current_task()
         assert task is not None
@@ -275,6 +283,10 @@ def all_routes() -> list[Route]:
         *admin.routes(),
         *pages.routes(),
     ]
+
+
+def _failed(call: Call, error: Exception) -> Response:
+    return failures.response(failures.failure(error, call.request_id), call.request.scope["path"])
 
 
 def _now() -> str:

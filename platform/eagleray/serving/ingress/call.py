@@ -74,6 +74,11 @@ class Call:
         self._patience = asyncio.timeout(seconds)
         return self._patience
 
+    @property
+    def ended(self) -> Refusal | None:
+        """Why the request was ended, where it was."""
+        return self._ended
+
     def check_ended(self) -> None:
         """Raises: HttpError where the request was ended: its key was revoked, or has expired."""
         if self._ended is not None:
@@ -100,9 +105,14 @@ class Call:
         return max(0.0, self.ticket.deadline_s - time.monotonic())
 
     async def body(self) -> bytes:
-        """The request's body. Raises: HttpError 413, 408, 415."""
+        """The request's body. Raises: HttpError 413, 408, 415; as `check_ended`."""
         limits = self.state.limits
-        return await self.request.body(limits.max_body_bytes, limits.timeout_s)
+        try:
+            async with self.waiting(None):
+                return await self.request.body(limits.max_body_bytes, limits.timeout_s)
+        except TimeoutError:
+            self.check_ended()
+            raise
 
     async def decoded(self, decode: Callable[[bytes], T], *, is_slow: bool = False) -> T:
         """`decode` of the body, in a thread where that `is_slow` or the body large. Raises: as `decode`."""
@@ -154,9 +164,12 @@ class Call:
 
         Raises: HttpError 503 where it would come too late, 504 where its time is over.
         """
-        if self.ticket is None or (left := passage.turn(self.gate_of(target), self.ticket, cost)) is None:
+        if self.ticket is None:
             return 0.0
         begun_s = time.monotonic()
+        self.ticket.deadline_s = begun_s + self.left_s  # however long its body took to come
+        if (left := passage.turn(self.gate_of(target), self.ticket, cost)) is None:
+            return 0.0
         try:
             async with self.waiting(self.left_s):
                 await left

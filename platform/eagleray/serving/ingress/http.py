@@ -114,9 +114,8 @@ class Request:
             ) from None
 
     def _check_announced(self, limit_bytes: int) -> None:
-        length = self.headers.get("content-length", "0")
-        if length.isascii() and length.isdecimal() and int(length[:20]) > limit_bytes:
-            raise too_large(limit_bytes, f"it has {length[:20]}")
+        if (num_bytes := self.announced_bytes) > limit_bytes:
+            raise too_large(limit_bytes, f"it has {num_bytes}")
 
     async def _read(self, limit_bytes: int) -> bytes:
         parts: list[bytes] = []
@@ -134,9 +133,13 @@ class Request:
 
 
 def announced_bytes(headers: Mapping[str, str]) -> int:
-    """Content-Length; 0 where there is none, or one that is no number."""
+    """Content-Length; 0 where there is none, or one that is no number.
+
+    It may begin with any number of zeros. Read as less than the parser reads, it would end a body early, and
+    the rest of the body would be taken for requests.
+    """
     length = headers.get("content-length", "0")
-    return int(length[:20]) if length.isascii() and length.isdecimal() else 0
+    return int(length.lstrip("0")[:20] or "0") if length.isascii() and length.isdecimal() else 0
 
 
 def too_large(limit_bytes: int, found: str) -> HttpError:

@@ -7,9 +7,9 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from eagleray.serving.link import handshake, sockets
+from eagleray.serving.link.answers import Answer, OnAnswer
 from eagleray.serving.link.frames import (
     KINDS,
     MAX_STREAM,
@@ -40,31 +40,10 @@ _LATE_S = 0.1
 _INFER, _RESULT, _PIECES = Kind.INFER, Kind.RESULT, Kind.PIECES
 
 
-class Answer(NamedTuple):
-    """A stream's end. `kind` says which of the rest there is."""
-
-    kind: Kind
-    """RESULT; REFUSED, OVERLOADED, FAILED, EXPIRED: the replica's word; GOAWAY: it did not begin; LOST."""
-    body: memoryview | None = None
-    """Of a RESULT: tensors as on the wire, or what a generation ends with; good until `release`."""
-    timings: Timings | None = None
-    message: str = ""
-    retry_after_s: float = 0.0
-    head: bytes = b""
-    """Of a RESULT in a slot: the head of the tensors, whose values `body` then is alone."""
-    slot: Slot | None = None
-
-    def release(self) -> None:
-        """Be done with it; to be called for each answer to `infer_in_slot`, and harmless elsewhere."""
-        if self.slot is not None:
-            self.slot.release()
-
-
 _TIMINGS_BYTES = TIMINGS.size
 # Bound once, for every answer: by their classes they take twice as long.
 _unpack_timings, _timings, _answer = TIMINGS.unpack_from, Timings._make, Answer._make
 
-OnAnswer = Callable[[Answer], None]
 OnPiece = Callable[[bytes, int], None]
 """Takes a piece, and how many tokens the model has made with it."""
 
@@ -117,7 +96,10 @@ class Link(Wire):
         return self._max_frame_bytes
 
     def infer(self, parts: Sequence[Buffer], deadline_ms: int, on_answer: OnAnswer) -> int:
-        """Send tensors as `tensors.write` gives them, which must not change until the answer; the stream."""
+        """Send tensors as `tensors.write` gives them; the stream.
+
+        They must not change until the replica's answer, which a cancelled request's owner does not learn of.
+        """
         return self._begin(_INFER, parts, deadline_ms, on_answer)
 
     def infer_in_slot(  # noqa: PLR0917
@@ -293,7 +275,7 @@ class Link(Wire):
         if self._pieces:
             self._pieces.pop(stream, None)
         if self._slots and (slot := self._slots.pop(stream, None)) is not None:
-            if answer.kind == Kind.GOAWAY and on_answer is not _nobody:
+            if answer.is_for_another and on_answer is not _nobody:
                 answer = answer._replace(slot=slot)  # its bytes are wanted for another try
             else:
                 slot.release()

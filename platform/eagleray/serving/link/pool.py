@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eagleray.serving.link import handshake
-from eagleray.serving.link.client import Link, OnAnswer, OnPiece, connect
+from eagleray.serving.link.answers import OnAnswer
+from eagleray.serving.link.client import Link, OnPiece, connect
 from eagleray.serving.link.frames import Buffer
 from eagleray.serving.link.handshake import LinkRefused
 from eagleray.serving.link.retries import Request, RetryBudget
@@ -117,7 +118,7 @@ class Pool:
     ) -> Request | None:
         """Send tensors to a replica, once more to another where the first did not answer; None: no replica.
 
-        The parts must not change until the answer.
+        The parts must not change until the answer, nor after `Request.cancel`.
         """
         link = self.choose()
         if link is None:
@@ -149,7 +150,8 @@ class Pool:
         values = slot.view[offset : offset + length]
 
         def again(other: Link, left_ms: int, on_second: OnAnswer) -> int:
-            return other.infer((head, values), left_ms, on_second)
+            # Copied: what waits in the other's socket may outlive the request, and with it the slot.
+            return other.infer((head, bytes(values)), left_ms, on_second)
 
         request = self._request(on_answer, deadline_ms, again, is_idempotent=is_idempotent)
         stream = link.infer_in_slot(slot, offset, length, head, deadline_ms, request.answered)

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from eagleray.serving.link.client import Answer, Link, OnAnswer
+from eagleray.serving.link.answers import Answer, OnAnswer
+from eagleray.serving.link.client import Link
 from eagleray.serving.link.frames import Kind
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class Request:
             self._link = other
             self._stream = self._again(other, self._left_ms(), self.answered)
             return
+        if self._first is not None and answer.slot is None and answer.is_for_another:
+            # The slot of the first try has what a third reads: it is kept for as long as this answer.
+            answer = answer._replace(slot=self._first.slot)
+            self._first = self._first._replace(slot=None)
         try:
             self._on_answer(answer)
         finally:

@@ -66,8 +66,12 @@ class ReplicaHandler:
             arrived_s=call.received_s,
             deadline_s=call.deadline_s,
         )
-        self._requests[call] = request
-        self._batcher.submit(request)
+        self._requests[call] = request  # first: it may be answered at once
+        try:
+            self._batcher.submit(request)
+        except BaseException:
+            self._requests.pop(call, None)  # its session fails the call
+            raise
 
     def generate(self, call: GenerateCall) -> None:
         """As Handler."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from eagleray.serving.gateway import counters
+from eagleray.serving.gateway import counters, numbers
 from eagleray.serving.gateway.counters import Counters
 from eagleray.serving.ingress.metrics import IngressMetrics
 
@@ -48,6 +49,15 @@ def test_whoever_is_asked_tells_of_all_that_live(tmp_path: Path, monkeypatch: py
         assert 'eagleray_ingress_seconds_count{gateway="1",route="/a",model="m",version="1"} 5' in page
         families = {family.name for family in text_string_to_metric_families(page)}
         assert families == {family.name for family in text_string_to_metric_families(counted(1).text())}
+        taken = numbers.is_taken
+
+        def left(*arguments: Any) -> bool:
+            second._path.unlink(missing_ok=True)
+            return taken(*arguments)
+
+        monkeypatch.setattr(numbers, "is_taken", left)
+        assert requests(first.page()) == {"0": 3}, "it leaves just now"
+        monkeypatch.setattr(numbers, "is_taken", taken)
         writing.cancel()
         await asyncio.sleep(0.01)
         second.close()

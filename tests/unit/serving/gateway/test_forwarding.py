@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from eagleray.serving.gateway.forwarding import Proxies
+from eagleray.serving.gateway.settings import GatewaySettings
+from support.serving import pretend, serving
+from support.talking import BODY, INFER, exchange, post
 
 
 @pytest.mark.parametrize(
@@ -36,3 +41,24 @@ def test_the_last_address_that_is_no_proxy_of_ours(peer: str, forwarded: list[st
 
 def test_where_none_is_listed_nobody_is_believed() -> None:
     assert Proxies().client_of("127.0.0.1", ["198.51.100.1"]) == "127.0.0.1"
+
+
+class Lines(list[tuple[int, str]]):
+    """An access log: statuses and clients."""
+
+    def write(self, values: dict[str, Any]) -> None:
+        self.append((values["status"], values["client"]))
+
+
+@pytest.mark.parametrize("is_laned", [False, True], ids=["application", "lane"])
+def test_the_access_log_has_the_client_of_what_is_refused_at_once_too(is_laned: bool) -> None:
+    """Who tries keys behind a proxy could not be told from others."""
+    ingress, lines = pretend(over_links=is_laned), Lines()
+    ingress.app.access_log = lines  # type: ignore[assignment]
+    with serving(ingress, settings=GatewaySettings(trusted_proxies=("127.0.0.1",))):
+        forwarded = "x-forwarded-for: 203.0.113.7"
+        wrong = "authorization: Bearer er_00000000_" + "0" * 64
+        exchange(ingress, post(BODY, INFER, forwarded), post(BODY, INFER, forwarded, wrong))
+    if ingress.links is not None:
+        ingress.links.close()
+    assert lines == [(200, "203.0.113.7"), (401, "203.0.113.7")]

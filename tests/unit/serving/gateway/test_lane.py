@@ -374,6 +374,21 @@ def test_the_answers_of_a_gateway_that_is_about_to_end_close_their_connections(i
         assert stream.read() == b""
 
 
+def test_what_such_a_gateway_refuses_at_once_closes_its_connection_behind_the_body(ingress: Pretend) -> None:
+    """Closed before that, the answer may be lost."""
+    assert ingress.gateway is not None
+    with connect(ingress) as connection, connection.makefile("rb") as stream:
+        connection.sendall(post())
+        assert read(stream)[0] == 200
+        ingress.gateway.state.begin_drain()
+        connection.sendall(head(INFER, 100_000, "authorization: Bearer er_00000000_no") + b"x" * 1000)
+        status, headers, _ = read(stream)
+        assert (status, headers[b"connection"]) == (401, b"close")
+        for _ in range(99):
+            connection.sendall(b"x" * 1000)
+        assert stream.read() == b""
+
+
 def slots(ingress: Pretend) -> list[int]:
     """Free ones of each link."""
     assert ingress.links is not None

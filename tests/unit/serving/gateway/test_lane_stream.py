@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import socket
@@ -100,6 +101,29 @@ def test_a_client_that_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch, fa
             until(lambda: ingress.metrics.in_flight == 0, "it is held for ever")
             until(lambda: not ingress.transport.num_open, "the replica works on it still")
         assert exchange(ingress, post(completion()))[0][0] == 200
+
+
+def test_half_an_answer_that_cannot_go_on_ends_its_connection(streaming, monkeypatch) -> None:
+    """Its client would wait for the rest until it gives up."""
+    streaming.transport.pause_s, streaming.transport.pauses_after = 30.0, 2
+    write, written = LaneStream._write, []
+
+    def broken(call: LaneStream, text: str, **options: Any) -> None:
+        if written:
+            raise MemoryError
+        written.append(text)
+        write(call, text, **options)
+        call._out.append("more")
+        call._lane.flush_soon(call)
+
+    monkeypatch.setattr(LaneStream, "_write", broken)
+    with connect(streaming) as connection, connection.makefile("rb") as stream:
+        connection.sendall(post(completion()))
+        assert read_head(stream)[0] == 200
+        with contextlib.suppress(ConnectionResetError):
+            stream.read()
+    until(lambda: not streaming.transport.num_open)
+    until(lambda: streaming.metrics.in_flight == 0)
 
 
 @pytest.mark.parametrize("is_over", [False, True])

@@ -94,6 +94,20 @@ def head(path: str, *lines: str, length: int = len(BODY)) -> bytes:
 
 
 @BOTH
+def test_the_time_that_a_body_takes_to_come_is_not_the_answers(asker: Asker, path: str) -> None:
+    """Where the client has not said how long it waits for all of it."""
+    with asker.connect() as connection, connection.makefile("rb") as stream:
+        connection.sendall(head(path))
+        until(lambda: asker.ingress.app.admission.tickets(""))
+        [ticket] = asker.ingress.app.admission.tickets("")
+        ticket.deadline_s = time.monotonic() - 1.0  # as if most of a minute had passed
+        before = asker.ask(path)
+        connection.sendall(BODY)
+        assert stream.readline().split()[1] == b"200"
+        assert before.result().status_code == 200
+
+
+@BOTH
 def test_one_more_than_may_wait_is_told_so(asker: Asker, path: str) -> None:
     asked = [asker.ask(path) for _ in range(3)]
     answer = asker.ask(path).result()

@@ -13,7 +13,7 @@ import pytest
 
 from eagleray.errors import ServiceError
 from eagleray.serving.link import tensors
-from eagleray.serving.link.client import Answer
+from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.frames import Kind, Timings
 from eagleray.serving.link.ring import RingOptions
 from eagleray.serving.link.server import LinkServer

@@ -10,7 +10,7 @@ import pytest
 from eagleray.serving.link import pool as pool_module
 from eagleray.serving.link import tensors
 from eagleray.serving.link.client import connect
-from eagleray.serving.link.frames import Kind
+from eagleray.serving.link.frames import TOO_LARGE, Kind
 from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.retries import RetryBudget
 from support.links import (
@@ -156,6 +156,55 @@ class TestSecondTries:
                 assert tensors.read(body_of(answer))["x"][0] == 2.0
                 answer.release()
             await until(lambda: num_free(link) == RING.slots)
+            await pool.close()
+
+        with_replicas(2, main)
+
+    def test_a_second_try_by_socket_does_not_read_the_slot_any_more(self, monkeypatch) -> None:
+        """Cancelled, it may wait in the socket still, and the slot is another's."""
+
+        async def main(first: Served, second: Served) -> None:
+            pool = pool_of(first, second)
+            await opened(pool, 2)
+            link, other = pool.links
+            sent: list[np.ndarray] = []
+            infer = other.infer
+
+            def noted(parts, *arguments) -> int:
+                sent.extend(np.frombuffer(part, np.uint8) for part in parts)
+                return infer(parts, *arguments)
+
+            monkeypatch.setattr(other, "infer", noted)
+            link.is_draining = True
+            slot, head, length = filled(link, np.ones(20_000, np.float32))
+            answer = await answered(lambda take: pool.infer_in_slot(link, slot, 0, length, head, 900, take))
+            assert (answer.kind, sum(map(len, sent)) > 80_000) == (Kind.RESULT, True)
+            assert not any(np.may_share_memory(part, np.frombuffer(slot.view, np.uint8)) for part in sent)
+            await pool.close()
+
+        with_replicas(2, main)
+
+    def test_what_a_third_try_reads_stays_where_it_is(self) -> None:
+        """The first replica has not begun it, and a link cannot carry the second's answer."""
+
+        async def main(first: Served, second: Served) -> None:
+            pool = pool_of(first)
+            await opened(pool, 1)
+            (link,) = pool.links
+            pool.update([first.address, second.address])
+            await opened(pool, 2)
+            other = next(one for one in pool.links if one is not link)
+            first.do(lambda: [session.drain("stops") for session in first.server._sessions])
+            second.handler.answer = lambda call: call.fail(f"{TOO_LARGE}: 9 bytes")
+            pool._links.remove(other)
+            slot, head, length = filled(link, np.ones(20_000, np.float32))
+            end = answered(lambda take: pool.infer_in_slot(link, slot, 0, length, head, 900, take))
+            pool._links.append(other)
+            answer = await end
+            assert (answer.kind, answer.is_for_another) == (Kind.FAILED, True)
+            assert num_free(link) == RING.slots - 1
+            answer.release()
+            assert num_free(link) == RING.slots
             await pool.close()
 
         with_replicas(2, main)
