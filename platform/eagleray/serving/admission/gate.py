@@ -154,10 +154,14 @@ class Gate:
             self._sizing.observe(took.queue_us * 1e-6, pass_s, took.batch_size)
             if self._sizing.size != self.window:
                 self._resize(now_s)
+        else:
+            self.forecast.relax()
 
     def observe_whole(self, seconds: float) -> None:
         """A request took so long, of which no more is known: all that was under way was one batch."""
         self.forecast.observe(seconds, max(1.0, self.cost_under_way / max(1.0, self._sizing.own_replicas)))
+        if not len(self._queue):
+            self.forecast.relax()
 
     def answered(self, ticket: Ticket, now_s: float, took: Took | None = None) -> None:
         """As `leave`, of one that has its answer: what was foretold is compared with what it took.
@@ -227,8 +231,9 @@ class Gate:
         queue = self._queue
         while self.cost_under_way < self.window and (ticket := queue.pop()) is not None:
             ticket.entry = None
-            # What the replica has already goes before it.
-            foretold_s = self.forecast.plain_s(self.cost_under_way)
+            # What the replica has already goes before it. Without one it waits for a start, of which the
+            # times of batches say nothing.
+            foretold_s = self.forecast.plain_s(self.cost_under_way) if self.window < OPEN else 0.0
             if ticket.deadline_s <= now_s + foretold_s * self.forecast.stretch:
                 ticket.gate = None
                 queue.forgive(ticket.account.key_id, ticket.cost)

@@ -137,6 +137,8 @@ class LaneCall(LaneExchange):
     def _by_serve(self) -> None:
         """Have Serve's handles carry it, which takes a Task."""
         assert self._request is not None
+        assert self._ticket is not None
+        self._ticket.foretold_s = 0.0  # that was for a link, and it may wait for a start now
         left_s = max(0.0, self.until_s - time.monotonic())
         work = self._lane.transport.by_serve(self._place.target, self._request.inputs, left_s)
         self._task = self._lane.loop.create_task(work)

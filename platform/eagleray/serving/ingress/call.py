@@ -146,6 +146,8 @@ class Call:
         finally:
             self.watch.mark_replica(timings)
         if self.ticket is not None:
+            if timings is None:  # no link carried it, which is what was foretold
+                self.ticket.foretold_s = 0.0
             self.ticket.answered(time.monotonic())
         return outputs
 
