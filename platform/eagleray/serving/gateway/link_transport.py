@@ -103,7 +103,8 @@ class LinkTransport:
             return
         self._num_gateways = self.parking.num_gateways = max(1, num_gateways)
         for line in self._lines.values():
-            line.target = None  # of what may wait each has a part, too
+            if line.target is not None:
+                self._name_gate(line, line.target)  # of what may wait each has a part, too
             self._arrange(line)
 
     def follow(self, links: Mapping[str, Any], apps: Collection[str]) -> None:

@@ -344,6 +344,14 @@ def test_what_waits_at_a_gate_or_is_turned_away_there_is_told(replicas):
             assert transport.demand.is_urgent.is_set()
             [said] = transport.demand.due()
             assert (said.app, said.queued, said.texts, said.arrived[1][1]) == (DIGITS.app, 2, 0, 4)
+            transport.share(2)  # another gateway has begun, and nobody asks this one meanwhile
+            assert gate.max_queued == 1
+            for ticket in tickets:
+                ticket.close(now_s)
+            wall = transport.demand.wall
+            transport.demand.wall = lambda: wall() + 2.0
+            assert [said.queued for said in transport.demand.due()] == [0]
+            assert list(transport.ways()) == [("digits", "2", "link"), ("digits", "2", "serve")]
 
     run(scenario())
 
