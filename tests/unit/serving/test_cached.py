@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -200,6 +202,29 @@ def test_requests_that_come_together_are_one_to_the_replica(ingress: Pretend) ->
     assert len({answer.content for answer in answers}) == 1
     assert [answer.headers["cache-status"] for answer in answers] == [STORED, SHARED, SHARED, SHARED]
     assert (len(ingress.transport.asked), counted(ingress)) == (1, {"miss": 1, "shared": 3})
+
+
+def test_those_who_wait_for_another_share_one_copy_of_their_body(ingress: Pretend) -> None:
+    body = BODY[:-1] + b" " * 500_000 + b"}"
+    head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\naccept-encoding: identity\r\n"
+    asked = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    place = httpx.URL(ingress.url)
+    with held(ingress) as let_go, ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        first = pool.submit(ask, ingress, body)
+        until(lambda: ingress.transport.num_open == 1)
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        clients = [
+            stack.enter_context(socket.create_connection((place.host, place.port or 0))) for _ in range(12)
+        ]
+        for client in clients:
+            client.sendall(asked)
+        until(lambda: num_waiting(ingress) == len(clients))
+        assert tracemalloc.get_traced_memory()[0] < 4 * len(body)
+        let_go()
+        assert first.result(20).status_code == 200
+        for client in clients:
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
 
 
 def test_where_the_first_one_fails_the_others_do_not(ingress: Pretend) -> None:
