@@ -89,6 +89,8 @@ class PretendTransport:
     def __init__(self) -> None:
         self.asked: list[tuple[Target, Mapping[str, Array]]] = []
         self.requests: list[GenerationRequest] = []
+        self.keys: list[str] = []
+        """Of those requests."""
         self.num_open = 0
         """Requests that have begun and are not ended."""
         self.error: Exception | None = None
@@ -115,9 +117,12 @@ class PretendTransport:
             self.num_open -= 1
         return self.change(outputs_for(target.card, inputs))
 
-    async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+    async def generate(
+        self, target: Target, request: GenerationRequest, *, key: str = ""
+    ) -> AsyncGenerator[GenerationChunk]:
         """The prompt's characters, over and over, one a piece, up to `max_tokens`."""
         self.requests.append(request)
+        self.keys.append(key)
         self.num_open += 1
         try:
             for made in range(1, request.max_tokens + 1):

@@ -405,9 +405,9 @@ class Reluctant(PretendTransport):
         self._refuse()
         return await super().infer(*arguments, **more)
 
-    async def generate(self, *arguments: Any) -> Any:
+    async def generate(self, *arguments: Any, **more: Any) -> Any:
         self._refuse()
-        async for chunk in super().generate(*arguments):
+        async for chunk in super().generate(*arguments, **more):
             yield chunk
 
 

@@ -419,7 +419,7 @@ def test_texts_over_links_and_by_serve(tmp_path):
 
     async def scenario():
         async with replicas.linked() as transport:
-            chunks = [chunk async for chunk in transport.generate(GPT, request)]
+            chunks = [chunk async for chunk in transport.generate(GPT, request, key="one")]
             assert (texts(chunks), chunks[-1].finish_reason) == ("abcab", "length")
             assert (chunks[-1].prompt_tokens, chunks[-1].completion_tokens) == (3, 5)
 
@@ -436,9 +436,10 @@ def test_texts_over_links_and_by_serve(tmp_path):
             with pytest.raises(ReplicaFailed, match="went away"):
                 await anext(stream)
             assert not replicas.serve.requests, "its beginning was said already"
-            chunks = [chunk async for chunk in transport.generate(GPT, request)]
+            chunks = [chunk async for chunk in transport.generate(GPT, request, key="two")]
             assert texts(chunks) == "abcab"
             assert len(replicas.serve.requests) == 1
+            assert (replicas.behind[0].keys, replicas.serve.keys) == (["one", "", ""], ["two"])
 
     run(scenario())
 
