@@ -104,6 +104,7 @@ class Ways:
     key: str = ""
     """Of who may ask all models; nobody needs one."""
 
+
 @contextmanager
 def all_ways(folder: Path, **limits: Any) -> Iterator[Ways]:
     """One replica of each of three models, and gateways to them by all ways."""

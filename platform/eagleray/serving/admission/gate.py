@@ -188,7 +188,7 @@ class Gate:
 
     def text_ended(self, ticket: Ticket, now_s: float) -> None:
         """As `leave`, of one that has its whole text."""
-        sent_s = ticket.sent_s or ticket.began_s
+        sent_s = ticket.turn_s or ticket.sent_s or ticket.began_s
         if sent_s >= self._sized_s:
             self.forecast.observe_text(now_s - sent_s)
         self.leave(ticket, now_s)

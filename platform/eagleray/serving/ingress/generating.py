@@ -52,7 +52,9 @@ async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begu
     call.reserve_tokens(request)
     left_s = call.left_s
     waited_s = await call.turn(target)
-    key = "" if call.ticket is None else call.ticket.account.key_id
+    key = ""
+    if call.ticket is not None:
+        key, call.ticket.turn_s = call.ticket.account.key_id, time.monotonic()
     chunks = call.transport.generate(target, request, key=key)
     try:
         first = await _next(chunks, call, target, left_s - waited_s)

@@ -218,6 +218,19 @@ def test_a_request_of_many_samples_takes_as_much_of_the_room() -> None:
         assert [one.result().status_code for one in asked] == [200, 200]
 
 
+@pytest.mark.parametrize("is_streamed", [True, False], ids=["lane", "route"])
+def test_a_body_that_is_slow_to_come_says_nothing_of_how_long_texts_take(is_streamed: bool) -> None:
+    body = json.dumps({"model": "gpt", "prompt": "ab", "max_tokens": 2, "stream": is_streamed}).encode()
+    with asking() as asker, asker.connect() as connection:
+        gate = asker.gate_of("gpt")
+        connection.sendall(head("/v1/completions", length=len(body)) + body[:1])
+        time.sleep(0.3)
+        connection.sendall(body[1:])
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        until(lambda: gate.num_entered == 1 and not gate.cost_under_way)
+        assert 0.0 < gate.forecast.plain_s(1) < 0.2
+
+
 def test_texts_wait_for_their_turn_too() -> None:
     with asking() as asker:
         transport, gate = asker.ingress.transport, asker.gate_of("gpt")
