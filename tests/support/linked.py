@@ -92,7 +92,12 @@ class NoServe:
         raise AssertionError(f"{target.app} fell back to Serve")
 
     async def generate(
-        self, target: Target, request: GenerationRequest, *, key: str = ""
+        self,
+        target: Target,
+        request: GenerationRequest,
+        *,
+        key: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         raise AssertionError(f"{target.app} fell back to Serve")
         yield
@@ -137,10 +142,15 @@ class LinkedTransport:
         return await transport.infer(target, inputs, timeout_s=timeout_s)
 
     async def generate(
-        self, target: Target, request: GenerationRequest, *, key: str = ""
+        self,
+        target: Target,
+        request: GenerationRequest,
+        *,
+        key: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         transport = await self.linked(target)
-        async with aclosing(transport.generate(target, request, key=key)) as chunks:
+        async with aclosing(transport.generate(target, request, key=key, timeout_s=timeout_s)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -164,12 +164,18 @@ class LinkTransport:
         return await self._by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
 
     async def generate(
-        self, target: Target, request: GenerationRequest, *, key: str = ""
+        self,
+        target: Target,
+        request: GenerationRequest,
+        *,
+        key: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         line = self.way(target)
         if line is None and self.is_awaited(target):
-            line = await self._awaited(target, len(request.prompt.encode()), None)
+            until_s = None if timeout_s is None else time.monotonic() + timeout_s
+            line = await self._awaited(target, len(request.prompt.encode()), until_s)
         if line is not None:
             async with contextlib.aclosing(self._pieces(line, target, request, key)) as pieces:
                 async for chunk in pieces:

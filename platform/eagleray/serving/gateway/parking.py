@@ -26,6 +26,9 @@ MAX_BYTES = 256 * 2**20
 """Of bodies that wait on one gateway, where no setting says otherwise."""
 _SLOW_S = 1.0
 """What took longer was a start, and no link to a replica that runs."""
+_TO_TELL_S = 0.02
+"""So much before its time is over a request is sent away, and told when to come again: whoever else has an
+eye on its time would tell it less."""
 _GRACE_S = 5.0
 """Who was told to come again may be so late, and finds the start still wanted."""
 
@@ -82,7 +85,7 @@ class Parking:
         Args:
             target: Where the request is to go.
             num_bytes: Of its body.
-            left_s: How long it can wait; None: until it is cancelled.
+            left_s: How long it can wait, until it is ended by others; None: until it is cancelled.
 
         Raises:
             Overloaded: there is no room for it, or a start is known to take longer, or took longer.
@@ -94,7 +97,7 @@ class Parking:
         self._check(target, lot, num_bytes, left_s)
         with self._parked(target, lot, num_bytes) as future:
             try:
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout(None if left_s is None else max(0.0, left_s - _TO_TELL_S)):
                     failure = await future
             except TimeoutError:
                 raise self._sent_away(target, lot, "has had no replica for the request in its time") from None
