@@ -87,7 +87,7 @@ class NoServe:
     """What links fall back to, where a test expects that they do not."""
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float
+        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
     ) -> dict[str, Array]:
         raise AssertionError(f"{target.app} fell back to Serve")
 
@@ -136,10 +136,10 @@ class LinkedTransport:
         )
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float
+        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
     ) -> dict[str, Array]:
         transport = await self.linked(target)
-        return await transport.infer(target, inputs, timeout_s=timeout_s)
+        return await transport.infer(target, inputs, timeout_s=timeout_s, key=key)
 
     async def generate(
         self,

@@ -104,7 +104,7 @@ class PretendTransport:
         """Pieces of text until `error` is raised."""
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float
+        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
     ) -> dict[str, Array]:
         self.asked.append((target, dict(inputs)))
         if self.error is not None:

@@ -81,11 +81,12 @@ class Transport(Protocol):
     """
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float
+        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float, key: str = ""
     ) -> dict[str, np.ndarray]:
         """The card's outputs for `inputs` (raw values, batch first; BYTES as object arrays of str).
 
-        They may be `Outputs`.
+        They may be `Outputs`. `key`: the id of the API key that asks; where a replica is waited for, each has
+        its places.
 
         Raises:
             BadInput: the replica refused the values.

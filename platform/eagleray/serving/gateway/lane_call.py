@@ -140,7 +140,9 @@ class LaneCall(LaneExchange):
         assert self._ticket is not None
         self._ticket.foretold_s = 0.0  # that was for a link, and it may wait for a start now
         left_s = max(0.0, self.until_s - time.monotonic())
-        work = self._lane.transport.by_serve(self._place.target, self._request.inputs, left_s)
+        work = self._lane.transport.by_serve(
+            self._place.target, self._request.inputs, left_s, self._ticket.account.key_id
+        )
         self._task = self._lane.loop.create_task(work)
         self._task.add_done_callback(self._served)
 

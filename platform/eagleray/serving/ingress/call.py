@@ -133,12 +133,14 @@ class Call:
         Raises: as `Transport.infer`, but HttpError 504 instead of TimeoutError; ClientGone.
         """
         timeout_s, timings = self.left_s, None
+        key = "" if self.ticket is None else self.ticket.account.key_id
         self.watch.mark("decode")
         try:
             with WhileWaitedFor(self.request):
                 waited_s = await self.turn(target, passage.cost_of(inputs))
                 async with self.waiting(None):
-                    outputs = await self.transport.infer(target, inputs, timeout_s=timeout_s - waited_s)
+                    left_s = timeout_s - waited_s
+                    outputs = await self.transport.infer(target, inputs, timeout_s=left_s, key=key)
             timings = outputs.timings if isinstance(outputs, Outputs) else None
         except TimeoutError:
             self.check_ended()
