@@ -88,7 +88,7 @@ class FairQueue(Generic[T]):
             item: What waits.
             key: Whose it is.
             weight: The key's share, 1 or more; that of its first thing here counts.
-            priority: That of the key.
+            priority: That of the key, from now on: what it has here already goes along.
             cost: In units of a plain request, 1 at least.
         """
         flow = self._flows.get(key)
@@ -96,6 +96,8 @@ class FairQueue(Generic[T]):
             band = self._bands[priority]
             flow = self._flows[key] = Flow(key, weight, band)
             band.ring.append(flow)
+        elif flow.band is not self._bands[priority]:
+            self._move(flow, self._bands[priority])
         cost = max(1, cost)
         entry = Entry(item, cost, flow)
         if (last := flow.last) is None:
@@ -221,6 +223,21 @@ class FairQueue(Generic[T]):
                 del self._flows[flow.key]
             else:
                 ring.append(flow)
+
+    def _move(self, flow: Flow[T], band: Band[T]) -> None:
+        before = flow.band
+        if before.ring[0] is flow:
+            before.is_in_turn = False
+        before.ring.remove(flow)
+        band.ring.append(flow)
+        weight = flow.weight if flow.first is not None else 0
+        for of, sign in ((before, -1), (band, 1)):
+            of.cost += sign * flow.cost
+            of.length += sign * flow.length
+            of.weight += sign * weight
+        flow.band = band
+        if not before.cost:
+            self._forget(before)
 
     def _forget(self, band: Band[T]) -> None:
         """Where nobody waits nobody has to miss a turn."""

@@ -41,6 +41,20 @@ def test_the_first_priority_waits_for_none_and_the_second_for_the_first_alone() 
     assert drained(queue) == ["late", "batch", "shadow", "shadow"]
 
 
+def test_a_key_that_changes_its_priority_takes_along_what_waits() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(3):
+        queue.push(f"a{number}", "a", 1, "interactive")
+    queue.push("b", "b", 1, "interactive")
+    queue.push("s", "s", 1, "shadow")
+    assert queue.pop() == "a0"
+    queue.push("a3", "a", 1, "shadow")
+    assert queue.ahead("new", 1, "interactive") == 1.0
+    assert drained(queue) == ["b", "s", "a1", "a2", "a3"]
+    assert queue._flows == {}
+    assert all((band.cost, band.length, band.weight) == (0, 0, 0) for band in queue._bands.values())
+
+
 def test_what_is_given_up_never_comes() -> None:
     queue: FairQueue[int] = FairQueue()
     entries = [queue.push(number, "a", 1, "interactive") for number in range(5)]
