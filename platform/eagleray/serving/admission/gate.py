@@ -154,11 +154,11 @@ class Gate:
         self._num_unseen = 0
         pass_s = took.infer_us * 1e-6
         self.forecast.observe(pass_s, took.batch_size)
-        if len(self._queue):
+        if len(self._queue) or self._sizing.is_borrowed:
             self._sizing.observe(took.queue_us * 1e-6, pass_s, took.batch_size)
             if self._sizing.size != self.window:
                 self._resize(now_s)
-        else:
+        if not len(self._queue):
             self.forecast.relax()
 
     def observe_whole(self, seconds: float) -> None:

@@ -279,6 +279,25 @@ def test_a_window_shrinks_to_what_is_worked_on_and_grows_with_the_batches() -> N
     assert window.size == 200, "but for one that is larger, which is to find the next one there"
 
 
+@pytest.mark.parametrize("gateways", [4, 8])
+def test_a_gateway_has_what_the_others_do_not_send(gateways: int) -> None:
+    world = World(gateways=gateways)
+    first, *others = world.gates
+    world.gates = [first]
+    overloaded(world)
+    world.run(2.0)
+    world.forget()
+    world.run(2.0)
+    check(world, 2.0, CAPACITY)
+    world.gates = [first, *others]
+    world.run(3.0)
+    world.forget()
+    world.run(4.0)
+    check(world, 4.0, CAPACITY)
+    first.arrange([2 * MOST], 1, world.now_s)
+    assert first.window <= 2 * MOST, "never more than the replica takes"
+
+
 def test_what_two_gateways_send_is_what_one_would() -> None:
     one, two = World(replicas=2), World(replicas=2, gateways=2)
     assert sum(gate.window for gate in two.gates) == one.gates[0].window
