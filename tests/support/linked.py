@@ -87,12 +87,17 @@ class NoServe:
     """What links fall back to, where a test expects that they do not."""
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float
+        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
     ) -> dict[str, Array]:
         raise AssertionError(f"{target.app} fell back to Serve")
 
     async def generate(
-        self, target: Target, request: GenerationRequest, *, key: str = ""
+        self,
+        target: Target,
+        request: GenerationRequest,
+        *,
+        key: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         raise AssertionError(f"{target.app} fell back to Serve")
         yield
@@ -131,16 +136,21 @@ class LinkedTransport:
         )
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float
+        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
     ) -> dict[str, Array]:
         transport = await self.linked(target)
-        return await transport.infer(target, inputs, timeout_s=timeout_s)
+        return await transport.infer(target, inputs, timeout_s=timeout_s, key=key)
 
     async def generate(
-        self, target: Target, request: GenerationRequest, *, key: str = ""
+        self,
+        target: Target,
+        request: GenerationRequest,
+        *,
+        key: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         transport = await self.linked(target)
-        async with aclosing(transport.generate(target, request, key=key)) as chunks:
+        async with aclosing(transport.generate(target, request, key=key, timeout_s=timeout_s)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

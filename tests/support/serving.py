@@ -104,7 +104,7 @@ class PretendTransport:
         """Pieces of text until `error` is raised."""
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float
+        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
     ) -> dict[str, Array]:
         self.asked.append((target, dict(inputs)))
         if self.error is not None:
@@ -118,7 +118,12 @@ class PretendTransport:
         return self.change(outputs_for(target.card, inputs))
 
     async def generate(
-        self, target: Target, request: GenerationRequest, *, key: str = ""
+        self,
+        target: Target,
+        request: GenerationRequest,
+        *,
+        key: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """The prompt's characters, over and over, one a piece, up to `max_tokens`."""
         self.requests.append(request)

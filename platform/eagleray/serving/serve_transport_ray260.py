@@ -45,7 +45,7 @@ class ServeTransport:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float
+        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float, key: str = ""
     ) -> dict[str, np.ndarray]:
         """As Transport."""
         line = self._line(target.app)
@@ -57,7 +57,12 @@ class ServeTransport:
         return answer
 
     async def generate(
-        self, target: Target, request: GenerationRequest, *, key: str = ""
+        self,
+        target: Target,
+        request: GenerationRequest,
+        *,
+        key: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         line = self._line(target.app)

@@ -81,11 +81,12 @@ class Transport(Protocol):
     """
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float
+        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float, key: str = ""
     ) -> dict[str, np.ndarray]:
         """The card's outputs for `inputs` (raw values, batch first; BYTES as object arrays of str).
 
-        They may be `Outputs`.
+        They may be `Outputs`. `key`: the id of the API key that asks; where a replica is waited for, each has
+        its places.
 
         Raises:
             BadInput: the replica refused the values.
@@ -96,11 +97,21 @@ class Transport(Protocol):
         ...
 
     def generate(
-        self, target: Target, request: GenerationRequest, *, key: str = ""
+        self,
+        target: Target,
+        request: GenerationRequest,
+        *,
+        key: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """Pieces of text as they come; the last has a `finish_reason`. Closed early, the replica stops.
 
-        `key`: the id of the API key that asks; the replica makes the texts of several keys in turns.
+        Args:
+            target: The version.
+            request: What is asked for.
+            key: The id of the API key that asks; the replica makes the texts of several keys in turns.
+            timeout_s: How long whoever asks waits for the first piece, where a replica has to be started;
+                None: until he closes this.
 
         Raises, at the first piece or any later: as `infer`.
         """

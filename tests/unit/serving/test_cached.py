@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +97,7 @@ def held(ingress: Pretend) -> Iterator[Callable[[], None]]:
     gate = threading.Event()
     infer = ingress.transport.infer
 
-    async def waits(target: Any, inputs: Any, *, timeout_s: float) -> Any:
+    async def waits(target: Any, inputs: Any, *, timeout_s: float, key: str = "") -> Any:
         ingress.transport.num_open += 1
         try:
             async with asyncio.timeout(timeout_s):
@@ -103,7 +105,7 @@ def held(ingress: Pretend) -> Iterator[Callable[[], None]]:
                     await asyncio.sleep(0.001)
         finally:
             ingress.transport.num_open -= 1
-        return await infer(target, inputs, timeout_s=timeout_s)
+        return await infer(target, inputs, timeout_s=timeout_s, key=key)
 
     ingress.transport.infer = waits  # type: ignore[method-assign]
     try:
@@ -202,16 +204,39 @@ def test_requests_that_come_together_are_one_to_the_replica(ingress: Pretend) ->
     assert (len(ingress.transport.asked), counted(ingress)) == (1, {"miss": 1, "shared": 3})
 
 
+def test_those_who_wait_for_another_share_one_copy_of_their_body(ingress: Pretend) -> None:
+    body = BODY[:-1] + b" " * 500_000 + b"}"
+    head = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\naccept-encoding: identity\r\n"
+    asked = f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    place = httpx.URL(ingress.url)
+    with held(ingress) as let_go, ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        first = pool.submit(ask, ingress, body)
+        until(lambda: ingress.transport.num_open == 1)
+        tracemalloc.start()
+        stack.callback(tracemalloc.stop)
+        clients = [
+            stack.enter_context(socket.create_connection((place.host, place.port or 0))) for _ in range(12)
+        ]
+        for client in clients:
+            client.sendall(asked)
+        until(lambda: num_waiting(ingress) == len(clients))
+        assert tracemalloc.get_traced_memory()[0] < 4 * len(body)
+        let_go()
+        assert first.result(20).status_code == 200
+        for client in clients:
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+
+
 def test_where_the_first_one_fails_the_others_do_not(ingress: Pretend) -> None:
     infer, tries = ingress.transport.infer, []
 
-    async def fails_first(target: Any, inputs: Any, *, timeout_s: float) -> Any:
+    async def fails_first(target: Any, inputs: Any, *, timeout_s: float, key: str = "") -> Any:
         tries.append(target)
         if len(tries) == 1:
             while num_waiting(ingress) < 2:
                 await asyncio.sleep(0.001)
             raise ReplicaFailed("it broke")
-        return await infer(target, inputs, timeout_s=timeout_s)
+        return await infer(target, inputs, timeout_s=timeout_s, key=key)
 
     ingress.transport.infer = fails_first  # type: ignore[method-assign]
     with ThreadPoolExecutor(3) as pool:

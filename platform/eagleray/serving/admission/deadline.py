@@ -65,6 +65,10 @@ class Foretells(Protocol):
         """What was sent while others waited took so long, and `plain_s` had foretold that."""
         ...
 
+    def relax(self) -> None:
+        """An answer came while nothing waits: what was found of a crowd counts less from now on."""
+        ...
+
 
 class Forecast:
     """Times of one model version's batches, and what follows from them for who comes now.
@@ -121,7 +125,14 @@ class Forecast:
 
     def correct(self, took_s: float, plain_s: float) -> None:
         """As Foretells."""
-        pace = min(_MOST_PACE, took_s / plain_s)
+        self._keep_pace(min(_MOST_PACE, took_s / plain_s))
+
+    def relax(self) -> None:
+        """As Foretells: else who was refused for a crowd of long ago would never wait, and correct that."""
+        if self._pace > 1.0:
+            self._keep_pace(1.0)
+
+    def _keep_pace(self, pace: float) -> None:
         self._pace += (pace - self._pace) / _PACE_OF
         self.stretch = MARGIN * max(1.0, self._pace)
 
@@ -168,6 +179,9 @@ class TextForecast:
 
     def correct(self, took_s: float, plain_s: float) -> None:
         """As Foretells: what was observed is true already."""
+
+    def relax(self) -> None:
+        """As Foretells: nothing is found of crowds."""
 
     def plain_s(self, ahead: float) -> float:
         """As Foretells."""

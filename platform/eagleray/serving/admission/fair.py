@@ -3,6 +3,7 @@
 Every step takes constant time: coming, going, giving up. Keys take turns; in each a key may send work worth
 its weight. Work that costs more than is left is sent all the same, and the key pays for it by the turns that
 it misses: so nothing is looked at twice, and a key does not get more by sending one large thing at a time.
+Rounds in which every key would miss its turn are not gone through, but reckoned.
 
 Source: Shreedhar and Varghese 1996 (deficit round robin, section 4) in the form with surplus of Adiseshu,
 Parulkar and Varghese 1996.
@@ -14,9 +15,6 @@ from collections import deque
 from typing import Generic, TypeVar
 
 from eagleray.protocol.key_terms import PRIORITIES, Priority
-
-MAX_COST = 64
-"""Of one request, in units of a plain one: so many turns it can cost a key of weight 1 at most."""
 
 _COMING = 1.5
 
@@ -90,15 +88,17 @@ class FairQueue(Generic[T]):
             item: What waits.
             key: Whose it is.
             weight: The key's share, 1 or more; that of its first thing here counts.
-            priority: That of the key.
-            cost: In units of a plain request; what is above `MAX_COST` counts as that.
+            priority: That of the key, from now on: what it has here already goes along.
+            cost: In units of a plain request, 1 at least.
         """
         flow = self._flows.get(key)
         if flow is None:
             band = self._bands[priority]
             flow = self._flows[key] = Flow(key, weight, band)
             band.ring.append(flow)
-        cost = 1 if cost < 1 else MAX_COST if cost > MAX_COST else cost
+        elif flow.band is not self._bands[priority]:
+            self._move(flow, self._bands[priority])
+        cost = max(1, cost)
         entry = Entry(item, cost, flow)
         if (last := flow.last) is None:
             flow.first = entry
@@ -157,7 +157,7 @@ class FairQueue(Generic[T]):
     def forgive(self, key: str, cost: int) -> None:
         """Give a key back what something cost that `pop` gave out and that nobody wants any more."""
         if (flow := self._flows.get(key)) is not None:
-            flow.surplus += 1 if cost < 1 else MAX_COST if cost > MAX_COST else cost
+            flow.surplus += max(1, cost)
 
     def ahead(self, key: str, weight: int, priority: Priority) -> float:
         """The cost of what goes before something that came now."""
@@ -187,8 +187,11 @@ class FairQueue(Generic[T]):
 
     def _next(self, band: Band[T]) -> Entry[T]:
         """What has its turn among those of this band, of which one at least has something."""
-        ring = band.ring
+        ring, num_missed = band.ring, 0
         while True:
+            if num_missed == len(ring):  # all have missed a turn: the next ones likewise are not gone through
+                num_missed = 0
+                self._skip(band)
             flow = ring[0]
             if not band.is_in_turn:
                 flow.surplus += flow.weight
@@ -205,8 +208,36 @@ class FairQueue(Generic[T]):
                 del self._flows[flow.key]
             else:
                 ring.rotate(-1)
+                num_missed += 1
             if entry is not None and entry.flow is None:
                 return entry
+
+    def _skip(self, band: Band[T]) -> None:
+        """Give all keys the rounds that go by before any of them may send something."""
+        ring = band.ring
+        rounds = min(-flow.surplus // flow.weight for flow in ring if flow.first is not None)
+        for _ in range(len(ring) if rounds else 0):
+            flow = ring.popleft()
+            flow.surplus += rounds * flow.weight
+            if flow.first is None and flow.surplus >= 0:
+                del self._flows[flow.key]
+            else:
+                ring.append(flow)
+
+    def _move(self, flow: Flow[T], band: Band[T]) -> None:
+        before = flow.band
+        if before.ring[0] is flow:
+            before.is_in_turn = False
+        before.ring.remove(flow)
+        band.ring.append(flow)
+        weight = flow.weight if flow.first is not None else 0
+        for of, sign in ((before, -1), (band, 1)):
+            of.cost += sign * flow.cost
+            of.length += sign * flow.length
+            of.weight += sign * weight
+        flow.band = band
+        if not before.cost:
+            self._forget(before)
 
     def _forget(self, band: Band[T]) -> None:
         """Where nobody waits nobody has to miss a turn."""

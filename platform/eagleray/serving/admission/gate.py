@@ -154,14 +154,18 @@ class Gate:
         self._num_unseen = 0
         pass_s = took.infer_us * 1e-6
         self.forecast.observe(pass_s, took.batch_size)
-        if len(self._queue):
+        if len(self._queue) or self._sizing.is_borrowed:
             self._sizing.observe(took.queue_us * 1e-6, pass_s, took.batch_size)
             if self._sizing.size != self.window:
                 self._resize(now_s)
+        if not len(self._queue):
+            self.forecast.relax()
 
     def observe_whole(self, seconds: float) -> None:
         """A request took so long, of which no more is known: all that was under way was one batch."""
         self.forecast.observe(seconds, max(1.0, self.cost_under_way / max(1.0, self._sizing.own_replicas)))
+        if not len(self._queue):
+            self.forecast.relax()
 
     def answered(self, ticket: Ticket, now_s: float, took: Took | None = None) -> None:
         """As `leave`, of one that has its answer: what was foretold is compared with what it took.
@@ -184,7 +188,7 @@ class Gate:
 
     def text_ended(self, ticket: Ticket, now_s: float) -> None:
         """As `leave`, of one that has its whole text."""
-        sent_s = ticket.sent_s or ticket.began_s
+        sent_s = ticket.turn_s or ticket.sent_s or ticket.began_s
         if sent_s >= self._sized_s:
             self.forecast.observe_text(now_s - sent_s)
         self.leave(ticket, now_s)
@@ -237,8 +241,9 @@ class Gate:
         queue = self._queue
         while self.cost_under_way < self.window and (ticket := queue.pop()) is not None:
             ticket.entry = None
-            # What the replica has already goes before it.
-            foretold_s = self.forecast.plain_s(self.cost_under_way)
+            # What the replica has already goes before it. Without one it waits for a start, of which the
+            # times of batches say nothing.
+            foretold_s = self.forecast.plain_s(self.cost_under_way) if self.window < OPEN else 0.0
             if ticket.deadline_s <= now_s + foretold_s * self.forecast.stretch:
                 ticket.gate = None
                 queue.forgive(ticket.account.key_id, ticket.cost)

@@ -19,7 +19,7 @@ class Ticket:
 
     __slots__ = (
         "_tokens", "account", "began_s", "cost", "deadline_s", "entry", "foretold_s", "gate", "is_closed",
-        "key", "on_end", "on_turn", "sent_s",
+        "key", "on_end", "on_turn", "sent_s", "turn_s",
     )  # fmt: skip
 
     def __init__(self, account: Account, key: Key | None, now_s: float, deadline_s: float) -> None:
@@ -41,6 +41,8 @@ class Ticket:
         """Where it waits."""
         self.sent_s = 0.0
         """When it had its turn; 0: it had not to wait for it."""
+        self.turn_s = 0.0
+        """When the text that it asks for was begun, be that at once; 0: not yet."""
         self.foretold_s = 0.0
         """How long it was to take from its turn on, where that was foretold."""
         self._tokens = 0

@@ -103,10 +103,12 @@ class Waiter(Protocol):
 class _Flight:
     """One question that is being asked, by the seat that leads."""
 
-    __slots__ = ("key", "waiting")
+    __slots__ = ("body", "key", "waiting")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
+        self.body: bytes | None = None
+        """Once for all who wait; None: nobody has, yet."""
         self.waiting: dict[Seat, None] = {}
 
 
@@ -140,6 +142,14 @@ class Seat:
             seat._flight = None
             shelf.count("shared")
             shelf.soon(seat._waiter.take, kept)
+
+    def shared(self, body: Buffer) -> bytes:
+        """The same bytes, of which all who wait have one copy: theirs are to go. Of one that waits."""
+        flight = self._flight
+        assert flight is not None
+        if flight.body is None:
+            flight.body = bytes(body)
+        return flight.body
 
     def leave(self) -> None:
         """It ends without an answer, or has it already."""

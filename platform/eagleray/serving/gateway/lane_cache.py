@@ -76,7 +76,7 @@ class CachedCall(LaneCall):
         if seat.is_leading:
             super()._decode()
         else:
-            self._follow()
+            self._follow(seat)
 
     def _whole(self) -> bytes | bytearray | memoryview:
         """The body, which stays where it is."""
@@ -86,10 +86,10 @@ class CachedCall(LaneCall):
             self._parts = [b"".join(self._parts)]
         return self._parts[0]
 
-    def _follow(self) -> None:
-        """For the answer of who leads; without a slot, for those are few."""
+    def _follow(self, seat: Seat) -> None:
+        """For the answer of who leads; without a slot, for those are few, and with no body of its own."""
+        self._parts = [seat.shared(self._whole())]
         if self._body is not None:
-            self._parts = [bytes(self._body.view)]
             self._body.slot.release()
             self._body = None
         now_s = time.monotonic()

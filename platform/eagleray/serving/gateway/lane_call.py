@@ -137,13 +137,16 @@ class LaneCall(LaneExchange):
     def _by_serve(self) -> None:
         """Have Serve's handles carry it, which takes a Task."""
         assert self._request is not None
+        assert self._ticket is not None
+        self._ticket.foretold_s = 0.0  # that was for a link, and it may wait for a start now
         inputs = self._request.inputs
         if self._body is not None or (self._kept is not None and self._kept.slot is not None):
             # Threads of Serve's, or another link's socket, may read them when the call is over.
             inputs = {name: array.copy() for name, array in inputs.items()}
             self._release_slot()
         left_s = max(0.0, self.until_s - time.monotonic())
-        work = self._lane.transport.by_serve(self._place.target, inputs, left_s)
+        target, key = self._place.target, self._ticket.account.key_id
+        work = self._lane.transport.by_serve(target, inputs, left_s, key)
         self._task = self._lane.loop.create_task(work)
         self._task.add_done_callback(self._served)
 

@@ -156,7 +156,9 @@ class LaneExchange:
         announced = announced_bytes(self._headers)
         model, gate = None, None
         if (target := self._target) is not None:
-            model, gate = target.name, self._lane.transport.gate(target)
+            model = target.name
+            if not target.cache_bytes:  # else its answer may be there, and nobody has to be asked
+                gate = self._lane.transport.gate(target)
         ticket = door.admit(app.admission, app.state, self._headers, announced, model, gate=gate)
         self._ticket = ticket
         ticket.on_end = self._revoked

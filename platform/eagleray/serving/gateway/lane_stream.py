@@ -159,6 +159,7 @@ class LaneStream(LaneExchange):
             self._hand_over()
             return
         self._line, self._sent = line, sent
+        self._ticket.turn_s = time.monotonic()
 
     def _take(self, piece: bytes, num_made: int) -> None:
         """The link's: a piece."""

@@ -103,7 +103,8 @@ class LinkTransport:
             return
         self._num_gateways = self.parking.num_gateways = max(1, num_gateways)
         for line in self._lines.values():
-            line.target = None  # of what may wait each has a part, too
+            if line.target is not None:
+                self._name_gate(line, line.target)  # of what may wait each has a part, too
             self._arrange(line)
 
     def follow(self, links: Mapping[str, Any], apps: Collection[str]) -> None:
@@ -149,12 +150,14 @@ class LinkTransport:
         self._drop(list(self._lines))
         await asyncio.gather(*self._closing)
 
-    async def infer(self, target: Target, inputs: Arrays, *, timeout_s: float) -> dict[str, np.ndarray]:
+    async def infer(
+        self, target: Target, inputs: Arrays, *, timeout_s: float, key: str = ""
+    ) -> dict[str, np.ndarray]:
         """As Transport."""
         until_s = time.monotonic() + timeout_s
         line = self.way(target)
         if line is None and self.is_awaited(target):
-            line = await self._awaited(target, num_bytes(inputs), until_s)
+            line = await self._awaited(target, num_bytes(inputs), until_s, key)
             timeout_s = max(0.0, until_s - time.monotonic())
         if line is not None:
             outputs = await self._over_link(line, target, inputs, timeout_s)
@@ -163,12 +166,18 @@ class LinkTransport:
         return await self._by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
 
     async def generate(
-        self, target: Target, request: GenerationRequest, *, key: str = ""
+        self,
+        target: Target,
+        request: GenerationRequest,
+        *,
+        key: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         line = self.way(target)
         if line is None and self.is_awaited(target):
-            line = await self._awaited(target, len(request.prompt.encode()), None)
+            until_s = None if timeout_s is None else time.monotonic() + timeout_s
+            line = await self._awaited(target, len(request.prompt.encode()), until_s, key)
         if line is not None:
             async with contextlib.aclosing(self._pieces(line, target, request, key)) as pieces:
                 async for chunk in pieces:
@@ -180,10 +189,12 @@ class LinkTransport:
             async for chunk in pieces:
                 yield chunk
 
-    async def by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
+    async def by_serve(
+        self, target: Target, inputs: Arrays, timeout_s: float, key: str = ""
+    ) -> dict[str, np.ndarray]:
         """As `infer`, for what `way` has no line for, or its line did not carry: mostly by Serve's."""
         if self.is_awaited(target):
-            return await self.infer(target, inputs, timeout_s=timeout_s)
+            return await self.infer(target, inputs, timeout_s=timeout_s, key=key)
         return await self._by_serve(target, inputs, timeout_s)
 
     async def _by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
@@ -224,11 +235,11 @@ class LinkTransport:
         line = self._lines.get(target.app)
         return line is not None and line.is_awaited
 
-    async def _awaited(self, target: Target, size: int, until_s: float | None) -> Line | None:
+    async def _awaited(self, target: Target, size: int, until_s: float | None, key: str) -> Line | None:
         """The line, once there is a link; None: by Serve. Raises: as `Parking.wait`."""
         while self.is_awaited(target):
             left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-            await self.parking.wait(target, size, left_s)
+            await self.parking.wait(target, size, left_s, key=key)
         line = self._lines.get(target.app)
         return line if line is not None and line.pool.choose() is not None else None
 

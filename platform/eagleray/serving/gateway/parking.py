@@ -1,7 +1,9 @@
 """`Parking`: requests to applications without a replica, until the first one is there, or does not come up.
 
-Bounded by their number, by their bytes on this gateway, and by their time. Who has to go is told how long a
-start takes, less what of it has passed; and is counted among those who want one, as he will come again.
+Bounded by their number, by their bytes on this gateway, and by their time. Where all places are taken, a key
+that has fewer than another gets one of that one's: who sends without end keeps nobody out. Who has to go is
+told how long a start takes, less what of it has passed; and is counted among those who want one, as he will
+come again.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -26,6 +29,9 @@ MAX_BYTES = 256 * 2**20
 """Of bodies that wait on one gateway, where no setting says otherwise."""
 _SLOW_S = 1.0
 """What took longer was a start, and no link to a replica that runs."""
+_TO_TELL_S = 0.02
+"""So much before its time is over a request is sent away, and told when to come again: whoever else has an
+eye on its time would tell it less."""
 _GRACE_S = 5.0
 """Who was told to come again may be so late, and finds the start still wanted."""
 
@@ -36,9 +42,12 @@ class _Lot:
 
     since_s: float
     """When the first of them came, and asked for a start."""
-    waiting: dict[asyncio.Future[str], None] = field(default_factory=dict)
-    """In the order in which they came; each is told why there is no replica, or nothing: go on."""
-    num_texts: int = 0
+    waiting: dict[asyncio.Future[str], str] = field(default_factory=dict)
+    """Whose each is, as they came; it is told why there is no replica, or nothing: go on."""
+    num_of: Counter[str] = field(default_factory=Counter[str])
+    """How many wait of each key."""
+    is_text: bool = False
+    """Whether they ask for text."""
     wanted_until_s: float = 0.0
     """Until when those who were sent away are expected again."""
     failure: str = ""
@@ -76,25 +85,29 @@ class Parking:
         lot = self._lots.get(app)
         return len(lot.waiting) if lot is not None else 0
 
-    async def wait(self, target: Target, num_bytes: int, left_s: float | None = None) -> None:
+    async def wait(
+        self, target: Target, num_bytes: int, left_s: float | None = None, *, key: str = ""
+    ) -> None:
         """Return when there is a way to the target, or none can be waited for here; cancelled, forget it.
 
         Args:
             target: Where the request is to go.
             num_bytes: Of its body.
-            left_s: How long it can wait; None: until it is cancelled.
+            left_s: How long it can wait, until it is ended by others; None: until it is cancelled.
+            key: Whose it is.
 
         Raises:
-            Overloaded: there is no room for it, or a start is known to take longer, or took longer.
+            Overloaded: there is no room for it, or others of its key have too much; or a start is known to
+                take longer, or took longer.
             ServiceError: the replica cannot start.
         """
         lot = self._lots.get(target.app)
         if lot is None:
             lot = self._lots[target.app] = _Lot(self._clock())
-        self._check(target, lot, num_bytes, left_s)
-        with self._parked(target, lot, num_bytes) as future:
+        self._check(target, lot, num_bytes, left_s, key)
+        with self._parked(target, lot, num_bytes, key) as future:
             try:
-                async with asyncio.timeout(left_s):
+                async with asyncio.timeout(None if left_s is None else max(0.0, left_s - _TO_TELL_S)):
                     failure = await future
             except TimeoutError:
                 raise self._sent_away(target, lot, "has had no replica for the request in its time") from None
@@ -102,7 +115,7 @@ class Parking:
             raise ServiceError(f"{what(target)} has no replica: {failure}")
 
     def release(self, app: str) -> None:
-        """There is a way to it: what waits goes on, in the order in which it came."""
+        """There is a way to it: what waits goes on, keys in turns, each in the order in which it came."""
         if (lot := self._lots.get(app)) is not None:
             took_s = self._clock() - lot.since_s
             if took_s > _SLOW_S:
@@ -131,10 +144,12 @@ class Parking:
         # Of one that is overdue nothing is known: by so much again.
         return float(min(RETRY_AT_MOST_S, max(1, math.ceil(abs(left_s)))))
 
-    def _check(self, target: Target, lot: _Lot, num_bytes: int, left_s: float | None) -> None:
+    def _check(self, target: Target, lot: _Lot, num_bytes: int, left_s: float | None, key: str) -> None:
         """Raises: Overloaded where the request cannot wait here."""
         number, known_s = len(lot.waiting), self._starts.get(target.app)
-        if number >= -(-target.max_queued // self.num_gateways):
+        greediest = max(lot.num_of, key=lot.num_of.__getitem__, default=key)
+        is_full = number >= -(-target.max_queued // self.num_gateways)
+        if is_full and lot.num_of[greediest] <= lot.num_of[key] + 1:
             raise self._sent_away(target, lot, f"has no replica yet, and {number} requests wait for it")
         if self.num_bytes + num_bytes > self.max_bytes:
             full = f"{self.num_bytes} of {self.max_bytes} bytes of bodies"
@@ -144,6 +159,12 @@ class Parking:
             if start_s > left_s:
                 late = f"its start takes {start_s:.3g} s, and the request waits {left_s:.3g} s"
                 raise self._sent_away(target, lot, f"has no replica yet: {late}")
+        if is_full:
+            last = next(future for future in reversed(lot.waiting) if lot.waiting[future] == greediest)
+            self._remove(lot, last)
+            if not last.done():
+                more = "requests of other API keys wait for it, too"
+                last.set_exception(self._sent_away(target, lot, f"has no replica yet, and {more}"))
 
     def _sent_away(self, target: Target, lot: _Lot, why: str) -> Overloaded:
         """The error for who does not wait any longer, and will come again."""
@@ -159,27 +180,34 @@ class Parking:
         return Overloaded(f"{what(target)} {why}{failure}; try again in {wait_s:.0f} s", wait_s)
 
     @contextlib.contextmanager
-    def _parked(self, target: Target, lot: _Lot, num_bytes: int) -> Iterator[asyncio.Future[str]]:
+    def _parked(self, target: Target, lot: _Lot, num_bytes: int, key: str) -> Iterator[asyncio.Future[str]]:
         """One more waits."""
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        is_text = target.card.is_generative
-        lot.waiting[future] = None
-        lot.num_texts += is_text
+        lot.waiting[future] = key
+        lot.num_of[key] += 1
+        lot.is_text = target.card.is_generative
         self.num_bytes += num_bytes
         self._tell(target.app, lot)
         try:
             yield future
         finally:
-            del lot.waiting[future]
-            lot.num_texts -= is_text
+            self._remove(lot, future)
             self.num_bytes -= num_bytes
             self._tell(target.app, lot)
             self._close_if_left(target.app, lot)
 
+    def _remove(self, lot: _Lot, future: asyncio.Future[str]) -> None:
+        """It waits no longer; it may have been told so before."""
+        if (key := lot.waiting.pop(future, None)) is not None:
+            lot.num_of[key] -= 1
+            if not lot.num_of[key]:
+                del lot.num_of[key]
+
     def _tell(self, app: str, lot: _Lot) -> None:
         if self._lots.get(app) is lot:
             is_wanted = self._clock() < lot.wanted_until_s
-            self._demand.parked(app, len(lot.waiting), lot.num_texts, is_wanted=is_wanted)
+            number = len(lot.waiting)
+            self._demand.parked(app, number, number if lot.is_text else 0, is_wanted=is_wanted)
 
     def _close_if_left(self, app: str, lot: _Lot) -> None:
         if not lot.waiting and self._clock() >= lot.wanted_until_s:
@@ -192,7 +220,11 @@ class Parking:
         if self._lots.get(app) is lot:
             del self._lots[app]
             self._demand.parked(app, 0, 0, is_wanted=False)
-        for future in lot.waiting:
+        turns: Counter[str] = Counter()
+        by_turn: dict[asyncio.Future[str], int] = {}
+        for future, key in lot.waiting.items():
+            by_turn[future] = turns[key] = turns[key] + 1
+        for future in sorted(by_turn, key=by_turn.__getitem__):
             if not future.done():
                 future.set_result(failure)
 

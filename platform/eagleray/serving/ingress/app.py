@@ -166,14 +166,14 @@ class IngressApp:
         ticket.on_end = functools.partial(self._end, call, task)
 
     def _gate(self, call: Call) -> Gate | None:
-        """Of the version that the path names; None where it names none that answers."""
+        """Of the version that the path names; None where it names none that answers, or one with a cache."""
         if (model := call.params.get("model")) is None:
             return None
         try:
             target = call.state.routes.resolve(model, call.params.get("version"))
         except ModelNotFound:
             return None  # told in its turn
-        return self.gate_of(target) if target.state == "ready" else None
+        return self.gate_of(target) if target.state == "ready" and not target.cache_bytes else None
 
     def _end(self, call: Call, task: asyncio.Task[Any], refusal: Refusal) -> None:
         """Let an answer that is under way end: by itself, and where its client takes nothing all the same."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from eagleray.protocol import binary
 from eagleray.serving.gateway import cache
-from eagleray.serving.gateway.cache import Kept
+from eagleray.serving.gateway.cache import Kept, Shelf
 from eagleray.serving.ingress import coding
 from eagleray.serving.ingress.call import Call, no_answer
 from eagleray.serving.ingress.http import Response, WhileWaitedFor
@@ -47,21 +47,28 @@ async def answer(call: Call, target: Target, body: bytes, infer: Infer) -> Respo
         response = await infer(call, target, body)
         response.headers[cache.STATUS] = cache.REQUESTED
         return response
-    terms = body, headers.get(binary.HEADER, ""), coding.liked(headers.get("accept-encoding", "")) or ""
-    key = shelf.key(*terms) if len(body) < cache.LONG_BYTES else await asyncio.to_thread(shelf.key, *terms)
+    key = await _key(call, shelf, body)
     call.watch.mark("cache")
     if not wishes.is_fresh and (kept := shelf.find(key)) is not None:
         return _again(kept, cache.HIT)
     waiting = _Waiting()
     seat = shelf.alone(key, waiting) if wishes.is_fresh else shelf.join(key, waiting)
     try:
-        if not seat.is_leading and (kept := await _others(call, target, waiting)) is not None:
-            return _again(kept, cache.SHARED)
+        if not seat.is_leading:
+            body = seat.shared(body)
+            if (kept := await _others(call, target, waiting)) is not None:
+                return _again(kept, cache.SHARED)
         response = await infer(call, target, body)
         seat.keep(response)
         return response
     finally:
         seat.leave()
+
+
+async def _key(call: Call, shelf: Shelf, body: bytes) -> bytes:
+    headers = call.request.headers
+    terms = body, headers.get(binary.HEADER, ""), coding.liked(headers.get("accept-encoding", "")) or ""
+    return shelf.key(*terms) if len(body) < cache.LONG_BYTES else await asyncio.to_thread(shelf.key, *terms)
 
 
 async def _others(call: Call, target: Target, waiting: _Waiting) -> Kept | None:

@@ -143,12 +143,14 @@ class Call:
         Raises: as `Transport.infer`, but HttpError 504 instead of TimeoutError; ClientGone.
         """
         timeout_s, timings = self.left_s, None
+        key = "" if self.ticket is None else self.ticket.account.key_id
         self.watch.mark("decode")
         try:
             with WhileWaitedFor(self.request):
                 waited_s = await self.turn(target, passage.cost_of(inputs))
                 async with self.waiting(None):
-                    outputs = await self.transport.infer(target, inputs, timeout_s=timeout_s - waited_s)
+                    left_s = timeout_s - waited_s
+                    outputs = await self.transport.infer(target, inputs, timeout_s=left_s, key=key)
             timings = outputs.timings if isinstance(outputs, Outputs) else None
         except TimeoutError:
             self.check_ended()
@@ -156,6 +158,8 @@ class Call:
         finally:
             self.watch.mark_replica(timings)
         if self.ticket is not None:
+            if timings is None:  # no link carried it, which is what was foretold
+                self.ticket.foretold_s = 0.0
             self.ticket.answered(time.monotonic())
         return outputs
 

@@ -52,10 +52,13 @@ async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begu
     call.reserve_tokens(request)
     left_s = call.left_s
     waited_s = await call.turn(target)
-    key = "" if call.ticket is None else call.ticket.account.key_id
-    chunks = call.transport.generate(target, request, key=key)
+    key = ""
+    if call.ticket is not None:
+        key, call.ticket.turn_s = call.ticket.account.key_id, time.monotonic()
+    timeout_s = left_s - waited_s
+    chunks = call.transport.generate(target, request, key=key, timeout_s=timeout_s)
     try:
-        first = await _next(chunks, call, target, left_s - waited_s)
+        first = await _next(chunks, call, target, timeout_s)
     except BaseException:
         await chunks.aclose()
         raise

@@ -76,10 +76,10 @@ async def model(call: Call) -> Response:
 
 async def infer(call: Call) -> Response:
     """The model's outputs for the given inputs."""
-    target, body = call.ready(), await call.body()
-    if target.cache_bytes:
-        return await cached.answer(call, target, body, _infer)
-    return await _infer(call, target, body)
+    target = call.ready()
+    if target.cache_bytes:  # the body is not to stay here while others' answer is waited for
+        return await cached.answer(call, target, await call.body(), _infer)
+    return await _infer(call, target, await call.body())
 
 
 async def _infer(call: Call, target: Target, body: bytes) -> Response:

@@ -279,9 +279,64 @@ def test_a_window_shrinks_to_what_is_worked_on_and_grows_with_the_batches() -> N
     assert window.size == 200, "but for one that is larger, which is to find the next one there"
 
 
+@pytest.mark.parametrize("gateways", [4, 8])
+def test_a_gateway_has_what_the_others_do_not_send(gateways: int) -> None:
+    world = World(gateways=gateways)
+    first, *others = world.gates
+    world.gates = [first]
+    overloaded(world)
+    world.run(2.0)
+    world.forget()
+    world.run(2.0)
+    check(world, 2.0, CAPACITY)
+    world.gates = [first, *others]
+    world.run(3.0)
+    world.forget()
+    world.run(4.0)
+    check(world, 4.0, CAPACITY)
+    first.arrange([2 * MOST], 1, world.now_s)
+    assert first.window <= 2 * MOST, "never more than the replica takes"
+
+
 def test_what_two_gateways_send_is_what_one_would() -> None:
     one, two = World(replicas=2), World(replicas=2, gateways=2)
     assert sum(gate.window for gate in two.gates) == one.gates[0].window
+
+
+def test_who_waited_for_a_start_says_nothing_of_the_pace() -> None:
+    gate, key = Gate("m", max_queued=100), Account("k", "k", KeyTerms(), 1.0, 0.0)
+    gate.arrange([16], 1, 0.0)
+    gate.forecast.observe(0.010, 1)
+    tickets = [Ticket(key, None, 0.0, 60.0) for _ in range(76)]
+    for ticket in tickets:
+        gate.enter(ticket, lambda _: None)
+    impatient, sent = Ticket(key, None, 0.0, 0.1), list[Ticket]()
+    gate.enter(impatient, sent.append)
+    gate.arrange([], 1, 0.0)  # the only replica is lost: all of them wait for the next one
+    assert sent == [impatient], "it is not for the gate to say that a start takes too long"
+    gate.arrange([16], 1, 20.0)
+    for ticket in tickets:
+        ticket.answered(20.1)
+    assert gate.forecast.stretch == MARGIN
+
+
+def test_a_crowd_of_long_ago_keeps_nobody_out() -> None:
+    gate, key = Gate("m", max_queued=100), Account("k", "k", KeyTerms(), 1.0, 0.0)
+    gate.arrange([16], 1, 0.0)
+    took = Timings(0, 0, 10_000, 0, 1)
+    gate.observe(took, 0.0)
+    for _ in range(100):
+        gate.forecast.correct(0.4, 0.010)
+    assert gate.forecast.stretch > 20.0
+    refused = 0
+    for number in range(200):  # two at a time, of whom the second is foretold 20 ms
+        now_s = number * 0.010
+        first = Ticket(key, None, now_s, now_s + 0.1)
+        gate.enter(first, lambda _: None)
+        refused += gate.refused(key, 0.1) is not None
+        first.answered(now_s + 0.010, took)
+    assert 0 < refused < 100
+    assert gate.refused(key, 0.1) is None
 
 
 def test_the_pace_is_that_of_what_had_waited() -> None:

@@ -222,6 +222,26 @@ def test_a_text_waits_for_a_first_replica_and_is_forgotten_with_its_client(tmp_p
     run(scenario())
 
 
+def test_a_text_that_cannot_wait_for_a_start_is_told_when_to_come_again_and_the_start_goes_on(tmp_path):
+    replicas = Replicas(tmp_path / "s", GPT)
+    request = GenerationRequest("abc", max_tokens=5)
+
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow(LINKS, [GPT.app])
+        with pytest.raises(Overloaded, match="has had no replica for the request in its time; try again"):
+            async with asyncio.timeout(0.1):
+                await anext(transport.generate(GPT, request, timeout_s=0.1))
+        transport.expect({GPT.app: 90.0})
+        with pytest.raises(Overloaded, match=r"its start takes [\d.]+ s, and the request waits 1 s"):
+            await anext(transport.generate(GPT, request, timeout_s=1.0))
+        [said] = transport.demand.due()
+        assert said.queued == 1, "he will come again"
+        await transport.close()
+
+    run(scenario())
+
+
 def test_a_replica_with_another_key_is_reached_by_serve(replicas, caplog):
     async def scenario():
         transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
@@ -344,6 +364,14 @@ def test_what_waits_at_a_gate_or_is_turned_away_there_is_told(replicas):
             assert transport.demand.is_urgent.is_set()
             [said] = transport.demand.due()
             assert (said.app, said.queued, said.texts, said.arrived[1][1]) == (DIGITS.app, 2, 0, 4)
+            transport.share(2)  # another gateway has begun, and nobody asks this one meanwhile
+            assert gate.max_queued == 1
+            for ticket in tickets:
+                ticket.close(now_s)
+            wall = transport.demand.wall
+            transport.demand.wall = lambda: wall() + 2.0
+            assert [said.queued for said in transport.demand.due()] == [0]
+            assert list(transport.ways()) == [("digits", "2", "link"), ("digits", "2", "serve")]
 
     run(scenario())
 

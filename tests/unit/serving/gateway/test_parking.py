@@ -29,9 +29,9 @@ class Lot:
         self.demand = Demand()
         self.parking = Parking(self.demand, clock=lambda: self.time_s, **options)
 
-    async def park(self, number: int = 1, of=DIGITS, size: int = 10, left_s: float | None = None):
+    async def park(self, number: int = 1, of=DIGITS, size: int = 10, left_s: float | None = None, key=""):
         """So many more wait."""
-        found = [asyncio.ensure_future(self.parking.wait(of, size, left_s)) for _ in range(number)]
+        found = [asyncio.ensure_future(self.parking.wait(of, size, left_s, key=key)) for _ in range(number)]
         await asyncio.sleep(0)
         return found
 
@@ -43,7 +43,7 @@ class Lot:
 async def refused(lot: Lot, match: str, **options) -> Overloaded:
     with pytest.raises(Overloaded, match=match) as found:
         await lot.parking.wait(
-            options.pop("of", DIGITS), options.pop("size", 10), options.pop("left_s", None)
+            options.pop("of", DIGITS), options.pop("size", 10), options.pop("left_s", None), **options
         )
     return found.value
 
@@ -95,6 +95,51 @@ def test_one_more_than_may_wait_is_told_when_the_start_is_likely_to_be_over():
         assert lot.parking._starts[APP] == 1059.5, "what it took is expected from then on"
         lot.parking.expect({APP: 40.0})
         assert lot.parking._starts[APP] == 1059.5
+
+    run(scenario())
+
+
+def test_a_key_that_has_all_places_gives_them_to_others_until_each_has_as_many():
+    async def scenario():
+        lot, many = Lot(), replace(DIGITS, max_queued=6)
+        greedy = await lot.park(6, of=many, key="greedy")
+        await refused(lot, "and 6 requests wait for it", of=many, key="greedy")
+        others = await lot.park(2, of=many, key="b") + await lot.park(2, of=many, key="c")
+        await asyncio.sleep(0)
+        assert [task.done() for task in greedy] == [False] * 2 + [True] * 4, "the last ones go first"
+        with pytest.raises(Overloaded, match="of other API keys wait for it, too; try again in 15 s"):
+            await greedy[-1]
+        for key in ("greedy", "b", "c", "d"):
+            found = await lot.park(of=many, key=key)
+            await asyncio.sleep(0)
+            if key == "d":
+                assert not found[0].done(), "one that has none takes another's second"
+                others += found
+            else:
+                with pytest.raises(Overloaded, match="6 requests wait for it"):
+                    await found[0]
+        assert (lot.queued(), lot.parking.num_parked(APP), lot.parking.num_bytes) == (6, 6, 60)
+        lot.parking.release(APP)
+        await asyncio.gather(*greedy, *others, return_exceptions=True)
+        assert lot.parking.num_bytes == 0
+
+    run(scenario())
+
+
+def test_keys_go_on_in_turns():
+    async def scenario():
+        lot, order, many = Lot(), [], replace(DIGITS, max_queued=9)
+
+        async def one(key: str, number: int) -> None:
+            await lot.parking.wait(many, 10, key=key)
+            order.append((key, number))
+
+        asked = [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("b", 1)]
+        waiting = [asyncio.ensure_future(one(*pair)) for pair in asked]
+        await asyncio.sleep(0)
+        lot.parking.release(APP)
+        await asyncio.gather(*waiting)
+        assert order == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("b", 1), ("a", 2)]
 
     run(scenario())
 

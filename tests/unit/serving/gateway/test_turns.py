@@ -124,6 +124,23 @@ def test_one_more_than_may_wait_is_told_so(asker: Asker, path: str) -> None:
 
 
 @BOTH
+def test_an_answer_that_is_kept_is_given_however_busy_the_replicas_are(asker: Asker, path: str) -> None:
+    kept = target("iris", max_queued=2, cache_bytes=2**20)
+    asker.ingress.set(routes=routes().with_model("iris", type(routes().models["iris"])(1, {}, {1: kept})))
+    values = [{"inputs": [{**IRIS["inputs"][0], "data": [number] * 4}]} for number in range(3)]
+    assert asker.ingress.post(path, values[0]).status_code == 200
+    asker.gate.forecast.observe(30.0, 1)
+    asker.ingress.transport.pause_s = 0.5
+    other = asker.ask(path, values[1])
+    soon = {"x-request-timeout-ms": "2000"}
+    again = asker.ingress.post(path, values[0], headers=soon)
+    assert (again.status_code, again.headers.get("cache-status")) == (200, "eagleray; hit")
+    new = asker.ingress.post(path, values[2], headers=soon)
+    assert (new.status_code, "an answer would take" in new.json()["error"]) == (503, True)
+    assert other.result().status_code == 200
+
+
+@BOTH
 def test_a_client_that_leaves_waits_no_longer(asker: Asker, path: str) -> None:
     asker.ingress.transport.pause_s = 0.3
     first = asker.ask(path)
@@ -230,6 +247,19 @@ def test_a_request_of_many_samples_takes_as_much_of_the_room() -> None:
         asked = [asker.ask(path, values) for path in (LANE, ROUTE)]
         assert (asker.gate.cost_under_way, asker.gate.num_queued) == (8, 1)
         assert [one.result().status_code for one in asked] == [200, 200]
+
+
+@pytest.mark.parametrize("is_streamed", [True, False], ids=["lane", "route"])
+def test_a_body_that_is_slow_to_come_says_nothing_of_how_long_texts_take(is_streamed: bool) -> None:
+    body = json.dumps({"model": "gpt", "prompt": "ab", "max_tokens": 2, "stream": is_streamed}).encode()
+    with asking() as asker, asker.connect() as connection:
+        gate = asker.gate_of("gpt")
+        connection.sendall(head("/v1/completions", length=len(body)) + body[:1])
+        time.sleep(0.3)
+        connection.sendall(body[1:])
+        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        until(lambda: gate.num_entered == 1 and not gate.cost_under_way)
+        assert 0.0 < gate.forecast.plain_s(1) < 0.2
 
 
 def test_texts_wait_for_their_turn_too() -> None:
