@@ -120,7 +120,12 @@ def test_the_fast_lane_and_links_carry_what_comes_by_https(
     laned: tuple[Pretend, httpx.Client], taken: list[str], fates: list[str]
 ) -> None:
     ingress, client = laned
-    image = {"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [float(n) for n in range(64)]}
+    image = {
+        "name": "image",
+        "datatype": "FP32",
+        "shape": [1, 1, 8, 8],
+        "data": [float(n) for n in range(64)],
+    }
     small = client.post("/v2/models/digits/infer", json={"inputs": [image]})
     assert (small.status_code, small.json()["outputs"][1]["data"]) == (200, [sum(range(64)) % 10])
 
