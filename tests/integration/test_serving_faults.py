@@ -302,7 +302,7 @@ def test_attach_puts_the_ingress_on_a_plain_cluster_and_down_takes_it_back(plain
         store.publish(text, cards.weights(text))
         deploy(client, name="text")
         until(lambda: infer(client).status_code == 200, client=client)
-        # Larger than a slot of a link's ring (4 MiB), one way and the other: its socket carries them.
+        # Larger than a slot of the ring, and than what Serve's gRPC takes here: both have 4 MiB.
         large = infer(client, count=20_000)
         assert large.status_code == 200, large.text[:300]
         assert large.json()["outputs"][1]["shape"] == [20_000]
