@@ -126,10 +126,10 @@ def through_socket(array: np.ndarray) -> Callable:
 def through_ring(link: Link, take: Callable[[Answer], None]) -> None:
     slot = link.take_slot()
     assert slot is not None
-    put = tensors.write_into(slot.view, {"x": LARGE})
-    assert put is not None
-    head, length = put
-    link.infer_in_slot(slot, 0, length, head, 1000, take)
+    head, *values = tensors.write({"x": LARGE})
+    length = tensors.put(slot.view, values)
+    assert length is not None
+    link.infer_in_slot(slot, 0, length, bytes(head), 1000, take)
 
 
 def of_pieces(link: Link, take: Callable[[Answer], None]) -> None:

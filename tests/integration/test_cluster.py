@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import socket
 import stat
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import pytest
 from eagleray.cluster import local, nodes, ports, processes, state
 from eagleray.errors import ClusterError
 from eagleray.workflows import env as env_workflow
+from support import listening
 
 DEMAND = """
 import json, time, ray
@@ -88,35 +87,16 @@ def test_rays_own_commands_work_after_env(cluster, cluster_env):
 
 @pytest.mark.usefixtures("ingress")
 def test_every_listener_is_on_loopback_and_in_the_table_of_docs_security(cluster):
-    table = re.findall(r"^\| `([a-z_ ]+)`", SECURITY.read_text(), re.MULTILINE)
-    assert set(table) == {*cluster.ports, *KINDS, DRIVER}, "docs/security.md and the cluster's ports differ"
+    assert set(listening.table()) == {*cluster.ports, *listening.KINDS, listening.DRIVER}, (
+        "docs/security.md and the cluster's ports differ"
+    )
     # Whatever is still starting: the ingress answers before them.
     processes.wait_until(lambda: not ports.is_free(state.LOOPBACK, cluster.ports["serve"]), timeout_s=60)
     processes.wait_until(lambda: not _commands(cluster, "eagleray.serving.start"), timeout_s=60)
-    listeners = _listeners({process.pid for process in processes.belonging(cluster.marker)})
-    assert len(listeners) >= len(cluster.ports)
-    without_row, beyond, seen = [], [], set()
-    for pid, host, port in listeners:
-        name, command = _row(cluster, pid, port)
-        seen.add(name)
-        if name not in table:
-            without_row.append(f"{host}:{port} of {command}")
-        if not state.is_loopback(host):
-            beyond.append(f"{host}:{port} ({name}) of {command}")
-    assert not without_row, "no row in docs/security.md for " + "; ".join(without_row)
-    assert not beyond
-    assert set(cluster.ports) <= seen
-
-
-SECURITY = Path(__file__).parents[2] / "docs/security.md"
-KINDS = {
-    "node raylet": r"\S*/raylet ",
-    "node agent": r"ray::DashboardAgent|\S*python\S* .*/dashboard/agent\.py ",
-    "node runtime env agent": r"ray::RuntimeEnvAgent|\S*python\S* .*/runtime_env/agent/main\.py ",
-    "worker": r"ray::|\S*python\S* .*/workers/default_worker\.py ",
-}
-"""Rows of the table for processes whose ports Ray picks; what their command lines start with."""
-DRIVER = "driver"
+    found = listening.compared(cluster)
+    assert not found.without_row, "no row in docs/security.md for " + "; ".join(found.without_row)
+    assert not found.beyond
+    assert {*cluster.ports, "gateway"} <= found.seen
 
 
 def _commands(cluster: state.ClusterState, part: str) -> list[str]:
@@ -129,46 +109,6 @@ def _commands(cluster: state.ClusterState, part: str) -> list[str]:
             continue
         found += [command] if part in command else []
     return found
-
-
-def _row(cluster: state.ClusterState, pid: int, port: int) -> tuple[str | None, str]:
-    """The row that a listener belongs to, by its fixed port or by its process; and the process in words."""
-    folder = Path(f"/proc/{pid}")
-    try:
-        command = (folder / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-        is_driver = b"RAY_JOB_CONFIG_JSON_ENV_VAR=" in (folder / "environ").read_bytes()
-    except OSError:
-        command, is_driver = "(ended)", False
-    fixed = next((name for name, number in cluster.ports.items() if number == port), None)
-    kind = next((name for name, start in KINDS.items() if re.match(start, command)), None)
-    return fixed or kind or (DRIVER if is_driver else None), f"process {pid}: {command[:120]}"
-
-
-def _listeners(pids: set[int]) -> set[tuple[int, str, int]]:
-    """(pid, address, port) of every TCP socket in state LISTEN that one of these processes holds."""
-    owners = {}
-    for pid in pids:
-        for link in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(link))
-            except OSError:
-                continue
-            if found:
-                owners[found[1]] = pid
-    return {
-        (owners[fields[9]], *_address(fields[1]))
-        for table in ("/proc/net/tcp", "/proc/net/tcp6")
-        for line in Path(table).read_text().splitlines()[1:]
-        if (fields := line.split())[3] == "0A" and fields[9] in owners
-    }
-
-
-def _address(text: str) -> tuple[str, int]:
-    raw, port = text.split(":")
-    words = b"".join(bytes.fromhex(raw[i : i + 8])[::-1] for i in range(0, len(raw), 8))
-    family = socket.AF_INET if len(words) == 4 else socket.AF_INET6
-    host = socket.inet_ntop(family, words).removeprefix("::ffff:")
-    return host, int(port, 16)
 
 
 def test_the_state_is_the_owners_alone(cluster):

@@ -102,7 +102,8 @@ holding.close()
 tell({
     "epochs": [before["epoch"], back["epoch"]], "same": same, "node": node, "back_s": back_s,
     "notice": [notice.is_suspension, notice.reason], "granted": granted and dict(granted.units),
-    "held": dict(holding.allotment.units), "state": state, "left": client.report()["claims"],
+    "held": dict(holding.allotment.units), "state": state,
+    "left": [one for one in client.report()["claims"] if not one["id"].startswith("serve:")],
 })
 """
 

@@ -13,7 +13,7 @@ import pytest
 
 from eagleray.cluster import settings
 from eagleray.registry.models import MlflowModels
-from support import cards
+from support import cards, listening
 from support.failing import Asking, Service, kill, replicas
 from support.served import IMAGE, NAME, Load, services, until
 
@@ -47,6 +47,12 @@ def asking(service: Service) -> Iterator[Asking]:
     with Asking(str(service.client.base_url), made["key"], NAME, INPUTS) as found:
         yield found
     service.client.delete(f"/admin/keys/{made['id']}")
+
+
+def test_replicas_listen_where_the_table_says(service: Service) -> None:
+    listeners = listening.compared(service.cluster)
+    assert "replica" in listeners.seen
+    assert (listeners.without_row, listeners.beyond) == ([], []), "see docs/security.md"
 
 
 def test_four_failures_in_a_row_cost_no_request(service: Service, asking: Asking) -> None:

@@ -23,7 +23,7 @@ from eagleray.serving.link.sockets import ReplicaAddress
 from eagleray.serving.replica.listening import frame_bytes
 from eagleray.serving.routes import Target
 from eagleray.serving.transport import Overloaded, ReplicaFailed, Transport
-from support.links import KEY, TIMINGS
+from support.links import KEY, TIMINGS, has_link
 
 NODE = "n"
 LINKS = {"key": KEY.hex(), "max_frame_bytes": frame_bytes(16 << 20)}
@@ -74,8 +74,8 @@ class PretendReplica:
         call.answer(tensors.write(outputs), TIMINGS._replace(batch_size=size))
 
     async def _generate(self, call: GenerateCall) -> None:
-        request, _ = generating.read_request(call.request)
-        async with aclosing(self._behind.generate(self._target, request)) as chunks:
+        request, key = generating.read_request(call.request)
+        async with aclosing(self._behind.generate(self._target, request, key=key)) as chunks:
             async for chunk in chunks:
                 if chunk.finish_reason is None:
                     call.piece(generating.piece_bytes(chunk), chunk.completion_tokens)
@@ -91,7 +91,9 @@ class NoServe:
     ) -> dict[str, Array]:
         raise AssertionError(f"{target.app} fell back to Serve")
 
-    async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+    async def generate(
+        self, target: Target, request: GenerationRequest, *, key: str = ""
+    ) -> AsyncGenerator[GenerationChunk]:
         raise AssertionError(f"{target.app} fell back to Serve")
         yield
 
@@ -134,9 +136,11 @@ class LinkedTransport:
         transport = await self.linked(target)
         return await transport.infer(target, inputs, timeout_s=timeout_s)
 
-    async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+    async def generate(
+        self, target: Target, request: GenerationRequest, *, key: str = ""
+    ) -> AsyncGenerator[GenerationChunk]:
         transport = await self.linked(target)
-        async with aclosing(transport.generate(target, request)) as chunks:
+        async with aclosing(transport.generate(target, request, key=key)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -158,7 +162,7 @@ class LinkedTransport:
                 transport.update(app, [Running(address, self.max_ongoing)])
         line = transport.line(target.app)
         assert line is not None
-        assert await line.pool.wait_for_link(5), line.pool.problems()
+        await has_link(line.pool)
         return transport
 
     def serve(self, target: Target) -> ReplicaAddress:

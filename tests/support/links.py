@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import uvloop
 
+from eagleray.protocol.tensors import Array
 from eagleray.serving.link import tensors
 from eagleray.serving.link.calls import Call, GenerateCall, InferCall
 from eagleray.serving.link.client import Answer, Link, connect
 from eagleray.serving.link.frames import Timings
+from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.ring import RingOptions, Slot
 from eagleray.serving.link.server import LinkServer
 from eagleray.serving.link.sockets import ReplicaAddress
@@ -129,9 +131,15 @@ def slot_of(link: Link) -> Slot:
 def filled(link: Link, array: np.ndarray, offset: int = 0) -> tuple[Slot, bytes, int]:
     """A slot with the array as "x", its head, and the bytes of its values."""
     slot = slot_of(link)
-    put = tensors.write_into(slot.view[offset:], {"x": array})
-    assert put is not None
-    return slot, *put
+    return slot, *placed(slot.view[offset:], {"x": array})
+
+
+def placed(place: memoryview, arrays: Mapping[str, Array]) -> tuple[bytes, int]:
+    """The head of arrays whose values are put into `place`, and how many bytes they take."""
+    head, *values = tensors.write(arrays)
+    length = tensors.put(place, values)
+    assert length is not None, "no room"
+    return bytes(head), length
 
 
 def num_free(link: Link) -> int:
@@ -174,6 +182,11 @@ def run(main: Coroutine[Any, Any, Any], timeout_s: float = 20) -> Any:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(bounded())
+
+
+async def has_link(pool: Pool) -> None:
+    """Wait until there is a replica to choose."""
+    await until(lambda: pool.choose() is not None, f"no link; {pool.problems()}")
 
 
 async def until(is_true: Callable[[], bool], what: str = "", timeout_s: float = 5) -> None:

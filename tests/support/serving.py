@@ -89,6 +89,8 @@ class PretendTransport:
     def __init__(self) -> None:
         self.asked: list[tuple[Target, Mapping[str, Array]]] = []
         self.requests: list[GenerationRequest] = []
+        self.keys: list[str] = []
+        """Of those requests."""
         self.num_open = 0
         """Requests that have begun and are not ended."""
         self.error: Exception | None = None
@@ -115,9 +117,12 @@ class PretendTransport:
             self.num_open -= 1
         return self.change(outputs_for(target.card, inputs))
 
-    async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+    async def generate(
+        self, target: Target, request: GenerationRequest, *, key: str = ""
+    ) -> AsyncGenerator[GenerationChunk]:
         """The prompt's characters, over and over, one a piece, up to `max_tokens`."""
         self.requests.append(request)
+        self.keys.append(key)
         self.num_open += 1
         try:
             for made in range(1, request.max_tokens + 1):
@@ -130,6 +135,14 @@ class PretendTransport:
                 yield GenerationChunk(text, reason, len(request.prompt), made, tokens)
         finally:
             self.num_open -= 1
+
+
+def with_model(routes: Routes, name: str, route: ModelRoute | None) -> Routes:
+    """These routes, one generation on, with `route` for `name`, or without `name` where it is None."""
+    models = {other: found for other, found in routes.models.items() if other != name}
+    if route is not None:
+        models[name] = route
+    return Routes(routes.generation + 1, models)
 
 
 def outputs_for(of: ModelCard, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -263,14 +276,14 @@ class PretendAdmin:
         name, version = spec["name"], spec.get("version")
         version = version if isinstance(version, int) else 1
         route = ModelRoute(version, {}, {version: target(name, version)})
-        self._set(routes=self.app.state.routes.with_model(name, route))
+        self._set(routes=with_model(self.app.state.routes, name, route))
         return {"name": name, "version": version, "state": "starting"}
 
     async def undeploy(self, name: str, version: int | None) -> dict[str, Any]:
         assert self.app is not None
         self.app.state.routes.resolve(name)
         versions = sorted(self.app.state.routes.models[name].versions)
-        self._set(routes=self.app.state.routes.with_model(name, None))
+        self._set(routes=with_model(self.app.state.routes, name, None))
         return {"name": name, "versions": versions if version is None else [version]}
 
     async def claims(self) -> dict[str, Any]:

@@ -181,8 +181,8 @@ class ModelReplica:
             return {REFUSED: str(error)}
         return await self._asking.submit(inputs, arrived_s=arrived_s)
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
-        """Pieces of text as they come; closed early, it computes no more."""
+    async def generate(self, request: GenerationRequest, key: str = "") -> AsyncGenerator[GenerationChunk]:
+        """Pieces of text as they come, keys in turns; closed early, it computes no more."""
         from eagleray.errors import InputError
         from eagleray.serving.replica.handler import CLOSED_RETRY_S, FULL_RETRY_S
         from eagleray.serving.replica.texts import QueueClosed, QueueFull
@@ -197,7 +197,7 @@ class ModelReplica:
 
         handle = None
         try:
-            handle = self._texts.submit(request, take, take)
+            handle = self._texts.submit(request, take, take, key=key)
             while True:
                 news = await found.get()
                 if isinstance(news, Exception):

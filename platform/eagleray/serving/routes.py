@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from eagleray.errors import ModelNotFound
@@ -122,13 +122,6 @@ class Routes:
         if wanted is None:
             return self._of_version(name, route, str(route.default))
         return self._of_version(name, route, wanted)
-
-    def with_model(self, name: str, route: ModelRoute | None) -> Routes:
-        """These routes, one generation on, with `route` for `name`, or without `name` where it is None."""
-        models = {other: found for other, found in self.models.items() if other != name}
-        if route is not None:
-            models[name] = route
-        return replace(self, generation=self.generation + 1, models=models)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -16,7 +16,6 @@ from eagleray.cluster.state import LOOPBACK
 from eagleray.serving.preconditions import ServeFacts
 from eagleray.serving.reconcile import Seen
 
-_PROXIES_TIMEOUT_S = 60.0
 _DECISIONS_TIMEOUT_S = 2.0
 _RUNNING_REPLICA = "RUNNING"
 

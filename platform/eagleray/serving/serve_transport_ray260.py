@@ -56,11 +56,13 @@ class ServeTransport:
             raise BadInput(answer[REFUSED])
         return answer
 
-    async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+    async def generate(
+        self, target: Target, request: GenerationRequest, *, key: str = ""
+    ) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         line = self._line(target.app)
         with _under_way(line, target):
-            response = line.generate.remote(request)
+            response = line.generate.remote(request, key)
             try:
                 async for chunk in response:
                     yield chunk

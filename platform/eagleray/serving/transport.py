@@ -95,8 +95,12 @@ class Transport(Protocol):
         """
         ...
 
-    def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+    def generate(
+        self, target: Target, request: GenerationRequest, *, key: str = ""
+    ) -> AsyncGenerator[GenerationChunk]:
         """Pieces of text as they come; the last has a `finish_reason`. Closed early, the replica stops.
+
+        `key`: the id of the API key that asks; the replica makes the texts of several keys in turns.
 
         Raises, at the first piece or any later: as `infer`.
         """

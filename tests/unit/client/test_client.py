@@ -42,7 +42,7 @@ from eagleray.errors import (
 )
 from eagleray.serving.routes import ModelRoute
 from eagleray.serving.transport import Overloaded, ReplicaFailed
-from support.serving import Pretend, PretendTransport, pretend, serving, target
+from support.serving import Pretend, PretendTransport, pretend, serving, target, with_model
 
 IMAGES = (np.arange(2 * 64, dtype=np.float32) % 17).reshape(2, 1, 8, 8)
 LABELS = [str(int(image.sum()) % 10) for image in IMAGES]
@@ -222,7 +222,7 @@ def test_a_name_that_leads_to_another_model_by_now(ingress: Pretend, client: Any
     """What a model takes is asked once, and again when it does not fit any more."""
     assert client.predict("digits", IMAGES[0]).label == LABELS[0]
     other = replace(target("digits", 4), card=target("iris").card)
-    ingress.set(routes=ingress.app.state.routes.with_model("digits", ModelRoute(4, {}, {4: other})))
+    ingress.set(routes=with_model(ingress.app.state.routes, "digits", ModelRoute(4, {}, {4: other})))
     found = client.predict("digits", np.array([1, 2, 3, 4]))
     assert (found.version, found.label) == (4, "versicolor")
 
@@ -298,7 +298,7 @@ def test_readiness(ingress: Pretend, client: Any) -> None:
     assert client.is_ready("digits")
     routes = ingress.app.state.routes
     failed = replace(target("iris"), state="failed")
-    ingress.set(routes=routes.with_model("iris", ModelRoute(1, {}, {1: failed})))
+    ingress.set(routes=with_model(routes, "iris", ModelRoute(1, {}, {1: failed})))
     assert not client.is_ready()
     assert not client.is_ready("iris")
     assert client.is_ready("digits")
@@ -405,9 +405,9 @@ class Reluctant(PretendTransport):
         self._refuse()
         return await super().infer(*arguments, **more)
 
-    async def generate(self, *arguments: Any) -> Any:
+    async def generate(self, *arguments: Any, **more: Any) -> Any:
         self._refuse()
-        async for chunk in super().generate(*arguments):
+        async for chunk in super().generate(*arguments, **more):
             yield chunk
 
 
@@ -474,7 +474,7 @@ def test_other_refusals_are_not_tried_again(
 def test_a_version_that_failed_is_not_asked_again(ingress: Pretend, client: Any, state: str) -> None:
     routes = ingress.app.state.routes
     failed = replace(target("iris"), state=state, message="no CUDA")
-    ingress.set(routes=routes.with_model("iris", ModelRoute(1, {}, {1: failed})))
+    ingress.set(routes=with_model(routes, "iris", ModelRoute(1, {}, {1: failed})))
     with pytest.raises(ServiceError, match=f"is {state}: no CUDA") as caught:
         client.predict_file("iris", b"{}", "application/json")
     assert not isinstance(caught.value, BusyError)

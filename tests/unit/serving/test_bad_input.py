@@ -23,7 +23,7 @@ from eagleray.errors import (
     ServiceError,
 )
 from eagleray.serving.transport import BadInput, Overloaded, ReplicaFailed
-from support.serving import Pretend, bearer, pretend
+from support.serving import Pretend, bearer, pretend, with_model
 
 INFER = "/v2/models/iris/infer"
 LIMIT = 100_000
@@ -345,7 +345,7 @@ def test_a_version_that_is_not_ready(ingress: Pretend, state: str, message: str,
     good = ingress.app.state.routes
     route = good.models["iris"]
     waiting = replace(route.versions[1], state=state, message="no CUDA")
-    ingress.set(routes=good.with_model("iris", replace(route, versions={1: waiting})))
+    ingress.set(routes=with_model(good, "iris", replace(route, versions={1: waiting})))
     answer = ingress.post(INFER, iris())
     says(answer, 503, message)
     assert ("retry-after" in answer.headers) == has_retry

@@ -333,6 +333,27 @@ def test_texts_that_cannot_be_made(
     assert by_all(clients, COMPLETE, asked)[0] == 200
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_the_engine_is_told_whose_text_it_is(
+    ways: Ways, clients: dict[str, httpx.Client], monkeypatch: pytest.MonkeyPatch, is_streamed: bool
+) -> None:
+    texts = ways.replicas["gpt"]._texts
+    assert texts is not None
+    prepare, told = texts.submit, []
+
+    def submit(*arguments: Any, key: str = "") -> Any:
+        told.append(key)
+        return prepare(*arguments, key=key)
+
+    headers = {"Authorization": f"Bearer {ways.key}"}
+    with monkeypatch.context() as patch:
+        patch.setattr(texts, "submit", submit)
+        for client in clients.values():
+            answer = ask(client, COMPLETE, {"json": {**PROMPT, "stream": is_streamed}, "headers": headers})
+            assert answer.status_code == 200
+    assert told == [ways.key.split("_")[1]] * len(clients)
+
+
 def test_an_engine_that_breaks_in_the_middle(
     ways: Ways, clients: dict[str, httpx.Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.routes import ModelRoute
 from eagleray.serving.transport import ReplicaFailed
 from support.links import num_free
-from support.serving import Pretend, bearer, pretend, serving, target
+from support.serving import Pretend, bearer, pretend, serving, target, with_model
 
 INFER = "/v2/models/iris/infer"
 BODY = json.dumps(
@@ -39,7 +39,7 @@ def keeping(ingress: Pretend, name: str = "iris", **changes: Any) -> None:
     """Have the model's answers kept."""
     found = target(name, **{"cache_bytes": 2**22, **changes})
     route = ModelRoute(found.version, {}, {found.version: found})
-    ingress.set(routes=ingress.app.state.routes.with_model(name, route))
+    ingress.set(routes=with_model(ingress.app.state.routes, name, route))
 
 
 @contextmanager

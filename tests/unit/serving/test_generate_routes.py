@@ -15,7 +15,7 @@ from eagleray.protocol.events import written
 from eagleray.protocol.generate import GenerateEvents
 from eagleray.protocol.generation import GenerationChunk
 from eagleray.serving.transport import Overloaded, ReplicaFailed
-from support.serving import Pretend
+from support.serving import Pretend, bearer
 
 CONTRACT = yaml.safe_load((Path(__file__).parents[2] / "contracts/generate_rest.yaml").read_text())
 PATHS = ["/v2/models/gpt/generate", "/v2/models/gpt/versions/1/generate"]
@@ -69,6 +69,18 @@ def test_a_stream(ingress: Pretend, path: str) -> None:
     found = [holds(event, "GenerateStreamResponse") for event in events(answer.text)]
     assert [event["text_output"] for event in found] == ["a", "\u2028", "€", "a"]
     assert {(event["model_name"], event["model_version"]) for event in found} == {("gpt", "1")}
+
+
+@pytest.mark.parametrize("path", [PATHS[0], STREAMS[0], "/v1/completions", "/v1/chat/completions"])
+def test_the_replica_is_told_whose_text_it_is(ingress: Pretend, path: str) -> None:
+    """It makes the texts of several keys in turns: whole ones, too."""
+    said = {"messages": [{"role": "user", "content": "ab"}]} if "chat" in path else {"prompt": "ab"}
+    body = {"text_input": "ab"} if path.startswith("/v2") else {"model": "gpt", **said}
+    assert ingress.post(path, body, headers=bearer(ingress.infer_key)).status_code == 200
+    assert ingress.post(path, body).status_code == 200
+    _, by_nobody = ingress.transport.keys
+    assert ingress.transport.keys == [ingress.infer_key.split("_")[1], by_nobody]
+    assert not by_nobody
 
 
 def test_details(ingress: Pretend) -> None:

@@ -21,7 +21,7 @@ from eagleray.serving.link.frames import Kind
 from eagleray.serving.model_app import REFUSED, ModelReplica, arguments_of
 from eagleray.specs import ServiceSpec
 from support.cards import card, weights
-from support.links import KEY, MAX_FRAME_BYTES, answered, asked, linked, run, until
+from support.links import KEY, MAX_FRAME_BYTES, answered, asked, linked, placed, run, until
 
 LINKS = {"key": KEY.hex(), "max_frame_bytes": MAX_FRAME_BYTES}
 
@@ -174,7 +174,7 @@ def test_a_link_takes_values_from_the_ring(replica):
     async def scenario(address):
         link = await linked(address)
         slot = link.take_slot()
-        head, length = tensors.write_into(slot.view, {"image": images_})
+        head, length = placed(slot.view, {"image": images_})
         answer = await answered(lambda take: link.infer_in_slot(slot, 0, length, head, 0, take))
         outputs = (
             tensors.read(answer.body) if answer.slot is None else tensors.read_apart(answer.head, answer.body)

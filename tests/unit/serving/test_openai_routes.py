@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eagleray.serving.transport import ReplicaFailed
-from support.serving import Pretend, target
+from support.serving import Pretend, target, with_model
 
 
 def events(text: str) -> list[Any]:
@@ -94,11 +94,11 @@ def test_the_models_that_generate(ingress: Pretend) -> None:
 
 
 def test_requests_are_counted_by_model(ingress: Pretend) -> None:
-    ingress.set(routes=ingress.app.state.routes.with_model("gpt", None))
+    ingress.set(routes=with_model(ingress.app.state.routes, "gpt", None))
     assert ingress.post("/v1/completions", {"model": "gpt", "prompt": "a"}).status_code == 404
     from eagleray.serving.routes import ModelRoute
 
-    ingress.set(routes=ingress.app.state.routes.with_model("gpt", ModelRoute(4, {}, {4: target("gpt", 4)})))
+    ingress.set(routes=with_model(ingress.app.state.routes, "gpt", ModelRoute(4, {}, {4: target("gpt", 4)})))
     ingress.post("/v1/completions", {"model": "gpt", "prompt": "a", "stream": True, "max_tokens": 2})
     text = ingress.get("/metrics").text
     assert '{route="/v1/completions",model="",version="",code="404"} 1' in text

@@ -9,7 +9,7 @@ import pytest
 
 from eagleray.serving.routes import ModelRoute, Routes, UnknownModel
 from eagleray.serving.state import IngressState
-from support.serving import pretend, routes, target
+from support.serving import pretend, routes
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,6 @@ def test_many_models_are_not_all_listed() -> None:
     many = Routes(1, {f"m{index}": ModelRoute(1) for index in range(50)})
     with pytest.raises(UnknownModel, match=r"m26, … \(50 in all\)"):
         many.resolve("digits")
-
-
-def test_a_changed_model_is_a_generation_on() -> None:
-    before = routes()
-    after = before.with_model("iris", None)
-    assert (after.generation, "iris" in after.models, "iris" in before.models) == (2, False, True)
-    again = after.with_model("iris", ModelRoute(7, {}, {7: target("iris", 7)}))
-    assert (again.generation, again.resolve("iris").version) == (3, 7)
 
 
 def test_json_keeps_everything() -> None:

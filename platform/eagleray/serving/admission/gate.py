@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _UNKNOWN_S = 0.5
 """To come again after, where nothing is known of how long requests take."""
+_NEVER_S = math.inf
 _OF_IDLE = 16
 """While nothing waits one answer in so many is learned from: that costs more than all the rest."""
 
@@ -47,8 +49,8 @@ class Gate:
     """
 
     __slots__ = (
-        "_is_pumping", "_num_unseen", "_queue", "_sizing", "cost_under_way", "forecast", "max_queued", "name",
-        "num_entered", "num_refused", "on_waiting", "window",
+        "_is_pumping", "_num_unseen", "_queue", "_sized_s", "_sizing", "cost_under_way", "forecast",
+        "max_queued", "name", "num_entered", "num_refused", "on_waiting", "window",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +69,8 @@ class Gate:
         """Called when a request begins to wait where none did."""
         self._queue: FairQueue[Ticket] = FairQueue()
         self._sizing = Window()
+        self._sized_s = _NEVER_S if window == OPEN else 0.0
+        """Since when there are replicas. What was sent before waited for one, which says nothing of them."""
         self._is_pumping = False
         self._num_unseen = _OF_IDLE
         """Answers since the last one that was learned from."""
@@ -164,7 +168,7 @@ class Gate:
 
         `took`: as for `observe`, where nobody has told that yet.
         """
-        if ticket.foretold_s > 0.0:
+        if ticket.foretold_s > 0.0 and ticket.sent_s >= self._sized_s:
             self.forecast.correct(now_s - ticket.sent_s, ticket.foretold_s)
         if took is not None:
             self._num_unseen += 1
@@ -180,7 +184,9 @@ class Gate:
 
     def text_ended(self, ticket: Ticket, now_s: float) -> None:
         """As `leave`, of one that has its whole text."""
-        self.forecast.observe_text(now_s - (ticket.sent_s or ticket.began_s))
+        sent_s = ticket.sent_s or ticket.began_s
+        if sent_s >= self._sized_s:
+            self.forecast.observe_text(now_s - sent_s)
         self.leave(ticket, now_s)
 
     def leave(self, ticket: Ticket, now_s: float) -> None:
@@ -218,6 +224,10 @@ class Gate:
     def _resize(self, now_s: float) -> None:
         sizing = self._sizing
         before, self.window = self.window, sizing.size
+        if self.window == OPEN:
+            self._sized_s = _NEVER_S
+        elif before == OPEN:
+            self._sized_s = now_s
         if sizing.replicas:
             self.forecast.arrange(sizing.own_replicas, self.window)
         if self.window > before and len(self._queue):

@@ -1,8 +1,7 @@
-"""The fast lane: requests answered by callbacks, without a Task and without a Future for each.
+"""The fast lane: inference and streams of text answered by callbacks, without a Task or a Future for each.
 
     LaneFace (a connection) -> LaneExchange (a request): admit, collect, decode -> Pool -> encode, write
-        LaneCall      POST /v2/models/…/infer; CachedCall where answers are kept
-        LaneStream    POST /v1/completions, /v1/chat/completions, /v2/models/…/generate_stream, streamed
+                                 LaneCall (/v2/models/…/infer), LaneStream (…/generate_stream, /v1/…)
 
 A request of the usual kind to a version with linked replicas takes it; whatever else comes is answered by
 the ASGI application, by the same rules and in the same words. A request of the lane stands where uvicorn's

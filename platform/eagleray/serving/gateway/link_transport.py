@@ -162,19 +162,21 @@ class LinkTransport:
                 return outputs
         return await self._by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
 
-    async def generate(self, target: Target, request: GenerationRequest) -> AsyncGenerator[GenerationChunk]:
+    async def generate(
+        self, target: Target, request: GenerationRequest, *, key: str = ""
+    ) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         line = self.way(target)
         if line is None and self.is_awaited(target):
             line = await self._awaited(target, len(request.prompt.encode()), None)
         if line is not None:
-            async with contextlib.aclosing(self._pieces(line, target, request)) as pieces:
+            async with contextlib.aclosing(self._pieces(line, target, request, key)) as pieces:
                 async for chunk in pieces:
                     yield chunk
                     if chunk.finish_reason is not None:
                         return
         self._count_by_serve(target)
-        async with contextlib.aclosing(self._serve.generate(target, request)) as pieces:
+        async with contextlib.aclosing(self._serve.generate(target, request, key=key)) as pieces:
             async for chunk in pieces:
                 yield chunk
 
@@ -269,7 +271,7 @@ class LinkTransport:
             answer.release()
 
     async def _pieces(
-        self, line: Line, target: Target, request: GenerationRequest
+        self, line: Line, target: Target, request: GenerationRequest, key: str
     ) -> AsyncGenerator[GenerationChunk]:
         """The chunks; none at all: it is to go by Serve."""
         news: asyncio.Queue[GenerationChunk | Answer] = asyncio.Queue()
@@ -284,7 +286,7 @@ class LinkTransport:
                 sent.cancel()
                 news.put_nowait(Answer(Kind.FAILED, message=f"its replica's answer cannot be read: {error}"))
 
-        sent = line.pool.generate(generating.request_bytes(request), 0, on_piece, news.put_nowait)
+        sent = line.pool.generate(generating.request_bytes(request, key), 0, on_piece, news.put_nowait)
         if sent is None:
             return
         try:

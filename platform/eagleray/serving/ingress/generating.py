@@ -52,7 +52,8 @@ async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begu
     call.reserve_tokens(request)
     left_s = call.left_s
     waited_s = await call.turn(target)
-    chunks = call.transport.generate(target, request)
+    key = "" if call.ticket is None else call.ticket.account.key_id
+    chunks = call.transport.generate(target, request, key=key)
     try:
         first = await _next(chunks, call, target, left_s - waited_s)
     except BaseException:

@@ -116,11 +116,6 @@ class Link(Wire):
         """What both ends have agreed on."""
         return self._max_frame_bytes
 
-    @property
-    def has_ring(self) -> bool:
-        """Whether bodies can go through shared memory."""
-        return self._ring is not None
-
     def infer(self, parts: Sequence[Buffer], deadline_ms: int, on_answer: OnAnswer) -> int:
         """Send tensors as `tensors.write` gives them, which must not change until the answer; the stream."""
         return self._begin(_INFER, parts, deadline_ms, on_answer)

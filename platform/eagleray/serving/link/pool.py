@@ -68,7 +68,6 @@ class Pool:
         self._members: dict[str, _Member] = {}
         self._links: list[Link] = []
         self._retiring: set[asyncio.Task[None]] = set()
-        self._change = asyncio.Event()
 
     @property
     def links(self) -> Sequence[Link]:
@@ -182,17 +181,6 @@ class Pool:
         request.begun(link, link.generate(body, deadline_ms, take, request.answered))
         return request
 
-    async def wait_for_link(self, timeout_s: float) -> bool:
-        """Whether there is a replica to choose, within that time."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self.choose() is None:
-                    self._change.clear()
-                    await self._change.wait()
-        except TimeoutError:
-            return False
-        return True
-
     def problems(self) -> dict[str, str]:
         """Why there is no link, for each listed replica without one."""
         return {name: member.problem for name, member in self._members.items() if member.link is None}
@@ -276,7 +264,6 @@ class Pool:
         if link.is_open:  # else it was lost before it was known
             member.link = link
             self._links.append(link)
-            self._change.set()
             self._on_change()
         return link
 

@@ -97,13 +97,6 @@ def write(arrays: Mapping[str, Array]) -> list[Buffer]:
     return parts
 
 
-def write_into(place: memoryview, arrays: Mapping[str, Array]) -> tuple[bytes, int] | None:
-    """Put the values into `place`, of a slot; their head and how many bytes they take, or None: no room."""
-    head, *values = write(arrays)
-    length = put(place, values)
-    return None if length is None else (bytes(head), length)
-
-
 def put(place: memoryview, values: Sequence[Buffer]) -> int | None:
     """Put what `write` gave behind the head into `place`, of a slot; its bytes, or None: no room."""
     length = sum(map(len, values))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eagleray.protocol.key_terms import KeyTerms
-from eagleray.serving.admission.deadline import Forecast
+from eagleray.serving.admission.deadline import Forecast, TextForecast
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.limits import Account
 from eagleray.serving.admission.refusal import Refusal
@@ -62,6 +62,39 @@ def test_what_is_too_late_by_its_turn_is_told_and_not_sent() -> None:
     late.close(0.6)
     last.close(0.7)
     assert gate.cost_under_way == 0
+
+
+def test_what_waited_for_a_first_replica_says_nothing_of_how_long_a_text_takes() -> None:
+    gate, key, sent = Gate("m", max_queued=10, forecast=TextForecast()), account("a"), list[Ticket]()
+    parked = [ticket(key, now_s=0.0, left_s=60.0) for _ in range(3)]
+    assert all(gate.enter(one, sent.append) for one in parked)
+    gate.arrange([1], 1, now_s=20.0)  # the first replica is there
+    for one in parked:
+        one.text_ended(21.0)
+    assert gate.forecast.plain_s(1) == 0.0
+    first, second = ticket(key, now_s=21.0), ticket(key, now_s=21.0)
+    gate.enter(first, sent.append)
+    gate.enter(second, sent.append)
+    first.text_ended(22.0)
+    second.text_ended(23.0)
+    assert sent == [*parked, first, second]
+    assert gate.forecast.plain_s(1) == pytest.approx(1.0), "each took one from its turn on"
+
+
+def test_nor_what_was_let_go_to_wait_where_the_last_replica_went() -> None:
+    gate, key, sent = Gate("m", max_queued=10), account("a"), list[Ticket]()
+    gate.arrange([1], 1, now_s=0.0)
+    gate.forecast.observe(0.1, 1)
+    first, second = ticket(key, left_s=60.0), ticket(key, left_s=60.0)
+    gate.enter(first, sent.append)
+    gate.enter(second, sent.append)
+    stretch = gate.forecast.stretch  # type: ignore[attr-defined]
+    gate.arrange([], 1, now_s=0.05)
+    assert sent == [first, second]
+    gate.arrange([1], 1, now_s=9.0)
+    for one in sent:
+        one.answered(9.1)
+    assert gate.forecast.stretch == stretch  # type: ignore[attr-defined]
 
 
 def test_a_model_that_was_slow_once_is_tried_again_when_it_is_idle() -> None:

@@ -22,7 +22,7 @@ from eagleray.protocol.infer import InferRequest
 from eagleray.serving.gateway.lane_call import LaneCall
 from eagleray.serving.transport import Overloaded, ReplicaFailed
 from support.links import num_free
-from support.serving import Pretend, PretendTransport, bearer, pretend, routes, serving, target
+from support.serving import Pretend, PretendTransport, bearer, pretend, routes, serving, target, with_model
 
 IRIS = {"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 INFER = "/v2/models/iris/infer"
@@ -293,7 +293,7 @@ def test_a_version_that_went_while_others_were_before_it(ingress: Pretend) -> No
     with connect(ingress) as connection, connection.makefile("rb") as stream:
         connection.sendall(post() + post())
         until(lambda: ingress.transport.num_open == 1)
-        ingress.set(routes=routes().with_model("iris", None))
+        ingress.set(routes=with_model(routes(), "iris", None))
         assert read(stream)[0] == 200
         status, _, body = read(stream)
         assert (status, b"no model 'iris' is deployed" in body) == (404, True)
@@ -302,7 +302,7 @@ def test_a_version_that_went_while_others_were_before_it(ingress: Pretend) -> No
 def test_a_version_that_is_not_ready_and_one_without_a_link(ingress: Pretend, taken: list[str]) -> None:
     route = routes().models["iris"]
     starting = target("iris", 1, state="starting")
-    ingress.set(routes=routes().with_model("iris", type(route)(1, {}, {1: starting})))
+    ingress.set(routes=with_model(routes(), "iris", type(route)(1, {}, {1: starting})))
     assert exchange(ingress, post())[0][0] == 503
     assert not taken
 

@@ -15,7 +15,7 @@ from eagleray.protocol.generation import GenerationChunk
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.gateway import lane_stream
 from eagleray.serving.gateway.lane_stream import LaneStream
-from support.serving import Pretend, PretendTransport, routes
+from support.serving import Pretend, PretendTransport, routes, with_model
 from support.streams import (
     COMPLETIONS,
     STREAM,
@@ -242,7 +242,7 @@ def test_a_version_that_went_while_others_were_before_it(streaming: Pretend) -> 
     with connect(streaming) as connection, connection.makefile("rb") as stream:
         connection.sendall(post(generation(max_tokens=1), STREAM) * 2 + post(completion(max_tokens=1)))
         until(lambda: streaming.transport.num_open == 1)
-        streaming.set(routes=routes().with_model("gpt", None))
+        streaming.set(routes=with_model(routes(), "gpt", None))
         assert read(stream)[0] == 200
         assert [read(stream)[0] for _ in range(2)] == [404, 404]
 

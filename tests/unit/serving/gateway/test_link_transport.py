@@ -24,7 +24,7 @@ from eagleray.serving.routes import Target
 from eagleray.serving.services import Trouble
 from eagleray.serving.transport import BadInput, Overloaded, ReplicaFailed
 from support.linked import LINKS, NODE, LinkedTransport, NoLookup, PretendReplica
-from support.links import KEY, num_free, run, until
+from support.links import KEY, has_link, num_free, run, until
 from support.serving import PretendTransport, outputs_for, target
 
 DIGITS, GPT = target("digits", 2, max_queued=2), target("gpt", 1)
@@ -117,7 +117,7 @@ def test_both_ways_give_the_same_and_it_is_said_once_which_one(replicas, caplog)
         assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
         assert len(replicas.serve.asked) == 7, "its replica has no address"
         replicas.tell(transport)
-        assert await transport.line(DIGITS.app).pool.wait_for_link(5)
+        await has_link(transport.line(DIGITS.app).pool)
         for _ in range(3):
             assert same(await transport.infer(DIGITS, images(3), timeout_s=5), images(3))
         assert (len(replicas.serve.asked), len(replicas.behind[0].asked)) == (7, 3)
@@ -233,7 +233,7 @@ def test_a_replica_with_another_key_is_reached_by_serve(replicas, caplog):
         assert len(replicas.serve.asked) == 1
         transport.follow(LINKS, [DIGITS.app])  # the key was replaced: all links anew
         replicas.tell(transport)
-        assert await transport.line(DIGITS.app).pool.wait_for_link(5)
+        await has_link(transport.line(DIGITS.app).pool)
         await transport.infer(DIGITS, images(1), timeout_s=5)
         assert len(replicas.serve.asked) == 1
         transport.follow(LINKS, [])
@@ -411,7 +411,7 @@ def test_texts_over_links_and_by_serve(tmp_path):
 
     async def scenario():
         async with replicas.linked() as transport:
-            chunks = [chunk async for chunk in transport.generate(GPT, request)]
+            chunks = [chunk async for chunk in transport.generate(GPT, request, key="one")]
             assert (texts(chunks), chunks[-1].finish_reason) == ("abcab", "length")
             assert (chunks[-1].prompt_tokens, chunks[-1].completion_tokens) == (3, 5)
 
@@ -428,9 +428,10 @@ def test_texts_over_links_and_by_serve(tmp_path):
             with pytest.raises(ReplicaFailed, match="went away"):
                 await anext(stream)
             assert not replicas.serve.requests, "its beginning was said already"
-            chunks = [chunk async for chunk in transport.generate(GPT, request)]
+            chunks = [chunk async for chunk in transport.generate(GPT, request, key="two")]
             assert texts(chunks) == "abcab"
             assert len(replicas.serve.requests) == 1
+            assert (replicas.behind[0].keys, replicas.serve.keys) == (["one", "", ""], ["two"])
 
     run(scenario())
 

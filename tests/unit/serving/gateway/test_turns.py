@@ -16,7 +16,7 @@ import pytest
 
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.admission.gate import Gate
-from support.serving import Pretend, bearer, pretend, routes, serving, target
+from support.serving import Pretend, bearer, pretend, routes, serving, target, with_model
 
 IRIS = {"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 LANE, ROUTE = "/v2/models/iris/infer", "/v2/models/ir%69s/infer"
@@ -71,8 +71,8 @@ def asking(window: int = 1, **limits: Any) -> Iterator[Asker]:
     ingress.links.max_ongoing = window
     route, text = routes().models["iris"], routes().models["gpt"]
     iris, gpt = target("iris", max_queued=2), target("gpt", max_queued=2)
-    found = routes().with_model("iris", type(route)(1, {}, {1: iris}))
-    ingress.set(routes=found.with_model("gpt", type(text)(1, {}, {1: gpt})))
+    found = with_model(routes(), "iris", type(route)(1, {}, {1: iris}))
+    ingress.set(routes=with_model(found, "gpt", type(text)(1, {}, {1: gpt})))
     try:
         with serving(ingress), ThreadPoolExecutor(8) as pool:
             yield Asker(ingress, pool)

@@ -31,6 +31,7 @@ from support.links import (
     body_of,
     descriptors,
     filled,
+    has_link,
     linked,
     rings,
     run,
@@ -138,7 +139,7 @@ def test_a_pool_asks_another_replica(tmp_path: Path) -> None:
     async def main(process: subprocess.Popen, address: ReplicaAddress) -> None:
         pool = Pool(KEY, node="n", max_frame_bytes=MAX_FRAME_BYTES, ring=RING)
         pool.update([address])
-        assert await pool.wait_for_link(5)
+        await has_link(pool)
         (link,) = pool.links
         slot, head, length = filled(link, LARGE)
         held = [

@@ -30,6 +30,7 @@ from support.links import (
     filled,
     linked,
     num_free,
+    placed,
     rings,
     run,
     serving,
@@ -201,10 +202,7 @@ def test_whatever_happens_a_slot_has_one_user(seed: int, caplog) -> None:
         for number in range(300):
             slot = link.take_slot()
             if slot is not None:
-                head, length = tensors.write_into(slot.view, {"x": np.full(9000, number, np.float32)}) or (
-                    b"",
-                    0,
-                )
+                head, length = placed(slot.view, {"x": np.full(9000, number, np.float32)})
                 stream = link._stream + 1
                 wanted[stream] = number
                 link.infer_in_slot(slot, 0, length, head, 0, lambda answer, s=stream: take(answer, s))

@@ -22,6 +22,7 @@ from support.links import (
     answered,
     body_of,
     filled,
+    has_link,
     num_free,
     run,
     serving,
@@ -77,7 +78,7 @@ class TestChoice:
     def test_the_less_busy_of_two(self) -> None:
         async def main(*served: Served) -> None:
             pool = pool_of(*served)
-            assert await pool.wait_for_link(5)
+            await has_link(pool)
             await opened(pool, 2)
             for one in served:
                 one.handler.is_holding = True
@@ -130,7 +131,6 @@ class TestChoice:
         async def main() -> None:
             pool = pool_of()
             assert pool.choose() is None
-            assert not await pool.wait_for_link(0.01)
             await pool.close()
 
         run(main())
@@ -244,7 +244,7 @@ class TestMembers:
             (link,) = pool.links
             link.close()
             await until(lambda: not pool.links)
-            assert await pool.wait_for_link(5)
+            await has_link(pool)
             assert (await begun(pool)).kind == Kind.RESULT
             await pool.close()
 
@@ -294,7 +294,10 @@ class TestMembers:
             pool = Pool(KEY, node=node, max_frame_bytes=MAX_FRAME_BYTES, ring=RING)
             pool.update([address])  # type: ignore[list-item]
             await opened(pool, 1)
-            assert pool.links[0].has_ring == (node == "n" and has_socket)
+            slot = pool.links[0].take_slot()
+            assert (slot is not None) == (node == "n" and has_socket)
+            if slot is not None:
+                slot.release()
             assert (await begun(pool)).timings == TIMINGS
             await pool.close()
 

@@ -15,11 +15,12 @@ from eagleray.serving.link.tensors import (
     TensorError,
     TensorSpec,
     head_of,
+    put,
     read,
     read_apart,
     write,
-    write_into,
 )
+from support.links import placed
 
 NUMBERS = [dtype for name, dtype in DTYPES.items() if name != "BYTES"]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
@@ -50,9 +51,7 @@ def same(found, arrays) -> None:
 def test_what_was_written_is_read(arrays) -> None:
     same(read(joined(arrays)), arrays)
     place = memoryview(bytearray(1 << 17))  # 4 x 625 texts of 36 bytes
-    put = write_into(place, arrays)
-    assert put is not None
-    head, length = put
+    head, length = placed(place, arrays)
     same(read_apart(head, place[:length]), arrays)
 
 
@@ -83,7 +82,7 @@ def test_a_head_can_be_made_for_bytes_that_somebody_has() -> None:
 
 
 def test_no_room_in_a_place() -> None:
-    assert write_into(memoryview(bytearray(10)), {"x": np.zeros(3, np.float32)}) is None
+    assert put(memoryview(bytearray(11)), write({"x": np.zeros(3, np.float32)})[1:]) is None
 
 
 @settings(max_examples=100, deadline=None)
