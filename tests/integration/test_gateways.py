@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import json
+import subprocess
+import sys
 import threading
 import time
 from bisect import bisect_left
@@ -21,18 +22,22 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from eagleray.client import AsyncClient, Client
-from eagleray.cluster import processes, settings, state
+from eagleray.client import Client
+from eagleray.cluster import processes, settings
 from eagleray.errors import EaglerayError
 from eagleray.registry.models import MlflowModels
 from eagleray.serving.admission.limits import BURST_S
 from support import cards
+from support.drivers import ROOT
+from support.failing import Asking, are_settled, gateways, ways
 from support.served import SHARE, until
 
 pytestmark = pytest.mark.timeout(240)
 NAME = "behind-two"
+CARD = cards.card("tokens", name=NAME)
 TOKENS = np.full((1, 12), 5, np.int64)
 BODY = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 12], "data": [5] * 12}]}
+BY_HANDLES = Path(__file__).with_name("by_handles.py")
 METRIC, ROUTE = "eagleray_ingress_requests_total", "/v2/models/{model}/infer"
 LIMIT_PER_S = 60.0
 HAMMERED_S, SETTLING_S = 4.0, 1.0
@@ -43,32 +48,18 @@ PACE_S = 0.03
 def served(ingress: httpx.Client) -> Iterator[httpx.Client]:
     """A small GPT behind two gateways; afterwards there is one again."""
     store = MlflowModels(settings.tracking_uri(), settings.storage_url())
-    card = cards.card("tokens", name=NAME)
-    version = store.publish(card, cards.weights(card, 21)).version
+    version = store.publish(CARD, cards.weights(CARD, 21)).version
     spec = {"name": NAME, "version": version, "cpus_per_replica": SHARE}
     assert ingress.post("/admin/deploy", json=spec).status_code == 202
     assert ingress.post("/admin/gateways", json={"number": 2}).status_code == 202
-    seconds = until(lambda: is_settled(ingress, 2))
+    seconds = until(lambda: are_settled(ingress, 2))
     print(f"a second gateway: {seconds:.1f} s")
     until(lambda: ingress.post(f"/v2/models/{NAME}/infer", json=BODY).status_code == 200)
     yield ingress
     ingress.post("/admin/gateways", json={"number": 1})
     ingress.post("/admin/undeploy", json={"name": NAME})
-    until(lambda: is_settled(ingress, 1))
+    until(lambda: are_settled(ingress, 1))
     until(lambda: ingress.get(f"/admin/services/{NAME}").status_code == 404)
-
-
-def is_settled(client: httpx.Client, number: int) -> bool:
-    found = client.get("/admin/gateways").json()
-    return found["is_settled"] and found["running"] == found["number"] == number
-
-
-def gateways(cluster: state.ClusterState) -> list[processes.Process]:
-    return [
-        process
-        for process in processes.belonging(cluster.marker)
-        if "ray::ServeReplica:ingress" in Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace")
-    ]
 
 
 def new_key(client: httpx.Client, **asked: Any) -> dict[str, Any]:
@@ -133,13 +124,15 @@ def most_in(times: list[float], seconds: float) -> int:
 
 
 def test_a_limit_holds_over_both(cluster, served):
+    """Not more than the limit; all of it, too, where the machine lets those who ask come in time."""
     assert len(gateways(cluster)) == 2
     for _ in range(3):
         rate, longest_s = admitted_per_s(served)
         if rate >= 0.9 * LIMIT_PER_S:
             return
         assert longest_s > BURST_S, f"{rate:.0f}/s are admitted"
-    pytest.skip("the machine stands still for longer than a burst lasts")
+        # What a bucket cannot hold is lost while nobody comes for it, and says nothing of the limit.
+        print(f"only that it is not more: an answer took {longest_s:.2f} s, a burst lasts {BURST_S:.2f} s")
 
 
 def admitted_per_s(client: httpx.Client) -> tuple[float, float]:
@@ -200,74 +193,80 @@ def test_a_revoked_key_ends_streams_on_both(served):
     assert all("was revoked" in said for _, said in ended.values()), ended
 
 
-@dataclass
-class Asking:
-    """Predictions through the SDK, eight at a time, until the block is left."""
-
-    url: str
-    key: str
-    answered_s: list[float] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    is_over: bool = False
-
-    def __enter__(self) -> Asking:
-        self.thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-        self.thread.start()
-        self.goes_on()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.is_over = True
-        self.thread.join(60)
-
-    def goes_on(self) -> None:
-        """Return when 50 more are answered."""
-        enough = len(self.answered_s) + 50
-        until(lambda: len(self.answered_s) > enough or not self.thread.is_alive(), 20)
-
-    async def _run(self) -> None:
-        async with AsyncClient(self.url, self.key) as client:
-            await asyncio.gather(*(self._ask(client) for _ in range(8)))
-
-    async def _ask(self, client: AsyncClient) -> None:
-        while not self.is_over:
-            try:
-                await client.predict(NAME, {"tokens": TOKENS})
-                self.answered_s.append(time.monotonic())
-            except EaglerayError as error:
-                self.failed.append(repr(error))
-            await asyncio.sleep(0.01)
-
-
 def test_one_that_is_killed_and_one_that_ends_cost_the_sdk_no_request(cluster, served):
     key = new_key(served, name="sdk")["key"]
-    with Asking(str(served.base_url), key) as asking:
+    with Asking(str(served.base_url), key, NAME, {"tokens": TOKENS}) as asking:
         [killed, other] = gateways(cluster)
         processes.send(killed, processes.signal.SIGKILL)
         asking.goes_on()
-        seconds = until(lambda: is_settled(served, 2) and len(gateways(cluster)) == 2, 60)
+        seconds = until(lambda: are_settled(served, 2) and len(gateways(cluster)) == 2, 60)
         longest_s = max(after - at for at, after in pairwise(asking.answered_s))
         print(f"a killed gateway is back after {seconds:.1f} s; the longest pause was {longest_s:.2f} s")
         assert other.pid in {process.pid for process in gateways(cluster)}
         served.post("/admin/gateways", json={"number": 1})
-        seconds = until(lambda: is_settled(served, 1) and len(gateways(cluster)) == 1, 60)
+        seconds = until(lambda: are_settled(served, 1) and len(gateways(cluster)) == 1, 60)
         print(f"one is left after {seconds:.1f} s; {len(asking.answered_s)} answers")
         asking.goes_on()
     assert asking.failed == []
 
 
+COMPLETIONS, PROMPT = "/v1/completions", {"model": NAME, "prompt": "ab", "max_tokens": 20, "temperature": 0}
+MANY = {**BODY["inputs"][0], "shape": [360, 12], "data": [5] * 12 * 360}
+ASKED: list[tuple[str, dict[str, Any]]] = [
+    (f"/v2/models/{NAME}/infer", BODY),
+    (f"/v2/models/{NAME}/infer", {"inputs": [MANY]}),  # its answer is larger than 4 MiB, which gRPC takes
+    (f"/v2/models/{NAME}/infer", {"inputs": [{**MANY, "shape": [1, 12]}]}),
+    (COMPLETIONS, PROMPT),
+    (COMPLETIONS, {**PROMPT, "stream": True}),
+]
+
+
+def said(status: int, text: str) -> Any:
+    """What is the same in two answers to the same."""
+    if not text.startswith("data: "):
+        found = json.loads(text)
+        return status, {name: value for name, value in found.items() if name not in {"id", "created"}}
+    events = [json.loads(event[6:]) for event in text.split("\n\n") if event not in {"", "data: [DONE]"}]
+    choices = [event["choices"][0] for event in events]
+    return status, "".join(choice["text"] for choice in choices), choices[-1]["finish_reason"]
+
+
+def test_by_links_and_by_serves_handles_the_answers_are_the_same(cluster_env, served):
+    before = ways(served, NAME)
+    by_links = [served.post(path, json=values) for path, values in ASKED]
+    until(lambda: (ways(served, NAME) - before)["link"] >= 4, 10)  # another gateway's are a second old
+    assert (ways(served, NAME) - before)["serve"] == 0
+    version = served.get(f"/admin/services/{NAME}").json()["services"][0]["version"]
+    done = subprocess.run(
+        [sys.executable, str(BY_HANDLES), NAME, str(version), CARD.model_dump_json()],
+        input="".join(f"{json.dumps(asked)}\n" for asked in ASKED),
+        env={**cluster_env, "PYTHONPATH": str(ROOT / "platform")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *by_handles, [counted, reason] = map(json.loads, done.stdout.splitlines())
+    assert [said(*answer) for answer in by_handles] == [
+        said(answer.status_code, answer.text) for answer in by_links
+    ]
+    assert [status for status, _ in by_handles] == [200, 200, 400, 200, 200]
+    assert (counted, "key" in reason) == ({"link": 0, "serve": 4}, True), reason
+
+
 @pytest.mark.slow
 def test_all_are_replaced_on_demand_without_a_failed_request(cluster, served):
     key = new_key(served, name="sdk")["key"]
-    with Asking(str(served.base_url), key) as asking:
+    with Asking(str(served.base_url), key, NAME, {"tokens": TOKENS}) as asking:
         for number in (1, 1, 2):
             served.post("/admin/gateways", json={"number": number})
-            until(lambda number=number: is_settled(served, number), 60)
+            until(lambda number=number: are_settled(served, number), 60)
             before = {process.pid for process in gateways(cluster)}
             assert served.post("/admin/gateways/restart").status_code == 202
 
             def are_others(number: int = number, before: set[int] = before) -> bool:
-                return is_settled(served, number) and not before & {one.pid for one in gateways(cluster)}
+                return are_settled(served, number) and not before & {one.pid for one in gateways(cluster)}
 
             seconds = until(are_others, 90)
             print(f"{number} replaced after {seconds:.1f} s; {len(asking.answered_s)} answers")

@@ -18,20 +18,23 @@ from support.served import IMAGE, NAME, SHARE, Load, deploy, infer, services, un
 
 
 @pytest.fixture(scope="module")
-def versions(cluster) -> MlflowModels:
-    """The registry with two versions of a small, untrained model."""
-    store = MlflowModels(settings.tracking_uri(), settings.storage_url())
-    card = cards.card("image", name=NAME)
-    for seed in (1, 2):
-        store.publish(card, cards.weights(card, seed), aliases=["candidate"] if seed == 2 else [])
-    return store
+def store(cluster) -> MlflowModels:
+    return MlflowModels(settings.tracking_uri(), settings.storage_url())
 
 
 @pytest.fixture(scope="module")
-def served(versions: MlflowModels, ingress: httpx.Client):
-    """Version 1, ready; published while the ingress comes up."""
+def versions(store: MlflowModels) -> tuple[int, int]:
+    """Two of a small, untrained model; other tests have published some before, perhaps."""
+    card = cards.card("image", name=NAME)
+    first = store.publish(card, cards.weights(card, 1))
+    return first.version, store.publish(card, cards.weights(card, 2), aliases=["candidate"]).version
+
+
+@pytest.fixture(scope="module")
+def served(versions: tuple[int, int], ingress: httpx.Client):
+    """The first, ready; published while the ingress comes up."""
     began = time.monotonic()
-    assert deploy(ingress, version=1)["state"] == "starting"
+    assert deploy(ingress, version=versions[0])["state"] == "starting"
     starting = infer(ingress)
     assert starting.status_code == 503
     assert int(starting.headers["retry-after"]) >= 1
@@ -42,13 +45,13 @@ def served(versions: MlflowModels, ingress: httpx.Client):
     until(lambda: not services(ingress))
 
 
-def test_answers_are_those_of_the_package(served, versions):
+def test_answers_are_those_of_the_package(served, versions, store):
     import numpy as np
 
     from eagleray.inference import Predictor
     from eagleray.packaging import open_package
 
-    package = open_package(versions.resolve(f"{NAME}/versions/1").url)
+    package = open_package(store.resolve(f"{NAME}/versions/{versions[0]}").url)
     image = np.array(IMAGE, np.float32).reshape(1, 1, 8, 8)
     expected = Predictor(package).predict({"image": image})
     answer = infer(served, count=3)
@@ -57,44 +60,46 @@ def test_answers_are_those_of_the_package(served, versions):
     assert outputs["label"] == [expected["label"][0]] * 3
     assert outputs["class"] == [int(expected["class"][0])] * 3
     assert np.allclose(np.reshape(outputs["probabilities"], (3, 3)), expected["probabilities"], atol=1e-6)
-    assert answer.json()["model_version"] == "1"
+    assert answer.json()["model_version"] == str(versions[0])
 
 
-def test_a_second_version_takes_over_without_a_failed_request(served):
+def test_a_second_version_takes_over_without_a_failed_request(served, versions):
+    first, second = versions
     # Beside the first at the beginning: its alias leads to it, the plain name does not.
     answer = deploy(served, version="@candidate", default=False)
-    assert answer["version"] == 2
+    assert answer["version"] == second
     with Load(str(served.base_url)) as load:
         seconds = until(lambda: infer(served, f"{NAME}@candidate").status_code == 200, client=served)
         print(f"second version to answer: {seconds:.1f} s")
-        assert set(load.answers) == {"1"}
-        deploy(served, version=2)
-        seconds = until(lambda: load.answers["2"] > 20, client=served)
+        assert set(load.answers) == {str(first)}
+        deploy(served, version=second)
+        seconds = until(lambda: load.answers[str(second)] > 20, client=served)
         print(f"second version to take over: {seconds:.1f} s")
-        until(lambda: list(services(served)) == [2], client=served)
-        answered = load.answers["2"]
-        until(lambda: load.answers["2"] > answered + 30, client=served)  # while the first one's replica ends
+        until(lambda: list(services(served)) == [second], client=served)
+        answered = load.answers[str(second)]
+        # While the first one's replica ends:
+        until(lambda: load.answers[str(second)] > answered + 30, client=served)
     assert load.failed == []
-    assert load.answers["1"] > 0
-    gone = infer(served, f"{NAME}/versions/1")
+    assert load.answers[str(first)] > 0
+    gone = infer(served, f"{NAME}/versions/{first}")
     assert gone.status_code == 404
-    assert "deployed: 2" in gone.json()["error"]
+    assert f"deployed: {second}" in gone.json()["error"]
 
 
-def test_a_damaged_package_is_named_and_the_old_version_stays(served, versions):
+def test_a_damaged_package_is_named_and_the_old_version_stays(served, versions, store):
     card = cards.card("image", name=NAME)
-    version = versions.publish(card, cards.weights(card, 3))
-    weights = Path(version.url) / "weights.safetensors"
+    third = store.publish(card, cards.weights(card, 3))
+    weights = Path(third.url) / "weights.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
     weights.write_bytes(damaged)
     deploy(served)
-    until(lambda: services(served)[3]["state"] == "failed", client=served)
-    message = services(served)[3]["message"]
+    until(lambda: services(served)[third.version]["state"] == "failed", client=served)
+    message = services(served)[third.version]["message"]
     assert "weights.safetensors" in message
     assert "Traceback" not in message
-    assert infer(served).json()["model_version"] == "2"
-    failed = infer(served, f"{NAME}/versions/3")
+    assert infer(served).json()["model_version"] == str(versions[1])
+    failed = infer(served, f"{NAME}/versions/{third.version}")
     assert failed.status_code == 503
     assert "weights.safetensors" in failed.json()["error"]
 
@@ -115,14 +120,14 @@ def build(x, signature):
 
 
 @pytest.mark.parametrize("allow_code", [False, True])
-def test_a_users_own_architecture_needs_to_be_allowed(served, versions, tmp_path, allow_code):
+def test_a_users_own_architecture_needs_to_be_allowed(served, store, tmp_path, allow_code):
     (tmp_path / "my_net.py").write_text(MY_NET)
     card = cards.card(
         "image",
         name=NAME,
         architecture=Architecture(function="my_net:build", arguments={"x": int(allow_code)}),
     )
-    version = versions.publish(card, {}, Folder(str(tmp_path)))
+    version = store.publish(card, {}, Folder(str(tmp_path)))
     answer = served.post(
         "/admin/deploy",
         json={"name": NAME, "default": False, "allow_code": allow_code, "cpus_per_replica": SHARE},
@@ -150,8 +155,8 @@ def test_a_large_request_is_answered_whole(served):
     assert answer.json()["outputs"][1]["shape"] == [5000]
 
 
-def test_what_can_never_be_placed_is_refused(served):
-    answer = served.post("/admin/deploy", json={"name": NAME, "version": 2, "gpus_per_replica": 64})
+def test_what_can_never_be_placed_is_refused(served, versions):
+    answer = served.post("/admin/deploy", json={"name": NAME, "version": versions[1], "gpus_per_replica": 64})
     assert answer.status_code == 409
     assert answer.json()["error"].startswith("wants 1 replica with 64 GPU; ")
     assert infer(served).status_code == 200

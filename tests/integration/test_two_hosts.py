@@ -18,6 +18,7 @@ import pytest
 from eagleray.cluster import processes
 from support import hosts
 from support.ray_hosts import DASHBOARD, GCS, RayHosts
+from support.served import NAME
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
@@ -169,25 +170,33 @@ def test_what_the_machines_can_never_hold_is_refused_with_the_way_out(cluster: C
 
 ATTACH = ("eagleray", "attach", f"{{head}}:{GCS}", "--name", "far", "--port", "8100")
 MLFLOW = 8101
-SERVED = """
-import json, sys
-from pathlib import Path
+CLIENT = """
+import json
 import httpx
 from eagleray.cluster import attached, settings
 from eagleray.registry.models import MlflowModels
 from support import cards
+from support.failing import ways
 from support.served import NAME, deploy, infer, services, until
 
 cluster = attached.read("far")
-card = cards.card("image", name=NAME)
-version = MlflowModels(settings.tracking_uri(), settings.storage_url()).publish(card, cards.weights(card))
 key = {"Authorization": f"Bearer {cluster.admin_key_path.read_text()}"}
-with httpx.Client(base_url=cluster.ingress_url, headers=key, timeout=60) as client:
-    # As large as a host, so that each of the two gets one.
-    deploy(client, version=version.version, min_replicas=2, max_replicas=2, cpus_per_replica=2)
-    until(lambda: services(client)[version.version]["state"] == "ready", 120, client)
-    until(lambda: services(client)[version.version]["replicas"] == 2, 120, client)
-    print(json.dumps([infer(client).status_code for _ in range(20)]))
+client = httpx.Client(base_url=cluster.ingress_url, headers=key, timeout=60)
+"""
+DEPLOYED = """
+card = cards.card("image", name=NAME)
+store = MlflowModels(settings.tracking_uri(), settings.storage_url())
+version = store.publish(card, cards.weights(card)).version
+# As large as a host, so that each of the two gets one.
+deploy(client, version=version, min_replicas=2, max_replicas=2, cpus_per_replica=2)
+until(lambda: services(client)[version]["state"] == "ready", 120, client)
+until(lambda: services(client)[version]["replicas"] == 2, 120, client)
+"""
+ASKED = """
+before = ways(client)
+codes = [infer(client).status_code for _ in range(40)]
+after = ways(client)
+print(json.dumps([codes, {way: after[way] - before[way] for way in after}]))
 """
 
 
@@ -225,6 +234,14 @@ def tracked(cluster: Cluster) -> Iterator[Callable[[hosts.Host], dict[str, str]]
         mlflow.wait()
 
 
+def running(host: hosts.Host, title: str) -> list[processes.Process]:
+    return [
+        process
+        for process in host.processes()
+        if title in Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace")
+    ]
+
+
 def test_attach_from_the_second_host_serves_from_both(cluster: Cluster, tracked) -> None:
     head, other = cluster.head, cluster.other
     attach = (*(part.format(head=head.address) for part in ATTACH), "--host", head.address, "--insecure")
@@ -232,8 +249,15 @@ def test_attach_from_the_second_host_serves_from_both(cluster: Cluster, tracked)
     assert f"models are served at http://{head.address}:8100" in printed
     assert "warning" not in printed
     before = {host.hostname: host.listening() for host in (head, other)}
-    answers = other.run(sys.executable, "-c", SERVED, env=tracked(other), timeout_s=240)
-    assert json.loads(answers.splitlines()[-1]) == [200] * 20
+    other.run(sys.executable, "-c", CLIENT + DEPLOYED, env=tracked(other), timeout_s=240)
+    # The gateway is on the head: to the other host's replica it has a link by TCP, and draws one of both.
+    (replica,) = running(other, f"ray::ServeReplica:m--{NAME}")
+    own = {port for address, port in other.listening(replica.pid) if address.endswith(other.address)}
+    assert processes.wait_until(
+        lambda: any(head.address in other.peers(replica.pid, port) for port in own), timeout_s=60
+    ), own
+    answers = other.run(sys.executable, "-c", CLIENT + ASKED, env=tracked(other), timeout_s=240)
+    assert json.loads(answers.splitlines()[-1]) == [[200] * 40, {"link": 40, "serve": 0}]
     # Each host has a replica now: its own port is on the host's address, Ray's on all, behind the token.
     for host in (head, other):
         found = host.listening() - before[host.hostname]
@@ -259,11 +283,7 @@ def test_attach_from_the_second_host_serves_from_both(cluster: Cluster, tracked)
             return False
         return not found["ingress"]["trouble"] and [one["state"] for one in found["services"]] == ["ready"]
 
-    (controller,) = [
-        process
-        for process in head.processes()
-        if b"ray::ControllerActor" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
-    ]
+    (controller,) = running(head, "ray::ControllerActor")
     processes.send(controller, signal.SIGKILL)
     assert processes.wait_until(is_back, timeout_s=60, interval_s=1)
     # Attached from the head too, it is the same: what is served, and the key of the other machine.

@@ -29,6 +29,7 @@ _SCRATCH = Path(tempfile.gettempdir())
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWNET = 0x20000, 0x4000000, 0x40000000
 _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _LISTEN = "0A"
+_ESTABLISHED = "01"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -82,6 +83,15 @@ class Host:
             held = _sockets_of(pid)
             fields = [found for found in fields if found[9] in held]
         return {_endpoint(found[1]) for found in fields}
+
+    def peers(self, pid: int, port: int) -> set[str]:
+        """Numeric addresses of those that have a TCP connection to a port of this process."""
+        table = _ip("netns", "exec", self.namespace, "cat", "/proc/net/tcp", "/proc/net/tcp6")
+        held, found = _sockets_of(pid), set[str]()
+        for fields in map(str.split, table.splitlines()):
+            if fields[3] == _ESTABLISHED and fields[9] in held and _endpoint(fields[1])[1] == port:
+                found.add(_endpoint(fields[2])[0].removeprefix("::ffff:"))
+        return found
 
     def sent_bytes(self) -> int:
         """What went out of `eth0` so far, headers included."""

@@ -1,4 +1,4 @@
-"""What the tests of the fast lane's streams share."""
+"""What the tests of the fast lane share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ from typing import Any
 
 import pytest
 
+from eagleray.serving.gateway.lane_call import LaneCall
 from eagleray.serving.gateway.lane_stream import LaneStream
 from support.serving import Pretend
 from support.streams import laned
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The routes of the requests that have taken the lane."""
+    found: list[str] = []
+    start = LaneCall.start
+
+    def noted(call: LaneCall) -> None:
+        found.append(call._place.route)
+        start(call)
+
+    monkeypatch.setattr(LaneCall, "start", noted)
+    return found
 
 
 @pytest.fixture

@@ -30,20 +30,6 @@ BODY = json.dumps(IRIS).encode()
 CHANGING = (b"date", b"x-request-id", b"x-ratelimit-reset", b"traceparent", b"server-timing")
 
 
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The routes of the requests that have taken the lane."""
-    found: list[str] = []
-    start = LaneCall.start
-
-    def noted(call: LaneCall) -> None:
-        found.append(call._place.route)
-        start(call)
-
-    monkeypatch.setattr(LaneCall, "start", noted)
-    return found
-
-
 @contextmanager
 def laned(**limits: Any) -> Iterator[Pretend]:
     ingress = pretend(over_links=True, **limits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
 import os
 import socket
 import ssl
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -21,6 +23,8 @@ from cryptography.x509.oid import NameOID
 from eagleray.client import Client
 from eagleray.cluster.probing import answers
 from eagleray.errors import ServiceError
+from eagleray.protocol import binary
+from eagleray.protocol.infer import InferRequest
 from eagleray.serving.gateway.settings import GatewaySettings
 from eagleray.serving.gateway.tls import Certificate
 from support.serving import Pretend, pretend, serving
@@ -61,10 +65,13 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def settings_of(files: Path) -> GatewaySettings:
+    return GatewaySettings(tls_cert=str(files / "cert.pem"), tls_key=str(files / "key.pem"))
+
+
 @pytest.fixture
 def ingress(files: Path) -> Iterator[Pretend]:
-    settings = GatewaySettings(tls_cert=str(files / "cert.pem"), tls_key=str(files / "key.pem"))
-    with serving(pretend(), settings=settings) as ingress:
+    with serving(pretend(), settings=settings_of(files)) as ingress:
         ingress.url = ingress.url.replace("http:", "https:")
         yield ingress
 
@@ -92,6 +99,59 @@ def test_requests_come_by_https_and_by_nothing_else(ingress: Pretend, files: Pat
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(ingress.url, trust_env=False)
     assert answers(f"{ingress.url}/v2/health/live"), "whether it lives is asked of any certificate"
+
+
+@pytest.fixture
+def laned(files: Path) -> Iterator[tuple[Pretend, httpx.Client]]:
+    """With a fast lane, real links and a client that trusts its certificate."""
+    trusted = ssl.create_default_context(cafile=str(files / "cert.pem"))
+    found = pretend(over_links=True)
+    assert found.links is not None
+    try:
+        with serving(found, settings=settings_of(files)):
+            found.url = found.url.replace("http:", "https:")
+            with httpx.Client(base_url=found.url, verify=trusted, trust_env=False, timeout=60) as client:
+                yield found, client
+    finally:
+        found.links.close()
+
+
+def test_the_fast_lane_and_links_carry_what_comes_by_https(
+    laned: tuple[Pretend, httpx.Client], taken: list[str], fates: list[str]
+) -> None:
+    ingress, client = laned
+    image = {
+        "name": "image",
+        "datatype": "FP32",
+        "shape": [1, 1, 8, 8],
+        "data": [float(n) for n in range(64)],
+    }
+    small = client.post("/v2/models/digits/infer", json={"inputs": [image]})
+    assert (small.status_code, small.json()["outputs"][1]["data"]) == (200, [sum(range(64)) % 10])
+
+    images = np.arange(15_000 * 64, dtype=np.float32).reshape(-1, 1, 8, 8) % 17  # 3.8 MB: in a ring's slot
+    sent = binary.write_request(InferRequest({"image": images}, parameters={"binary_data_output": True}))
+    headers = {binary.HEADER: str(sent.json_bytes)}
+    for _ in range(3):
+        large = client.post("/v2/models/digits/infer", content=sent.body, headers=headers)
+        assert large.status_code == 200, large.text
+        found = binary.read_response(large.content, large.headers[binary.HEADER]).outputs["class"]
+        assert np.array_equal(found, images.reshape(-1, 64).sum(axis=1) % 10)
+
+    asked = {"model": "gpt", "prompt": "abc", "max_tokens": 2000, "stream": True}
+    with client.stream("POST", "/v1/completions", json=asked) as answer:
+        assert answer.status_code == 200
+        events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+    assert events.pop() == "[DONE]"
+    text = "".join(json.loads(event)["choices"][0]["text"] for event in events)
+    assert text == ("abc" * 667)[:2000]
+    assert fates == ["answered"]
+    assert len(taken) == 4
+    assert ingress.links is not None
+    [transport] = ingress.links._by_loop.values()
+    ways = transport.ways()
+    assert (ways["digits", "2", "link"], ways["gpt", "1", "link"]) == (4, 1)
+    assert not any(number for (*_, way), number in ways.items() if way == "serve")
 
 
 def test_the_sdk_takes_a_certificate_that_the_environment_names(
