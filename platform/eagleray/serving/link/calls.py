@@ -6,8 +6,6 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from eagleray.serving.link import tensors
 from eagleray.serving.link.frames import (
     MAX_STREAM,
@@ -111,11 +109,13 @@ class Call:
 class InferCall(Call):
     """Tensors in, tensors out."""
 
-    __slots__ = ("_head",)
+    __slots__ = ("_behind", "_head")
 
-    def put_in_slot(self, slot: int, head: bytes) -> None:
-        """The session's: its values lie in a slot of the ring, and this is their head."""
+    def put_in_slot(self, slot: int, head: bytes, end: int) -> None:
+        """The session's: its values lie in a slot of the ring, up to `end`, and this is their head."""
         self.slot, self._head, self.num_bytes = slot, head, 0
+        # The gateway reads the values once more where this replica dies before its answer is sent: they stay.
+        self._behind = -(-end // tensors.ALIGN) * tensors.ALIGN
 
     def inputs(self) -> dict[str, tensors.Array]:
         """The tensors: views of the frame, or of the ring, whose values must not be used after the end.
@@ -131,10 +131,10 @@ class InferCall(Call):
         """End it with what `tensors.write` gave, which must not change any more."""
         packed = _packed(timings)
         if self.slot >= 0 and (session := self._session) is not None:
-            in_slot = _in_slot(outputs, session.whole_slot(self.slot))
+            in_slot = _in_slot(outputs, session.whole_slot(self.slot), self._behind)
             if in_slot is not None:
                 head, length = in_slot
-                place = PLACE.pack(self.slot, 0, length)
+                place = PLACE.pack(self.slot, self._behind, length)
                 self._finish(_RESULT, (packed, place, head), SLOT)
                 return
         self._finish(_RESULT, (packed, *outputs))
@@ -171,19 +171,16 @@ def _packed(timings: Timings) -> bytes:
         )
 
 
-def _in_slot(outputs: Sequence[Buffer], slot: memoryview) -> tuple[Buffer, int] | None:
-    """Put an answer's values into the slot that its request came in: their head and their bytes.
+def _in_slot(outputs: Sequence[Buffer], slot: memoryview, begin: int) -> tuple[Buffer, int] | None:
+    """Put an answer's values into a slot from `begin` on: their head and their bytes.
 
-    None where they are few, too many, or themselves views of the slot.
+    None where they are few, or there is no room for them.
     """
     head, *values = outputs
     length = sum(map(len, values))
-    if not MIN_RING_BYTES <= length <= len(slot):
+    if not MIN_RING_BYTES <= length <= len(slot) - begin:
         return None
-    place = np.frombuffer(slot, np.uint8)
-    if any(len(part) and np.may_share_memory(np.frombuffer(part, np.uint8), place) for part in values):
-        return None
-    at = 0
+    at = begin
     for part in values:
         slot[at : at + len(part)] = part
         at += len(part)

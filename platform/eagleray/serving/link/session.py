@@ -162,7 +162,7 @@ class Session(Wire):
                 raise FrameError("a request in a slot, and there is no ring")
             slot, offset, length = PLACE.unpack_from(body)
             call = InferCall(self, stream, received_s, deadline_s, self._ring.begin(slot, offset, length))
-            call.put_in_slot(slot, bytes(body[PLACE.size :]))
+            call.put_in_slot(slot, bytes(body[PLACE.size :]), offset + length)
         else:
             call = InferCall(self, stream, received_s, deadline_s, body)
         self._calls[stream] = call

@@ -39,6 +39,8 @@ from support.links import (
 )
 
 LARGE = np.arange(150_000, dtype=np.float32)
+HALF = LARGE[:120_000]
+"""With room in its slot for an answer as large."""
 KINDS = pytest.mark.parametrize("kind", ["unix", "tcp"])
 
 
@@ -104,16 +106,33 @@ def test_large_bodies_through_the_ring() -> None:
     async def main() -> None:
         link = await linked(served.address)
         for turn in range(3):
-            asked_for = [in_slot(link, LARGE + index, offset=64 * turn) for index in range(4)]
+            asked_for = [in_slot(link, HALF + index, offset=64 * turn) for index in range(4)]
             assert link.take_slot() is None  # all are taken: through the socket
             through_socket = asked(link, x=LARGE)
             for index, answer in enumerate(await asyncio.gather(*asked_for)):
                 assert answer.head  # the answer, as large, came in the same slot
-                assert (outputs(answer)["x"] == (LARGE + index) * 2).all()
+                assert (outputs(answer)["x"] == (HALF + index) * 2).all()
                 answer.release()
                 answer.release()
             assert (outputs(await through_socket)["x"] == LARGE * 2).all()
         assert num_free(link) == 4
+        link.close()
+
+    with serving() as served:
+        run(main())
+
+
+@pytest.mark.parametrize("offset", [0, 64, 100])
+def test_a_request_stays_in_its_slot_beside_its_answer(offset: int) -> None:
+    """A replica that dies with its answer written and not sent leaves what another one is to be sent."""
+
+    async def main() -> None:
+        link = await linked(served.address)
+        slot, head, length = filled(link, HALF, offset)
+        answer = await answered(lambda take: link.infer_in_slot(slot, offset, length, head, 0, take))
+        assert answer.head
+        assert (outputs(answer)["x"] == HALF * 2).all()
+        assert slot.view[offset : offset + length] == HALF.tobytes()
         link.close()
 
     with serving() as served:
@@ -133,7 +152,7 @@ class Summing(Doubler):
 
 
 @pytest.mark.parametrize("handler", [Echo, Summing])
-def test_an_answer_that_is_small_or_lies_in_the_slot_comes_through_the_socket(handler) -> None:
+def test_an_answer_that_is_small_or_has_no_room_in_the_slot_comes_through_the_socket(handler) -> None:
     async def main() -> None:
         link = await linked(served.address)
         answer = await in_slot(link, LARGE)
