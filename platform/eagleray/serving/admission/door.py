@@ -73,7 +73,7 @@ class Admission:
         except WrongScope as error:
             return Refusal(403, str(error))
         except AuthError as error:
-            return _not_allowed(str(error))
+            return Refusal(401, str(error), {"www-authenticate": 'Bearer realm="eagleray"'})
         except InputError as error:
             return Refusal(400, str(error))
         now_s = self._clock()
@@ -116,7 +116,7 @@ class Admission:
                     account.change(key.terms, self._share(account), now_s)
                 elif key_id != NOBODY:
                     del self._accounts[key_id]
-                    _end(account, revoked(account.name))
+                    _end(account, f"the API key {account.name!r} was revoked")
         self.end_expired()
 
     def end_expired(self) -> None:
@@ -125,7 +125,7 @@ class Admission:
         for key_id, account in list(self._accounts.items()):
             key = self.keys.keys.get(key_id)
             if key is not None and account.open and key.is_expired(now_s):
-                _end(account, _not_allowed(f"the API key {key.name!r} expired on {key.expiry}"))
+                _end(account, f"the API key {key.name!r} expired on {key.expiry}")
 
     def tickets(self, key_id: str) -> list[Ticket]:
         """The open requests of a key."""
@@ -169,16 +169,8 @@ def too_large(limit_bytes: int, found: str) -> Refusal:
     return Refusal(413, f"the body is larger than {limit_bytes} bytes ({found}); send less at a time")
 
 
-def revoked(name: str) -> Refusal:
-    """401; `name` is the key's."""
-    return _not_allowed(f"the API key {name!r} was revoked")
-
-
-def _not_allowed(why: str) -> Refusal:
-    return Refusal(401, why, {"www-authenticate": 'Bearer realm="eagleray"'})
-
-
-def _end(account: Account, refusal: Refusal) -> None:
+def _end(account: Account, why: str) -> None:
+    refusal = Refusal(401, why, {"www-authenticate": 'Bearer realm="eagleray"'})
     open_tickets: Iterable[Ticket] = list(account.open)
     for ticket in open_tickets:
         ticket.end(refusal)

@@ -10,7 +10,7 @@ from typing import Any
 
 from eagleray.errors import ModelNotFound
 from eagleray.serving.admin import AdminBackend
-from eagleray.serving.admission.door import Admission, revoked
+from eagleray.serving.admission.door import Admission
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.gateway.access_log import AccessLog
@@ -152,8 +152,6 @@ class IngressApp:
             request, model = call.request, call.params.get("model", "").partition("@")[0] or None
             num_bytes, gate = request.announced_bytes, self._gate(call)
             ticket = door.admit(self.admission, call.state, request.headers, num_bytes, model, gate=gate)
-        elif ticket.key is not None and ticket.key.id not in self.state.keys.keys:
-            raise door.refused(revoked(ticket.key.name))  # on the way from there
         call.ticket, call.key = ticket, ticket.key
         task = asyncio.current_task()
         assert task is not None
