@@ -16,7 +16,6 @@ import pytest
 
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.admission.gate import Gate
-from eagleray.serving.gateway.lane_stream import LaneStream
 from support.serving import Pretend, bearer, pretend, routes, serving, target
 
 IRIS = {"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
@@ -224,24 +223,6 @@ def test_a_key_that_is_revoked_waits_no_longer(asker: Asker, path: str) -> None:
     assert not first.done()
     assert asker.gate.num_queued == 0
     first.result()
-
-
-def test_a_key_that_is_revoked_while_a_text_goes_from_the_lane_to_the_application(
-    asker: Asker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ring, key, text = asker.ingress.app.state.keys.create("app", ["infer"])
-    asker.ingress.set(keys=ring)
-    hand_over = LaneStream._hand_over
-
-    def revoked_meanwhile(call: LaneStream) -> None:
-        hand_over(call)
-        asker.ingress.set(keys=ring.revoke(key.id))
-
-    monkeypatch.setattr(LaneStream, "_hand_over", revoked_meanwhile)
-    values = {"model": "gpt", "prompt": "ab", "max_tokens": 2}
-    answer = asker.ingress.post("/v1/completions", values, headers=bearer(text))
-    assert (answer.status_code, answer.json()["error"]["message"]) == (401, "the API key 'app' was revoked")
-    assert not asker.ingress.transport.requests
 
 
 def test_a_request_of_many_samples_takes_as_much_of_the_room() -> None:
