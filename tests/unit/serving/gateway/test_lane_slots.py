@@ -23,7 +23,7 @@ from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.ring import Ring, RingOptions
 from eagleray.serving.routes import Target
 from support.broken import BrokenReplica, frame
-from support.links import KEY, MAX_FRAME_BYTES, Doubler, Served, run
+from support.links import KEY, MAX_FRAME_BYTES, Doubler, Served, has_link, run
 from support.links import serving as replica
 from support.links import until as until_true
 from support.serving import Pretend, PretendTransport, pretend, serving, target
@@ -143,7 +143,7 @@ def test_what_waits_in_a_socket_is_not_another_bodys() -> None:
     async def main(served: Served) -> None:
         pool = Pool(KEY, node="elsewhere", max_frame_bytes=MAX_FRAME_BYTES, ring=None)
         pool.update([served.address])
-        assert await pool.wait_for_link(5)
+        await has_link(pool)
         [link], line = pool.links, Line("app", pool)
         ring = Ring(RingOptions(slots=4, slot_bytes=4 << 20))
         answers: list[Answer] = []

@@ -126,7 +126,7 @@ def test_one_more_than_may_wait_is_told_so(asker: Asker, path: str) -> None:
 @BOTH
 def test_an_answer_that_is_kept_is_given_however_busy_the_replicas_are(asker: Asker, path: str) -> None:
     kept = target("iris", max_queued=2, cache_bytes=2**20)
-    asker.ingress.set(routes=routes().with_model("iris", type(routes().models["iris"])(1, {}, {1: kept})))
+    asker.ingress.set(routes=with_model(routes(), "iris", type(routes().models["iris"])(1, {}, {1: kept})))
     values = [{"inputs": [{**IRIS["inputs"][0], "data": [number] * 4}]} for number in range(2)]
     assert asker.ingress.post(path, values[0]).status_code == 200
     asker.gate.forecast.observe(30.0, 1)
