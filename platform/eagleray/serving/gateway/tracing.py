@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from eagleray.serving import ids
 
 if TYPE_CHECKING:
     from eagleray.serving.link.frames import Timings
@@ -39,8 +40,8 @@ class Trace:
             version, trace_id, parent_id, flags, more = found.groups()
             is_known = version != "ff" and (version != "00" or more is None)
             if is_known and trace_id != _NO_TRACE and parent_id != _NO_SPAN:
-                return cls(trace_id, secrets.token_hex(8), flags, parent_id)
-        fresh = secrets.token_hex(24)
+                return cls(trace_id, ids.fresh(8), flags, parent_id)
+        fresh = ids.fresh(24)
         return cls(fresh[:32], fresh[32:], "00")
 
     @property
