@@ -20,6 +20,7 @@ import arithmetic
 import report
 import rig  # first: it says where eagleray is
 from cells import COMPUTE, DENSE, Cell, Measured, measure, measure_drawn
+from progress import Progress
 from schemes import Scheme, all_schemes, kinds
 
 WEIGHTS = {"unshaped": 1.0, "1 Gbit/s": 1.3, "100 Mbit/s": 2.6}
@@ -48,7 +49,7 @@ def main() -> int:
     if (lacking := rig.missing()) is not None:
         print(lacking, file=sys.stderr)
         return 2
-    progress = report.Progress()
+    progress = Progress()
     started = time.time()
     found: list[Measured] = []
     about = {"started": started, "options": {k: str(v) for k, v in vars(options).items()}}
@@ -75,7 +76,7 @@ def main() -> int:
     return 0 if found else 130
 
 
-def _measure_all(options: argparse.Namespace, progress: report.Progress):
+def _measure_all(options: argparse.Namespace, progress: Progress):
     """Yields each cell's figures; from fast links to slow: what cannot run is known before time is dear."""
     chosen = _chosen(options)
     cells = [Cell(n, *_link(link)) for n in options.n for link in options.links]

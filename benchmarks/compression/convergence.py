@@ -17,6 +17,7 @@ import arithmetic
 import report
 import rig
 import torch
+from progress import Progress
 from schemes import WARMING, kinds
 from tasks import TASKS, weights
 from torch import nn
@@ -189,7 +190,7 @@ class Line:
 
 def main(options: Any) -> int:
     """Train everything; prints a table per task, writes convergence.json."""
-    progress = report.Progress()
+    progress = Progress()
     lines = {task: [Line(one) for one in variants(task, options.kinds)] for task in options.tasks}
     started = time.time()
     if (lacking := rig.build_kernels()) is not None:

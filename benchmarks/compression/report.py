@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import arithmetic
 import torch
 from cells import COMPUTE, DENSE, Measured, Row
-from rich.console import Console
 from schemes import NUM_PARAMETERS, SHAPES
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -32,31 +30,6 @@ TARGETS: dict[tuple[str, str], tuple[float, float]] = {
 TOPK_BYTES = 1.25e6
 TO_DENSE, TO_BEST = 1.03, 1.05
 WITHIN = 0.02
-
-
-class Progress:
-    """One moving line on a terminal; elsewhere only what is worth a line of its own."""
-
-    def __init__(self):
-        self.console = Console()
-        self._status = self.console.status("starting") if self.console.is_terminal else None
-        if self._status is not None:
-            self._status.start()
-
-    def note(self, text: str) -> None:
-        """What is going on; gone with the next."""
-        if self._status is not None:
-            self._status.update(text)
-
-    def line(self, text: str) -> None:
-        """What stays."""
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        """End the moving line."""
-        if self._status is not None:
-            self._status.stop()
 
 
 def summary(row: Row, measured: Measured) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import place  # first: it says where eagleray is
+from progress import Progress
 from rows import ROWS, Row, stages
 
 if TYPE_CHECKING:
-    import report
+    pass
 
 
 def main() -> int:
@@ -52,7 +53,7 @@ def _measure(options: argparse.Namespace) -> int:
     rows = report.read(options.results) if options.rows else {}
     began = time.time()
     about = {"started": began, "options": {name: str(value) for name, value in vars(options).items()}}
-    progress, code = report.Progress(is_verbose=options.verbose), 0
+    progress, code = Progress(is_verbose=options.verbose), 0
     with place.home() as home:
         cluster = place.Cluster()
         try:
@@ -89,7 +90,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _run(
-    row: Row, options: argparse.Namespace, env: dict[str, str], home: Path, progress: report.Progress
+    row: Row, options: argparse.Namespace, env: dict[str, str], home: Path, progress: Progress
 ) -> dict[str, Any]:
     """One row's result, said in a line."""
     import children

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import place  # first: it says where eagleray is
+from progress import Progress
 from rows import ROWS, Row
 
 INTERRUPTED = "interrupted"
 
 if TYPE_CHECKING:
-    from report import Progress
     from rig import Rig
 
 
@@ -62,7 +62,7 @@ def _measure(options: argparse.Namespace) -> int:
     rows = report.read(options.results) if options.rows else {}
     began = time.time()
     about = {"started": began, "options": {name: str(value) for name, value in vars(options).items()}}
-    progress, code = report.Progress(is_verbose=options.verbose), 0
+    progress, code = Progress(is_verbose=options.verbose), 0
     with place.home() as home:
         rig = Rig(home, block_s=options.seconds)
         try:
