@@ -33,7 +33,7 @@ TWO_ONE: Mapping[str, Any] = {"large": 2, "small": 1}
 FOUR_TWO: Mapping[str, Any] = {"large": 4, "small": 2}
 RESTART: Mapping[str, Any] = {"on_change": "restart"}
 _ALL = (
-    Row("resize_2_1", "resizes:resize", 10, 480, {**TWO_ONE, "own_core": True}),
+    Row("resize_2_1", "resizes:resize", 8, 480, {**TWO_ONE, "own_core": True}),
     Row("resize_4_2", "resizes:resize", 5, 480, FOUR_TWO),
     Row("worker", "losses:worker", 10, 420),
     Row("node", "losses:node", 10, 600),

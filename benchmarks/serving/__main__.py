@@ -61,7 +61,10 @@ def _measure(options: argparse.Namespace) -> int:
     chosen = [row for row in ROWS.values() if _is_chosen(row, options)]
     rows = report.read(options.results) if options.rows else {}
     began = time.time()
-    about = {"started": began, "options": {name: str(value) for name, value in vars(options).items()}}
+    about = {
+        "started": began,
+        "options": {name: str(value) for name, value in vars(options).items() if name != "results"},
+    }
     progress, code = Progress(is_verbose=options.verbose), 0
     with place.home() as home:
         rig = Rig(home, block_s=options.seconds)
