@@ -71,8 +71,9 @@ class TensorInfo(Protocol):
 
 def datatype_of(array: Array) -> str:
     """The protocol's name of the array's type. Raises: InputError where it has none."""
-    found = _DATATYPES.get(array.dtype.newbyteorder("="))
-    if found is None and array.dtype.kind in "US":
+    dtype = array.dtype
+    found = _DATATYPES.get(dtype) or _DATATYPES.get(dtype.newbyteorder("="))
+    if found is None and dtype.kind in "US":
         return "BYTES"
     if found is None:
         raise InputError(f"arrays of {array.dtype} have no datatype; give one of: {', '.join(DTYPES)}")
@@ -145,6 +146,15 @@ def check_finite(name: str, array: Array) -> None:
         raise InputError(f"{name!r} has NaN or infinite values; only finite ones are carried")
 
 
+def _fits(found: Sequence[int], wanted: Sequence[int]) -> bool:
+    if len(found) != len(wanted):
+        return False
+    for have, want in zip(found, wanted, strict=True):  # by `all` it takes thrice as long
+        if have != want and want != -1:
+            return False
+    return True
+
+
 def check(inputs: Mapping[str, Array], expected: Sequence[TensorInfo]) -> None:
     """Hold arrays against what a model card expects.
 
@@ -158,23 +168,17 @@ def check(inputs: Mapping[str, Array], expected: Sequence[TensorInfo]) -> None:
     for name, tensor in known.items():
         if name not in inputs:
             raise InputError(f"input {name!r} is missing; this model takes: {described(expected)}")
-        array, shape = inputs[name], tuple(tensor.shape)
+        array, shape = inputs[name], tensor.shape
         if datatype_of(array) != tensor.datatype:
             raise InputError(f"input {name!r}: datatype {datatype_of(array)}, expected {tensor.datatype}")
-        fits = len(array.shape) == len(shape) and all(
-            want in (have, -1) for have, want in zip(array.shape, shape, strict=True)
-        )
-        if not fits:
-            raise InputError(
-                f"input {name!r}: shape {list(array.shape)}, expected {list(shape)} (-1: any size)"
-            )
-        if 0 in array.shape:
-            raise InputError(
-                f"input {name!r}: shape {list(array.shape)} holds nothing; give one sample or more"
-            )
+        found = array.shape
+        if not _fits(found, shape):
+            raise InputError(f"input {name!r}: shape {list(found)}, expected {list(shape)} (-1: any size)")
+        if 0 in found:
+            raise InputError(f"input {name!r}: shape {list(found)} holds nothing; give one sample or more")
         if shape and shape[0] == -1:
-            batches[name] = array.shape[0]
-    if len(set(batches.values())) > 1:
+            batches[name] = found[0]
+    if len(batches) > 1 and len(set(batches.values())) > 1:
         sizes = ", ".join(f"{name!r} {size}" for name, size in batches.items())
         raise InputError(f"the inputs' first dimensions, the batch, differ: {sizes}")
 

@@ -75,6 +75,7 @@ class IngressReplica:
         from eagleray.cluster.loopback_ray260 import keep_replica_to_node_address
 
         keep_replica_to_node_address()
+        from eagleray.serving import garbage
         from eagleray.serving.gateway import identity_ray260
         from eagleray.serving.gateway.thread import LoopThread
 
@@ -85,6 +86,7 @@ class IngressReplica:
         except BaseException:
             self._thread.stop()
             raise
+        garbage.collect_seldom()
 
     async def check_health(self) -> None:
         """Serve asks; a replica that does not serve any more is replaced."""

@@ -133,6 +133,7 @@ class ModelReplica:
         from eagleray import device
         from eagleray.inference import Predictor
         from eagleray.packaging import open_package
+        from eagleray.serving import garbage
         from eagleray.serving.replica import listening
         from eagleray.serving.replica.asking import Asking
         from eagleray.serving.replica.batcher import Batcher
@@ -162,6 +163,7 @@ class ModelReplica:
         )
         self._asking = Asking(self._batcher, self._call_soon)
         self._thread.submit(self._warm_up, arguments["max_batch_size"]).result()
+        garbage.collect_seldom()
         links = arguments["links"]
         self._server, self._address = listening.serve(
             ReplicaHandler(self._predictor, self._batcher, self._texts, self._call_soon),

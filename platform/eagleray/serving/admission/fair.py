@@ -71,15 +71,16 @@ class Band(Generic[T]):
 class FairQueue(Generic[T]):
     """For one event loop."""
 
-    __slots__ = ("_bands", "_flows", "_length")
+    __slots__ = ("_bands", "_flows", "length")
 
     def __init__(self) -> None:
         self._bands: dict[Priority, Band[T]] = {priority: Band() for priority in PRIORITIES}
         self._flows: dict[str, Flow[T]] = {}
-        self._length = 0
+        self.length = 0
+        """What waits; to be read: `len` costs a call."""
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def push(self, item: T, key: str, weight: int, priority: Priority, cost: int = 1) -> Entry[T]:
         """Let it wait at the end of its key's.
@@ -110,7 +111,7 @@ class FairQueue(Generic[T]):
         flow.cost += cost
         flow.band.cost += cost
         flow.band.length += 1
-        self._length += 1
+        self.length += 1
         return entry
 
     def cancel(self, entry: Entry[T]) -> bool:
@@ -140,11 +141,11 @@ class FairQueue(Generic[T]):
         flow.band.length -= 1
         if flow.first is None:
             flow.band.weight -= flow.weight
-        self._length -= 1
+        self.length -= 1
 
     def pop(self) -> T | None:
         """What has its turn, which waits here no longer; None where nothing waits."""
-        if not self._length:
+        if not self.length:
             return None
         for band in self._bands.values():
             if band.cost:

@@ -98,7 +98,7 @@ class Gate:
         if not self.cost_under_way and self.window > 0:
             return None  # whatever was foretold: nobody would ever see that it has become quicker
         forecast = self.forecast
-        if not len(queue) and self.cost_under_way < self.window:
+        if not queue.length and self.cost_under_way < self.window:
             ahead = 0.0
         else:
             key, weight, priority = account.key_id, account.weight, account.priority
@@ -142,7 +142,7 @@ class Gate:
 
     def enter_at_once(self, ticket: Ticket) -> bool:
         """Whether it is the request's turn as it comes; it is under way then. That is the usual way."""
-        if self.cost_under_way >= self.window or len(self._queue):
+        if self.cost_under_way >= self.window or self._queue.length:
             return False
         ticket.gate = self
         self.num_entered += 1
@@ -154,17 +154,17 @@ class Gate:
         self._num_unseen = 0
         pass_s = took.infer_us * 1e-6
         self.forecast.observe(pass_s, took.batch_size)
-        if len(self._queue) or self._sizing.is_borrowed:
+        if self._queue.length or self._sizing.is_borrowed:
             self._sizing.observe(took.queue_us * 1e-6, pass_s, took.batch_size)
             if self._sizing.size != self.window:
                 self._resize(now_s)
-        if not len(self._queue):
+        if not self._queue.length:
             self.forecast.relax()
 
     def observe_whole(self, seconds: float) -> None:
         """A request took so long, of which no more is known: all that was under way was one batch."""
         self.forecast.observe(seconds, max(1.0, self.cost_under_way / max(1.0, self._sizing.own_replicas)))
-        if not len(self._queue):
+        if not self._queue.length:
             self.forecast.relax()
 
     def answered(self, ticket: Ticket, now_s: float, took: Took | None = None) -> None:
@@ -176,14 +176,14 @@ class Gate:
             self.forecast.correct(now_s - ticket.sent_s, ticket.foretold_s)
         if took is not None:
             self._num_unseen += 1
-            if len(self._queue) or self._num_unseen >= _OF_IDLE:
+            if self._queue.length or self._num_unseen >= _OF_IDLE:
                 self.observe(took, now_s)
         if ticket.entry is not None:  # nobody is answered who waits; were it so, he waits no longer
             self.leave(ticket, now_s)
             return
         ticket.gate = None
         self.cost_under_way -= ticket.cost
-        if len(self._queue):
+        if self._queue.length:
             self.pump(now_s)
 
     def text_ended(self, ticket: Ticket, now_s: float) -> None:
@@ -201,7 +201,7 @@ class Gate:
             self._queue.cancel(entry)
             return
         self.cost_under_way -= ticket.cost
-        if len(self._queue):
+        if self._queue.length:
             self.pump(now_s)
 
     def pump(self, now_s: float) -> None:

@@ -149,9 +149,10 @@ class Face(HttpToolsProtocol):
         """As the base; what comes after a body is counted, and is no header."""
         self._num_headers += 1
         self._num_head_bytes += len(name) + len(value) + 4
-        if self._num_headers > self._rules.max_headers:
-            self._stop(Refused(431, f"more than {self._rules.max_headers} headers"))
-        if self._num_head_bytes > self._rules.max_head_bytes:
+        rules = self._rules
+        if self._num_headers > rules.max_headers:
+            self._stop(Refused(431, f"more than {rules.max_headers} headers"))
+        if self._num_head_bytes > rules.max_head_bytes:
             self._stop(self._too_large_head())
         if not self._is_head_over:
             super().on_header(name, value)

@@ -45,8 +45,7 @@ class LaneExchange:
     """
 
     __slots__ = (
-        *("disconnected", "keep_alive", "message_event", "more_body", "response_complete"),
-        *("response_started", "until_s"),
+        *("disconnected", "keep_alive", "more_body", "response_complete", "response_started", "until_s"),
         *("_face", "_headers", "_foretold", "_is_begun", "_is_over", "_is_sent", "_lane", "_line"),
         *("_num_bytes", "_parts", "_raw_headers", "_request_id", "_revision", "_route", "_scope", "_sent"),
         *("_started_s", "_state"),
@@ -66,7 +65,6 @@ class LaneExchange:
         self.keep_alive = keep_alive
         self.response_started = self.response_complete = self.disconnected = False
         self.more_body = True
-        self.message_event = self
         self.until_s = 0.0
         """When it is to be ended."""
         self._lane, self._face, self._raw_headers = lane, face, raw_headers
@@ -86,6 +84,11 @@ class LaneExchange:
         self._timer: asyncio.TimerHandle | None = None
 
     # What the connection does.
+
+    @property
+    def message_event(self) -> LaneExchange:
+        """Itself, by its method `set`. An attribute would be a circle, which only the collector takes apart."""
+        return self
 
     def set(self) -> None:
         """The connection's, which takes this for an event: the client is gone, or the body is here."""

@@ -117,3 +117,13 @@ class Request:
     def _release(self) -> None:
         if self._first is not None:
             self._first.release()
+        self._again, self._on_answer = _no_second, _nobody  # both may lead back here: a circle
+
+
+def _no_second(_link: Link, _left_ms: int, _on_answer: OnAnswer) -> int:
+    """For a request that is over."""
+    raise AssertionError("a request that is over has no second try")
+
+
+def _nobody(_answer: Answer) -> None:
+    """Takes what comes for a request that is over."""

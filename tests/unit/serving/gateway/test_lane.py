@@ -21,6 +21,7 @@ from eagleray.protocol import binary
 from eagleray.protocol.infer import InferRequest
 from eagleray.serving.gateway.lane_call import LaneCall
 from eagleray.serving.transport import Overloaded, ReplicaFailed
+from support.garbage import uncollected
 from support.links import num_free
 from support.serving import Pretend, PretendTransport, bearer, pretend, routes, serving, target, with_model
 
@@ -228,6 +229,15 @@ def test_the_usual_request_makes_no_task(ingress: Pretend) -> None:
             connection.sendall(post())
             assert read(stream)[0] == 200
         assert [coro for coro in tasks if "sleep" not in repr(coro)] == []
+
+
+def test_requests_leave_nothing_to_the_collector(ingress: Pretend) -> None:
+    """A circle stays until a collection, which holds up everybody; its memory is a cold one each time."""
+    with connect(ingress) as connection, connection.makefile("rb") as stream, uncollected(LaneCall) as left:
+        for _ in range(20):
+            connection.sendall(post())
+            assert read(stream)[0] == 200
+        until(lambda: left() <= 1)  # the connection's last one
 
 
 def test_a_body_that_goes_on_for_ever(ingress: Pretend, taken: list[str]) -> None:

@@ -16,6 +16,7 @@ from eagleray.protocol.generation import GenerationChunk
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.gateway import lane_stream
 from eagleray.serving.gateway.lane_stream import LaneStream
+from support.garbage import uncollected
 from support.serving import Pretend, PretendTransport, routes, with_model
 from support.streams import (
     COMPLETIONS,
@@ -50,6 +51,14 @@ def test_streams_make_no_task(streaming: Pretend, fates: list[str]) -> None:
             assert "".join(pieces_of(read(stream)[2])) == (TEXT * 2)[:6]
         assert [coro for coro in tasks if "sleep" not in repr(coro)] == []
     assert fates == ["answered"] * 10
+
+
+def test_streams_leave_nothing_to_the_collector(streaming: Pretend) -> None:
+    with connect(streaming) as connection, connection.makefile("rb") as stream, uncollected(LaneStream) as left:
+        for _ in range(10):
+            connection.sendall(post(completion()))
+            read(stream)
+        until(lambda: left() <= 1)  # the connection's last one
 
 
 def test_pieces_that_come_together_are_one_chunk(streaming: Pretend) -> None:
