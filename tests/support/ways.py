@@ -113,7 +113,9 @@ def all_ways(folder: Path, **limits: Any) -> Iterator[Ways]:
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(loopback_ray260, "keep_replica_to_node_address", lambda: None)
-        patch.setattr("eagleray.serving.garbage.collect_seldom", lambda: None)  # it is for their own processes
+        patch.setattr(
+            "eagleray.serving.garbage.collect_seldom", lambda: None
+        )  # it is for their own processes
         patch.setattr("tempfile.gettempdir", lambda: str(folder))
         patch.setattr(handle, "DeploymentHandle", Handle)
         found, targets = Ways(), []

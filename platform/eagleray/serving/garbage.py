@@ -11,8 +11,8 @@ _NEW_OBJECTS = 10_000
 def collect_seldom() -> None:
     """To be called when a gateway or a replica has loaded what it needs, which no collection looks at again.
 
-    What requests leave behind is no circle: they need no collection. Those that happen all the same, with all of
-    Ray's and torch's modules in them, would hold up whatever is under way.
+    What requests leave behind is no circle: they need no collection. Those that happen all the same, with all
+    of Ray's and torch's modules in them, would hold up whatever is under way.
     """
     gc.collect()
     gc.freeze()

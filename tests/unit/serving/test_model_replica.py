@@ -41,7 +41,9 @@ def writer(tmp_path, monkeypatch) -> Iterator[ModelReplica]:
 @contextmanager
 def replica_of(tmp_path, monkeypatch, kind="image", **changes) -> Iterator[ModelReplica]:
     monkeypatch.setattr(loopback_ray260, "keep_replica_to_node_address", lambda: None)
-    monkeypatch.setattr("eagleray.serving.garbage.collect_seldom", lambda: None)  # it is for a process of its own
+    monkeypatch.setattr(
+        "eagleray.serving.garbage.collect_seldom", lambda: None
+    )  # it is for a process of its own
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     write_package(Folder(tmp_path / "p"), card(kind), weights(card(kind)))
     spec = ServiceSpec(kind="service", name="digits", max_batch_size=8, **changes)

@@ -171,10 +171,11 @@ def _settle(bucket: Bucket | None, number: float) -> None:
 
 
 def _headers(what: str, limit: float, bucket: Bucket, now_s: float) -> dict[str, str]:
-    full_s = min(bucket.wait_s(bucket.capacity, now_s), 1e6)
+    level = bucket.level(now_s)
+    full_s = min(bucket.wait_s(bucket.capacity, now_s), 1e6) if level < bucket.capacity else 0.0
     return {
         "x-ratelimit-resource": what,
         "x-ratelimit-limit": f"{limit:.12g}",
-        "x-ratelimit-remaining": str(max(0, int(bucket.level(now_s) + 1e-9))),
+        "x-ratelimit-remaining": str(max(0, int(level + 1e-9))),
         "x-ratelimit-reset": f"{full_s:.3f}",
     }

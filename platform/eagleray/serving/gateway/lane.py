@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn import Config
@@ -27,6 +27,7 @@ from eagleray.serving.gateway.lane_call import LaneCall
 from eagleray.serving.gateway.lane_exchange import LaneExchange
 from eagleray.serving.gateway.lane_places import BEGIN, GENERATE, INFER, TEXTS, Place, looked_up
 from eagleray.serving.gateway.lane_stream import LaneStream
+from eagleray.serving.gateway.lane_words import read_headers
 from eagleray.serving.gateway.link_transport import LinkTransport
 from eagleray.serving.ingress.door import ADMITTED, Admitted
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _MAX_FOUND = 1024
 _SWEEP_S = 0.25
-_PLAIN = frozenset((b"", b"identity"))
+_PLAIN = frozenset(("", "identity"))
 
 
 class Lane:
@@ -143,12 +144,15 @@ class LaneFace(Face):
 
     def _laned(self) -> LaneExchange | None:
         """The request, if it takes the lane."""
-        path, lane, headers = self.url, self._lane, self.headers
+        path, lane = self.url, self._lane
         is_text = path in TEXTS
         if not (is_text or (path.startswith(BEGIN) and path.endswith((INFER, GENERATE)))):
             return None
-        place = lane.find(path) if self._is_usual() and not is_text else None
-        if place is None and not (is_text and self._is_usual() and lane.transport.has_links):
+        headers = read_headers(self.headers)
+        if not self._is_usual(headers):
+            return None
+        place = None if is_text else lane.find(path)
+        if place is None and not (is_text and lane.transport.has_links):
             return None
         keep_alive = self.parser.should_keep_alive() and not self._state.is_draining
         if place is not None and path.endswith(INFER):
@@ -157,14 +161,13 @@ class LaneFace(Face):
         route = TEXTS[path] if place is None else place.route
         return LaneStream(lane, self, route, place, headers, keep_alive=keep_alive)
 
-    def _is_usual(self) -> bool:
-        if (
-            self.parser.get_method() != b"POST"
-            or self.expect_100_continue
-            or self.parser.get_http_version() != "1.1"
-        ):
-            return False
-        return all(name != b"content-encoding" or value in _PLAIN for name, value in self.headers)
+    def _is_usual(self, headers: Mapping[str, str]) -> bool:
+        return (
+            self.parser.get_method() == b"POST"
+            and not self.expect_100_continue
+            and self.parser.get_http_version() == "1.1"
+            and headers.get("content-encoding", "") in _PLAIN
+        )
 
     def data_received(self, data: bytes) -> None:
         """As the base; what is left of a large body goes where the replica reads it."""

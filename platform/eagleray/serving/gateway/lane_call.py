@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -35,11 +35,11 @@ class LaneCall(LaneExchange):
         lane: Lane,
         face: LaneFace,
         place: Place,
-        raw_headers: list[tuple[bytes, bytes]],
+        headers: Mapping[str, str],
         *,
         keep_alive: bool,
     ) -> None:
-        super().__init__(lane, face, place.route, place.target, raw_headers, keep_alive=keep_alive)
+        super().__init__(lane, face, place.route, place.target, headers, keep_alive=keep_alive)
         self._place = place
         self._body: SlotBody | None = None
         self._kept: Answer | None = None

@@ -11,12 +11,13 @@ from eagleray.serving.admission import deadline
 from eagleray.serving.admission.refusal import Refusal
 from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.lane_body import gather
-from eagleray.serving.gateway.lane_words import head_of, read_headers
+from eagleray.serving.gateway.lane_words import head_of
 from eagleray.serving.gateway.line import Line
 from eagleray.serving.gateway.tracing import Watch
-from eagleray.serving.ingress import door, failures, headers, passage
+from eagleray.serving.ingress import door, failures, passage
 from eagleray.serving.ingress.app import CLIENT_GONE
 from eagleray.serving.ingress.call import no_answer
+from eagleray.serving.ingress.headers import request_id
 from eagleray.serving.ingress.http import HttpError, Response, announced_bytes, too_large
 from eagleray.serving.link.retries import Request
 from eagleray.serving.routes import Target
@@ -40,16 +41,15 @@ class LaneExchange:
         face: The connection.
         route: For the counters.
         target: Where it leads; None: that is not known before its body is.
-        raw_headers: Of the request.
+        headers: Of the request, as `read_headers` gives them.
         keep_alive: Whether the connection is to live on.
     """
 
     __slots__ = (
         *("disconnected", "keep_alive", "more_body", "response_complete", "response_started", "until_s"),
-        *("_face", "_headers", "_foretold", "_is_begun", "_is_over", "_is_sent", "_lane", "_line"),
-        *("_num_bytes", "_parts", "_raw_headers", "_request_id", "_revision", "_route", "_scope", "_sent"),
-        *("_started_s", "_state"),
-        *("_target", "_ticket", "_timer", "_wait_s", "_watch"),
+        *("_announced", "_face", "_foretold", "_headers", "_is_begun", "_is_over", "_is_sent", "_lane"),
+        *("_line", "_num_bytes", "_parts", "_request_id", "_revision", "_route", "_scope", "_sent"),
+        *("_started_s", "_state", "_target", "_ticket", "_timer", "_wait_s", "_watch"),
     )
 
     def __init__(
@@ -58,7 +58,7 @@ class LaneExchange:
         face: LaneFace,
         route: str,
         target: Target | None,
-        raw_headers: list[tuple[bytes, bytes]],
+        headers: Mapping[str, str],
         *,
         keep_alive: bool,
     ) -> None:
@@ -67,16 +67,15 @@ class LaneExchange:
         self.more_body = True
         self.until_s = 0.0
         """When it is to be ended."""
-        self._lane, self._face, self._raw_headers = lane, face, raw_headers
+        self._lane, self._face, self._headers = lane, face, headers
         self._route, self._target = route, target
         self._scope: Any = face.scope
         """Of uvicorn, for the access log."""
         self._parts: list[bytes | bytearray] = []
-        self._num_bytes = 0
+        self._num_bytes = self._announced = 0
         self._is_begun = self._is_sent = self._is_over = False
         self._foretold: Gate | None = None
         """Asked just now, when the request was let in."""
-        self._headers: Mapping[str, str] = {}
         self._ticket: Ticket | None = None
         self._wait_s = 0.0
         self._line: Line | None = None
@@ -87,7 +86,7 @@ class LaneExchange:
 
     @property
     def message_event(self) -> LaneExchange:
-        """Itself, by its method `set`. An attribute would be a circle, which only the collector takes apart."""
+        """Itself, for its method `set`. As an attribute it would be a circle, which stays until a collection."""
         return self
 
     def set(self) -> None:
@@ -104,8 +103,7 @@ class LaneExchange:
         self._lane.app.begin()
         self._revision = self._lane.begin()
         self._state: IngressState = self._lane.app.state
-        self._headers = read_headers(self._raw_headers)
-        self._request_id = headers.request_id(self._headers.get("x-request-id"))
+        self._request_id = request_id(self._headers.get("x-request-id"))
         self._watch = Watch(self._headers.get("traceparent"))
         self._guarded(self._admit)
 
@@ -156,7 +154,7 @@ class LaneExchange:
 
     def _admit(self) -> None:
         app = self._lane.app
-        announced = announced_bytes(self._headers)
+        announced = self._announced = announced_bytes(self._headers)
         model, gate = None, None
         if (target := self._target) is not None:
             model = target.name
@@ -280,9 +278,8 @@ class LaneExchange:
         now_s = time.monotonic()
         self._leave()
         if (ticket := self._ticket) is not None:
-            announced = announced_bytes(self._headers)
-            if self._num_bytes > announced:
-                ticket.received(self._num_bytes - announced)
+            if self._num_bytes > self._announced:
+                ticket.received(self._num_bytes - self._announced)
             ticket.sent(num_sent)
             ticket.close(now_s)
         self._lane.app.count(

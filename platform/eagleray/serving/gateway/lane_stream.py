@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import struct
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from eagleray.errors import EaglerayError
@@ -58,12 +59,12 @@ class LaneStream(LaneExchange):
         face: LaneFace,
         route: str,
         place: Place | None,
-        raw_headers: list[tuple[bytes, bytes]],
+        headers: Mapping[str, str],
         *,
         keep_alive: bool,
     ) -> None:
         target = None if place is None else place.target
-        super().__init__(lane, face, route, target, raw_headers, keep_alive=keep_alive)
+        super().__init__(lane, face, route, target, headers, keep_alive=keep_alive)
         self._place = place
         self._body = b""
         """Kept until a piece comes: until then the application may have to take it."""

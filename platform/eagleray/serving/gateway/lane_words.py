@@ -13,8 +13,8 @@ from eagleray.serving.ingress.http import EVENT_STREAM, STREAM_HEADERS, Response
 _READ = {
     name.encode(): name
     for name in (
-        *("authorization", "host", "origin", "content-length", "accept-encoding", "x-request-id"),
-        *("traceparent", "cache-control", binary.HEADER, deadline.HEADER),
+        *("authorization", "host", "origin", "content-length", "content-encoding", "accept-encoding"),
+        *("x-request-id", "traceparent", "cache-control", binary.HEADER, deadline.HEADER),
     )
 }
 
@@ -29,8 +29,7 @@ def head_of(response: Response, before: Iterable[tuple[bytes, bytes]], *, keep_a
     """Up to the body; `before` are the headers that each answer has."""
     lines = _lines(response.status, response.media_type, response.headers, before)
     end = b"" if keep_alive else b"connection: close\r\n"
-    lines.append(b"content-length: %d\r\n%b\r\n" % (len(response.body), end))
-    return b"".join(lines)
+    return b"%bcontent-length: %d\r\n%b\r\n" % (lines, len(response.body), end)
 
 
 def stream_head_of(
@@ -38,19 +37,14 @@ def stream_head_of(
 ) -> bytes:
     """As `head_of`, of server-sent events that come in chunks."""
     lines = _lines(200, EVENT_STREAM, {**headers, **STREAM_HEADERS}, before)
-    if not keep_alive:
-        lines.append(b"connection: close\r\n")
-    lines.append(b"transfer-encoding: chunked\r\n\r\n")
-    return b"".join(lines)
+    end = b"" if keep_alive else b"connection: close\r\n"
+    return b"%b%btransfer-encoding: chunked\r\n\r\n" % (lines, end)
 
 
 def _lines(
     status: int, media_type: str, headers: Mapping[str, str], before: Iterable[tuple[bytes, bytes]]
-) -> list[bytes]:
-    lines = [STATUS_LINE[status]]
-    for name, value in before:
-        lines += (name, b": ", value, b"\r\n")
-    lines.append(b"content-type: %b\r\nx-content-type-options: nosniff\r\n" % media_type.encode())
-    for header, text in headers.items():
-        lines.append(f"{header}: {text}\r\n".encode("latin-1"))
-    return lines
+) -> bytes:
+    first = b"".join([b"%b: %b\r\n" % pair for pair in before])
+    lines = [f"content-type: {media_type}\r\nx-content-type-options: nosniff\r\n"]
+    lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+    return STATUS_LINE[status] + first + "".join(lines).encode("latin-1")

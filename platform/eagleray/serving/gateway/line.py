@@ -99,4 +99,4 @@ def send(
             slot.release()
     if is_lent:
         parts = [bytes(part) for part in parts]
-    return pool.infer(parts, deadline_ms, take)
+    return pool.infer(parts, deadline_ms, take, link=link)

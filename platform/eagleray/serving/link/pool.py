@@ -99,10 +99,11 @@ class Pool:
         count = len(links)
         if count == 0:
             return None
+        if count == 1:
+            link = links[0]
+            return link if link is not besides and link.takes_requests else None
         first = int(random.random() * count)
         link = links[first]
-        if count == 1:
-            return link if link is not besides and link.takes_requests else None
         other = links[(first + 1 + int(random.random() * (count - 1))) % count]
         if link is besides or not link.takes_requests:
             link = other
@@ -114,13 +115,19 @@ class Pool:
         return min(rest, key=_in_flight) if rest else None
 
     def infer(
-        self, parts: Sequence[Buffer], deadline_ms: int, on_answer: OnAnswer, *, is_idempotent: bool = True
+        self,
+        parts: Sequence[Buffer],
+        deadline_ms: int,
+        on_answer: OnAnswer,
+        *,
+        link: Link | None = None,
+        is_idempotent: bool = True,
     ) -> Request | None:
         """Send tensors to a replica, once more to another where the first did not answer; None: no replica.
 
-        The parts must not change until the answer, nor after `Request.cancel`.
+        The parts must not change until the answer, nor after `Request.cancel`. `link`: as `choose` gave it.
         """
-        link = self.choose()
+        link = link or self.choose()
         if link is None:
             return None
 

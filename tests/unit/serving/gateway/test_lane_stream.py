@@ -54,7 +54,11 @@ def test_streams_make_no_task(streaming: Pretend, fates: list[str]) -> None:
 
 
 def test_streams_leave_nothing_to_the_collector(streaming: Pretend) -> None:
-    with connect(streaming) as connection, connection.makefile("rb") as stream, uncollected(LaneStream) as left:
+    with (
+        connect(streaming) as connection,
+        connection.makefile("rb") as stream,
+        uncollected(LaneStream) as left,
+    ):
         for _ in range(10):
             connection.sendall(post(completion()))
             read(stream)
