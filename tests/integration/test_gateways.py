@@ -23,13 +23,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from eagleray.client import Client
-from eagleray.cluster import processes, settings
+from eagleray.cluster import processes, settings, state
 from eagleray.errors import EaglerayError
 from eagleray.registry.models import MlflowModels
 from eagleray.serving.admission.limits import BURST_S
 from support import cards
 from support.drivers import ROOT
-from support.failing import Asking, are_settled, gateways, ways
+from support.failing import Asking, are_settled, gateways, titled, ways
 from support.served import SHARE, until
 
 pytestmark = pytest.mark.timeout(240)
@@ -42,6 +42,7 @@ METRIC, ROUTE = "eagleray_ingress_requests_total", "/v2/models/{model}/infer"
 LIMIT_PER_S = 60.0
 HAMMERED_S, SETTLING_S = 4.0, 1.0
 PACE_S = 0.03
+REPLACED_S = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -272,3 +273,37 @@ def test_all_are_replaced_on_demand_without_a_failed_request(cluster, served):
             print(f"{number} replaced after {seconds:.1f} s; {len(asking.answered_s)} answers")
             asking.goes_on()
     assert asking.failed == []
+
+
+def replaced_s(cluster: state.ClusterState, served: httpx.Client, version: int) -> float:
+    """Seconds from when this version has taken over until the other one's replica has ended."""
+    [before] = titled(cluster, f"ray::ServeReplica:m--{NAME}--v")
+
+    def has_taken_over() -> bool:
+        found = client.get(f"/admin/services/{NAME}").json()["services"]
+        return [(one["version"], one["state"]) for one in found] == [(version, "ready")]
+
+    # On new connections, none of them to a gateway that has ended.
+    with httpx.Client(
+        base_url=served.base_url, headers=served.headers, timeout=60, trust_env=False
+    ) as client:
+        spec = {"name": NAME, "version": version, "cpus_per_replica": SHARE}
+        assert client.post("/admin/deploy", json=spec).status_code == 202
+        start_s = until(has_taken_over, 120)
+        end_s = until(lambda: not before.is_alive, 60)
+    print(f"version {version} has taken over after {start_s:.1f} s, the one before ended {end_s:.1f} s later")
+    return end_s
+
+
+@pytest.mark.slow
+def test_no_version_is_kept_for_a_gateway_that_has_ended(cluster, served):
+    [service] = served.get(f"/admin/services/{NAME}").json()["services"]
+    store = MlflowModels(settings.tracking_uri(), settings.storage_url())
+    other = store.publish(CARD, cards.weights(CARD, 22)).version
+    processes.send(gateways(cluster)[0], processes.signal.SIGKILL)
+    assert replaced_s(cluster, served, other) < REPLACED_S
+    until(lambda: are_settled(served, 2) and len(gateways(cluster)) == 2, 60)
+    before = set(gateways(cluster))
+    assert served.post("/admin/gateways/restart").status_code == 202
+    until(lambda: are_settled(served, 2) and not before & set(gateways(cluster)), 90)
+    assert replaced_s(cluster, served, service["version"]) < REPLACED_S
