@@ -24,6 +24,7 @@ RATE_PER_S = 200.0
 EVERY_S = 15.0
 FIRST_S = 5.0
 SERVICE = {"max_batch_size": 16, "idle_s": 0}
+SETTLED_S, LOOK_S = 60.0, 0.2
 
 
 @dataclass
@@ -103,9 +104,16 @@ def failures(tell: Teller, reps: int, rig: Rig, *, kind: str, seconds: float) ->
 
 
 def _scale_down(rig: Rig, versions: list[int], number: int) -> None:
-    """One replica less, and one more again at the next event."""
+    """One replica less, and one more again at the next event; returns when there are exactly so many."""
     replicas = 1 if number % 2 == 0 else 2
     rig.ours.deploy(NAME, versions[0], min_replicas=replicas, max_replicas=replicas, **SERVICE)
+    deadline = time.monotonic() + SETTLED_S
+    while (found := len(rig.ours.replicas(NAME))) != replicas:
+        if time.monotonic() > deadline:
+            raise RowFailed(
+                f"{found} processes are replicas of {NAME} {SETTLED_S:.0f} s after it was to have {replicas}"
+            )
+        time.sleep(LOOK_S)
 
 
 def _replace(rig: Rig, versions: list[int], number: int) -> None:

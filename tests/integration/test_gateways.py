@@ -29,7 +29,7 @@ from eagleray.registry.models import MlflowModels
 from eagleray.serving.admission.limits import BURST_S
 from support import cards
 from support.drivers import ROOT
-from support.failing import Asking, are_settled, gateways, ways
+from support.failing import Asking, are_settled, gateways, kill, titled, ways
 from support.served import SHARE, until
 
 pytestmark = pytest.mark.timeout(240)
@@ -42,6 +42,7 @@ METRIC, ROUTE = "eagleray_ingress_requests_total", "/v2/models/{model}/infer"
 LIMIT_PER_S = 60.0
 HAMMERED_S, SETTLING_S = 4.0, 1.0
 PACE_S = 0.03
+REPLACED_S = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -272,3 +273,43 @@ def test_all_are_replaced_on_demand_without_a_failed_request(cluster, served):
             print(f"{number} replaced after {seconds:.1f} s; {len(asking.answered_s)} answers")
             asking.goes_on()
     assert asking.failed == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(480)
+def test_no_version_is_kept_for_a_gateway_that_has_ended(cluster, served):
+    """The version that takes over runs before: how long a start takes is not what is asked here."""
+    url, [service] = f"/admin/services/{NAME}", served.get(f"/admin/services/{NAME}").json()["services"]
+    first, store = service["version"], MlflowModels(settings.tracking_uri(), settings.storage_url())
+    second = store.publish(CARD, cards.weights(CARD, 22)).version
+
+    def is_deployed(version: int, is_default: bool) -> bool:
+        spec = {"name": NAME, "version": version, "default": is_default, "cpus_per_replica": SHARE}
+        try:
+            return served.post("/admin/deploy", json=spec).status_code == 202
+        except httpx.TransportError:  # a connection to a gateway that has ended
+            return False
+
+    def both_run() -> bool:
+        return [one["state"] for one in served.get(url).json()["services"]] == ["ready", "ready"]
+
+    def kill_one() -> None:
+        kill(gateways(cluster)[:1])
+
+    def replace_all() -> None:
+        until(lambda: are_settled(served, 2) and len(gateways(cluster)) == 2, 90)
+        before = set(gateways(cluster))
+        assert served.post("/admin/gateways/restart").status_code == 202
+        until(lambda: are_settled(served, 2) and not before & set(gateways(cluster)), 90)
+
+    for end, version in ((kill_one, second), (replace_all, first)):
+        [before] = titled(cluster, f"ray::ServeReplica:m--{NAME}--v")
+        until(lambda version=version: is_deployed(version, False), 20)
+        until(both_run)
+        end()
+        began_s = time.monotonic()
+        until(lambda version=version: is_deployed(version, True), 20)
+        until(lambda before=before: not before.is_alive, 60)
+        seconds = time.monotonic() - began_s
+        print(f"{end.__name__}: version {version} is in the other's place after {seconds:.1f} s")
+        assert seconds < REPLACED_S

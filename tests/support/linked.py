@@ -87,7 +87,13 @@ class NoServe:
     """What links fall back to, where a test expects that they do not."""
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
+        self,
+        target: Target,
+        inputs: Mapping[str, Array],
+        *,
+        timeout_s: float,
+        key: str = "",
+        is_second: bool = False,
     ) -> dict[str, Array]:
         raise AssertionError(f"{target.app} fell back to Serve")
 

@@ -91,6 +91,8 @@ class PretendTransport:
         self.requests: list[GenerationRequest] = []
         self.keys: list[str] = []
         """Of those requests."""
+        self.seconds: list[bool] = []
+        """Of what it is asked, whether it was told that it is a second try."""
         self.num_open = 0
         """Requests that have begun and are not ended."""
         self.error: Exception | None = None
@@ -104,9 +106,16 @@ class PretendTransport:
         """Pieces of text until `error` is raised."""
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
+        self,
+        target: Target,
+        inputs: Mapping[str, Array],
+        *,
+        timeout_s: float,
+        key: str = "",
+        is_second: bool = False,
     ) -> dict[str, Array]:
         self.asked.append((target, dict(inputs)))
+        self.seconds.append(is_second)
         if self.error is not None:
             raise self.error
         self.num_open += 1

@@ -11,7 +11,8 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,36 @@ def test_the_busiest_functions_are_those_in_which_samples_end():
     )
     assert blocks.busiest(raw, 2) == [(0.9, "read (b.py:2)"), (0.1, "main (a.py:1)")]
     assert blocks.busiest("", 2) == []
+
+
+def test_a_replica_less_is_waited_for(monkeypatch):
+    modules = {"results": results, "rig": ModuleType("rig"), "workloads": ModuleType("workloads")}
+    monkeypatch.setattr(modules["rig"], "Rig", object, raising=False)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    row_failures = _load("row_failures")
+    monkeypatch.setattr(row_failures, "LOOK_S", 0.0)
+
+    class Ours:
+        asked = running = 2
+        looks = 0
+
+        def deploy(self, name: str, version: int, *, max_replicas: int, **service: Any) -> None:
+            self.asked = max_replicas
+
+        def replicas(self, name: str) -> list[int]:
+            self.looks += 1
+            self.running = self.running if self.looks % 3 else self.asked
+            return [1] * self.running
+
+    rig = SimpleNamespace(ours=Ours())
+    for number, replicas in enumerate((1, 2, 1)):
+        row_failures._scale_down(rig, [1], number)
+        assert rig.ours.running == replicas
+    monkeypatch.setattr(row_failures, "SETTLED_S", 0.0)
+    rig.ours.replicas = lambda name: [1, 2, 3]
+    with pytest.raises(results.RowFailed, match=r"3 processes are replicas of .* it was to have 2"):
+        row_failures._scale_down(rig, [1], 1)
 
 
 # ---- aims and tables

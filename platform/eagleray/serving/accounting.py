@@ -6,17 +6,12 @@ takes it 3 us for each key in use, and gateways go on by 1/N of each limit while
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from eagleray.serving.admission.shares import FORGET_S, Accountant, Grant, Held
-
-_LOOK_S = 1.0
-"""Between two looks whether a gateway that is silent lives."""
-_log = logging.getLogger(__name__)
+from eagleray.serving.lookout import Lookout
 
 
 class Accounts:
@@ -34,10 +29,11 @@ class Accounts:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._num_gateways, self._is_gone, self._clock = num_gateways, is_gone, clock
+        self._num_gateways, self._clock = num_gateways, clock
         self._accountant: Accountant | None = None
-        self._asked_s = self._looked_s = 0.0
-        self._looking: asyncio.Task[None] | None = None
+        self._asked_s = 0.0
+        self._lookout = Lookout(is_gone, self.leave, clock=clock)
+        """One that is cut off keeps what it may go by."""
 
     def renew(self, name: str, held: Mapping[str, Any], demands: Mapping[str, float]) -> dict[str, Any]:
         """`Accountant.renew` in plain values."""
@@ -47,30 +43,13 @@ class Accounts:
             self._accountant = Accountant(self._num_gateways(), clock=self._clock)
         self._asked_s = now_s
         grant = self._accountant.renew(name, held_of(held), demands)
-        if (
-            (silent := self._accountant.silent())
-            and now_s - self._looked_s > _LOOK_S
-            and self._looking is None
-        ):
-            self._looked_s = now_s
-            self._looking = asyncio.get_running_loop().create_task(self._look(self._accountant, silent))
+        self._lookout.look(self._accountant.silent())
         return grant_to_json(grant)
 
     def leave(self, name: str) -> None:
         """The gateway of that name has ended: what it held is free."""
         if self._accountant is not None:
             self._accountant.leave(name)
-
-    async def _look(self, accountant: Accountant, names: list[str]) -> None:
-        """Let those that were killed hold nothing any more; one that is cut off keeps what it may go by."""
-        try:
-            for name in names:
-                if await asyncio.to_thread(self._is_gone, name):
-                    accountant.leave(name)
-        except Exception as error:  # it is asked again
-            _log.warning("whether silent gateways live is not known: %s", error)
-        finally:
-            self._looking = None
 
 
 def grant_to_json(grant: Grant) -> dict[str, Any]:

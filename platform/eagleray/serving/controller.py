@@ -25,6 +25,7 @@ from eagleray.serving.catalog import Catalog
 from eagleray.serving.control_admin import ControlPlane
 from eagleray.serving.control_settings import INGRESS_APP, ControllerSettings
 from eagleray.serving.gateway import identity_ray260
+from eagleray.serving.lookout import Lookout
 from eagleray.serving.readers import Readers
 from eagleray.serving.reconcile import Action, Apply, Delete, Fail, Retry, Seen, ailing, carry_out, decide
 from eagleray.serving.replica.listening import frame_bytes
@@ -59,6 +60,7 @@ class Controller:
         self._serve = self.connect()
         self._serve_thread = ThreadPoolExecutor(1, "serve")
         self._readers = Readers()
+        self._lookout = Lookout(identity_ray260.is_gone, self.leave)
         self.accounts = Accounts(lambda: self.in_effect().gateway.number, identity_ray260.is_gone)
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
@@ -109,7 +111,7 @@ class Controller:
         """{"revision", "state", "draining", …} as soon as the revision is not `known`; None after `wait_s`.
 
         Args:
-            reader: A name for the ingress that asks.
+            reader: The ingress that asks, as `identity_ray260` names it.
             known: The revision that it has.
             drained: Of the applications in "draining", those that it has nothing under way on.
             wait_s: How long to wait for a change.
@@ -132,6 +134,12 @@ class Controller:
             "settings": self.in_effect().to_json(),
             "links": self.links(),
         }
+
+    def leave(self, reader: str) -> None:
+        """That ingress has ended: what it held of limits is free, and no version is kept for it."""
+        self.accounts.leave(reader)
+        self._readers.forget(reader)
+        self._wake.set()
 
     def in_effect(self) -> ControllerSettings:
         """The settings with what an operator asked of the gateways since."""
@@ -256,6 +264,8 @@ class Controller:
         seen = await self.in_serve_thread(self._serve.observe)
         await self._see_to_ingress(seen.get(INGRESS_APP))
         now_s = time.time()
+        if self.record.draining:
+            self._lookout.look(self._readers.quiet(time.monotonic()))
         drained = self._readers.drained(time.monotonic())
         limit_s = self.settings.limits.timeout_s + _DRAIN_MARGIN_S
         actions: list[Action] = []

@@ -39,8 +39,8 @@ class ControllerActor:
         return self._controller.accounts.renew(gateway, held, demands)
 
     async def leave(self, gateway: str) -> None:
-        """As Accounts.leave."""
-        self._controller.accounts.leave(gateway)
+        """As Controller."""
+        self._controller.leave(gateway)
 
     async def watch(
         self, reader: str, known: int, drained: Sequence[str], wait_s: float

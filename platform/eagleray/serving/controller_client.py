@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from eagleray.serving.admission.shares import LEASE_S
 from eagleray.serving.control_settings import CONTROLLER, ControllerSettings
 
 _REACH_S = 2.0
+_log = logging.getLogger(__name__)
 
 Call = Callable[[str, Sequence[Any]], Awaitable[Mapping[str, Any]]]
 
@@ -24,9 +26,11 @@ class Reader:
     """One ingress's side of `Controller.watch`: which revision it has, and what it no longer uses."""
 
     def __init__(self, gateway: str = "") -> None:
-        """`gateway`: what Ray knows it by."""
-        self.name = secrets.token_hex(4)
-        self.gateway = gateway
+        """`gateway`: what Ray knows it by, so that the controller can ask whether it lives.
+
+        One that is no gateway has a name of its own, which is waited for as long as for one that is cut off.
+        """
+        self.name = gateway or secrets.token_hex(4)
         self.revision = -1
         self._under_way: Counter[int] = Counter()
         """Requests by the revision that they began with, and keep."""
@@ -96,14 +100,18 @@ class Reader:
         """
         import ray
 
-        asked = self._actor().shares.remote(self.gateway, held, demands)
+        asked = self._actor().shares.remote(self.name, held, demands)
         return ray.get(asked, timeout=LEASE_S)
 
-    def leave(self) -> None:
-        """`Accounts.leave` for the gateway of this process; it blocks, and raises as `ask_for_shares`."""
-        import ray
+    async def leave(self) -> None:
+        """`Controller.leave` for this ingress; a controller that does not hear it will ask Ray."""
+        from ray.exceptions import RayError
 
-        ray.get(self._actor().leave.remote(self.gateway), timeout=LEASE_S)
+        try:
+            async with asyncio.timeout(LEASE_S):
+                await self._actor().leave.remote(self.name)
+        except (RayError, ValueError, TimeoutError) as error:
+            _log.info("the controller was not told that this gateway ends: %s", error)
 
     async def watch(self, wait_s: float) -> dict[str, Any] | None:
         """`Controller.watch` for this ingress. Raises: RayError or ValueError where nobody answers."""

@@ -137,7 +137,7 @@ class Ingress:
         self._app = IngressApp(IngressState(), self._transport, ControllerBackend(self._reader.call))
         self._app.gate_of = self._transport.gate
         self._app.metrics.ways = self._transport.ways
-        self._sharing = Sharing(self._app.admission, self._reader.ask_for_shares, self._reader.leave)
+        self._sharing = Sharing(self._app.admission, self._reader.ask_for_shares)
         while (settings := self._reader.settings) is None:
             if not await self._follow_once(_FIRST_WATCH_S):
                 await asyncio.sleep(_RETRY_S)
@@ -190,6 +190,7 @@ class Ingress:
             self._counters.close()
         if self._sharing is not None:
             await self._sharing.close()
+        await self._reader.leave()
         await self._transport.close()
         if self._app.access_log is not None:
             self._app.access_log.close()

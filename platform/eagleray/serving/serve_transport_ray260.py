@@ -45,13 +45,22 @@ class ServeTransport:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float, key: str = ""
+        self,
+        target: Target,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        timeout_s: float,
+        key: str = "",
+        is_second: bool = False,
     ) -> dict[str, np.ndarray]:
-        """As Transport."""
+        """As Transport.
+
+        `is_second`: a replica that was lost had it already. Another one is asked for it once, which this is.
+        """
         line = self._line(target.app)
         with _under_way(line, target):
             async with asyncio.timeout(timeout_s):
-                answer = await _ask(line, dict(inputs))
+                answer = await _ask(line, dict(inputs), is_second=is_second)
         if REFUSED in answer:
             raise BadInput(answer[REFUSED])
         return answer
@@ -103,8 +112,11 @@ class ServeTransport:
         return self._lines[app]
 
 
-async def _ask(line: Line, inputs: Mapping[str, Any]) -> Any:
-    """The answer of a replica; of another one where the first dies over it: asking twice changes nothing."""
+async def _ask(line: Line, inputs: Mapping[str, Any], *, is_second: bool) -> Any:
+    """The answer of a replica; of another one where the first dies over it: asking twice changes nothing.
+
+    Of a replica that died before it had the request Serve asks another by itself.
+    """
     from ray.exceptions import RayActorError
 
     handle = line.infer if _num_bytes(inputs) < _largest_message() else line.infer_large
@@ -113,7 +125,7 @@ async def _ask(line: Line, inputs: Mapping[str, Any]) -> Any:
         try:
             return await response
         except RayActorError:
-            if is_last:
+            if is_last or is_second:
                 raise
         except Exception as error:
             if is_last or not _is_too_large(error):

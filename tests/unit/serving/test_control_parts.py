@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import stat
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,7 @@ from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving import memory
 from eagleray.serving.controller_client import Reader
 from eagleray.serving.keys import KeyRing
+from eagleray.serving.lookout import Lookout
 from eagleray.serving.readers import Readers
 from eagleray.serving.services import Record
 from eagleray.serving.waiting import Waiting
@@ -91,6 +94,56 @@ def test_an_application_is_drained_when_every_ingress_says_so():
     assert readers.drained(31.5) == frozenset(), "a is silent, b is not drained"
     readers.heard("c", ["m--x--v1"], 32.0)
     assert readers.drained(33.0) == {"m--x--v1"}, "b is forgotten"
+
+
+def test_an_ingress_that_has_ended_is_waited_for_no_longer():
+    readers = Readers()
+    readers.heard("a", ["m--x--v1"], 1.0)
+    readers.heard("b", [], 2.0)
+    assert readers.quiet(3.5) == ["a"]
+    readers.forget("b")
+    readers.forget("b")
+    assert readers.drained(3.5) == {"m--x--v1"}
+
+
+def test_whether_those_that_are_silent_live_is_asked_once_a_second_in_a_thread(caplog):
+    async def run() -> None:
+        now_s, asked, forgotten = 10.0, [], []
+
+        def is_gone(name: str) -> bool:
+            assert threading.current_thread() is not threading.main_thread()
+            asked.append(name)
+            if name == "unknown":
+                raise ConnectionError("the GCS is away")
+            return name == "killed"
+
+        lookout = Lookout(is_gone, forgotten.append, clock=lambda: now_s)
+        for later_s, silent in ((0, ()), (0, ("cut off", "killed")), (0.9, ("killed",)), (0.2, ("unknown",))):
+            now_s += later_s
+            lookout.look(silent)
+            lookout.look(("another",) if lookout.is_looking else ())
+            while lookout.is_looking:
+                await asyncio.sleep(0.001)
+        assert (asked, forgotten) == (["cut off", "killed", "unknown"], ["killed"])
+        assert "whether silent gateways live is not known: the GCS is away" in caplog.text
+
+    asyncio.run(run())
+
+
+def test_a_gateway_says_goodbye_by_the_name_that_ray_knows_it_by():
+    async def run() -> None:
+        told: list[str] = []
+
+        async def leave(name: str) -> None:
+            told.append(name)
+            raise ValueError("there is no controller any more")
+
+        reader = Reader("ab12")
+        reader._controller = SimpleNamespace(leave=SimpleNamespace(remote=leave))
+        await reader.leave()
+        assert told == [reader.name] == ["ab12"]
+
+    asyncio.run(run())
 
 
 def test_an_ingress_uses_an_application_as_long_as_a_request_that_began_before_is_under_way():

@@ -253,6 +253,41 @@ def test_deploy_promote_replace_undeploy(parts):
     with_controller(parts, scenario)
 
 
+@pytest.mark.parametrize("what", ["says goodbye", "was killed", "is cut off"])
+def test_a_version_is_kept_for_a_gateway_that_is_cut_off_and_for_none_that_has_ended(
+    parts, monkeypatch, what
+):
+    asked: list[str] = []
+
+    def is_gone(name: str) -> bool:
+        asked.append(name)
+        return what == "was killed" and name == "ended"
+
+    monkeypatch.setattr("eagleray.serving.gateway.identity_ray260.is_gone", is_gone)
+    monkeypatch.setattr("eagleray.serving.readers._QUIET_S", 0.0)
+    monkeypatch.setattr("eagleray.serving.lookout._LOOK_S", 0.0)
+    for wait in ("_BUSY_S", "_QUIET_S"):
+        monkeypatch.setattr(f"eagleray.serving.controller.{wait}", 0.01)
+
+    async def scenario(controller, backend):
+        await until(lambda: not controller.trouble)
+        await controller.watch("ended", -1, [], 0.0)
+        await backend.deploy({"name": "digits", "version": 1})
+        await until(lambda: controller.record.is_settled)
+        assert not asked, "nothing waits for it"
+        await backend.deploy({"name": "digits", "version": 2})
+        await until(lambda: controller.record.services["digits"].default == 2)
+        news = await controller.watch("lives", -1, [], 0.0)
+        await controller.watch("lives", news["revision"], ["m--digits--v1"], 0.0)
+        if what == "says goodbye":
+            controller.leave("ended")
+        before = len(asked)
+        await until(lambda: "m--digits--v1" not in controller.serve.apps or len(asked) > before + 6)
+        assert ("m--digits--v1" in controller.serve.apps) == (what == "is cut off")
+
+    with_controller(parts, scenario)
+
+
 def test_a_restart_remembers_everything_and_starts_nothing_twice(parts):
     async def scenario(controller, backend):
         await backend.deploy({"name": "digits", "version": 1})

@@ -32,6 +32,8 @@ class Controller:
         )
         self.revision, self.routes, self.error = 1, Routes(), None
         self.changed = asyncio.Event()
+        self.left: list[tuple[str, bool]] = []
+        """Who said goodbye, and whether it still listened then."""
 
     async def watch(self, reader: Reader, wait_s: float) -> dict[str, Any] | None:
         if self.error:
@@ -57,18 +59,24 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(scenario: Callable[[Controller, Ingress, httpx.AsyncClient], Awaitable[None]]) -> None:
         async def main() -> None:
-            controller, ingress = Controller(tmp_path), Ingress()
+            controller, ingress = Controller(tmp_path), Ingress("ab12")
 
             async def watch(reader: Reader, wait_s: float) -> Any:
                 return await controller.watch(reader, wait_s)
 
+            async def leave(reader: Reader) -> None:
+                assert ingress._gateway is not None
+                controller.left.append((reader.name, ingress._gateway.is_listening))
+
             monkeypatch.setattr(Reader, "watch", watch)
+            monkeypatch.setattr(Reader, "leave", leave)
             await ingress.open()
             assert ingress._gateway is not None
             url = f"http://127.0.0.1:{ingress._gateway.port}"
             async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
                 await scenario(controller, ingress, client)
             await ingress.close()
+            assert controller.left == [("ab12", False)], "also where it is the only one"
 
         asyncio.run(main())
 

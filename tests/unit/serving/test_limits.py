@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -169,6 +170,17 @@ def test_the_clients_time(ingress: Pretend) -> None:
     streamed = ingress.post("/v1/completions", {**body, "stream": True}, headers=hurried)
     assert (streamed.status_code, "[DONE]" in streamed.text) == (200, True), "the time is for the first piece"
     assert ingress.transport.num_open == 0
+
+
+def test_the_gateways_time_is_for_a_whole_text_and_for_each_piece_of_a_stream(ingress: Pretend) -> None:
+    ingress.set(limits=replace(ingress.app.state.limits, timeout_s=0.1))
+    ingress.transport.pause_s, ingress.transport.pauses_after = 0.01, 1
+    body = {"model": "gpt", "prompt": "ab", "max_tokens": 20}
+    answer = ingress.post("/v1/completions", body)
+    assert (answer.status_code, "did not answer within 0.1 s" in answer.text) == (504, True)
+    streamed = ingress.post("/v1/completions", {**body, "stream": True})
+    assert (streamed.status_code, "[DONE]" in streamed.text) == (200, True)
+    until(lambda: ingress.transport.num_open == 0)
 
 
 @pytest.fixture(scope="module")

@@ -165,14 +165,14 @@ class Face(HttpToolsProtocol):
             return
         self._is_in_head, self._is_head_over = False, True
         try:
-            forwarded = check_head(self.parser.get_http_version(), method, self.url, self.headers)
+            check_head(self.parser.get_http_version(), method, self.url, self.headers)
             if len(self.pipeline) >= self._rules.max_pipelined:
                 raise Refused(429, f"more than {self._rules.max_pipelined} requests without their answers")
         except Refused as refused:
             self._stop(refused)
         self._is_in_body = True
-        if forwarded and self.client is not None:
-            self.scope["client"] = (self._state.proxies.client_of(self.client[0], forwarded), 0)
+        if self._state.proxies.are_any and self.client is not None:
+            self.scope["client"] = (self._sender(), 0)
         self._begin()
         if self._state.is_draining:
             self.cycle.keep_alive = False
@@ -194,7 +194,7 @@ class Face(HttpToolsProtocol):
             return
         is_answered = self.cycle.response_complete
         super().on_message_complete()
-        self._is_in_body = False
+        self._is_in_body = self._is_head_over = False
         if is_answered:
             self.cycle.more_body = False
             if self._end_timer is not None:
@@ -244,7 +244,7 @@ class Face(HttpToolsProtocol):
 
     def _refuse(self, refused: Refused) -> None:
         """Answer what was taken before, then say why nothing more is, and close."""
-        self._state.on_refused(refused.status, self.client[0] if self.client else "")
+        self._state.on_refused(refused.status, self._sender())
         words: bytes | None = _words(refused, self._state.default_headers)
         if self._is_in_body:
             cycle = self.cycle
@@ -264,6 +264,17 @@ class Face(HttpToolsProtocol):
             self._head_timer.cancel()
         if self._running is None:
             self._say_last_words()
+
+    def _sender(self) -> str:
+        """Whose the request is that is being read: the socket's other end, unless all of its head is there.
+
+        In half a head the proxy's own line may be missing, and what is there be the client's.
+        """
+        peer = self.client[0] if self.client else ""
+        if not self._is_head_over:
+            return peer
+        forwarded = [value.decode("latin-1") for name, value in self.headers if name == b"x-forwarded-for"]
+        return self._state.proxies.client_of(peer, forwarded)
 
     def _say_last_words(self) -> None:
         if self.transport.is_closing():

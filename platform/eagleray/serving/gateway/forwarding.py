@@ -21,6 +21,11 @@ class Proxies:
         self._networks = tuple(ip_network(one) for one in listed)
         self._is_listed = lru_cache(maxsize=1024)(self._is_in_a_network)
 
+    @property
+    def are_any(self) -> bool:
+        """Whether any is listed."""
+        return bool(self._networks)
+
     def client_of(self, peer: str, forwarded: Sequence[str]) -> str:
         """The client's address.
 

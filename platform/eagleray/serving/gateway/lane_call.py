@@ -13,7 +13,7 @@ from eagleray.protocol import binary, fast, tensors
 from eagleray.serving.gateway.lane_body import Filler, SlotBody, room_for, send_from
 from eagleray.serving.gateway.lane_exchange import LaneExchange
 from eagleray.serving.gateway.lane_places import Place, placed
-from eagleray.serving.gateway.line import goes_by_serve, send
+from eagleray.serving.gateway.line import goes_by_serve, is_second_try, send
 from eagleray.serving.gateway.link_answers import outputs_of
 from eagleray.serving.ingress import coding, passage, v2
 from eagleray.serving.ingress.call import OFF_LOOP_BYTES, check_ready, no_answer
@@ -117,7 +117,7 @@ class LaneCall(LaneExchange):
         assert self._ticket is not None
         if goes_by_serve(line, sent, answer):
             self._kept = answer
-            self._by_serve()
+            self._by_serve(is_second=is_second_try(sent, answer))
             return
         if (gate := self._ticket.gate) is not None:
             gate.answered(self._ticket, time.monotonic(), answer.timings)
@@ -134,7 +134,7 @@ class LaneCall(LaneExchange):
             if not is_kept:
                 answer.release()
 
-    def _by_serve(self) -> None:
+    def _by_serve(self, *, is_second: bool = False) -> None:
         """Have Serve's handles carry it, which takes a Task."""
         assert self._request is not None
         assert self._ticket is not None
@@ -146,7 +146,7 @@ class LaneCall(LaneExchange):
             self._release_slot()
         left_s = max(0.0, self.until_s - time.monotonic())
         target, key = self._place.target, self._ticket.account.key_id
-        work = self._lane.transport.by_serve(target, inputs, left_s, key)
+        work = self._lane.transport.by_serve(target, inputs, left_s, key, is_second=is_second)
         self._task = self._lane.loop.create_task(work)
         self._task.add_done_callback(self._served)
 

@@ -74,6 +74,14 @@ def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
     return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
 
 
+def is_second_try(request: Request | None, answer: Answer) -> bool:
+    """Whether what goes by Serve has then had its second try.
+
+    It has where a link has lost it, and not where no replica has begun it.
+    """
+    return answer.kind == Kind.LOST or (request is not None and request.is_second)
+
+
 def send(
     pool: Pool, inputs: Arrays, deadline_ms: int, take: OnAnswer, *, is_lent: bool = False
 ) -> Request | None:

@@ -15,7 +15,7 @@ from eagleray.serving import transport
 from eagleray.serving.admission.deadline import Forecast, TextForecast
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.gateway.demand import Demand
-from eagleray.serving.gateway.line import Arrays, Line, goes_by_serve, send
+from eagleray.serving.gateway.line import Arrays, Line, goes_by_serve, is_second_try, send
 from eagleray.serving.gateway.link_answers import copied_outputs, last_chunk
 from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
 from eagleray.serving.gateway.parking import Parking, num_bytes
@@ -33,6 +33,18 @@ RING = RingOptions(slots=16, slot_bytes=4 << 20)
 
 class Fallback(Transport, Protocol):
     """As `ServeTransport`."""
+
+    async def infer(
+        self,
+        target: Target,
+        inputs: Arrays,
+        *,
+        timeout_s: float,
+        key: str = "",
+        is_second: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """As Transport; `is_second`: it was lost once, and is not to be begun more than once more."""
+        ...
 
     def expect(self, starts: Mapping[str, float]) -> None:
         """How long each application took to start."""
@@ -151,19 +163,26 @@ class LinkTransport:
         await asyncio.gather(*self._closing)
 
     async def infer(
-        self, target: Target, inputs: Arrays, *, timeout_s: float, key: str = ""
+        self,
+        target: Target,
+        inputs: Arrays,
+        *,
+        timeout_s: float,
+        key: str = "",
+        is_second: bool = False,
     ) -> dict[str, np.ndarray]:
-        """As Transport."""
+        """As Transport; `is_second`: as Fallback, whose it then is, once there is a replica."""
         until_s = time.monotonic() + timeout_s
         line = self.way(target)
         if line is None and self.is_awaited(target):
             line = await self._awaited(target, num_bytes(inputs), until_s, key)
             timeout_s = max(0.0, until_s - time.monotonic())
-        if line is not None:
-            outputs = await self._over_link(line, target, inputs, timeout_s)
+        if line is not None and not is_second:
+            outputs, is_second = await self._over_link(line, target, inputs, timeout_s)
             if outputs is not None:
                 return outputs
-        return await self._by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
+        left_s = max(0.0, until_s - time.monotonic())
+        return await self._by_serve(target, inputs, left_s, is_second=is_second)
 
     async def generate(
         self,
@@ -190,18 +209,26 @@ class LinkTransport:
                 yield chunk
 
     async def by_serve(
-        self, target: Target, inputs: Arrays, timeout_s: float, key: str = ""
+        self,
+        target: Target,
+        inputs: Arrays,
+        timeout_s: float,
+        key: str = "",
+        *,
+        is_second: bool = False,
     ) -> dict[str, np.ndarray]:
         """As `infer`, for what `way` has no line for, or its line did not carry: mostly by Serve's."""
         if self.is_awaited(target):
-            return await self.infer(target, inputs, timeout_s=timeout_s, key=key)
-        return await self._by_serve(target, inputs, timeout_s)
+            return await self.infer(target, inputs, timeout_s=timeout_s, key=key, is_second=is_second)
+        return await self._by_serve(target, inputs, timeout_s, is_second=is_second)
 
-    async def _by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
+    async def _by_serve(
+        self, target: Target, inputs: Arrays, timeout_s: float, *, is_second: bool
+    ) -> dict[str, np.ndarray]:
         begun_s, line = time.monotonic(), self._lines.get(target.app)
         has_started = line is not None and line.num_running > 0
         self._count_by_serve(target)
-        outputs = await self._serve.infer(target, inputs, timeout_s=timeout_s)
+        outputs = await self._serve.infer(target, inputs, timeout_s=timeout_s, is_second=is_second)
         if has_started and (gate := self.gate(target)) is not None:  # else it took the time of a start, too
             gate.observe_whole(time.monotonic() - begun_s)
         return outputs
@@ -251,8 +278,8 @@ class LinkTransport:
 
     async def _over_link(
         self, line: Line, target: Target, inputs: Arrays, timeout_s: float
-    ) -> dict[str, np.ndarray] | None:
-        """The outputs; None: it is to go by Serve."""
+    ) -> tuple[dict[str, np.ndarray] | None, bool]:
+        """The outputs; None: it is to go by Serve, and whether that `is_second_try`."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def take(answer: Answer) -> None:
@@ -263,7 +290,7 @@ class LinkTransport:
 
         request = send(line.pool, inputs, max(1, round(timeout_s * 1000)), take)
         if request is None:
-            return None
+            return None, False
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await future
@@ -274,10 +301,10 @@ class LinkTransport:
             raise
         try:
             if goes_by_serve(line, request, answer):
-                return None
+                return None, is_second_try(request, answer)
             if line.gate is not None and answer.timings is not None:
                 line.gate.observe(answer.timings, time.monotonic())
-            return copied_outputs(target, answer)
+            return copied_outputs(target, answer), False
         finally:
             answer.release()
 

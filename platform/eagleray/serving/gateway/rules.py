@@ -37,10 +37,8 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
-def check_head(
-    version: str, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]
-) -> Sequence[str]:
-    """The values of X-Forwarded-For. Raises: Refused where proxies could take the request for another one.
+def check_head(version: str, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raises: Refused where proxies could take the request for another one.
 
     Source: RFC 9112, sections 3.2 and 6; lengths and chunk sizes are the parser's to check, but for zeros in
     front of a length, which it takes, and others may cut off at some digit.
@@ -51,7 +49,7 @@ def check_head(
         raise Refused(501, "this is no proxy")
     if target[:1] != b"/":
         raise Refused(400, "the request's target is not a path")
-    hosts, forwarded = [], []
+    hosts = []
     for name, value in headers:
         if name == b"host":
             hosts.append(value)
@@ -60,13 +58,9 @@ def check_head(
         elif name == b"content-length":
             if len(value) > _MOST_DIGITS:
                 raise Refused(400, f"Content-Length has {len(value)} digits; send it without zeros in front")
-        elif name == b"expect":
-            if value.lower() != b"100-continue":
-                raise Refused(417, "of Expect only 100-continue is known")
-        elif name == b"x-forwarded-for":
-            forwarded.append(value.decode("latin-1"))
+        elif name == b"expect" and value.lower() != b"100-continue":
+            raise Refused(417, "of Expect only 100-continue is known")
     _check_hosts(version, hosts)
-    return forwarded
 
 
 def _check_hosts(version: str, hosts: Sequence[bytes]) -> None:

@@ -33,18 +33,16 @@ class Sharing:
         admission: Goes by what is lent.
         ask: Asks the accountant: what this gateway goes by, and by key what was asked for, to a grant, all
             plain values (`accounting.py`). It blocks, for `LEASE_S` at most, and raises where none answers.
-        leave: Tells the accountant that this gateway has ended; as `ask`.
     """
 
     def __init__(
         self,
         admission: Admission,
         ask: Callable[[Held, Mapping[str, float]], Mapping[str, Any]],
-        leave: Callable[[], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._admission, self._ask, self._leave, self._clock = admission, ask, leave, clock
+        self._admission, self._ask, self._clock = admission, ask, clock
         self._num_gateways = 0
         self._has_limits = False
         self._is_needed, self._is_over = threading.Event(), threading.Event()
@@ -66,7 +64,7 @@ class Sharing:
         self._look()
 
     async def close(self) -> None:
-        """Ask no more; what was lent is free."""
+        """Ask no more."""
         self._is_over.set()
         self._is_needed.set()
         if self._thread is not None:
@@ -111,10 +109,6 @@ class Sharing:
             if said and said != trouble:
                 _log.warning("the accountant of the keys' limits does not answer: %s", said)
             trouble = said
-        try:
-            self._leave()
-        except Exception as error:  # it is noticed there
-            _log.info("the accountant was not told that this gateway ends: %s", error)
 
     def _in_loop(self, work: Callable[[], Result]) -> Result:
         """What `work` returns in the gateway's loop."""

@@ -50,21 +50,21 @@ async def begin(call: Call, target: Target, request: GenerationRequest) -> Begun
 async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begun:
     call.watch.mark("decode")
     call.reserve_tokens(request)
-    left_s = call.left_s
-    waited_s = await call.turn(target)
+    limit_s = call.left_s
+    until_s = time.monotonic() + limit_s
+    await call.turn(target)
     key = ""
     if call.ticket is not None:
         key, call.ticket.turn_s = call.ticket.account.key_id, time.monotonic()
-    timeout_s = left_s - waited_s
-    chunks = call.transport.generate(target, request, key=key, timeout_s=timeout_s)
+    chunks = call.transport.generate(target, request, key=key, timeout_s=until_s - time.monotonic())
     try:
-        first = await _next(chunks, call, target, timeout_s)
+        first = await _next(chunks, call, target, until_s, limit_s)
     except BaseException:
         await chunks.aclose()
         raise
     finally:
         call.watch.mark("replica")
-    return Begun(first, chunks, call, target)
+    return Begun(first, chunks, call, target, until_s=until_s, limit_s=limit_s)
 
 
 def streamed(events: TextEvents, chunks: Begun, call: Call) -> Stream:
@@ -88,9 +88,20 @@ class Begun(AsyncGenerator[GenerationChunk]):
     (A generator function would not: closed before its first step, it never runs.)
     """
 
-    def __init__(self, first: GenerationChunk, chunks: Chunks, call: Call, target: Target) -> None:
+    def __init__(
+        self,
+        first: GenerationChunk,
+        chunks: Chunks,
+        call: Call,
+        target: Target,
+        *,
+        until_s: float,
+        limit_s: float,
+    ) -> None:
+        """`limit_s`: the time of a whole text, as before of the first chunk; `until_s`: when it is over."""
         self.is_whole = False
-        """Whether the client waits for all of it: then its time is for all, and else for the first chunk."""
+        """Whether the client waits for all of it: that time is for all then, and else one for each chunk."""
+        self._until_s, self._limit_s = until_s, limit_s
         self._waiting: GenerationChunk | None = first
         self._is_over = False
         self._chunks, self._call, self._target = chunks, call, target
@@ -101,8 +112,11 @@ class Begun(AsyncGenerator[GenerationChunk]):
             raise StopAsyncIteration
         chunk, self._waiting = self._waiting, None
         if chunk is None:
-            timeout_s = self._call.left_s if self.is_whole else self._call.state.limits.timeout_s
-            chunk = await _next(self._chunks, self._call, self._target, timeout_s)
+            until_s, limit_s = self._until_s, self._limit_s
+            if not self.is_whole:
+                limit_s = self._call.state.limits.timeout_s
+                until_s = time.monotonic() + limit_s
+            chunk = await _next(self._chunks, self._call, self._target, until_s, limit_s)
         self._is_over = chunk.finish_reason is not None
         if self._is_over and self._call.ticket is not None:
             self._call.ticket.text_ended(time.monotonic())
@@ -120,13 +134,15 @@ class Begun(AsyncGenerator[GenerationChunk]):
         await self._chunks.aclose()
 
 
-async def _next(chunks: Chunks, call: Call, target: Target, timeout_s: float) -> GenerationChunk:
+async def _next(
+    chunks: Chunks, call: Call, target: Target, until_s: float, limit_s: float
+) -> GenerationChunk:
     try:
-        async with call.waiting(timeout_s):
+        async with call.waiting(until_s - time.monotonic()):
             chunk = await anext(chunks)
     except TimeoutError:
         call.check_ended()
-        raise no_answer(target, timeout_s) from None
+        raise no_answer(target, limit_s) from None
     except StopAsyncIteration:
         raise ReplicaFailed(f"{named(target)} stopped in the middle of its answer") from None
     call.num_tokens = chunk.prompt_tokens + chunk.completion_tokens

@@ -9,7 +9,7 @@ import pytest
 from eagleray.serving.gateway.forwarding import Proxies
 from eagleray.serving.gateway.settings import GatewaySettings
 from support.serving import pretend, serving
-from support.talking import BODY, INFER, exchange, post
+from support.talking import BODY, INFER, connect, exchange, post
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,33 @@ def test_the_access_log_has_the_client_of_what_is_refused_at_once_too(is_laned: 
     if ingress.links is not None:
         ingress.links.close()
     assert lines == [(200, "203.0.113.7"), (401, "203.0.113.7")]
+
+
+HEAD, FORWARDED = b"POST /v2 HTTP/1.1\r\nhost: localhost\r\n", b"x-forwarded-for: 203.0.113.7\r\n"
+CLIENT, PROXY = "203.0.113.7", "127.0.0.1"
+
+
+@pytest.mark.parametrize("is_laned", [False, True], ids=["application", "lane"])
+@pytest.mark.parametrize(
+    ("sent", "status", "client"),
+    [
+        (b"GET /v2 HTTP/1.1\r\n" + FORWARDED + b"\r\n", 400, CLIENT),
+        (HEAD + FORWARDED + b"transfer-encoding: gzip, chunked\r\n\r\n", 501, CLIENT),
+        (HEAD + FORWARDED + b"transfer-encoding: chunked\r\n\r\nzz\r\n", 400, CLIENT),
+        (HEAD + FORWARDED + b"x: y\r\n" * 101 + b"\r\n", 431, PROXY),
+        (HEAD + FORWARDED + b"content-length: 0\r\n\r\n\0", 400, PROXY),
+    ],
+    ids=["its head", "its coding", "its body", "half a head, without the proxy's line maybe", "the next"],
+)
+def test_the_access_log_has_the_client_of_what_is_no_http_too_where_its_head_was_read(
+    is_laned: bool, sent: bytes, status: int, client: str
+) -> None:
+    ingress, lines = pretend(over_links=is_laned), Lines()
+    ingress.app.access_log = lines  # type: ignore[assignment]
+    with serving(ingress, settings=GatewaySettings(trusted_proxies=(PROXY,))), connect(ingress) as connection:
+        connection.sendall(sent)
+        while connection.recv(65536):
+            pass
+    if ingress.links is not None:
+        ingress.links.close()
+    assert [line for line in lines if line[0] == status] == [(status, client)]

@@ -335,6 +335,7 @@ def test_serve_has_what_a_replica_had_that_goes(ingress: Pretend, is_left: bool)
             status, _, body = read(stream)
             assert (status, json.loads(body)["outputs"][0]["data"]) == (200, ["versicolor"])
     until(lambda: len(serve.asked) == 1 and serve.num_open == 0)
+    assert serve.seconds == [True], "it is not to be begun a third time"
     until(lambda: ingress.metrics.in_flight == 0)
 
 

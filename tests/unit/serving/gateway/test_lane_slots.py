@@ -75,11 +75,17 @@ class Holding(PretendTransport):
         self.may_go = asyncio.Event()
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float
+        self,
+        target: Target,
+        inputs: Mapping[str, Array],
+        *,
+        timeout_s: float,
+        key: str = "",
+        is_second: bool = False,
     ) -> dict[str, Array]:
         self.num_held += 1
         await self.may_go.wait()
-        return await super().infer(target, inputs, timeout_s=timeout_s)
+        return await super().infer(target, inputs, timeout_s=timeout_s, is_second=is_second)
 
 
 @pytest.fixture

@@ -294,6 +294,7 @@ def test_what_a_link_does_not_carry_goes_by_serve(replicas):
             replicas.behind[0].change = lambda outputs: {"label": np.zeros(1 << 16)}
             assert same(await transport.infer(DIGITS, images(2), timeout_s=5), images(2))
             assert len(replicas.serve.asked) == 2, "the answer was too large"
+            assert not any(replicas.serve.seconds), "nothing was lost"
             surrogate = {"image": np.array(["\ud800"], object)}
             replicas.serve.error = BadInput("the model's own words")
             with pytest.raises(BadInput, match="own words"):
@@ -423,8 +424,26 @@ def test_the_only_replica_dies_and_serve_has_the_second_try_within_the_budget(re
             assert len(replicas.serve.asked) in (11, 12), (
                 "10 are there, and each ten earn one, but for rounding"
             )
+            assert all(replicas.serve.seconds), "Serve is not to have a third one for any"
             assert all("went away" in str(error) for error in errors)
             assert {error.retry_after_s for error in errors} == {0.5}
+
+    run(scenario())
+
+
+def test_what_a_link_has_lost_goes_by_serve_once_there_is_a_replica_again(replicas):
+    """By a link that may be lost as the one before it could be begun a third time."""
+
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow(LINKS, [DIGITS.app])
+        transport.update(DIGITS.app, [])
+        lost = asyncio.ensure_future(transport.by_serve(MANY, images(5), 5, is_second=True))
+        await until(lambda: transport.parking.num_parked(DIGITS.app) == 1)
+        replicas.tell(transport)
+        assert same(await lost, images(5))
+        assert (replicas.serve.seconds, replicas.behind[0].asked) == ([True], [])
+        await transport.close()
 
     run(scenario())
 
