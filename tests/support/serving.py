@@ -17,6 +17,7 @@ from eagleray.errors import EaglerayError, ModelNotFound
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest, Token
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.protocol.tensors import Array
+from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.face import Face
 from eagleray.serving.gateway.lane import Lane
 from eagleray.serving.gateway.process import Gateway
@@ -104,7 +105,12 @@ class PretendTransport:
         """Pieces of text until `error` is raised."""
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
+        self,
+        target: Target,
+        inputs: Mapping[str, Array],
+        *,
+        timeout_s: float,
+        ticket: Ticket | None = None,
     ) -> dict[str, Array]:
         self.asked.append((target, dict(inputs)))
         if self.error is not None:
@@ -124,6 +130,7 @@ class PretendTransport:
         *,
         key: str = "",
         timeout_s: float | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """The prompt's characters, over and over, one a piece, up to `max_tokens`."""
         self.requests.append(request)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+    from eagleray.serving.admission.ticket import Ticket
     from eagleray.serving.routes import Target
 
 
@@ -45,7 +46,12 @@ class ServeTransport:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float, key: str = ""
+        self,
+        target: Target,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        timeout_s: float,
+        ticket: Ticket | None = None,
     ) -> dict[str, np.ndarray]:
         """As Transport."""
         line = self._line(target.app)
@@ -63,6 +69,7 @@ class ServeTransport:
         *,
         key: str = "",
         timeout_s: float | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         line = self._line(target.app)

@@ -14,6 +14,7 @@ from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving import transport
 from eagleray.serving.admission.deadline import Forecast, TextForecast
 from eagleray.serving.admission.gate import Gate
+from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.demand import Demand
 from eagleray.serving.gateway.line import Arrays, Line, goes_by_serve, send
 from eagleray.serving.gateway.link_answers import copied_outputs, last_chunk
@@ -151,13 +152,13 @@ class LinkTransport:
         await asyncio.gather(*self._closing)
 
     async def infer(
-        self, target: Target, inputs: Arrays, *, timeout_s: float, key: str = ""
+        self, target: Target, inputs: Arrays, *, timeout_s: float, ticket: Ticket | None = None
     ) -> dict[str, np.ndarray]:
         """As Transport."""
         until_s = time.monotonic() + timeout_s
         line = self.way(target)
         if line is None and self.is_awaited(target):
-            line = await self._awaited(target, num_bytes(inputs), until_s, key)
+            line = await self._awaited(target, num_bytes(inputs), until_s, ticket)
             timeout_s = max(0.0, until_s - time.monotonic())
         if line is not None:
             outputs = await self._over_link(line, target, inputs, timeout_s)
@@ -172,12 +173,13 @@ class LinkTransport:
         *,
         key: str = "",
         timeout_s: float | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         line = self.way(target)
         if line is None and self.is_awaited(target):
             until_s = None if timeout_s is None else time.monotonic() + timeout_s
-            line = await self._awaited(target, len(request.prompt.encode()), until_s, key)
+            line = await self._awaited(target, len(request.prompt.encode()), until_s, ticket)
         if line is not None:
             async with contextlib.aclosing(self._pieces(line, target, request, key)) as pieces:
                 async for chunk in pieces:
@@ -190,11 +192,11 @@ class LinkTransport:
                 yield chunk
 
     async def by_serve(
-        self, target: Target, inputs: Arrays, timeout_s: float, key: str = ""
+        self, target: Target, inputs: Arrays, timeout_s: float, ticket: Ticket | None = None
     ) -> dict[str, np.ndarray]:
         """As `infer`, for what `way` has no line for, or its line did not carry: mostly by Serve's."""
         if self.is_awaited(target):
-            return await self.infer(target, inputs, timeout_s=timeout_s, key=key)
+            return await self.infer(target, inputs, timeout_s=timeout_s, ticket=ticket)
         return await self._by_serve(target, inputs, timeout_s)
 
     async def _by_serve(self, target: Target, inputs: Arrays, timeout_s: float) -> dict[str, np.ndarray]:
@@ -235,11 +237,21 @@ class LinkTransport:
         line = self._lines.get(target.app)
         return line is not None and line.is_awaited
 
-    async def _awaited(self, target: Target, size: int, until_s: float | None, key: str) -> Line | None:
-        """The line, once there is a link; None: by Serve. Raises: as `Parking.wait`."""
+    async def _awaited(
+        self, target: Target, size: int, until_s: float | None, ticket: Ticket | None
+    ) -> Line | None:
+        """The line, once there is a link and it is the request's turn; None: by Serve.
+
+        Raises: as `Parking.wait`; TimeoutError where it waits for its turn until then.
+        """
         while self.is_awaited(target):
+            turn = None if ticket is None else _turn_of(ticket)
             left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-            await self.parking.wait(target, size, left_s, key=key)
+            await self.parking.wait(target, size, left_s, ticket=ticket)
+            if turn is not None and ticket is not None and ticket.entry is not None:
+                left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+                async with asyncio.timeout(left_s):
+                    await turn
         line = self._lines.get(target.app)
         return line if line is not None and line.pool.choose() is not None else None
 
@@ -247,7 +259,9 @@ class LinkTransport:
         """Whether what waits for a replica is to go on."""
         line = self._lines.get(app)
         if line is not None and not line.is_awaited:
-            self.parking.release(app)
+            tickets = self.parking.release(app)
+            if tickets and line.gate is not None:
+                line.gate.again(tickets, time.monotonic())
 
     async def _over_link(
         self, line: Line, target: Target, inputs: Arrays, timeout_s: float
@@ -352,3 +366,15 @@ class LinkTransport:
             task = asyncio.get_running_loop().create_task(line.pool.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+
+def _turn_of(ticket: Ticket) -> asyncio.Future[None]:
+    """Done when it is the request's turn, where it has to wait for that."""
+    found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def on_turn(_: Ticket) -> None:
+        if not found.done():  # given up by a task that has not run since
+            found.set_result(None)
+
+    ticket.on_turn = on_turn
+    return found

@@ -56,7 +56,7 @@ async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begu
     if call.ticket is not None:
         key, call.ticket.turn_s = call.ticket.account.key_id, time.monotonic()
     timeout_s = left_s - waited_s
-    chunks = call.transport.generate(target, request, key=key, timeout_s=timeout_s)
+    chunks = call.transport.generate(target, request, key=key, timeout_s=timeout_s, ticket=call.ticket)
     try:
         first = await _next(chunks, call, target, timeout_s)
     except BaseException:
