@@ -162,8 +162,10 @@ class Gate:
         self._num_unseen = 0
         pass_s = took.infer_us * 1e-6
         self.forecast.observe(pass_s, took.batch_size)
-        if len(self._queue) or self._sizing.is_borrowed:
-            self._sizing.observe(took.queue_us * 1e-6, pass_s, took.batch_size)
+        is_wanted = len(self._queue) > 0
+        if is_wanted or self._sizing.is_borrowed:
+            waited_s = took.queue_us * 1e-6
+            self._sizing.observe(waited_s, pass_s, took.batch_size, is_wanted=is_wanted)
             if self._sizing.size != self.window:
                 self._resize(now_s)
         if not len(self._queue):

@@ -90,6 +90,7 @@ class World:
         self.arrange()
         self.accounts: dict[str, Account] = {}
         self.ok: Counter[str] = Counter()
+        self.by_gate: Counter[Gate] = Counter()
         self.refused: Counter[str] = Counter()
         self.expired: Counter[str] = Counter()
         self.took_s: list[float] = []
@@ -116,6 +117,7 @@ class World:
     def forget(self) -> None:
         """What was until now counts no more."""
         self.ok, self.refused, self.expired, self.took_s = Counter(), Counter(), Counter(), []
+        self.by_gate = Counter()
 
     def arrive(self, name: str, per_s: float, objective_s: float) -> None:
         self.at(self.rng.expovariate(per_s), lambda: self.arrive(name, per_s, objective_s))
@@ -140,6 +142,7 @@ class World:
         asked.ticket.answered(self.now_s, took)
         self.took_s.append(self.now_s - asked.ticket.began_s)
         self.ok[asked.ticket.account.name] += 1
+        self.by_gate[asked.gate] += 1
         asked.ticket.close(self.now_s)
 
     def expire(self, asked: Asked, refusal: Refusal | None = None) -> None:
@@ -279,23 +282,27 @@ def test_a_window_shrinks_to_what_is_worked_on_and_grows_with_the_batches() -> N
     assert window.size == 200, "but for one that is larger, which is to find the next one there"
 
 
-@pytest.mark.parametrize("gateways", [4, 8])
-def test_a_gateway_has_what_the_others_do_not_send(gateways: int) -> None:
+@pytest.mark.parametrize(("gateways", "busy"), [(2, 1), (3, 2), (4, 1), (4, 2), (8, 1)])
+def test_gateways_have_what_others_do_not_send_and_each_as_much(gateways: int, busy: int) -> None:
     world = World(gateways=gateways)
-    first, *others = world.gates
-    world.gates = [first]
+    everyone = world.gates
+    world.gates = everyone[:busy]
     overloaded(world)
     world.run(2.0)
     world.forget()
     world.run(2.0)
     check(world, 2.0, CAPACITY)
-    world.gates = [first, *others]
-    world.run(3.0)
+    for gate in world.gates:
+        assert world.by_gate[gate] / sum(world.by_gate.values()) == pytest.approx(1 / busy, rel=0.2)
+    world.gates = everyone
+    world.run(2.0)
     world.forget()
-    world.run(4.0)
-    check(world, 4.0, CAPACITY)
-    first.arrange([2 * MOST], 1, world.now_s)
-    assert first.window <= 2 * MOST, "never more than the replica takes"
+    world.run(2.0)
+    check(world, 2.0, CAPACITY)
+    for gate in everyone:
+        assert world.by_gate[gate] / sum(world.by_gate.values()) == pytest.approx(1 / gateways, rel=0.2)
+    everyone[0].arrange([2 * MOST], 1, world.now_s)
+    assert everyone[0].window <= 2 * MOST, "never more than the replica takes"
 
 
 def test_what_two_gateways_send_is_what_one_would() -> None:
