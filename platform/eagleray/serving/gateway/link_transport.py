@@ -164,6 +164,8 @@ class LinkTransport:
             outputs = await self._over_link(line, target, inputs, timeout_s)
             if outputs is not None:
                 return outputs
+        if ticket is not None:
+            ticket.foretold_s = 0.0  # that was for a link
         return await self._by_serve(target, inputs, max(0.0, until_s - time.monotonic()))
 
     async def generate(
