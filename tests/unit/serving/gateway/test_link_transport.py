@@ -225,10 +225,10 @@ def test_what_waited_for_a_first_replica_takes_turns_with_what_comes_then(replic
         gone = asyncio.ensure_future(one(9, accounts[0]))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert (transport.parking.num_parked(DIGITS.app), gate.cost_under_way) == (7, 7)
+        assert (transport.parking.num_bytes > 0, gate.cost_under_way) == (True, 7)
         replicas.tell(transport, max_ongoing=1)
         await until(lambda: behind.num_open > 0)
-        assert (transport.parking.num_parked(DIGITS.app), gate.cost_under_way, gate.num_queued) == (0, 1, 6)
+        assert (transport.parking.num_bytes, gate.cost_under_way, gate.num_queued) == (0, 1, 6)
         behind.pause_s = 0.0
         gone.cancel()
         waiting.append(asyncio.ensure_future(one(6, accounts[1])))
