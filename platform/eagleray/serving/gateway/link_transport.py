@@ -20,6 +20,7 @@ from eagleray.serving.gateway.line import Arrays, Line, goes_by_serve, send
 from eagleray.serving.gateway.link_answers import copied_outputs, last_chunk
 from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
 from eagleray.serving.gateway.parking import Parking, num_bytes
+from eagleray.serving.ingress import passage
 from eagleray.serving.link import generating
 from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.frames import FrameError, Kind
@@ -247,7 +248,7 @@ class LinkTransport:
         Raises: as `Parking.wait`; TimeoutError where it waits for its turn until then.
         """
         while self.is_awaited(target):
-            turn = None if ticket is None else _turn_of(ticket)
+            turn = None if ticket is None else passage.turn_again(ticket)
             left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
             await self.parking.wait(target, size, left_s, ticket=ticket)
             if turn is not None and ticket is not None and ticket.entry is not None:
@@ -368,15 +369,3 @@ class LinkTransport:
             task = asyncio.get_running_loop().create_task(line.pool.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-
-
-def _turn_of(ticket: Ticket) -> asyncio.Future[None]:
-    """Done when it is the request's turn, where it has to wait for that."""
-    found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_turn(_: Ticket) -> None:
-        if not found.done():  # given up by a task that has not run since
-            found.set_result(None)
-
-    ticket.on_turn = on_turn
-    return found
