@@ -14,6 +14,7 @@ from eagleray.errors import InputError
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.protocol.tensors import Array
 from eagleray.serving.admission.gate import Gate
+from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.link_transport import LinkTransport
 from eagleray.serving.gateway.lookup_ray260 import OnChange, Running
 from eagleray.serving.link import generating, tensors
@@ -92,7 +93,7 @@ class NoServe:
         inputs: Mapping[str, Array],
         *,
         timeout_s: float,
-        key: str = "",
+        ticket: Ticket | None = None,
         is_second: bool = False,
     ) -> dict[str, Array]:
         raise AssertionError(f"{target.app} fell back to Serve")
@@ -104,6 +105,7 @@ class NoServe:
         *,
         key: str = "",
         timeout_s: float | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         raise AssertionError(f"{target.app} fell back to Serve")
         yield
@@ -142,10 +144,15 @@ class LinkedTransport:
         )
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, Array], *, timeout_s: float, key: str = ""
+        self,
+        target: Target,
+        inputs: Mapping[str, Array],
+        *,
+        timeout_s: float,
+        ticket: Ticket | None = None,
     ) -> dict[str, Array]:
         transport = await self.linked(target)
-        return await transport.infer(target, inputs, timeout_s=timeout_s, key=key)
+        return await transport.infer(target, inputs, timeout_s=timeout_s, ticket=ticket)
 
     async def generate(
         self,
@@ -154,9 +161,11 @@ class LinkedTransport:
         *,
         key: str = "",
         timeout_s: float | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         transport = await self.linked(target)
-        async with aclosing(transport.generate(target, request, key=key, timeout_s=timeout_s)) as chunks:
+        found = transport.generate(target, request, key=key, timeout_s=timeout_s, ticket=ticket)
+        async with aclosing(found) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -17,6 +17,7 @@ from eagleray.errors import EaglerayError, ModelNotFound
 from eagleray.protocol.generation import GenerationChunk, GenerationRequest, Token
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.protocol.tensors import Array
+from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.face import Face
 from eagleray.serving.gateway.lane import Lane
 from eagleray.serving.gateway.process import Gateway
@@ -111,7 +112,7 @@ class PretendTransport:
         inputs: Mapping[str, Array],
         *,
         timeout_s: float,
-        key: str = "",
+        ticket: Ticket | None = None,
         is_second: bool = False,
     ) -> dict[str, Array]:
         self.asked.append((target, dict(inputs)))
@@ -133,6 +134,7 @@ class PretendTransport:
         *,
         key: str = "",
         timeout_s: float | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """The prompt's characters, over and over, one a piece, up to `max_tokens`."""
         self.requests.append(request)

@@ -171,7 +171,7 @@ async def _open(
     connection: Callable[..., Face] = Lane(app, transport).connection if "lane" in way else Face
     gateway = Gateway(
         app, GatewaySettings(), host="127.0.0.1", port=0, directory=folder,
-        on_refused=app.metrics.count_refused, connection=connection,
+        on_refused=app.refused, connection=connection,
     )  # fmt: skip
     await gateway.open()
     return gateway, transport

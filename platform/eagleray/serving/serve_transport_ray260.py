@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+    from eagleray.serving.admission.ticket import Ticket
     from eagleray.serving.routes import Target
 
 
@@ -50,7 +51,7 @@ class ServeTransport:
         inputs: Mapping[str, np.ndarray],
         *,
         timeout_s: float,
-        key: str = "",
+        ticket: Ticket | None = None,
         is_second: bool = False,
     ) -> dict[str, np.ndarray]:
         """As Transport.
@@ -72,6 +73,7 @@ class ServeTransport:
         *,
         key: str = "",
         timeout_s: float | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         line = self._line(target.app)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from eagleray.protocol.generation import GenerationChunk, GenerationRequest
+    from eagleray.serving.admission.ticket import Ticket
     from eagleray.serving.link.frames import Timings
     from eagleray.serving.routes import Target
 
@@ -81,12 +82,16 @@ class Transport(Protocol):
     """
 
     async def infer(
-        self, target: Target, inputs: Mapping[str, np.ndarray], *, timeout_s: float, key: str = ""
+        self,
+        target: Target,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        timeout_s: float,
+        ticket: Ticket | None = None,
     ) -> dict[str, np.ndarray]:
         """The card's outputs for `inputs` (raw values, batch first; BYTES as object arrays of str).
 
-        They may be `Outputs`. `key`: the id of the API key that asks; where a replica is waited for, each has
-        its places.
+        They may be `Outputs`. `ticket`: of the request, which goes by its key where a replica is waited for.
 
         Raises:
             BadInput: the replica refused the values.
@@ -103,6 +108,7 @@ class Transport(Protocol):
         *,
         key: str = "",
         timeout_s: float | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """Pieces of text as they come; the last has a `finish_reason`. Closed early, the replica stops.
 
@@ -112,6 +118,7 @@ class Transport(Protocol):
             key: The id of the API key that asks; the replica makes the texts of several keys in turns.
             timeout_s: How long whoever asks waits for the first piece, where a replica has to be started;
                 None: until he closes this.
+            ticket: As for `infer`.
 
         Raises, at the first piece or any later: as `infer`.
         """

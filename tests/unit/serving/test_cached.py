@@ -97,7 +97,7 @@ def held(ingress: Pretend) -> Iterator[Callable[[], None]]:
     gate = threading.Event()
     infer = ingress.transport.infer
 
-    async def waits(target: Any, inputs: Any, *, timeout_s: float, key: str = "") -> Any:
+    async def waits(target: Any, inputs: Any, *, timeout_s: float, ticket: Any = None) -> Any:
         ingress.transport.num_open += 1
         try:
             async with asyncio.timeout(timeout_s):
@@ -105,7 +105,7 @@ def held(ingress: Pretend) -> Iterator[Callable[[], None]]:
                     await asyncio.sleep(0.001)
         finally:
             ingress.transport.num_open -= 1
-        return await infer(target, inputs, timeout_s=timeout_s, key=key)
+        return await infer(target, inputs, timeout_s=timeout_s, ticket=ticket)
 
     ingress.transport.infer = waits  # type: ignore[method-assign]
     try:
@@ -230,13 +230,13 @@ def test_those_who_wait_for_another_share_one_copy_of_their_body(ingress: Preten
 def test_where_the_first_one_fails_the_others_do_not(ingress: Pretend) -> None:
     infer, tries = ingress.transport.infer, []
 
-    async def fails_first(target: Any, inputs: Any, *, timeout_s: float, key: str = "") -> Any:
+    async def fails_first(target: Any, inputs: Any, *, timeout_s: float, ticket: Any = None) -> Any:
         tries.append(target)
         if len(tries) == 1:
             while num_waiting(ingress) < 2:
                 await asyncio.sleep(0.001)
             raise ReplicaFailed("it broke")
-        return await infer(target, inputs, timeout_s=timeout_s, key=key)
+        return await infer(target, inputs, timeout_s=timeout_s, ticket=ticket)
 
     ingress.transport.infer = fails_first  # type: ignore[method-assign]
     with ThreadPoolExecutor(3) as pool:

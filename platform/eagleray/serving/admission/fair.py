@@ -88,7 +88,7 @@ class FairQueue(Generic[T]):
         Args:
             item: What waits.
             key: Whose it is.
-            weight: The key's share, 1 or more; that of its first thing here counts.
+            weight: The key's share, 1 or more; that of the first of all that it has here counts.
             priority: That of the key, from now on: what it has here already goes along.
             cost: In units of a plain request, 1 at least.
         """
@@ -102,7 +102,7 @@ class FairQueue(Generic[T]):
         cost = max(1, cost)
         entry = Entry(item, cost, flow)
         if (last := flow.last) is None:
-            flow.first = entry
+            flow.first, flow.weight = entry, weight
             flow.band.weight += flow.weight
         else:
             last.after, entry.before = entry, last
@@ -179,12 +179,41 @@ class FairQueue(Generic[T]):
             return total + min(_COMING * band.cost, (own + itself) * weights / weight - itself)
         raise AssertionError("a priority is one of three")
 
-    def share(self, key: str, weight: int, priority: Priority) -> tuple[int, float]:
-        """How many of the key wait, and which part of all of its priority is its due, if it had more here."""
-        band = self._bands[priority]
-        flow = self._flows.get(key)
-        own = 0 if flow is None else flow.length
-        return own, weight / (band.weight + (0 if own else weight))
+    def has_room(self, key: str, weight: int, priority: Priority, most: int) -> bool:
+        """Whether one thing more of the key may wait where `most` are to.
+
+        Who has less waiting than his share gets in all the same, up to twice as many: one key that sends
+        without end keeps nobody out. Where what he waits for takes all of it, he has no share.
+        """
+        if self.length < most:
+            return True
+        if self.length >= 2 * most:
+            return False
+        flow, before = self._flows.get(key), 0
+        for name, band in self._bands.items():
+            if name == priority:
+                break
+            before += band.length
+        return self._is_below_share(0 if flow is None else flow.length, weight, priority, most - before)
+
+    def has_room_for(self, cost: int, key: str, weight: int, priority: Priority, most: int) -> bool:
+        """As `has_room`, where all that waits is to cost `most`, and what comes `cost`."""
+        flow, before, total = self._flows.get(key), 0, cost
+        is_before = True
+        for name, band in self._bands.items():
+            is_before = is_before and name != priority
+            before += band.cost if is_before else 0
+            total += band.cost
+        if total <= most:
+            return True
+        if total > 2 * most:
+            return False
+        return self._is_below_share(0 if flow is None else flow.cost, weight, priority, most - before)
+
+    def _is_below_share(self, own: int, weight: int, priority: Priority, left: float) -> bool:
+        """Whether who has `own` here has less than his due of what is `left` to his priority."""
+        weights = self._bands[priority].weight + (0 if own else weight)
+        return left > 0 and own < max(1.0, left * weight / weights)
 
     def _next(self, band: Band[T]) -> Entry[T]:
         """What has its turn among those of this band, of which one at least has something."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from eagleray.serving.admission.deadline import Forecast, Foretells
@@ -103,17 +103,13 @@ class Gate:
         else:
             key, weight, priority = account.key_id, account.weight, account.priority
             ahead = queue.ahead(key, weight, priority)
-            if len(queue) >= self.max_queued:
-                # Who has less waiting than his share gets in all the same, up to twice as many: one key that
-                # sends without end keeps nobody out.
-                own, part = queue.share(key, weight, priority)
-                if len(queue) >= 2 * self.max_queued or own >= max(1.0, part * self.max_queued):
-                    self._count_refused()
-                    wait_s = forecast.plain_s(ahead) * forecast.stretch or _UNKNOWN_S
-                    return busy(
-                        f"{self.name} has {len(queue)} requests waiting, which is all it takes; try again",
-                        wait_s,
-                    )
+            if not queue.has_room(key, weight, priority, self.max_queued):
+                self._count_refused()
+                wait_s = forecast.plain_s(ahead) * forecast.stretch or _UNKNOWN_S
+                return busy(
+                    f"{self.name} has {len(queue)} requests waiting, which is all it takes; try again",
+                    wait_s,
+                )
         answer_s = forecast.plain_s(ahead + self.cost_under_way) * forecast.stretch
         if answer_s <= left_s:
             return None
@@ -133,9 +129,8 @@ class Gate:
             return True
         ticket.gate = self
         self.num_entered += 1
-        account = ticket.account
         ticket.on_turn = on_turn
-        ticket.entry = self._queue.push(ticket, account.key_id, account.weight, account.priority, ticket.cost)
+        self._push(ticket)
         if self.on_waiting is not None and len(self._queue) == 1:
             self.on_waiting()
         return False
@@ -149,13 +144,28 @@ class Gate:
         self.cost_under_way += ticket.cost
         return True
 
+    def again(self, tickets: Iterable[Ticket], now_s: float) -> None:
+        """Those that were sent while there was no replica wait for their turns among all (`Ticket.on_turn`).
+
+        Where there is room for them as they are none waits: a ticket without an `entry` has its turn.
+        """
+        if self.cost_under_way <= self.window:
+            return
+        for ticket in tickets:
+            if ticket.gate is self and ticket.entry is None and ticket.on_turn is not None:
+                self.cost_under_way -= ticket.cost
+                self._push(ticket)
+        self.pump(now_s)
+
     def observe(self, took: Took, now_s: float) -> None:
         """A replica has said what its time went to."""
         self._num_unseen = 0
         pass_s = took.infer_us * 1e-6
         self.forecast.observe(pass_s, took.batch_size)
-        if self._queue.length or self._sizing.is_borrowed:
-            self._sizing.observe(took.queue_us * 1e-6, pass_s, took.batch_size)
+        is_wanted = self._queue.length > 0
+        if is_wanted or self._sizing.is_borrowed:
+            waited_s = took.queue_us * 1e-6
+            self._sizing.observe(waited_s, pass_s, took.batch_size, is_wanted=is_wanted)
             if self._sizing.size != self.window:
                 self._resize(now_s)
         if not self._queue.length:
@@ -220,6 +230,10 @@ class Gate:
         """The request's time is over, and it waits here still, or would be answered too late."""
         waited_s = now_s - ticket.began_s
         return Refusal(504, f"{self.name}: the request waited {waited_s:.3g} s, and has no time left")
+
+    def _push(self, ticket: Ticket) -> None:
+        account = ticket.account
+        ticket.entry = self._queue.push(ticket, account.key_id, account.weight, account.priority, ticket.cost)
 
     def _count_refused(self) -> None:
         self.num_refused += 1

@@ -10,8 +10,13 @@ _STEP = 1.05
 _QUICK_S = 0.0005
 """What waits no longer than this waits for a loop or a thread, and not for the model."""
 _KEEPS = 0.99
-_ALONE = 0.75
-"""A smaller part of what one gateway sends to a replica in one of its batches: nobody else sends anything."""
+_MEAN_OF = 16
+"""Answers of which means are taken: what was sent may go in one large batch and one small one, of which the
+small one waits for the large."""
+_FULL = 0.99
+"""What a mean batch has, of the largest one, where all that may be there is there."""
+_MORE, _LESS = 0.002, 0.005
+"""What is borrowed or given back with an answer: of what a replica takes, and of what is had."""
 
 
 class Window:
@@ -19,11 +24,14 @@ class Window:
 
     It begins with what the replicas take at a time: two of their largest batches, one at work and one that
     gathers. While requests wait here it shrinks where they wait for more than two batches there, too, and
-    grows where they wait for less than one; it is never less than two of the batches that were seen. It
-    may have what other gateways do not send.
+    grows where they wait for less than one; it is never less than two of the batches that were seen.
+
+    Of several gateways each has its part of that. Where batches are not full, others do not send theirs: it
+    may be borrowed. Who borrows takes more by steps of one size, and gives back a part of what he has as soon
+    as batches are full: so those that are busy come to have as much of it (Chiu and Jain 1989).
     """
 
-    __slots__ = ("_each", "_most", "_num_gateways", "_peak", "replicas")
+    __slots__ = ("_batch", "_each", "_most", "_num_gateways", "_pass_s", "_peak", "_waited_s", "replicas")
 
     def __init__(self) -> None:
         self.replicas = 0
@@ -32,6 +40,8 @@ class Window:
         """Of one replica."""
         self._peak = 1.0
         """The largest batch lately."""
+        self._batch = self._waited_s = self._pass_s = 0.0
+        """Means."""
 
     @property
     def size(self) -> int:
@@ -61,17 +71,34 @@ class Window:
         if most != self._most:
             self._most = self._each = most
 
-    def observe(self, waited_s: float, pass_s: float, batch: float) -> None:
-        """Others waited here while one waited so long at its replica; its batch of so much took so long."""
+    def observe(self, waited_s: float, pass_s: float, batch: float, *, is_wanted: bool = True) -> None:
+        """One request waited so long at its replica, and its batch of so much took so long.
+
+        `is_wanted`: others waited here meanwhile.
+        """
         self._peak = max(float(batch), self._peak * _KEEPS)
+        part = 1.0 / _MEAN_OF if self._batch else 1.0
+        self._batch += (batch - self._batch) * part
+        self._waited_s += (waited_s - self._waited_s) * part
+        self._pass_s += (pass_s - self._pass_s) * part
+        if self._num_gateways > 1:
+            waited_s, pass_s = self._waited_s, self._pass_s
         # One request may be larger than all that a replica takes at a time: then the next is to wait there.
         least = 2.0 * self._peak if self._peak > self._most else min(2.0 * self._peak, self._most)
-        # Where others send, too, a batch is more than half of what is sent from here.
-        is_alone = self._num_gateways > 1 and batch < _ALONE * self._each / self._num_gateways
-        most = self._most * self._num_gateways if is_alone else self._most
-        if waited_s > (2.0 if not self.is_borrowed else 1.5) * (pass_s + _QUICK_S):
+        if waited_s > 2.0 * (pass_s + _QUICK_S):
             self._each = max(least, self._each / _STEP)
-        elif waited_s < (1.25 if is_alone else 1.0) * (pass_s + _QUICK_S):
-            self._each = max(least, min(max(most, self._each), self._each * _STEP))
+        elif self._num_gateways > 1 and self._each >= self._most:
+            self._borrow(max(least, self._most), is_wanted)
+        elif waited_s < pass_s + _QUICK_S:
+            self._each = max(least, min(max(self._most, self._each), self._each * _STEP))
         elif self._each < least:
             self._each = least
+
+    def _borrow(self, least: float, is_wanted: bool) -> None:
+        """Take some of what others do not send, or give some back."""
+        if self._batch >= _FULL * self._most / 2.0:
+            self._each = max(least, self._each * (1.0 - _LESS))
+        elif is_wanted:
+            whole = self._most * self._num_gateways
+            more = min(_MORE * whole * whole / self._each, self._each)  # an answer's part of one step
+            self._each = max(least, min(whole, self._each + more))

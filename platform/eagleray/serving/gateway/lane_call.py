@@ -145,8 +145,8 @@ class LaneCall(LaneExchange):
             inputs = {name: array.copy() for name, array in inputs.items()}
             self._release_slot()
         left_s = max(0.0, self.until_s - time.monotonic())
-        target, key = self._place.target, self._ticket.account.key_id
-        work = self._lane.transport.by_serve(target, inputs, left_s, key, is_second=is_second)
+        target, ticket = self._place.target, self._ticket
+        work = self._lane.transport.by_serve(target, inputs, left_s, ticket, is_second=is_second)
         self._task = self._lane.loop.create_task(work)
         self._task.add_done_callback(self._served)
 

@@ -86,7 +86,7 @@ class LaneExchange:
 
     @property
     def message_event(self) -> LaneExchange:
-        """Itself, for its method `set`. As an attribute it would be a circle, which stays until a collection."""
+        """Itself, for its method `set`; as an attribute it would be a circle, for the collector to free."""
         return self
 
     def set(self) -> None:

@@ -14,11 +14,13 @@ from eagleray.protocol.generation import GenerationChunk, GenerationRequest
 from eagleray.serving import transport
 from eagleray.serving.admission.deadline import Forecast, TextForecast
 from eagleray.serving.admission.gate import Gate
+from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.demand import Demand
 from eagleray.serving.gateway.line import Arrays, Line, goes_by_serve, is_second_try, send
 from eagleray.serving.gateway.link_answers import copied_outputs, last_chunk
 from eagleray.serving.gateway.lookup_ray260 import Lookup, OnChange, Running, Watcher
 from eagleray.serving.gateway.parking import Parking, num_bytes
+from eagleray.serving.ingress import passage
 from eagleray.serving.link import generating
 from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.frames import FrameError, Kind
@@ -40,7 +42,7 @@ class Fallback(Transport, Protocol):
         inputs: Arrays,
         *,
         timeout_s: float,
-        key: str = "",
+        ticket: Ticket | None = None,
         is_second: bool = False,
     ) -> dict[str, np.ndarray]:
         """As Transport; `is_second`: it was lost once, and is not to be begun more than once more."""
@@ -168,19 +170,21 @@ class LinkTransport:
         inputs: Arrays,
         *,
         timeout_s: float,
-        key: str = "",
+        ticket: Ticket | None = None,
         is_second: bool = False,
     ) -> dict[str, np.ndarray]:
         """As Transport; `is_second`: as Fallback, whose it then is, once there is a replica."""
         until_s = time.monotonic() + timeout_s
         line = self.way(target)
         if line is None and self.is_awaited(target):
-            line = await self._awaited(target, num_bytes(inputs), until_s, key)
+            line = await self._awaited(target, num_bytes(inputs), until_s, ticket)
             timeout_s = max(0.0, until_s - time.monotonic())
         if line is not None and not is_second:
             outputs, is_second = await self._over_link(line, target, inputs, timeout_s)
             if outputs is not None:
                 return outputs
+        if ticket is not None:
+            ticket.foretold_s = 0.0  # that was for a link
         left_s = max(0.0, until_s - time.monotonic())
         return await self._by_serve(target, inputs, left_s, is_second=is_second)
 
@@ -191,12 +195,13 @@ class LinkTransport:
         *,
         key: str = "",
         timeout_s: float | None = None,
+        ticket: Ticket | None = None,
     ) -> AsyncGenerator[GenerationChunk]:
         """As Transport."""
         line = self.way(target)
         if line is None and self.is_awaited(target):
             until_s = None if timeout_s is None else time.monotonic() + timeout_s
-            line = await self._awaited(target, len(request.prompt.encode()), until_s, key)
+            line = await self._awaited(target, len(request.prompt.encode()), until_s, ticket)
         if line is not None:
             async with contextlib.aclosing(self._pieces(line, target, request, key)) as pieces:
                 async for chunk in pieces:
@@ -213,13 +218,13 @@ class LinkTransport:
         target: Target,
         inputs: Arrays,
         timeout_s: float,
-        key: str = "",
+        ticket: Ticket | None = None,
         *,
         is_second: bool = False,
     ) -> dict[str, np.ndarray]:
         """As `infer`, for what `way` has no line for, or its line did not carry: mostly by Serve's."""
         if self.is_awaited(target):
-            return await self.infer(target, inputs, timeout_s=timeout_s, key=key, is_second=is_second)
+            return await self.infer(target, inputs, timeout_s=timeout_s, ticket=ticket, is_second=is_second)
         return await self._by_serve(target, inputs, timeout_s, is_second=is_second)
 
     async def _by_serve(
@@ -262,11 +267,21 @@ class LinkTransport:
         line = self._lines.get(target.app)
         return line is not None and line.is_awaited
 
-    async def _awaited(self, target: Target, size: int, until_s: float | None, key: str) -> Line | None:
-        """The line, once there is a link; None: by Serve. Raises: as `Parking.wait`."""
+    async def _awaited(
+        self, target: Target, size: int, until_s: float | None, ticket: Ticket | None
+    ) -> Line | None:
+        """The line, once there is a link and it is the request's turn; None: by Serve.
+
+        Raises: as `Parking.wait`; TimeoutError where it waits for its turn until then.
+        """
         while self.is_awaited(target):
+            turn = None if ticket is None else passage.turn_again(ticket)
             left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
-            await self.parking.wait(target, size, left_s, key=key)
+            await self.parking.wait(target, size, left_s, ticket=ticket)
+            if turn is not None and ticket is not None and ticket.entry is not None:
+                left_s = None if until_s is None else max(0.0, until_s - time.monotonic())
+                async with asyncio.timeout(left_s):
+                    await turn
         line = self._lines.get(target.app)
         return line if line is not None and line.pool.choose() is not None else None
 
@@ -274,7 +289,9 @@ class LinkTransport:
         """Whether what waits for a replica is to go on."""
         line = self._lines.get(app)
         if line is not None and not line.is_awaited:
-            self.parking.release(app)
+            tickets = self.parking.release(app)
+            if tickets and line.gate is not None:
+                line.gate.again(tickets, time.monotonic())
 
     async def _over_link(
         self, line: Line, target: Target, inputs: Arrays, timeout_s: float

@@ -1,9 +1,9 @@
 """`Parking`: requests to applications without a replica, until the first one is there, or does not come up.
 
-Bounded by their number, by their bytes on this gateway, and by their time. Where all places are taken, a key
-that has fewer than another gets one of that one's: who sends without end keeps nobody out. Who has to go is
-told how long a start takes, less what of it has passed; and is counted among those who want one, as he will
-come again.
+Bounded by their number, by their bytes on this gateway, and by their time. Of places and of bytes each key
+has its share by weight within priorities, as before a replica that is busy (`FairQueue`): who sends without
+end keeps nobody out. Who has to go is told how long a start takes, less what of it has passed; and is counted
+among those who want one, as he will come again.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from eagleray.errors import ServiceError
+from eagleray.protocol.key_terms import Priority
 from eagleray.protocol.tensors import Array
+from eagleray.serving.admission.fair import FairQueue
 from eagleray.serving.admission.refusal import RETRY_AT_MOST_S
+from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.demand import Demand
 from eagleray.serving.routes import Target
 from eagleray.serving.services import Trouble
@@ -36,16 +39,21 @@ _GRACE_S = 5.0
 """Who was told to come again may be so late, and finds the start still wanted."""
 
 
+class _Waiting(NamedTuple):
+    """One request."""
+
+    future: asyncio.Future[str]
+    """Told why there is no replica, or nothing: go on."""
+    ticket: Ticket | None
+
+
 @dataclass(eq=False)
 class _Lot:
     """What waits for one application."""
 
     since_s: float
     """When the first of them came, and asked for a start."""
-    waiting: dict[asyncio.Future[str], str] = field(default_factory=dict)
-    """Whose each is, as they came; it is told why there is no replica, or nothing: go on."""
-    num_of: Counter[str] = field(default_factory=Counter[str])
-    """How many wait of each key."""
+    queue: FairQueue[_Waiting] = field(default_factory=FairQueue[_Waiting])
     is_text: bool = False
     """Whether they ask for text."""
     wanted_until_s: float = 0.0
@@ -59,7 +67,7 @@ class Parking:
 
     Args:
         demand: Told what waits, so that a replica is started at once.
-        max_bytes: Of the bodies of all that wait.
+        max_bytes: Of the bodies of all that wait. Until half of that waits anybody gets in.
         clock: Seconds, monotonic.
     """
 
@@ -73,6 +81,8 @@ class Parking:
         """Each has its part of how many requests may wait for an application."""
         self._demand, self._clock = demand, clock
         self._lots: dict[str, _Lot] = {}
+        self._bodies: FairQueue[None] = FairQueue()
+        """Of all lots; each costs its bytes."""
         self._starts: dict[str, float] = {}
 
     def expect(self, starts: Mapping[str, float]) -> None:
@@ -83,10 +93,15 @@ class Parking:
     def num_parked(self, app: str) -> int:
         """How many wait for it."""
         lot = self._lots.get(app)
-        return len(lot.waiting) if lot is not None else 0
+        return len(lot.queue) if lot is not None else 0
 
     async def wait(
-        self, target: Target, num_bytes: int, left_s: float | None = None, *, key: str = ""
+        self,
+        target: Target,
+        num_bytes: int,
+        left_s: float | None = None,
+        *,
+        ticket: Ticket | None = None,
     ) -> None:
         """Return when there is a way to the target, or none can be waited for here; cancelled, forget it.
 
@@ -94,18 +109,17 @@ class Parking:
             target: Where the request is to go.
             num_bytes: Of its body.
             left_s: How long it can wait, until it is ended by others; None: until it is cancelled.
-            key: Whose it is.
+            ticket: The request's, with the key whose it is; None: nobody's.
 
         Raises:
-            Overloaded: there is no room for it, or others of its key have too much; or a start is known to
-                take longer, or took longer.
+            Overloaded: there is no room for it; or a start is known to take longer, or took longer.
             ServiceError: the replica cannot start.
         """
         lot = self._lots.get(target.app)
         if lot is None:
             lot = self._lots[target.app] = _Lot(self._clock())
-        self._check(target, lot, num_bytes, left_s, key)
-        with self._parked(target, lot, num_bytes, key) as future:
+        self._check(target, lot, num_bytes, left_s, ticket)
+        with self._parked(target, lot, num_bytes, ticket) as future:
             try:
                 async with asyncio.timeout(None if left_s is None else max(0.0, left_s - _TO_TELL_S)):
                     failure = await future
@@ -114,13 +128,14 @@ class Parking:
         if failure:
             raise ServiceError(f"{what(target)} has no replica: {failure}")
 
-    def release(self, app: str) -> None:
-        """There is a way to it: what waits goes on, keys in turns, each in the order in which it came."""
-        if (lot := self._lots.get(app)) is not None:
-            took_s = self._clock() - lot.since_s
-            if took_s > _SLOW_S:
-                self._starts[app] = took_s
-            self._empty(app, lot, "")
+    def release(self, app: str) -> list[Ticket]:
+        """There is a way to it: what waits goes on, those with tickets in the order that is returned."""
+        if (lot := self._lots.get(app)) is None:
+            return []
+        took_s = self._clock() - lot.since_s
+        if took_s > _SLOW_S:
+            self._starts[app] = took_s
+        return self._empty(app, lot, "")
 
     def fail(self, app: str, trouble: Trouble) -> None:
         """A start has failed: where the next one would, too, nobody need wait for it."""
@@ -144,14 +159,15 @@ class Parking:
         # Of one that is overdue nothing is known: by so much again.
         return float(min(RETRY_AT_MOST_S, max(1, math.ceil(abs(left_s)))))
 
-    def _check(self, target: Target, lot: _Lot, num_bytes: int, left_s: float | None, key: str) -> None:
+    def _check(
+        self, target: Target, lot: _Lot, num_bytes: int, left_s: float | None, ticket: Ticket | None
+    ) -> None:
         """Raises: Overloaded where the request cannot wait here."""
-        number, known_s = len(lot.waiting), self._starts.get(target.app)
-        greediest = max(lot.num_of, key=lot.num_of.__getitem__, default=key)
-        is_full = number >= -(-target.max_queued // self.num_gateways)
-        if is_full and lot.num_of[greediest] <= lot.num_of[key] + 1:
+        key, known_s = _key(ticket), self._starts.get(target.app)
+        if not lot.queue.has_room(*key, -(-target.max_queued // self.num_gateways)):
+            number = len(lot.queue)
             raise self._sent_away(target, lot, f"has no replica yet, and {number} requests wait for it")
-        if self.num_bytes + num_bytes > self.max_bytes:
+        if not self._bodies.has_room_for(num_bytes, *key, self.max_bytes // 2):
             full = f"{self.num_bytes} of {self.max_bytes} bytes of bodies"
             raise self._sent_away(target, lot, f"has no replica yet, and {full} wait on this gateway")
         if left_s is not None and known_s is not None:
@@ -159,12 +175,6 @@ class Parking:
             if start_s > left_s:
                 late = f"its start takes {start_s:.3g} s, and the request waits {left_s:.3g} s"
                 raise self._sent_away(target, lot, f"has no replica yet: {late}")
-        if is_full:
-            last = next(future for future in reversed(lot.waiting) if lot.waiting[future] == greediest)
-            self._remove(lot, last)
-            if not last.done():
-                more = "requests of other API keys wait for it, too"
-                last.set_exception(self._sent_away(target, lot, f"has no replica yet, and {more}"))
 
     def _sent_away(self, target: Target, lot: _Lot, why: str) -> Overloaded:
         """The error for who does not wait any longer, and will come again."""
@@ -180,53 +190,57 @@ class Parking:
         return Overloaded(f"{what(target)} {why}{failure}; try again in {wait_s:.0f} s", wait_s)
 
     @contextlib.contextmanager
-    def _parked(self, target: Target, lot: _Lot, num_bytes: int, key: str) -> Iterator[asyncio.Future[str]]:
+    def _parked(
+        self, target: Target, lot: _Lot, num_bytes: int, ticket: Ticket | None
+    ) -> Iterator[asyncio.Future[str]]:
         """One more waits."""
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        lot.waiting[future] = key
-        lot.num_of[key] += 1
+        key, cost = _key(ticket), 1 if ticket is None else ticket.cost
+        place = lot.queue.push(_Waiting(future, ticket), *key, cost)
+        body = self._bodies.push(None, *key, num_bytes)
         lot.is_text = target.card.is_generative
         self.num_bytes += num_bytes
         self._tell(target.app, lot)
         try:
             yield future
         finally:
-            self._remove(lot, future)
+            lot.queue.cancel(place)
+            self._bodies.cancel(body)
             self.num_bytes -= num_bytes
             self._tell(target.app, lot)
             self._close_if_left(target.app, lot)
 
-    def _remove(self, lot: _Lot, future: asyncio.Future[str]) -> None:
-        """It waits no longer; it may have been told so before."""
-        if (key := lot.waiting.pop(future, None)) is not None:
-            lot.num_of[key] -= 1
-            if not lot.num_of[key]:
-                del lot.num_of[key]
-
     def _tell(self, app: str, lot: _Lot) -> None:
         if self._lots.get(app) is lot:
             is_wanted = self._clock() < lot.wanted_until_s
-            number = len(lot.waiting)
+            number = len(lot.queue)
             self._demand.parked(app, number, number if lot.is_text else 0, is_wanted=is_wanted)
 
     def _close_if_left(self, app: str, lot: _Lot) -> None:
-        if not lot.waiting and self._clock() >= lot.wanted_until_s:
+        if not len(lot.queue) and self._clock() >= lot.wanted_until_s:
             self._empty(app, lot, "")
 
-    def _empty(self, app: str, lot: _Lot, failure: str) -> None:
-        """Nobody waits for it any more; those who do are told so."""
+    def _empty(self, app: str, lot: _Lot, failure: str) -> list[Ticket]:
+        """Nobody waits for it any more; those who do are told so, in their order: their tickets."""
         if lot.timer is not None:
             lot.timer.cancel()
         if self._lots.get(app) is lot:
             del self._lots[app]
             self._demand.parked(app, 0, 0, is_wanted=False)
-        turns: Counter[str] = Counter()
-        by_turn: dict[asyncio.Future[str], int] = {}
-        for future, key in lot.waiting.items():
-            by_turn[future] = turns[key] = turns[key] + 1
-        for future in sorted(by_turn, key=by_turn.__getitem__):
-            if not future.done():
-                future.set_result(failure)
+        tickets: list[Ticket] = []
+        while (waiting := lot.queue.pop()) is not None:
+            if not waiting.future.done():
+                waiting.future.set_result(failure)
+                if waiting.ticket is not None:
+                    tickets.append(waiting.ticket)
+        return tickets
+
+
+def _key(ticket: Ticket | None) -> tuple[str, int, Priority]:
+    """Whose a request is, and what that one's share and priority are."""
+    if ticket is None:
+        return "", 1, "interactive"
+    return ticket.account.key_id, ticket.account.weight, ticket.account.priority
 
 
 def num_bytes(inputs: Mapping[str, Array]) -> int:

@@ -143,14 +143,13 @@ class Call:
         Raises: as `Transport.infer`, but HttpError 504 instead of TimeoutError; ClientGone.
         """
         timeout_s, timings = self.left_s, None
-        key = "" if self.ticket is None else self.ticket.account.key_id
         self.watch.mark("decode")
         try:
             with WhileWaitedFor(self.request):
                 waited_s = await self.turn(target, passage.cost_of(inputs))
                 async with self.waiting(None):
                     left_s = timeout_s - waited_s
-                    outputs = await self.transport.infer(target, inputs, timeout_s=left_s, key=key)
+                    outputs = await self.transport.infer(target, inputs, timeout_s=left_s, ticket=self.ticket)
             timings = outputs.timings if isinstance(outputs, Outputs) else None
         except TimeoutError:
             self.check_ended()

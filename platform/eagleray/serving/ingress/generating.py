@@ -56,7 +56,8 @@ async def _begin(call: Call, target: Target, request: GenerationRequest) -> Begu
     key = ""
     if call.ticket is not None:
         key, call.ticket.turn_s = call.ticket.account.key_id, time.monotonic()
-    chunks = call.transport.generate(target, request, key=key, timeout_s=until_s - time.monotonic())
+    timeout_s = until_s - time.monotonic()
+    chunks = call.transport.generate(target, request, key=key, timeout_s=timeout_s, ticket=call.ticket)
     try:
         first = await _next(chunks, call, target, until_s, limit_s)
     except BaseException:

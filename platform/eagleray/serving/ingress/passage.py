@@ -73,13 +73,24 @@ def turn(gate: Gate | None, ticket: Ticket, cost: int) -> asyncio.Future[None] |
     """As `enter`, to be awaited: what is left to wait for; None where it is the request's turn, or was."""
     if ticket.gate is not None:  # it had its turn on the fast lane, and has been left to the application
         return None
+    found, on_turn = _awaited()
+    return None if enter(gate, ticket, cost, on_turn) else found
+
+
+def turn_again(ticket: Ticket) -> asyncio.Future[None]:
+    """As `turn`, of one that waits for a replica first; to be awaited if the ticket has an `entry` then."""
+    found, ticket.on_turn = _awaited()
+    return found
+
+
+def _awaited() -> tuple[asyncio.Future[None], Callable[[Ticket], None]]:
     found: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def on_turn(_: Ticket) -> None:
         if not found.done():  # given up by a task that has not run since
             found.set_result(None)
 
-    return None if enter(gate, ticket, cost, on_turn) else found
+    return found, on_turn
 
 
 def late(ticket: Ticket | None) -> HttpError | None:

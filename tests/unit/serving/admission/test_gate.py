@@ -155,6 +155,37 @@ def test_a_full_queue_keeps_out_who_has_his_share_of_it_and_no_other() -> None:
     assert gate.refused(greedy, 60.0) is not None
 
 
+def test_what_was_sent_while_there_was_no_replica_waits_again_among_all() -> None:
+    gate, shadow, first = Gate("m", max_queued=10), account("s", priority="shadow"), account("i")
+    gate.arrange([], 1, now_s=0.0)
+    sent, parked = list[Ticket](), [ticket(of, left_s=60.0) for of in (shadow, shadow, first, shadow)]
+    for one in parked:
+        assert gate.enter(one, lambda _: None)
+        one.on_turn = sent.append
+    parked.pop().close(1.0)
+    gate.arrange([3], 1, now_s=20.0)
+    gate.again(parked, 20.0)
+    assert (sent, gate.num_queued, gate.cost_under_way) == ([], 0, 3), "there is room for all"
+    gate.arrange([2], 1, now_s=20.0)
+    gate.again(parked, 20.0)
+    assert sent == [parked[2], parked[0]]
+    assert (gate.num_queued, gate.cost_under_way, gate.num_entered) == (1, 2, 4)
+    late = ticket(first, now_s=21.0, left_s=60.0)
+    assert not gate.enter(late, sent.append)
+    for one in (*sent, late, parked[1]):
+        one.close(21.0)
+    assert sent == [parked[2], parked[0], late, parked[1]]
+    assert (gate.num_queued, gate.cost_under_way) == (0, 0)
+
+
+def test_what_a_key_waits_for_leaves_it_no_share_of_a_full_queue() -> None:
+    gate, first, shadow = Gate("m", window=0, max_queued=4), account("i"), account("s", priority="shadow")
+    for _ in range(4):
+        gate.enter(ticket(first), lambda _: None)
+    assert gate.refused(shadow, 60.0) is not None, "else two keys that send without end keep out a third"
+    assert gate.refused(account("j"), 60.0) is None
+
+
 @dataclass
 class Sim:
     """One replica that takes batches of up to 8 in 4 ms + 1 ms each, behind a gate; events on a clock."""

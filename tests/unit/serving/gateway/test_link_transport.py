@@ -198,6 +198,75 @@ def test_a_first_replica_that_does_not_start_is_told_with_its_reason_and_the_nex
     run(scenario())
 
 
+def test_what_waited_for_a_first_replica_takes_turns_with_what_comes_then(replicas):
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow(LINKS, [DIGITS.app])
+        transport.update(DIGITS.app, [])
+        gate, behind = transport.gate(MANY), replicas.behind[0]
+        assert gate is not None
+        behind.pause_s = 0.1
+        accounts = [
+            Account(name, name, KeyTerms(priority=name), 1.0, 0.0) for name in ("shadow", "interactive")
+        ]
+
+        async def one(number: int, account: Account) -> None:
+            now_s = time.monotonic()
+            ticket, turn = Ticket(account, None, now_s, now_s + 60), asyncio.Event()
+            gate.enter(ticket, lambda _: turn.set())
+            try:
+                await turn.wait()
+                found = await transport.infer(MANY, images(number), timeout_s=5, ticket=ticket)
+            finally:
+                ticket.close(time.monotonic())
+            assert same(found, images(number))
+
+        waiting = [asyncio.ensure_future(one(n, accounts[n // 4])) for n in range(6)]
+        gone = asyncio.ensure_future(one(9, accounts[0]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (transport.parking.num_bytes > 0, gate.cost_under_way) == (True, 7)
+        replicas.tell(transport, max_ongoing=1)
+        await until(lambda: behind.num_open > 0)
+        assert (transport.parking.num_bytes, gate.cost_under_way, gate.num_queued) == (0, 1, 6)
+        behind.pause_s = 0.0
+        gone.cancel()
+        waiting.append(asyncio.ensure_future(one(6, accounts[1])))
+        await asyncio.gather(*waiting)
+        assert [one[1]["image"][0, 0, 0, 0] for one in behind.asked] == [4, 5, 6, 0, 1, 2, 3]
+        assert (gate.num_queued, gate.cost_under_way, gate.num_entered) == (0, 0, 8)
+        await transport.close()
+
+    run(scenario())
+
+
+def test_who_leaves_while_he_waits_for_his_turn_after_a_start_leaves_nothing_behind(replicas):
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow(LINKS, [DIGITS.app])
+        gate, now_s = transport.gate(MANY), time.monotonic()
+        assert gate is not None
+        key = Account("k", "k", KeyTerms(), 1.0, 0.0)
+        tickets = [Ticket(key, None, now_s, now_s + 60) for _ in range(2)]
+        for ticket in tickets:
+            gate.enter(ticket, lambda _: None)
+        replicas.behind[0].pause_s = 0.02
+        first = asyncio.ensure_future(transport.infer(MANY, images(1), timeout_s=5, ticket=tickets[0]))
+        second = asyncio.ensure_future(transport.infer(MANY, images(2), timeout_s=5, ticket=tickets[1]))
+        await asyncio.sleep(0)
+        replicas.tell(transport, max_ongoing=1)
+        await until(lambda: gate.num_queued == 1)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        tickets[1].close(time.monotonic())
+        assert same(await first, images(1))
+        tickets[0].close(time.monotonic())
+        assert (gate.num_queued, gate.cost_under_way) == (0, 0)
+        await transport.close()
+
+    run(scenario())
+
+
 def test_a_text_waits_for_a_first_replica_and_is_forgotten_with_its_client(tmp_path):
     replicas = Replicas(tmp_path / "s", GPT)
     request = GenerationRequest("abc", max_tokens=5)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from eagleray.errors import ServiceError
+from eagleray.protocol.key_terms import KeyTerms
+from eagleray.serving.admission.limits import Account
+from eagleray.serving.admission.ticket import Ticket
 from eagleray.serving.gateway.demand import Demand
 from eagleray.serving.gateway.parking import Parking, num_bytes
 from eagleray.serving.services import Trouble
@@ -21,6 +25,14 @@ DIGITS, GPT = target("digits", 2, max_queued=3), target("gpt", 1)
 APP = DIGITS.app
 
 
+def account(name: str, **terms) -> Account:
+    return Account(name, name, KeyTerms(**terms), 1.0, 0.0)
+
+
+def ticket(by: Account | None) -> Ticket | None:
+    return by and Ticket(by, None, 0.0, 60.0)
+
+
 class Lot:
     """A parking with a clock that a test moves."""
 
@@ -29,9 +41,12 @@ class Lot:
         self.demand = Demand()
         self.parking = Parking(self.demand, clock=lambda: self.time_s, **options)
 
-    async def park(self, number: int = 1, of=DIGITS, size: int = 10, left_s: float | None = None, key=""):
-        """So many more wait."""
-        found = [asyncio.ensure_future(self.parking.wait(of, size, left_s, key=key)) for _ in range(number)]
+    async def park(self, number: int = 1, of=DIGITS, size: int = 10, left_s: float | None = None, by=None):
+        """So many more wait; `by`: the account of their key."""
+        found = [
+            asyncio.ensure_future(self.parking.wait(of, size, left_s, ticket=ticket(by)))
+            for _ in range(number)
+        ]
         await asyncio.sleep(0)
         return found
 
@@ -40,10 +55,10 @@ class Lot:
         return self.demand._of(app).waiting[0]
 
 
-async def refused(lot: Lot, match: str, **options) -> Overloaded:
+async def refused(lot: Lot, match: str, by=None, **options) -> Overloaded:
     with pytest.raises(Overloaded, match=match) as found:
         await lot.parking.wait(
-            options.pop("of", DIGITS), options.pop("size", 10), options.pop("left_s", None), **options
+            options.pop("of", DIGITS), options.pop("size", 10), options.pop("left_s", None), ticket=ticket(by)
         )
     return found.value
 
@@ -99,49 +114,98 @@ def test_one_more_than_may_wait_is_told_when_the_start_is_likely_to_be_over():
     run(scenario())
 
 
-def test_a_key_that_has_all_places_gives_them_to_others_until_each_has_as_many():
+def test_a_key_that_has_all_places_keeps_nobody_out():
     async def scenario():
         lot, many = Lot(), replace(DIGITS, max_queued=6)
-        greedy = await lot.park(6, of=many, key="greedy")
-        await refused(lot, "and 6 requests wait for it", of=many, key="greedy")
-        others = await lot.park(2, of=many, key="b") + await lot.park(2, of=many, key="c")
-        await asyncio.sleep(0)
-        assert [task.done() for task in greedy] == [False] * 2 + [True] * 4, "the last ones go first"
-        with pytest.raises(Overloaded, match="of other API keys wait for it, too; try again in 15 s"):
-            await greedy[-1]
-        for key in ("greedy", "b", "c", "d"):
-            found = await lot.park(of=many, key=key)
-            await asyncio.sleep(0)
-            if key == "d":
-                assert not found[0].done(), "one that has none takes another's second"
-                others += found
-            else:
-                with pytest.raises(Overloaded, match="6 requests wait for it"):
-                    await found[0]
-        assert (lot.queued(), lot.parking.num_parked(APP), lot.parking.num_bytes) == (6, 6, 60)
+        greedy, heavy = account("greedy"), account("heavy", weight=2)
+        waiting = await lot.park(6, of=many, by=greedy)
+        await refused(lot, "and 6 requests wait for it", of=many, by=greedy)
+        waiting += await lot.park(4, of=many, by=heavy)
+        await refused(lot, "and 10 requests wait for it", of=many, by=heavy)
+        waiting += await lot.park(of=many, by=account("c"))
+        waiting += await lot.park(of=many, by=account("d"))
+        await refused(lot, "and 12 requests wait for it", of=many, by=account("e"))
+        assert not any(task.done() for task in waiting), "nobody who waits has to go"
+        assert (lot.queued(), lot.parking.num_bytes) == (12, 120)
         lot.parking.release(APP)
-        await asyncio.gather(*greedy, *others, return_exceptions=True)
+        await asyncio.gather(*waiting)
         assert lot.parking.num_bytes == 0
 
     run(scenario())
 
 
-def test_keys_go_on_in_turns():
+def test_what_a_key_waits_for_leaves_it_no_share_where_that_takes_all_places():
     async def scenario():
-        lot, order, many = Lot(), [], replace(DIGITS, max_queued=9)
-
-        async def one(key: str, number: int) -> None:
-            await lot.parking.wait(many, 10, key=key)
-            order.append((key, number))
-
-        asked = [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("b", 1)]
-        waiting = [asyncio.ensure_future(one(*pair)) for pair in asked]
-        await asyncio.sleep(0)
+        lot, many = Lot(), replace(DIGITS, max_queued=4)
+        waiting = await lot.park(4, of=many, by=account("i"))
+        await refused(lot, "and 4 requests wait for it", of=many, by=account("s", priority="shadow"))
+        waiting += await lot.park(2, of=many, by=account("j"))
         lot.parking.release(APP)
         await asyncio.gather(*waiting)
-        assert order == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("b", 1), ("a", 2)]
+        waiting = await lot.park(4, of=many, by=account("s", priority="shadow"))
+        waiting += await lot.park(4, of=many, by=account("i"))
+        lot.parking.release(APP)
+        await asyncio.gather(*waiting)
 
     run(scenario())
+
+
+def test_a_key_that_has_half_of_the_bytes_leaves_the_others_theirs():
+    async def scenario():
+        lot, greedy = Lot(max_bytes=100), account("greedy")
+        many = replace(DIGITS, max_queued=50)
+        waiting = await lot.park(5, of=many, by=greedy)
+        await refused(lot, "50 of 100 bytes of bodies wait on this gateway", of=many, by=greedy)
+        waiting += await lot.park(of=GPT, size=25, by=account("b"))
+        await refused(lot, "75 of 100 bytes", size=1, by=account("b"))
+        await refused(lot, "75 of 100 bytes", size=1, of=GPT, by=account("s", priority="shadow"))
+        waiting += await lot.park(size=25, of=GPT, by=account("c"))
+        await refused(lot, "100 of 100 bytes", size=1, of=GPT, by=account("d"))
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        waiting += await lot.park(size=10, of=GPT, by=account("d"))
+        lot.parking.release(APP)
+        lot.parking.release(GPT.app)
+        await asyncio.gather(*waiting[1:])
+        assert lot.parking.num_bytes == 0
+
+    run(scenario())
+
+
+def test_keys_go_on_in_turns_by_weight_within_priorities():
+    async def scenario():
+        lot, order, many = Lot(), [], replace(DIGITS, max_queued=9)
+        accounts = {"a": account("a"), "b": account("b", weight=2), "s": account("s", priority="shadow")}
+
+        async def one(key: str, number: int) -> None:
+            await lot.parking.wait(many, 10, ticket=ticket(accounts[key]))
+            order.append(f"{key}{number}")
+
+        asked = ["s0", "a0", "a1", "a2", "b0", "b1", "b2"]
+        waiting = [asyncio.ensure_future(one(name[0], int(name[1]))) for name in asked]
+        await asyncio.sleep(0)
+        assert len(lot.parking.release(APP)) == 7
+        await asyncio.gather(*waiting)
+        assert order == ["a0", "b0", "b1", "a1", "b2", "a2", "s0"]
+
+    run(scenario())
+
+
+def test_what_is_parked_costs_as_much_however_much_there_is():
+    async def scenario(number: int) -> float:
+        lot, many = Lot(max_bytes=10**9), replace(DIGITS, max_queued=10 * number)
+        keys = [account(str(index)) for index in range(number)]
+        waiting = [await lot.park(3, of=many, by=key) for key in keys]
+        began_s = time.perf_counter()
+        for key in keys[:20] * 10:
+            lot.parking._check(many, lot.parking._lots[APP], 10, None, ticket(key))
+        took_s = time.perf_counter() - began_s
+        lot.parking.release(APP)
+        await asyncio.gather(*(task for tasks in waiting for task in tasks))
+        return took_s
+
+    few_s, many_s = run(scenario(20)), run(scenario(400))
+    assert many_s < 5 * few_s + 0.001
 
 
 def test_a_start_of_which_nothing_is_known_is_guessed():
@@ -159,14 +223,15 @@ def test_a_start_of_which_nothing_is_known_is_guessed():
 def test_bytes_are_bounded_over_all_applications():
     async def scenario():
         lot = Lot(max_bytes=100)
-        waiting = await lot.park(1, of=GPT, size=60)
+        first, second = account("a"), account("b")
+        waiting = await lot.park(1, of=GPT, size=60, by=first)
         await refused(lot, "60 of 100 bytes of bodies wait on this gateway", size=41)
-        waiting += await lot.park(1, size=40)
+        waiting += await lot.park(1, size=40, by=second)
         waiting[0].cancel()
         await asyncio.sleep(0)
         assert lot.parking.num_bytes == 40
         assert lot.queued(GPT.app) == 0
-        waiting += await lot.park(1, size=60)
+        waiting += await lot.park(1, size=60, by=first)
         lot.parking.release(APP)
         await asyncio.gather(*waiting[1:])
 
