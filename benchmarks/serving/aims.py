@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kit.results import values_of
+
 Unit = Literal["x", "/s", "us", "ms", "s", "%", ""]
 
 
@@ -133,11 +135,6 @@ class Judged:
             return self.values[0], self.values[0]
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
         return low, high
-
-
-def values_of(row: Mapping[str, Any] | None, key: str) -> list[float]:
-    """The key's values in a row's repetitions; where one has it not, that one is left out."""
-    return [float(one[key]) for one in (row or {}).get("repetitions", ()) if one.get(key) is not None]
 
 
 def judge(aim: Aim, rows: Mapping[str, Mapping[str, Any]]) -> Judged:

@@ -9,7 +9,7 @@ from typing import Any
 
 import place  # first: it says where eagleray is
 from blocks import alternate
-from results import RowFailed, Teller
+from kit.results import RowFailed, Teller
 from rig import Rig
 
 _RAW_S = 120.0
