@@ -515,5 +515,6 @@ def test_it_counts_requests_by_the_way_they_took(replicas):
             transport.update(DIGITS.app, [Running(None, 8)])
             await transport.infer(DIGITS, images(1), timeout_s=5)
             assert transport.ways() == {("digits", "2", "link"): 2, ("digits", "2", "serve"): 1}
+            assert transport.laned() == {("digits", "2"): 0}, "it was not asked by the lane"
 
     run(scenario())
