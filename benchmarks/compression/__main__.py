@@ -14,13 +14,13 @@ import argparse
 import signal
 import sys
 import time
-from pathlib import Path
 
 import arithmetic
 import report
 import rig  # first: it says where eagleray is
 from cells import COMPUTE, DENSE, Cell, Measured, measure, measure_drawn
-from progress import Progress
+from kit import frame
+from kit.progress import Progress
 from schemes import Scheme, all_schemes, kinds
 
 WEIGHTS = {"unshaped": 1.0, "1 Gbit/s": 1.3, "100 Mbit/s": 2.6}
@@ -31,16 +31,12 @@ MINUTES, QUICK_MINUTES = 23.0, 2.2
 
 def main() -> int:
     """Measure what the options say; returns 0 also where aims are missed: they are a table, not a test."""
-    options = _options().parse_args()
+    options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    unknown = set(options.kinds or []) - set(kinds())
-    if unknown:
-        print(
-            f"--kinds: no kind {', '.join(sorted(unknown))}; there are {', '.join(kinds())}", file=sys.stderr
-        )
-        return 2
-    if unknown := set(options.tasks) - {"char", "cnn"}:
-        print(f"--tasks: no task {', '.join(sorted(unknown))}; there are char, cnn", file=sys.stderr)
+    if not (
+        frame.is_known("--kinds", options.kinds, "kind", kinds())
+        and frame.is_known("--tasks", options.tasks, "task", ("char", "cnn"))
+    ):
         return 2
     if options.convergence:
         import convergence
@@ -50,9 +46,8 @@ def main() -> int:
         print(lacking, file=sys.stderr)
         return 2
     progress = Progress()
-    started = time.time()
     found: list[Measured] = []
-    about = {"started": started, "options": {k: str(v) for k, v in vars(options).items()}}
+    about = frame.about(options)
     progress.note("compiling the codecs, where they are not")
     if (lacking := rig.build_kernels()) is not None:
         progress.line(lacking)
@@ -62,18 +57,16 @@ def main() -> int:
             progress.line(report.table(measured))
             report.save(found, about, options.results)
     except KeyboardInterrupt:
-        progress.line("interrupted; what was measured is kept")
+        progress.line(frame.KEPT)
     finally:
         progress.close()
-    about["seconds"] = time.time() - started
+    about["seconds"] = time.time() - about["started"]
     report.save(found, about, options.results)
     for text in (report.auto_table(found), report.targets_table(report.targets(found))):
         if text is not None:
             progress.line(text)
-    progress.line(
-        f"\n{about['seconds'] / 60:.1f} minutes; {options.results}/compression.json, compression.png"
-    )
-    return 0 if found else 130
+    progress.line(f"\n{frame.ended(about, options.results, report.NAME)}")
+    return 0 if found else frame.INTERRUPTED
 
 
 def _measure_all(options: argparse.Namespace, progress: Progress):
@@ -129,43 +122,31 @@ def _link(text: str) -> tuple[str, float | None]:
     return (f"{rate / 1000:g} Gbit/s" if rate >= 1000 else f"{rate:g} Mbit/s"), rate
 
 
-def _options() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def parse_args(self, *arguments, **named):  # type: ignore[override]
-            options = super().parse_args(*arguments, **named)
-            if options.minutes is None:
-                options.minutes = QUICK_MINUTES if options.quick else MINUTES
-            options.n = options.n or ([4] if options.quick else [2, 4])
-            options.links = options.links or (["1000"] if options.quick else ["unshaped", "1000", "100"])
-            options.drawn = (
-                0
-                if options.quick and options.drawn is None
-                else (4 if options.drawn is None else options.drawn)
-            )
-            return options
-
-    def listed(kind):
-        return lambda text: [kind(one) for one in text.split(",") if one]
-
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--links", type=listed(str), help="Mbit/s or unshaped, with commas (unshaped,1000,100)"
-    )
+def _options() -> argparse.Namespace:
+    listed = frame.listed
+    parser = frame.parser(__doc__)
+    parser.add_argument("--links", type=listed(), help="Mbit/s or unshaped, with commas (unshaped,1000,100)")
     parser.add_argument("--n", type=listed(int), help="numbers of workers (2,4)")
-    parser.add_argument("--kinds", type=listed(str), help="only these of ours, without torch's hooks")
+    parser.add_argument("--kinds", type=listed(), help="only these of ours, without torch's hooks")
     parser.add_argument("--torch-hooks", action="store_true", help="with --kinds: torch's hooks too")
     parser.add_argument("--quick", action="store_true", help="n = 4 at 1 Gbit/s, 2 to 3 minutes")
     parser.add_argument("--minutes", type=float, help=f"of measuring ({MINUTES:g})")
     parser.add_argument("--drawn", type=int, help="links drawn by seed, for auto (4)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn links and the trainings")
-    parser.add_argument("--results", type=Path, default=report.RESULTS, help="folder to write into")
     parser.add_argument("--convergence", action="store_true", help="part two: trainings to their end")
     parser.add_argument(
-        "--tasks", type=listed(str), default=["char", "cnn"], help="with --convergence (char,cnn)"
+        "--tasks", type=listed(), default=["char", "cnn"], help="with --convergence (char,cnn)"
     )
     parser.add_argument("--seeds", type=int, default=5, help="with --convergence (5)")
     parser.add_argument("--steps", type=int, default=300, help="with --convergence (300)")
-    return parser
+    options = parser.parse_args()
+    if options.minutes is None:
+        options.minutes = QUICK_MINUTES if options.quick else MINUTES
+    options.n = options.n or ([4] if options.quick else [2, 4])
+    options.links = options.links or (["1000"] if options.quick else ["unshaped", "1000", "100"])
+    if options.drawn is None:
+        options.drawn = 0 if options.quick else 4
+    return options
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the real hook. Data follow from the seed and the rank alone, so two runs of a se
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -17,7 +16,8 @@ import arithmetic
 import report
 import rig
 import torch
-from progress import Progress
+from kit import keeping
+from kit.progress import Progress
 from schemes import WARMING, kinds
 from tasks import TASKS, weights
 from torch import nn
@@ -302,7 +302,6 @@ def _losses(lines: list[Line], seed: int) -> str:
 
 
 def _save(lines: dict[str, list[Line]], options: Any, started: float) -> None:
-    options.results.mkdir(exist_ok=True)
     found = {
         "machine": report.machine(),
         "workers": NUM_WORKERS,
@@ -310,4 +309,4 @@ def _save(lines: dict[str, list[Line]], options: Any, started: float) -> None:
         "seconds": time.time() - started,
         "tasks": {task: [summary(one, own) for one in own] for task, own in lines.items()},
     }
-    (options.results / "convergence.json").write_text(json.dumps(found, indent=1) + "\n")
+    keeping.write(found, options.results / "convergence.json")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import arithmetic
+import rig  # noqa: F401  first: it says where the rest is
 import torch
 from cells import COMPUTE, DENSE, Measured, Row
+from kit import keeping, picture
 from schemes import NUM_PARAMETERS, SHAPES
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+NAME = "compression"
+"""Of its files."""
 TARGETS: dict[tuple[str, str], tuple[float, float]] = {
     ("int8", "100 Mbit/s"): (1.390, 0.26),
     ("int8", "1 Gbit/s"): (0.220, 0.37),
@@ -159,20 +159,11 @@ def targets_table(found: Sequence[dict[str, Any]]) -> str:
 
 def machine() -> dict[str, Any]:
     """What this ran on."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": names[0].partition(":")[2].strip() if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    return {**keeping.machine(), "torch": torch.__version__}
 
 
-def save(all_measured: Sequence[Measured], about: dict[str, Any], folder: Path = RESULTS) -> None:
+def save(all_measured: Sequence[Measured], about: dict[str, Any], folder: Path) -> None:
     """Write compression.json and compression.png into `folder`."""
-    folder.mkdir(exist_ok=True)
     cells = [
         {
             "n": one.cell.n,
@@ -188,45 +179,40 @@ def save(all_measured: Sequence[Measured], about: dict[str, Any], folder: Path =
     ]
     found = {**about, "machine": machine(), "parameters": NUM_PARAMETERS}
     found |= {"cells": cells, "aims": targets(all_measured)}
-    (folder / "compression.json").write_text(json.dumps(found, indent=1) + "\n")
-    _draw(
-        [one for one in all_measured if DENSE in one.rows and COMPUTE in one.rows], folder / "compression.png"
-    )
+    keeping.write(found, folder / f"{NAME}.json")
+    drawn = [one for one in all_measured if DENSE in one.rows and COMPUTE in one.rows]
+    _draw(drawn, folder / f"{NAME}.png")
 
 
 def _draw(all_measured: Sequence[Measured], path: Path) -> None:
     """One panel per cell: each scheme's step time as a dot, and a line from its floor to it."""
     if not all_measured:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     counts = sorted({one.cell.n for one in all_measured})
     links = list(dict.fromkeys(one.cell.link for one in all_measured))
     num_rows = max(len(one.rows) for one in all_measured)
     size = (4.6 * len(links) + 1, (0.24 * num_rows + 1) * len(counts))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(counts), len(links), squeeze=False)
-    colours = {"floor": "0.6", "torch": "tab:orange", "ours": "tab:blue"}
-    for one in all_measured:
-        axes = panels[counts.index(one.cell.n)][links.index(one.cell.link)]
-        for at, row in enumerate(one.rows.values()):
-            s = summary(row, one)
-            if "ms" not in s:
-                axes.text(0.02, at, "fails", transform=axes.get_yaxis_transform(), fontsize=7, va="center")
-                continue
-            axes.plot([s["floor_ms"], s["ms"]], [at, at], color="0.8", zorder=1)
-            axes.plot(s["floor_ms"], at, "|", color="black", markersize=9)
-            axes.plot(s["ms"], at, "o", color=colours[s["family"]], markersize=5)
-        axes.set_yticks(range(len(one.rows)), list(one.rows), fontsize=7)
-        axes.set(xscale="log", xlabel="ms per step", title=f"{one.cell.n} workers, {one.cell.link}")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())  # by itself it writes 3 x 10^1 over 4 x 10^1
-        axes.invert_yaxis()
-        axes.grid(axis="x", which="both", color="0.93")
-    figure.suptitle(
-        "ms per step (dot) and the physical floor of what it computes and sends (tick)", fontsize=9
-    )
-    FigureCanvasAgg(figure).print_png(str(path))
+    with picture.drawn(path, *size) as figure:
+        panels = figure.subplots(len(counts), len(links), squeeze=False)
+        colours = {"floor": "0.6", "torch": "tab:orange", "ours": "tab:blue"}
+        for one in all_measured:
+            axes = panels[counts.index(one.cell.n)][links.index(one.cell.link)]
+            for at, row in enumerate(one.rows.values()):
+                s = summary(row, one)
+                if "ms" not in s:
+                    where = axes.get_yaxis_transform()
+                    axes.text(0.02, at, "fails", transform=where, fontsize=7, va="center")
+                    continue
+                axes.plot([s["floor_ms"], s["ms"]], [at, at], color="0.8", zorder=1)
+                axes.plot(s["floor_ms"], at, "|", color="black", markersize=9)
+                axes.plot(s["ms"], at, "o", color=colours[s["family"]], markersize=5)
+            picture.frame(axes, list(one.rows), "ms per step")
+            axes.set_title(f"{one.cell.n} workers, {one.cell.link}")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(NullFormatter())  # by itself it writes 3 x 10^1 over 4 x 10^1
+        figure.suptitle(
+            "ms per step (dot) and the physical floor of what it computes and sends (tick)", fontsize=9
+        )

@@ -19,12 +19,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "tests"), str(ROOT / "benchmarks" / "compression")]
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    sys.path[:3]
-)  # the fork server preloads before it has our sys.path
-sys.path.append(str(ROOT / "benchmarks"))  # last: one of its files is called as one of Python's own
+# Last: one of its files is called as one of Python's own.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from kit import checkout
+
+# The fork server preloads before it has our sys.path.
+checkout.use(checkout.TESTS, Path(__file__).resolve().parent, is_for_children=True)
 START_S = 60.0
 
 

@@ -13,19 +13,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import place  # first: it says where eagleray is
-from progress import Progress
+from kit import frame
 from rows import ROWS, Row, stages
-
-if TYPE_CHECKING:
-    pass
 
 
 def main() -> int:
@@ -35,28 +31,17 @@ def main() -> int:
         import children
 
         return children.main(options.row, options.reps)
-    unknown = set(options.rows or []) - set(ROWS)
-    if unknown:
-        print(f"--rows: no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}", file=sys.stderr)
+    if (chosen := frame.chosen(ROWS, options)) is None:
         return 2
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored
-            signal.signal(number, signal.default_int_handler)
-    return _measure(options)
+    frame.interruptible()
+    return _measure(chosen, options)
 
 
-def _measure(options: argparse.Namespace) -> int:
+def _measure(chosen: list[Row], options: argparse.Namespace) -> int:
     import children
     import report
 
-    chosen = [row for row in ROWS.values() if _is_chosen(row, options)]
-    rows = report.read(options.results) if options.rows else {}
-    began = time.time()
-    about = {
-        "started": began,
-        "options": {name: str(value) for name, value in vars(options).items() if name != "results"},
-    }
-    progress, code = Progress(is_verbose=options.verbose), 0
+    session = frame.Session(options, report.NAME, report)
     with place.home() as home:
         cluster = place.Cluster()
         try:
@@ -65,72 +50,44 @@ def _measure(options: argparse.Namespace) -> int:
                     cluster.down()  # what idles there takes a part of two cores
                 env = cluster.environment() if any(row.has_cluster for row in together) else dict(os.environ)
                 with ThreadPoolExecutor(len(together)) as pool:
-                    runs = {
-                        row.name: pool.submit(_run, row, options, env, home, progress) for row in together
-                    }
+                    runs = {row.name: pool.submit(_run, row, session, env, home) for row in together}
                     try:
                         wait(runs.values())
                     except KeyboardInterrupt:  # rows are in sessions of their own, and hear nothing of it
                         children.stop_all()
-                        code = 130
-                    rows |= {name: run.result() for name, run in runs.items()}
-                report.save(rows, about, options.results)
-                if code:
+                        session.is_interrupted = True
+                    session.keep({name: run.result() for name, run in runs.items()})
+                if session.is_interrupted:
                     break
         except KeyboardInterrupt:
-            code = 130
+            session.is_interrupted = True
         finally:
-            progress.close()
+            session.progress.close()
             cluster.down()
-    about["seconds"] = time.time() - began
-    report.save(rows, about, options.results)
-    progress.line(f"\n{report.table(rows)}")
-    if code:
-        progress.line("\ninterrupted; what was measured is kept")
-    where = f"{options.results}/elastic.json, elastic.png"
-    progress.line(f"\n{about['seconds'] / 60:.1f} minutes; {where}")
-    return code
+    return session.end([report.table])
 
 
-def _run(
-    row: Row, options: argparse.Namespace, env: dict[str, str], home: Path, progress: Progress
-) -> dict[str, Any]:
+def _run(row: Row, session: frame.Session, env: dict[str, str], home: Path) -> dict[str, Any]:
     """One row's result, said in a line."""
     import children
-    import report
 
-    progress.note(f"{row.name}: starting")
+    note = session.progress.note
+    note(f"{row.name}: starting")
     load, began = os.getloadavg(), time.time()
     result = children.run(
         row,
-        options.reps or row.reps,
+        session.options.reps or row.reps,
         env,
         home / f"{row.name}.log",
-        lambda text: progress.note(f"{row.name}: {text}"),
+        lambda text: note(f"{row.name}: {text}"),
     )
-    progress.line(f"{report.row_line(row.name, result)} (load before: {load[0]:.1f})")
-    return {**result, "started": began, "load_before": load}
-
-
-def _is_chosen(row: Row, options: argparse.Namespace) -> bool:
-    if options.rows:
-        return row.name in options.rows
-    return row.name not in options.skip and (options.full or not row.is_full)
+    result |= {"started": began, "load_before": load}
+    session.over(row.name, result)
+    return result
 
 
 def _options() -> argparse.Namespace:
-    def listed(text: str) -> list[str]:
-        return [one for one in text.split(",") if one]
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--full", action="store_true", help="the long rows too")
-    parser.add_argument("--rows", type=listed, help=f"only these, of: {', '.join(ROWS)}")
-    parser.add_argument("--skip", type=listed, default=[], help="not these")
-    parser.add_argument("--reps", type=int, help="repetitions of each row, in place of its own number")
-    parser.add_argument("--results", type=Path, default=place.RESULTS, help="folder to write into")
-    parser.add_argument("--verbose", action="store_true", help="each repetition as a line")
+    parser = frame.rows_parser(__doc__, ROWS)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kit.results import values_of
+
 Repetition = Mapping[str, Any]
 
 
@@ -125,11 +127,6 @@ class Judged:
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that at least `share` of them do not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
-
-
-def values_of(row: Mapping[str, Any] | None, key: str) -> list[float]:
-    """The key's values in a row's repetitions; where one has it not, that one is left out."""
-    return [float(one[key]) for one in (row or {}).get("repetitions", ()) if one.get(key) is not None]
 
 
 def judge(aim: Aim, rows: Mapping[str, Mapping[str, Any]]) -> Judged:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from messages import RowFailed
+from kit.results import RowFailed
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from messages import RowFailed
+from kit.results import RowFailed
 
 LABELS = {"eagleray.io/pool": "train"}
 """Of its node: one of the kind that runs have, so that the cluster starts no other."""

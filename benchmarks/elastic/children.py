@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import messages
-from messages import NotAvailable, RowFailed, Teller
+from kit.results import NotAvailable, RowFailed, empty
+from messages import Teller
 from rows import ROWS, Row
 
 _MAIN = Path(__file__).with_name("__main__.py")
@@ -38,7 +39,7 @@ def run(
         log: takes what it and its workers print.
         note: hears what is going on.
     """
-    result, began = messages.empty(), time.monotonic()
+    result, began = empty(), time.monotonic()
     ours, theirs = os.pipe()
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -20,7 +20,8 @@ from typing import Any
 
 import workloads
 from asked import Asked
-from messages import NotAvailable, RowFailed, Teller
+from kit.results import NotAvailable, RowFailed
+from messages import Teller
 from trial import connect
 
 NODES = 4

@@ -10,7 +10,8 @@ from typing import Any
 
 import workloads
 from alone import trained
-from messages import RowFailed, Teller
+from kit.results import RowFailed
+from messages import Teller
 from resizes import tell_of_samples
 from trial import Trial, connect
 

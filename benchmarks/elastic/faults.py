@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 import workloads
+from kit.results import RowFailed
 from losses import named
-from messages import RowFailed, Teller
+from messages import Teller
 from passages import blocked_seconds, paused_seconds
 from trial import CHANGE_LIMIT_S, Trial, connect
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import workloads
 from asked import Asked
-from messages import NotAvailable, RowFailed, Teller
+from kit.results import NotAvailable, RowFailed
+from messages import Teller
 from passages import Passage, passage
 from resizes import tell_of_samples, told
 from trial import GROW_LIMIT_S, SETTLED_STEPS, NewNodes, Trial, connect, victims

@@ -13,14 +13,6 @@ PIPE = "EAGLERAY_BENCH_PIPE"
 """Names the file descriptor in the row's environment."""
 
 
-class NotAvailable(Exception):
-    """The row needs a part of the platform that this checkout has not, or a machine that can do more."""
-
-
-class RowFailed(Exception):
-    """What the row measures did not come about; the message says what was waited for, and what was there."""
-
-
 class Teller:
     """The row's end."""
 
@@ -50,11 +42,6 @@ class Teller:
     def _send(self, **message: Any) -> None:
         self._pipe.write(json.dumps(message) + "\n")
         self._pipe.flush()
-
-
-def empty() -> dict[str, Any]:
-    """A row's result before it has told anything."""
-    return {"repetitions": [], "facts": {}, "failure": None, "not_available": None}
 
 
 def take(result: dict[str, Any], line: str) -> str | None:

@@ -19,7 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from messages import NotAvailable, RowFailed, Teller
+from kit.results import NotAvailable, RowFailed
+from messages import Teller
 from passages import Passage
 from recorder import Recorder
 from resizes import told

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from messages import RowFailed
+from kit.results import RowFailed
 from passages import Passage, Record, passage
 
 from eagleray.training.observer import Change

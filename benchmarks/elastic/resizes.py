@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import workloads
-from messages import NotAvailable, RowFailed, Teller
+from kit.results import NotAvailable, RowFailed
+from messages import Teller
 from passages import Passage, step_seconds
 from trial import Trial, connect
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import workloads
-from messages import RowFailed, Teller
+from kit.results import RowFailed
+from messages import Teller
 from passages import is_one_group
 from trial import NewNodes, connect
 

@@ -187,7 +187,7 @@ class NewNodes:
 
 def node_process(node_id: str) -> Any:
     """The process that leads a node of the local cluster, by Ray's id of the node."""
-    from messages import RowFailed
+    from kit.results import RowFailed
     from place import CLUSTER
 
     from eagleray.cluster import nodes, state

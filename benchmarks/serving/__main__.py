@@ -15,15 +15,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import place  # first: it says where eagleray is
-from progress import Progress
+from kit import frame
 from rows import ROWS, Row
 
 INTERRUPTED = "interrupted"
@@ -35,18 +33,13 @@ if TYPE_CHECKING:
 def main() -> int:
     """Measure what the options say; returns 0 also where aims are missed: they are a table, not a test."""
     options = _options()
-    unknown = set(options.rows or []) | set(options.skip)
-    unknown -= set(ROWS)
-    if unknown:
-        print(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}", file=sys.stderr)
+    if (chosen := frame.chosen(ROWS, options)) is None:
         return 2
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored
-            signal.signal(number, signal.default_int_handler)
-    return _measure(options)
+    frame.interruptible()
+    return _measure(chosen, options)
 
 
-def _measure(options: argparse.Namespace) -> int:
+def _measure(chosen: list[Row], options: argparse.Namespace) -> int:
     import load
     import report
     from rig import Rig
@@ -58,54 +51,35 @@ def _measure(options: argparse.Namespace) -> int:
     except load.LoadError as error:
         print(error, file=sys.stderr)
         return 2
-    chosen = [row for row in ROWS.values() if _is_chosen(row, options)]
-    rows = report.read(options.results) if options.rows else {}
-    began = time.time()
-    about = {
-        "started": began,
-        "options": {name: str(value) for name, value in vars(options).items() if name != "results"},
-    }
-    progress, code = Progress(is_verbose=options.verbose), 0
+    session = frame.Session(options, report.NAME, report)
     with place.home() as home:
         rig = Rig(home, block_s=options.seconds)
         try:
             for row in chosen:
-                rows[row.name] = _run(row, options, rig, progress)
-                report.save(rows, about, options.results)
-                if rows[row.name]["failure"] == INTERRUPTED:
-                    code = 130
+                session.keep({row.name: _run(row, session, rig)})
+                if session.rows[row.name]["failure"] == INTERRUPTED:
+                    session.is_interrupted = True
                     break
         finally:
-            progress.close()
+            session.progress.close()
             with processes.undisturbed():
                 rig.close()
-    about["seconds"] = time.time() - began
-    report.save(rows, about, options.results)
-    tables = (report.table, report.peers_table, report.profile_table, report.disturbances)
-    for said in (table(rows) for table in tables):
-        if said is not None:
-            progress.line(f"\n{said}")
-    if code:
-        progress.line("\ninterrupted; what was measured is kept")
-    where = f"{options.results}/serving.json, serving.png"
-    progress.line(f"\n{about['seconds'] / 60:.1f} minutes; {where}")
-    return code
+    return session.end([report.table, report.peers_table, report.profile_table, report.disturbances])
 
 
-def _run(row: Row, options: argparse.Namespace, rig: Rig, progress: Progress) -> dict[str, Any]:
+def _run(row: Row, session: frame.Session, rig: Rig) -> dict[str, Any]:
     """One row's result, said in a line; `failure` is INTERRUPTED where it was."""
-    import report
+    from kit.results import NotAvailable, RowFailed, Teller
     from load import LoadError
-    from results import NotAvailable, RowFailed, Teller
     from running import NotRunning
 
-    teller = Teller(lambda text: progress.note(f"{row.name}: {text}"))
+    teller = Teller(lambda text: session.progress.note(f"{row.name}: {text}"))
     teller.note("starting")
     load_before, began = os.getloadavg(), time.monotonic()
     module, _, function = row.function.partition(":")
     try:
         work = getattr(importlib.import_module(module), function)
-        work(teller, options.reps or row.reps, rig, **row.arguments)
+        work(teller, session.options.reps or row.reps, rig, **row.arguments)
     except KeyboardInterrupt:
         teller.result["failure"] = INTERRUPTED
     except NotAvailable as error:
@@ -114,34 +88,17 @@ def _run(row: Row, options: argparse.Namespace, rig: Rig, progress: Progress) ->
         teller.result["failure"] = str(error)
     except Exception as error:
         teller.result["failure"] = f"{type(error).__name__}: {error}"
-        if options.verbose:
+        if session.options.verbose:
             traceback.print_exc()
     told = {"seconds": time.monotonic() - began, "load_before": load_before, "blocks": rig.told()}
     result = {**teller.result, **told}
-    progress.line(f"{report.row_line(row.name, result)} (load before: {load_before[0]:.1f})")
+    session.over(row.name, result)
     return result
 
 
-def _is_chosen(row: Row, options: argparse.Namespace) -> bool:
-    if options.rows:
-        return row.name in options.rows
-    return row.name not in options.skip and (options.full or not row.is_full)
-
-
 def _options() -> argparse.Namespace:
-    def listed(text: str) -> list[str]:
-        return [one for one in text.split(",") if one]
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--full", action="store_true", help="the long rows too")
-    parser.add_argument("--rows", type=listed, help=f"only these, of: {', '.join(ROWS)}")
-    parser.add_argument("--skip", type=listed, default=[], help="not these")
-    parser.add_argument("--reps", type=int, help="repetitions of each row, in place of its own number")
+    parser = frame.rows_parser(__doc__, ROWS)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a block (5)")
-    parser.add_argument("--results", type=Path, default=place.RESULTS, help="folder to write into")
-    parser.add_argument("--verbose", action="store_true", help="each repetition as a line")
     return parser.parse_args()
 
 

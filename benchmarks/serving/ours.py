@@ -11,7 +11,7 @@ import httpx
 import place  # first: it says where eagleray is
 import running
 import workloads
-from results import NotAvailable, RowFailed
+from kit.results import NotAvailable, RowFailed
 
 UP_S = 180.0
 READY_S = 180.0

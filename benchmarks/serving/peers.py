@@ -17,7 +17,7 @@ import bodies
 import numpy as np
 import place  # first: it says where eagleray is
 import workloads
-from results import NotAvailable
+from kit.results import NotAvailable
 from running import Server, free_port
 
 FOLDER = place.HERE / "peer_apps"

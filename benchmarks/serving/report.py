@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aims import AIMS, Aim, Judged, judge, values_of
+from aims import AIMS, Aim, Judged, judge
+from kit import keeping, picture
+from kit.results import values_of
 
 Rows = Mapping[str, Mapping[str, Any]]
 NAME = "serving"
-
-
-def row_line(name: str, result: Mapping[str, Any]) -> str:
-    """One line of a row that is over."""
-    said = f"{name}: {len(result['repetitions'])} repetitions in {result['seconds']:.0f} s"
-    if result["not_available"]:
-        return f"{name}: not available: {result['not_available']}"
-    return f"{said}; FAILED: {result['failure']}" if result["failure"] else said
+"""Of its files."""
 
 
 def table(rows: Rows, aims: Sequence[Aim] = AIMS) -> str:
@@ -147,45 +139,16 @@ def text(value: float, unit: str) -> str:
     return f"{value:g}"
 
 
-def machine() -> dict[str, Any]:
-    """What this ran on."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": names[0].partition(":")[2].strip() if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
-
-
 def read(folder: Path) -> dict[str, Any]:
     """The rows that an earlier run wrote; none where there is no file."""
-    path = folder / f"{NAME}.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else {}
+    return keeping.read_rows(folder / f"{NAME}.json")
 
 
 def save(rows: Rows, about: Mapping[str, Any], folder: Path) -> None:
     """Write serving.json, whole, and serving.png into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     judged = [judge(aim, rows) for aim in AIMS if aim.row in rows]
-    aims = [
-        {
-            "row": one.aim.row,
-            "what": one.aim.what,
-            "key": one.aim.key,
-            "goal": one.goal,
-            "median": one.median if one.values else None,
-            "is_met": one.is_met,
-            "beside": dict(one.beside),
-            "remark": one.remark,
-        }
-        for one in judged
-    ]
-    found = {**about, "machine": machine(), "aims": aims, "rows": dict(rows)}
-    part = folder / f"{NAME}.json.part"  # a run that is killed while it writes leaves the last whole file
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(folder / f"{NAME}.json")
+    aims = [keeping.became(one, remark=one.remark) for one in judged]
+    keeping.write_rows(rows, aims, about, folder / f"{NAME}.json")
     _draw([one for one in judged if one.values and one.goal], folder / f"{NAME}.png")
 
 
@@ -193,24 +156,10 @@ def _draw(judged: Sequence[Judged], path: Path) -> None:
     """One line per aim: what was measured over its goal, so that all share one axis."""
     if not judged:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 0.42 * len(judged) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    for at, one in enumerate(judged):
-        assert one.goal is not None
-        colour = {True: "tab:blue", False: "tab:red", None: "0.5"}[one.is_met]
-        values = [max(value / one.goal, 1e-2) for value in one.values]
-        axes.plot(values, [at] * len(values), "o", color=colour, markersize=4, alpha=0.5)
-        axes.plot(max(one.median / one.goal, 1e-2), at, "D", color=colour, markersize=6)
-        axes.annotate("≥" if one.aim.at_least else "≤", (1.0, at), fontsize=8, ha="center", va="center")
-        for value in one.beside.values():
-            axes.plot(max(value / one.goal, 1e-2), at, "x", color="0.4", markersize=6)
-    axes.axvline(1.0, color="0.8", zorder=0)
-    axes.set_yticks(range(len(judged)), [one.aim.what for one in judged], fontsize=7)
-    axes.set(xscale="log", xlabel="measured over the goal")
-    axes.invert_yaxis()
-    axes.grid(axis="x", which="both", color="0.93")
-    axes.set_title("each repetition (dot), the median (diamond), peers (cross); met is blue", fontsize=8)
-    FigureCanvasAgg(figure).print_png(str(path))
+    title = "each repetition (dot), the median (diamond), peers (cross); met is blue"
+    with picture.of_aims(path, [one.aim.what for one in judged], "measured over the goal", title) as axes:
+        for at, one in enumerate(judged):
+            assert one.goal is not None
+            picture.dots(axes, at, one, over=one.goal, least=1e-2)
+            axes.annotate("≥" if one.aim.at_least else "≤", (1.0, at), fontsize=8, ha="center", va="center")
+        axes.axvline(1.0, color="0.8", zorder=0)

@@ -16,9 +16,9 @@ import numpy as np
 import place  # first: it says where eagleray is
 import running
 import workloads
+from kit.results import RowFailed
 from load import Block, Requests, Seen
 from ours import Ours
-from results import RowFailed
 
 BLOCK_S = 5.0
 WARM_S = 0.5

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import workloads
-from results import RowFailed, Teller
+from kit.results import RowFailed, Teller
 from rig import Rig
 
 if TYPE_CHECKING:

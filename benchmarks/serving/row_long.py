@@ -14,8 +14,8 @@ import bodies
 import running
 import workloads
 from blocks import decision, growth, more, most, reversals
+from kit.results import NotAvailable, RowFailed, Teller
 from load import Requests
-from results import NotAvailable, RowFailed, Teller
 from rig import Rig
 
 OBJECTIVE_MS = 100

@@ -1,4 +1,4 @@
-"""Rows in which the model counts: batches against torch alone, streams of events, texts at once."""
+"""Rows in which the model counts: batches against torch alone, streams of events, one and many at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import place  # first: it says where eagleray is
 from blocks import alternate
-from results import RowFailed, Teller
+from kit.results import RowFailed, Teller
 from rig import Rig
 
 _RAW_S = 120.0
@@ -89,11 +89,20 @@ def events(tell: Teller, reps: int, rig: Rig, *, model: str, tokens: int, stream
 
 
 def at_once(tell: Teller, reps: int, rig: Rig, *, model: str, tokens: int, streams: int) -> None:
-    """Tokens per second of so many texts at once against one after the other, both through the platform."""
-    target = rig.texts(model, tokens, is_stream=False)["ours"]
+    """Tokens per second of so many streams at once against one after the other, both through the platform.
+
+    Counted are the tokens of the streams that ended in a block's window.
+    """
+    target = rig.texts(model, tokens, is_stream=True)["ours"]
     tell.facts(tokens=tokens, streams=streams)
-    blocks = alternate({"one": lambda: rig.one(target, 1), "all": lambda: rig.one(target, streams)}, reps)
+    blocks = alternate(
+        {
+            "one": lambda: rig.one(target, 1, is_stream=True),
+            "all": lambda: rig.one(target, streams, is_stream=True),
+        },
+        reps,
+    )
     for number, found in enumerate(blocks):
         one, many = (found[name].ok_per_s * tokens for name in ("one", "all"))
         tell.repetition(ratio=many / one, one_per_s=one, all_per_s=many, bad=found["all"].bad)
-        tell.note(f"{number + 1}/{reps}: {many:,.0f} tokens/s of {streams} at once, {one:,.0f}/s of one")
+        tell.note(f"{number + 1}/{reps}: {many:,.0f} tokens/s of {streams} streams, {one:,.0f}/s of one")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blocks import busiest
-from results import NotAvailable, RowFailed, Teller
+from kit.results import NotAvailable, RowFailed, Teller
 from rig import WARM_S, Rig
 
 SAMPLES_PER_S = 250

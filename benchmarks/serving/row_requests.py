@@ -8,8 +8,8 @@ import bodies
 import peers
 import workloads
 from blocks import alternate
+from kit.results import RowFailed, Teller
 from load import Requests, Seen
-from results import RowFailed, Teller
 from rig import Rig, check
 
 MOST = 16

@@ -94,6 +94,8 @@ INGRESS_TABLE: tuple[Metric, ...] = (
     Metric("eagleray_ingress_sent_bytes_total", "counter", "bytes", _ROUTE, "Bytes of answers' bodies."),
     Metric("eagleray_ingress_way_total", "counter", "", (*_VERSION, "way"),
            "Requests handed to replicas: by `link`, or by `serve`'s handles where no link could carry them."),
+    Metric("eagleray_ingress_lane_total", "counter", "", _VERSION,
+           "Of those by `link`, the requests that took the fast lane."),
     Metric("eagleray_ingress_cache_requests_total", "counter", "", (*_VERSION, "result"),
            "Requests to versions with `cache_mib`: `hit`, the answer was kept; `shared`, another request's was "
            "waited for; `miss`, a replica was asked; `bypassed`, it was, for the client's Cache-Control wanted that."),

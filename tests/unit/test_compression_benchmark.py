@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import random
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
-_FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "compression"
+from support.benchmarks import module_of
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"compression_benchmark_{name}", _FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-arithmetic, tasks = _load("arithmetic"), _load("tasks")
+arithmetic, tasks = (module_of("compression", name) for name in ("arithmetic", "tasks"))
 WIDTHS = (784, 2048, 2048, 2048, 100)
 SHAPES = [shape for a, b in itertools.pairwise(WIDTHS) for shape in ((b, a), (b,))]
 NUMEL = sum(map(math.prod, SHAPES))

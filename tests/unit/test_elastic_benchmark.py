@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import sys
@@ -13,21 +12,12 @@ from types import ModuleType
 import pytest
 
 from eagleray.training.observer import Change
+from support.benchmarks import FOLDER, module_of, shared
 
-_FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "elastic"
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"elastic_benchmark_{name}", _FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-aims, passages, messages, rows = map(_load, ("aims", "passages", "messages", "rows"))
+aims, passages, messages, rows = (
+    module_of("elastic", name) for name in ("aims", "passages", "messages", "rows")
+)
+empty = shared("results").empty
 
 
 def change(number: int, at: float) -> Change:
@@ -103,7 +93,7 @@ def test_commits_hold_up_a_run_in_their_span():
 
 
 def row(key: str, *values: float, **more) -> dict:
-    return {**messages.empty(), "repetitions": [{key: value} for value in values], **more}
+    return {**empty(), "repetitions": [{key: value} for value in values], **more}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +143,7 @@ def test_what_a_row_tells_is_put_together(tmp_path):
         teller.repetition(pause_s=1.0)
         teller.facts(step_s=0.05)
         teller.failure("crashed")
-        result = messages.empty()
+        result = empty()
         notes = [messages.take(result, line) for line in path.read_text().splitlines()]
         teller._pipe.close()
     assert notes == ["on its way", None, None, None]
@@ -171,7 +161,7 @@ def test_every_aim_has_a_row_and_every_row_a_function():
     assert {name for aim in aims.AIMS for name in aim.beside} <= set(rows.ROWS)
     for one in rows.ROWS.values():
         module, _, function = one.function.partition(":")
-        tree = ast.parse((_FOLDER / f"{module}.py").read_text())
+        tree = ast.parse((FOLDER / "elastic" / f"{module}.py").read_text())
         [found] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
         names = [argument.arg for argument in found.args.args + found.args.kwonlyargs]
         assert names[:2] == ["tell", "reps"]
@@ -211,7 +201,7 @@ def test_a_group_of_the_same_size_is_another_where_its_process_is():
 @pytest.fixture
 def report(monkeypatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "aims", aims)
-    return _load("report")
+    return module_of("elastic", "report")
 
 
 def test_the_table_says_how_often_stock_was_measured(report):
@@ -237,7 +227,7 @@ def test_a_run_that_dies_while_it_writes_leaves_the_last_results(report, tmp_pat
 def test_a_row_that_is_interrupted_keeps_its_repetitions_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "messages", messages)
     monkeypatch.setitem(sys.modules, "rows", rows)
-    children = _load("children")
+    children = module_of("elastic", "children")
     script = tmp_path / "row.py"
     script.write_text(
         "import os, signal, sys\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
-import importlib.util
 import json
 import sys
 import threading
@@ -17,28 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-_FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "serving"
+from support.benchmarks import FOLDER, module_of, shared
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"serving_benchmark_{name}", _FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-aims, blocks, bodies, load, results, rows = map(
-    _load, ("aims", "blocks", "bodies", "load", "results", "rows")
+aims, blocks, bodies, load, rows = (
+    module_of("serving", name) for name in ("aims", "blocks", "bodies", "load", "rows")
 )
+empty = shared("results").empty
 
 
 @pytest.fixture
 def report(monkeypatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, "aims", aims)
-    return _load("report")
+    return module_of("serving", "report")
 
 
 # ---- arithmetic
@@ -139,7 +128,7 @@ def test_a_replica_less_is_waited_for(monkeypatch):
 
 
 def row(key: str, *values: float, **more) -> dict:
-    return {**results.empty(), "repetitions": [{key: value} for value in values], "seconds": 1.0, **more}
+    return {**empty(), "repetitions": [{key: value} for value in values], "seconds": 1.0, **more}
 
 
 def test_the_median_binds_or_the_worst():
@@ -176,7 +165,7 @@ def test_every_aim_has_a_row_and_every_row_a_function():
     assert {name for aim in aims.AIMS for name in aim.beside} <= set(rows.ROWS)
     for one in rows.ROWS.values():
         module, _, function = one.function.partition(":")
-        tree = ast.parse((_FOLDER / f"{module}.py").read_text())
+        tree = ast.parse((FOLDER / "serving" / f"{module}.py").read_text())
         [found] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
         names = [argument.arg for argument in found.args.args + found.args.kwonlyargs]
         assert names[:3] == ["tell", "reps", "rig"]

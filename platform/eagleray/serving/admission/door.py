@@ -127,11 +127,6 @@ class Admission:
             if key is not None and account.open and key.is_expired(now_s):
                 _end(account, f"the API key {key.name!r} expired on {key.expiry}")
 
-    def tickets(self, key_id: str) -> list[Ticket]:
-        """The open requests of a key."""
-        account = self._accounts.get(key_id)
-        return [] if account is None else list(account.open)
-
     def demands(self) -> dict[str, float]:
         """What the keys with limits asked for since the last time, for the accountant; by id."""
         found = {

@@ -108,6 +108,7 @@ class LaneCall(LaneExchange):
                 )
             if self._sent is not None:
                 self._line = line
+                line.num_by_lane += 1
                 return
         self._by_serve()
 

@@ -159,6 +159,7 @@ class LaneStream(LaneExchange):
         if line is None or sent is None:
             self._hand_over()
             return
+        line.num_by_lane += 1
         self._line, self._sent = line, sent
         self._ticket.turn_s = time.monotonic()
 

@@ -33,6 +33,8 @@ class Line:
     """Where requests wait for their turn, from the first one on."""
     target: Target | None = None
     """As it was when the gate was last asked for."""
+    num_by_lane: int = 0
+    """Requests of the fast lane that a link has carried."""
     num_by_serve: int = 0
     """Requests that no link carried."""
     detour: str = ""

@@ -251,6 +251,14 @@ class LinkTransport:
                 found[target.name, str(target.version), "serve"] = line.num_by_serve
         return found
 
+    def laned(self) -> dict[tuple[str, str], int]:
+        """How many of those that went over links were the fast lane's: by model and version."""
+        return {
+            (line.target.name, str(line.target.version)): line.num_by_lane
+            for line in self._lines.values()
+            if line.target is not None
+        }
+
     def way(self, target: Target) -> Line | None:
         """The line of a request whose turn it is, asked once for each; None: `by_serve` finds another way."""
         line = self._lines.get(target.app)

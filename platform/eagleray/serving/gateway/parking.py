@@ -90,11 +90,6 @@ class Parking:
         for app, start_s in starts.items():
             self._starts.setdefault(app, start_s)
 
-    def num_parked(self, app: str) -> int:
-        """How many wait for it."""
-        lot = self._lots.get(app)
-        return len(lot.queue) if lot is not None else 0
-
     async def wait(
         self,
         target: Target,

@@ -62,6 +62,8 @@ class IngressMetrics:
         self._cache = cache or ResponseCache()
         self.ways: Callable[[], Mapping[_Labels, int]] = dict
         """Requests to replicas by model, version and way, where there is more than one."""
+        self.laned: Callable[[], Mapping[_Labels, int]] = dict
+        """Of those by link, the fast lane's, by model and version."""
         self._rows: dict[_Labels, _Row] = {}
         self._parts: dict[_Labels, dict[str, _Times]] = {}
 
@@ -130,6 +132,8 @@ class IngressMetrics:
                 return [(labels, row.sent) for labels, row in rows]
             case "way_total":
                 return self.ways().items()
+            case "lane_total":
+                return self.laned().items()
             case "cache_requests_total":
                 return self._cache.counts.items()
             case "cache_bytes":

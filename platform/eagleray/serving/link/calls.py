@@ -74,11 +74,6 @@ class Call:
         self.is_cancelled = False
         """Whether the gateway does not want it any more, or is gone."""
 
-    @property
-    def is_ended(self) -> bool:
-        """Whether the last frame was sent, or there is nobody to send it to."""
-        return self._session is None
-
     def refuse(self, message: str) -> None:
         """End it: its values were wrong."""
         self._finish(Kind.REFUSED, (text_bytes(message),))

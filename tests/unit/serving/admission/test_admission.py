@@ -61,7 +61,7 @@ def test_each_reason_comes_in_its_turn() -> None:
     def status() -> int:
         return door.refuse(**wrong).status
 
-    door.enter(num_bytes=2000)
+    ticket = door.enter(num_bytes=2000)
     assert status() == 413
     wrong["num_bytes"] = 900_000
     assert status() == 401
@@ -74,7 +74,6 @@ def test_each_reason_comes_in_its_turn() -> None:
         refusal = door.refuse(**wrong)
         assert (refusal.status, refusal.headers["x-ratelimit-resource"]) == (429, resource), refusal
         door.clock.now_s += 1.0
-    [ticket] = door.admission.tickets(door.key.id)
     ticket.close(door.clock())
     assert status() == 503
     full.max_queued, full.window = 10, 2
@@ -121,7 +120,7 @@ def test_concurrency_counts_what_is_open_and_closing_twice_closes_once() -> None
     assert door.refuse().status == 429
     for ticket in (second, third):
         ticket.close(door.clock())
-    assert door.admission.tickets(door.key.id) == []
+    assert [isinstance(door.ask(), Ticket) for _ in range(3)] == [True, True, False]
 
 
 def test_bytes_that_were_not_announced_and_those_of_the_answer_are_paid_for() -> None:
@@ -178,17 +177,15 @@ def test_a_revoked_key_ends_what_is_open_at_once_and_others_stay() -> None:
     door.admission.take(keys)
     ended: list[Refusal] = []
     tickets = [door.enter(), door.enter(), door.enter(authorization=f"Bearer {other_text}")]
-    silent = door.enter()
+    door.enter()  # nobody wants to hear of its end
     for ticket in tickets:
         ticket.on_end = ended.append
-    assert door.admission.tickets(door.key.id) == [tickets[0], tickets[1], silent]
     tickets[1].close(door.clock())
     door.admission.take(keys.revoke(door.key.id))
     assert [refusal.status for refusal in ended] == [401]
     assert ended[0].message == "the API key 'app' was revoked"
     assert door.refuse().status == 401
     tickets[0].close(door.clock())
-    assert door.admission.tickets(door.key.id) == []
     door.admission.take(KeyRing())
     assert len(ended) == 2
 

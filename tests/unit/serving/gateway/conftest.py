@@ -51,3 +51,10 @@ def streaming(fates: list[str]) -> Iterator[Pretend]:
     """An ingress whose texts take the fast lane."""
     with laned() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def bounded() -> Iterator[Pretend]:
+    """One for each module, in front of everything that is asked there; bodies have at most 4 MiB."""
+    with laned(max_body_bytes=4 << 20) as found:
+        yield found

@@ -7,7 +7,6 @@ import json
 import struct
 import wave
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,15 +31,6 @@ from support.talking import (
     read,
     until,
 )
-
-LIMIT = 4 << 20
-
-
-@pytest.fixture(scope="module")
-def ingress() -> Iterator[Pretend]:
-    """One for this module."""
-    with laned(max_body_bytes=LIMIT) as found:
-        yield found
 
 
 def of(**changes: Any) -> bytes:
@@ -115,10 +105,10 @@ JSON: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", JSON)
-def test_json_that_will_not_do(ingress: Pretend, name: str) -> None:
+def test_json_that_will_not_do(bounded: Pretend, name: str) -> None:
     path, body, said = JSON[name]
-    with nothing_lost(ingress):
-        [answer, after] = exchange(ingress, post(body, path), post())
+    with nothing_lost(bounded):
+        [answer, after] = exchange(bounded, post(body, path), post())
     assert (answer.status, answer.headers["content-type"]) == (400, "application/json"), answer.body[:500]
     assert said in answer.error
     assert len(answer.body) < 1000, "it repeats what was sent"
@@ -133,9 +123,9 @@ def test_a_million_keys() -> None:
     assert (answer.status, "'inputs': expected a list" in answer.error, after.status) == (400, True, 200)
 
 
-def test_json_that_is_just_as_deep_as_it_may_be(ingress: Pretend) -> None:
+def test_json_that_is_just_as_deep_as_it_may_be(bounded: Pretend) -> None:
     """The stack ends while it is read, or a little later while it is looked at."""
-    with nothing_lost(ingress):
+    with nothing_lost(bounded):
         for path, body in (
             (INFER, lambda deep: tensor(name=deep)),
             (INFER, lambda deep: tensor(shape=deep)),
@@ -143,7 +133,7 @@ def test_json_that_is_just_as_deep_as_it_may_be(ingress: Pretend) -> None:
             (COMPLETE, lambda deep: f'{{"model":"gpt","prompt":"a","stop":{deep}}}'.encode()),
         ):
             sent = [post(body(nested(depth)), path) for depth in range(940, 1000, 1)]
-            assert {answer.status for answer in exchange(ingress, *sent)} == {400}
+            assert {answer.status for answer in exchange(bounded, *sent)} == {400}
 
 
 IMAGES = np.arange(300 * 64, dtype=np.float32).reshape(300, 1, 8, 8) % 17
@@ -216,15 +206,15 @@ RAW: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", RAW)
 @pytest.mark.parametrize("is_cut", [False, True], ids=["at once", "into a slot"])
-def test_raw_bytes_that_do_not_fit(ingress: Pretend, name: str, is_cut: bool) -> None:
+def test_raw_bytes_that_do_not_fit(bounded: Pretend, name: str, is_cut: bool) -> None:
     """What comes late is read to where the replica would read it."""
     make, said = RAW[name]
     sent = make()
-    with nothing_lost(ingress), connect(ingress) as connection, connection.makefile("rb") as stream:
+    with nothing_lost(bounded), connect(bounded) as connection, connection.makefile("rb") as stream:
         first = sent.index(b"\r\n\r\n") + 4 + 1 if is_cut else len(sent)
         connection.sendall(sent[:first])
         if is_cut:
-            until(lambda: ingress.metrics.in_flight == 1)
+            until(lambda: bounded.metrics.in_flight == 1)
             connection.sendall(sent[first:])
         answer = read(stream)
         assert (answer.status, said in answer.error) == (400, True), answer
@@ -266,22 +256,22 @@ FILES: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_will_not_do(ingress: Pretend, name: str) -> None:
+def test_a_file_that_will_not_do(bounded: Pretend, name: str) -> None:
     kind, body, said = FILES[name]
     path = "/models/digits:predict" if kind == "image/png" else "/models/tones:predict"
     before = memory_mib()
-    with nothing_lost(ingress):
-        [answer, after] = exchange(ingress, post(body, path, f"content-type: {kind}"), post())
+    with nothing_lost(bounded):
+        [answer, after] = exchange(bounded, post(body, path, f"content-type: {kind}"), post())
     assert (answer.status, said in answer.error) == (400, True), answer
     assert after.status == 200
     assert memory_mib() - before < 200
 
 
-def test_a_sound_whose_length_was_not_known_is_taken(ingress: Pretend) -> None:
+def test_a_sound_whose_length_was_not_known_is_taken(bounded: Pretend) -> None:
     """ffmpeg writes so to a pipe."""
     body = sound()
     body = body[:4] + b"\xff" * 4 + body[8:40] + b"\xff" * 4 + body[44:]
-    [answer] = exchange(ingress, post(body, "/models/tones:predict", "content-type: audio/wav"))
+    [answer] = exchange(bounded, post(body, "/models/tones:predict", "content-type: audio/wav"))
     assert answer.status == 200, answer
 
 
@@ -314,13 +304,13 @@ PATHS = {
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path[:60])
-def test_names_with_tricks_lead_nowhere(ingress: Pretend, path: str) -> None:
-    asked = len(ingress.transport.asked)
-    with nothing_lost(ingress):
-        [answer, after] = exchange(ingress, post(BODY, path), post())
+def test_names_with_tricks_lead_nowhere(bounded: Pretend, path: str) -> None:
+    asked = len(bounded.transport.asked)
+    with nothing_lost(bounded):
+        [answer, after] = exchange(bounded, post(BODY, path), post())
         assert (answer.status, after.status) == (PATHS[path], 200), answer
     assert "\r" not in answer.error
-    assert len(ingress.transport.asked) == asked + 2, "the good ones alone"
+    assert len(bounded.transport.asked) == asked + 2, "the good ones alone"
 
 
 STEERING = (
@@ -338,15 +328,15 @@ STEERING = (
 
 
 @pytest.mark.parametrize("path", [INFER, "/v2/models/iris/versions/1/infer?x=1"], ids=["lane", "application"])
-def test_headers_that_steer_serve_or_proxies_steer_nothing(ingress: Pretend, path: str) -> None:
-    with nothing_lost(ingress):
-        plain, *others = exchange(ingress, *(post(BODY, path, *line) for line in [(), *zip(STEERING)]))
+def test_headers_that_steer_serve_or_proxies_steer_nothing(bounded: Pretend, path: str) -> None:
+    with nothing_lost(bounded):
+        plain, *others = exchange(bounded, *(post(BODY, path, *line) for line in [(), *zip(STEERING)]))
     assert {(answer.status, answer.body) for answer in others} == {(200, plain.body)}
 
 
 @pytest.mark.parametrize("line", ["9" * 5000, "-1", "1e3", "NaN", "٣", "18446744073709551616", "0"])
-def test_times_that_are_none(ingress: Pretend, line: str) -> None:
-    with nothing_lost(ingress):
+def test_times_that_are_none(bounded: Pretend, line: str) -> None:
+    with nothing_lost(bounded):
         sent = post(BODY, INFER, f"x-request-timeout-ms: {line}")
-        [answer] = exchange(ingress, sent)
+        [answer] = exchange(bounded, sent)
     assert (answer.status, "expected whole milliseconds from 1 on" in answer.error) == (400, True)

@@ -6,7 +6,6 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -32,24 +31,15 @@ from support.talking import (
     until,
 )
 
-LIMIT = 4 << 20
-
-
-@pytest.fixture(scope="module")
-def ingress() -> Iterator[Pretend]:
-    """One for this module."""
-    with laned(max_body_bytes=LIMIT) as found:
-        yield found
-
 
 @pytest.mark.parametrize("path", [INFER, DIGITS, PREDICT, COMPLETE, "/v1/chat/completions", "/admin/deploy"])
-def test_ten_gigabytes_are_refused_when_they_are_announced(ingress: Pretend, path: str) -> None:
+def test_ten_gigabytes_are_refused_when_they_are_announced(bounded: Pretend, path: str) -> None:
     key = (
         "authorization: "
-        + bearer(ingress.admin_key if path.startswith("/admin") else ingress.infer_key)["Authorization"]
+        + bearer(bounded.admin_key if path.startswith("/admin") else bounded.infer_key)["Authorization"]
     )
-    with nothing_lost(ingress):
-        [answer] = exchange(ingress, head(path, 10 * 10**9, key, f"{binary.HEADER}: 100"))
+    with nothing_lost(bounded):
+        [answer] = exchange(bounded, head(path, 10 * 10**9, key, f"{binary.HEADER}: 100"))
     assert (answer.status, "larger than 4194304 bytes (it has 10000000000)" in answer.error) == (413, True)
 
 
@@ -75,7 +65,7 @@ def test_small_chunks_take_little_more_than_they_hold() -> None:
         gather(parts, b"%02d" % (number % 100))
         assert len(parts) <= 1024
     assert b"".join(parts) == b"".join(b"%02d" % (number % 100) for number in range(100_000))
-    with laned(max_body_bytes=LIMIT) as ingress:
+    with laned() as ingress:
         chunks = b"".join(b"2\r\n%b\r\n" % BODY[at : at + 2] for at in range(0, len(BODY) // 2 * 2, 2))
         last = BODY[len(BODY) // 2 * 2 :]
         chunks += b"%x\r\n%b\r\n" % (len(last), last) if last else b""
@@ -142,31 +132,31 @@ def test_a_body_that_comes_slowly_is_waited_for_so_long(path: str, framing: str)
         assert b"the body was not there within 0.15 s" in received
 
 
-def test_a_body_made_of_requests_is_one_body(ingress: Pretend) -> None:
+def test_a_body_made_of_requests_is_one_body(bounded: Pretend) -> None:
     """Also where it is read past the parser, into a slot."""
     body = post() * 500
-    asked = len(ingress.transport.asked)
-    with nothing_lost(ingress), connect(ingress) as connection, connection.makefile("rb") as stream:
+    asked = len(bounded.transport.asked)
+    with nothing_lost(bounded), connect(bounded) as connection, connection.makefile("rb") as stream:
         for path, status in ((DIGITS, 400), ("/v2/models/none/infer", 404)):
             connection.sendall(head(path, len(body), f"{binary.HEADER}: 100") + body[:1000])
             if path == DIGITS:
-                until(lambda: ingress.metrics.in_flight == 1)
+                until(lambda: bounded.metrics.in_flight == 1)
             connection.sendall(body[1000:] + post())
             assert [read(stream).status for _ in range(2)] == [status, 200]
         connection.settimeout(0.02)
         with pytest.raises(TimeoutError):
             connection.recv(1)
-    assert len(ingress.transport.asked) == asked + 3
+    assert len(bounded.transport.asked) == asked + 3
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.parametrize("path", [INFER, PREDICT, COMPLETE])
-def test_a_bomb_costs_no_more_than_the_limit(ingress: Pretend, path: str, coding: str) -> None:
+def test_a_bomb_costs_no_more_than_the_limit(bounded: Pretend, path: str, coding: str) -> None:
     blanks = bytes(64 << 20)
     bomb = gzip.compress(blanks, 1) if coding == "gzip" else zlib.compress(blanks, 1)
     before = memory_mib()
-    with nothing_lost(ingress):
-        [answer, after] = exchange(ingress, post(bomb, path, f"content-encoding: {coding}"), post())
+    with nothing_lost(bounded):
+        [answer, after] = exchange(bounded, post(bomb, path, f"content-encoding: {coding}"), post())
     assert (answer.status, "unpack to more" in answer.error) == (413, True)
     assert after.status == 200
     assert memory_mib() - before < 64
@@ -199,24 +189,24 @@ def test_a_thousand_keys_at_once() -> None:
             assert {answer.status for answer in exchange(ingress, *[wrong] * 50)} == {401}
 
 
-def test_a_revoked_key_ends_its_open_stream_here_and_in_the_replica(ingress: Pretend) -> None:
-    ring, key, text = ingress.app.state.keys.create("app", ["infer"])
-    ingress.set(keys=ring)
+def test_a_revoked_key_ends_its_open_stream_here_and_in_the_replica(bounded: Pretend) -> None:
+    ring, key, text = bounded.app.state.keys.create("app", ["infer"])
+    bounded.set(keys=ring)
     body = json.dumps({"model": "gpt", "prompt": "ab", "max_tokens": 9, "stream": True}).encode()
-    ingress.transport.pause_s, ingress.transport.pauses_after = 60.0, 2
+    bounded.transport.pause_s, bounded.transport.pauses_after = 60.0, 2
     try:
-        with nothing_lost(ingress), connect(ingress) as connection, connection.makefile("rb") as stream:
+        with nothing_lost(bounded), connect(bounded) as connection, connection.makefile("rb") as stream:
             connection.sendall(post(body, COMPLETE, f"authorization: Bearer {text}"))
             while b'"text":"b"' not in stream.readline():
                 pass
-            assert ingress.thread is not None
-            ingress.thread._loop.call_soon_threadsafe(lambda: ingress.set(keys=ring.revoke(key.id)))
+            assert bounded.thread is not None
+            bounded.thread._loop.call_soon_threadsafe(lambda: bounded.set(keys=ring.revoke(key.id)))
             lines = [*iter(stream.readline, b"0\r\n")]
             [last] = [line[6:] for line in lines if line.startswith(b"data: ")]
             assert json.loads(last)["error"]["message"] == "the API key 'app' was revoked"
-            until(lambda: ingress.transport.num_open == 0, "the replica goes on with it")
-            ingress.transport.pause_s = 0.0
+            until(lambda: bounded.transport.num_open == 0, "the replica goes on with it")
+            bounded.transport.pause_s = 0.0
     finally:
-        ingress.transport.pause_s, ingress.transport.pauses_after = 0.0, 0
-    [answer] = exchange(ingress, post(body, COMPLETE, f"authorization: Bearer {text}"))
+        bounded.transport.pause_s, bounded.transport.pauses_after = 0.0, 0
+    [answer] = exchange(bounded, post(body, COMPLETE, f"authorization: Bearer {text}"))
     assert (answer.status, "the API key is wrong or was revoked" in answer.error) == (401, True)

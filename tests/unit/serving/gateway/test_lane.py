@@ -24,6 +24,7 @@ from eagleray.serving.transport import Overloaded, ReplicaFailed
 from support.garbage import uncollected
 from support.links import num_free
 from support.serving import Pretend, PretendTransport, bearer, pretend, routes, serving, target, with_model
+from support.talking import open_tickets
 
 IRIS = {"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 INFER = "/v2/models/iris/infer"
@@ -282,7 +283,7 @@ def test_a_client_that_leaves_is_not_worked_for(ingress: Pretend) -> None:
         connection.sendall(head() + BODY[:5])
         until(lambda: ingress.metrics.in_flight == 1)
     until(lambda: ingress.metrics.in_flight == 0)
-    assert ingress.app.admission.tickets("") == []
+    assert open_tickets(ingress) == []
 
 
 def test_a_key_that_is_revoked_ends_its_requests(ingress: Pretend) -> None:

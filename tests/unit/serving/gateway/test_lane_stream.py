@@ -34,6 +34,7 @@ from support.streams import (
     read_head,
     until,
 )
+from support.talking import open_tickets
 
 
 def test_streams_make_no_task(streaming: Pretend, fates: list[str]) -> None:
@@ -102,7 +103,7 @@ def test_a_client_that_leaves_is_not_worked_for(streaming: Pretend) -> None:
     text = streaming.metrics.text()
     assert re.search(r'requests_total\{.*gpt.*code="200"\} 1\b', text)
     assert re.search(r'requests_total\{.*gpt.*code="499"\} 1\b', text)
-    assert streaming.app.admission.tickets("") == []
+    assert open_tickets(streaming) == []
 
 
 def test_a_client_that_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch, fates: list[str]) -> None:

@@ -109,7 +109,7 @@ def test_both_ways_give_the_same_and_it_is_said_once_which_one(replicas, caplog)
         transport.follow(LINKS, [DIGITS.app])
         waiting = [asyncio.ensure_future(transport.infer(DIGITS, images(3), timeout_s=5)) for _ in range(2)]
         await asyncio.sleep(0)
-        assert transport.parking.num_parked(DIGITS.app) == 2
+        assert [said.queued for said in transport.demand.due()] == [2]
         transport.update(DIGITS.app, [Running(None, 10)])
         assert all(same(found, images(3)) for found in await asyncio.gather(*waiting))
         assert len(replicas.serve.asked) == 5, "what waited goes on, too"
@@ -603,5 +603,6 @@ def test_it_counts_requests_by_the_way_they_took(replicas):
             transport.update(DIGITS.app, [Running(None, 8)])
             await transport.infer(DIGITS, images(1), timeout_s=5)
             assert transport.ways() == {("digits", "2", "link"): 2, ("digits", "2", "serve"): 1}
+            assert transport.laned() == {("digits", "2"): 0}, "it was not asked by the lane"
 
     run(scenario())

@@ -73,14 +73,14 @@ def test_they_wait_for_a_way_and_go_on_in_the_order_in_which_they_came():
 
         waiting = [asyncio.ensure_future(one(number)) for number in range(3)]
         await asyncio.sleep(0)
-        assert (lot.queued(), lot.parking.num_parked(APP), lot.parking.num_bytes) == (3, 3, 30)
+        assert (lot.queued(), lot.parking.num_bytes) == (3, 30)
         assert lot.demand.is_urgent.is_set(), "the autoscaler is told at once"
         lot.parking.release("another")
         lot.parking.release(APP)
         assert lot.queued() == 0
         await asyncio.gather(*waiting)
         assert order == [0, 1, 2]
-        assert (lot.parking.num_parked(APP), lot.parking.num_bytes) == (0, 0)
+        assert lot.parking.num_bytes == 0
 
     run(scenario())
 
@@ -243,7 +243,7 @@ def test_nobody_waits_longer_than_he_can_and_the_start_goes_on_for_him():
         lot = Lot()
         error = await refused(lot, "no replica for the request in its time; try again in 15 s", left_s=0.005)
         assert error.retry_after_s == 15
-        assert (lot.parking.num_parked(APP), lot.parking.num_bytes, lot.queued()) == (0, 0, 1)
+        assert (lot.parking.num_bytes, lot.queued()) == (0, 1)
         lot.time_s += 15 + 4.9
         lot.parking._close_if_left(APP, lot.parking._lots[APP])
         assert lot.queued() == 1

@@ -151,6 +151,7 @@ def test_the_fast_lane_and_links_carry_what_comes_by_https(
     [transport] = ingress.links._by_loop.values()
     ways = transport.ways()
     assert (ways["digits", "2", "link"], ways["gpt", "1", "link"]) == (4, 1)
+    assert transport.laned() == {("digits", "2"): 4, ("gpt", "1"): 1}
     assert not any(number for (*_, way), number in ways.items() if way == "serve")
 
 

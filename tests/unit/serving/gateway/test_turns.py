@@ -17,6 +17,7 @@ import pytest
 from eagleray.protocol.key_terms import KeyTerms
 from eagleray.serving.admission.gate import Gate
 from support.serving import Pretend, bearer, pretend, routes, serving, target, with_model
+from support.talking import open_tickets
 
 IRIS = {"inputs": [{"name": "features", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}
 LANE, ROUTE = "/v2/models/iris/infer", "/v2/models/ir%69s/infer"
@@ -98,8 +99,8 @@ def test_the_time_that_a_body_takes_to_come_is_not_the_answers(asker: Asker, pat
     """Where the client has not said how long it waits for all of it."""
     with asker.connect() as connection, connection.makefile("rb") as stream:
         connection.sendall(head(path))
-        until(lambda: asker.ingress.app.admission.tickets(""))
-        [ticket] = asker.ingress.app.admission.tickets("")
+        until(lambda: open_tickets(asker.ingress))
+        [ticket] = open_tickets(asker.ingress)
         ticket.deadline_s = time.monotonic() - 1.0  # as if most of a minute had passed
         before = asker.ask(path)
         connection.sendall(BODY)

@@ -618,7 +618,7 @@ def test_close_does_not_wait_for_ever() -> None:
         await until(lambda: len(served.handler.calls) == 1)
         await asyncio.get_running_loop().run_in_executor(None, served.server.close, 0.05)
         assert (await held).kind == Kind.LOST
-        assert served.handler.cancelled[0].is_ended
+        assert served.handler.cancelled[0].is_cancelled
 
     with serving(Doubler()) as served:
         served.handler.is_holding = True

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
 class NotAvailable(Exception):
-    """What the row measures is not there; the message says what was asked and answered."""
+    """What the row measures is not here: a part of the platform, or a machine that can do more.
+
+    The message says what was asked and answered.
+    """
 
 
 class RowFailed(Exception):
-    """The row could not be measured as it should have been."""
+    """The row could not be measured as it should have been; the message says what was there instead."""
 
 
 def empty() -> dict[str, Any]:
     """A row's result before it has told anything."""
     return {"repetitions": [], "facts": {}, "failure": None, "not_available": None}
+
+
+def values_of(row: Mapping[str, Any] | None, key: str) -> list[float]:
+    """The key's values in a row's repetitions; where one has it not, that one is left out."""
+    return [float(one[key]) for one in (row or {}).get("repetitions", ()) if one.get(key) is not None]
 
 
 class Teller:

@@ -1,0 +1,1 @@
+"""What the larger benchmarks share; each of them has the folder above this one on `sys.path`."""
