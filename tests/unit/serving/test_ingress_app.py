@@ -66,7 +66,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             await ingress.open()
             assert ingress._gateway is not None
             url = f"http://127.0.0.1:{ingress._gateway.port}"
-            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
+            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
                 await scenario(controller, ingress, client)
             await ingress.close()
 

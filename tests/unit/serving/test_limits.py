@@ -45,7 +45,7 @@ def together(ingress: Pretend, *requests: tuple[str, Any, dict[str, str]]) -> li
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -161,9 +161,7 @@ def test_a_late_reservation_has_as_much_time_as_the_notice_leaves_it(open_):
     deadline_s, version = ledger.book.claims["run-7"].notice.deadline_s, seats._holding.allotment.version
     # What an answer was on the way counts, too: until one of them was quick.
     until(
-        lambda: (
-            seats._holding.allotment.deadline_s < 9.5 and abs(seats._holding.leave_by - deadline_s) < 0.2
-        )
+        lambda: seats._holding.allotment.deadline_s < 9.5 and abs(seats._holding.leave_by - deadline_s) < 0.2
     )
     assert seats._holding.allotment.version == version
     assert abs(seats.reserve().leave_by - deadline_s) < 0.2
