@@ -17,10 +17,11 @@ REPORTS ?=
 # Two parts: the unit tests, as many at once as there are cores; what starts clusters, one after the other.
 UNIT := $(wildcard tests/unit tests/contracts)
 REST := $(wildcard tests/integration tests/e2e)
+AT_ONCE := -n auto --dist worksteal
 # $(call part,NAME,ARGUMENTS): one of them; $(call parts,UNIT'S,REST'S): both, and ARGS may select no test
 # (pytest's exit code 5) in one.
 part = $(BIN)/python -m pytest -q $(2) $(if $(REPORTS),--junitxml='$(REPORTS)/$(1).xml') $(ARGS)
-parts = none=; $(call part,unit,-n auto $(1)) || { none=$$?; [ $$none = 5 ] || exit $$none; }; \
+parts = none=; $(call part,unit,$(AT_ONCE) $(1)) || { none=$$?; [ $$none = 5 ] || exit $$none; }; \
   $(call part,rest,$(2)) || { code=$$?; [ $$code = 5 ] && [ -z "$$none" ] || exit $$code; }
 NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
 EVERY := -m $(if $(NVIDIA_DRIVER),'','not gpu')
@@ -66,7 +67,7 @@ test: install  ## unit, integration and light end-to-end tests
 	@$(call parts,$(UNIT),$(REST))
 
 test-unit: install  ## the unit tests alone, on all cores
-	@$(call part,unit,-n auto $(UNIT))
+	@$(call part,unit,$(AT_ONCE) $(UNIT))
 
 test-all: install  ## every test, the slow ones too (and those for a GPU where there is one)
 	@$(call parts,$(UNIT) $(EVERY),$(REST) $(wildcard tests/gpu) $(EVERY))

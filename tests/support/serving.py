@@ -459,7 +459,6 @@ def _app_of(ingress: Pretend) -> IngressApp:
 
 
 async def _lane(ingress: Pretend, links: LinkedTransport) -> Lane:
-    for route in ingress.app.state.routes.models.values():
-        for found in route.versions.values():
-            transport = await links.linked(found)
-    return Lane(ingress.app, transport)
+    models = ingress.app.state.routes.models.values()
+    targets = [found for route in models for found in route.versions.values()]
+    return Lane(ingress.app, await links.linked(*targets))
