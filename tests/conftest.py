@@ -106,7 +106,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in _spent_s.items())
     workers = getattr(config.option, "numprocesses", None) or 1
-    terminalreporter.write_line(f"time of tests: {parts}" + f", in {workers} processes" * (workers > 1))
+    if parts:
+        terminalreporter.write_line(f"time of tests: {parts}" + f", in {workers} processes" * (workers > 1))
     skipped = [
         report
         for report in terminalreporter.getreports("skipped")
