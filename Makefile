@@ -12,8 +12,19 @@ TORCH_INDEX ?=
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 # More arguments for pytest: make test-unit ARGS='-k specs'
 ARGS ?=
-TESTS := tests/unit tests/contracts tests/integration tests/e2e
+# A folder for the JUnit reports of the two parts of the tests, unit.xml and rest.xml.
+REPORTS ?=
+# Two parts: the unit tests, as many at once as there are cores; what starts clusters, one after the other.
+UNIT := $(wildcard tests/unit tests/contracts)
+REST := $(wildcard tests/integration tests/e2e)
+AT_ONCE := -n auto --dist worksteal
+# $(call part,NAME,ARGUMENTS): one of them; $(call parts,UNIT'S,REST'S): both, and ARGS may select no test
+# (pytest's exit code 5) in one.
+part = $(BIN)/python -m pytest -q $(2) $(if $(REPORTS),--junitxml='$(REPORTS)/$(1).xml') $(ARGS)
+parts = none=; $(call part,unit,$(AT_ONCE) $(1)) || { none=$$?; [ $$none = 5 ] || exit $$none; }; \
+  $(call part,rest,$(2)) || { code=$$?; [ $$code = 5 ] && [ -z "$$none" ] || exit $$code; }
 NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
+EVERY := -m $(if $(NVIDIA_DRIVER),'','not gpu')
 LINTED := platform/eagleray jobs tests examples benchmarks $(wildcard serve_apps/*.py)
 
 .PHONY: help install venv demo demo-elastic test test-unit test-all bench-loop bench-generation bench-codecs \
@@ -53,13 +64,13 @@ demo-elastic: install  ## training gives nodes to traffic and takes them again (
 	@KEEP='$(KEEP)' $(BIN)/python examples/demo/elastic.py
 
 test: install  ## unit, integration and light end-to-end tests
-	@$(BIN)/python -m pytest $(wildcard $(TESTS)) -q $(ARGS)
+	@$(call parts,$(UNIT),$(REST))
 
-test-unit: install  ## the unit tests alone (seconds)
-	@$(BIN)/python -m pytest tests/unit $(wildcard tests/contracts) -q $(ARGS)
+test-unit: install  ## the unit tests alone, on all cores
+	@$(call part,unit,$(AT_ONCE) $(UNIT))
 
 test-all: install  ## every test, the slow ones too (and those for a GPU where there is one)
-	@$(BIN)/python -m pytest $(wildcard $(TESTS) tests/gpu) -q -m $(if $(NVIDIA_DRIVER),'','not gpu') $(ARGS)
+	@$(call parts,$(UNIT) $(EVERY),$(REST) $(wildcard tests/gpu) $(EVERY))
 
 bench-loop: install  ## one training step in our loop against bare torch DDP
 	@$(BIN)/python benchmarks/loop.py

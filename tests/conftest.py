@@ -1,12 +1,17 @@
-"""What every test shares: tests that need root or a tool are skipped with a reason, and named at the end."""
+"""What every test shares: who runs beside whom, skips for lack of root or a tool, times at the end."""
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import shutil
-import time
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,14 +20,31 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("long", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("short", settings.get_profile("long"), max_examples=25)
 
-BUDGET_S = {"unit": 30.0, "all": 345.0}
-"""Design goals on 2 cores, printed at the end of a run."""
+MAX_WORKERS = 4
+"""Processes of `-n auto`: each imports torch and Ray, seconds and 0.5 GiB."""
 _TOOLS = {"ip": "iproute2"}
 _spent_s: dict[str, float] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("short" if "not slow" in config.option.markexpr else "long")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """As many as cores may be used here; xdist itself would count those of the machine."""
+    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Called by xdist for each worker, in the process that starts them."""
+    node.workerinput["places"] = _folder().name
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="eagleray-places-")
 
 
 def _missing() -> list[str]:
@@ -47,20 +69,45 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    started_s = time.perf_counter()
-    yield
-    part = item.path.relative_to(item.config.rootpath / "tests").parts[0]
-    _spent_s[part] = _spent_s.get(part, 0.0) + time.perf_counter() - started_s
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Where workers run tests at once: one marked `alone` waits for the others, and they wait for it."""
+    if (folder := getattr(item.config, "workerinput", {}).get("places")) is None:
+        return (yield)
+    with _place(folder, is_alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    total_s = sum(_spent_s.values())
+@contextmanager
+def _place(folder: str, *, is_alone: bool) -> Iterator[None]:
+    """A place in the room, or all of it. Who waits for all holds the door: nobody else comes in before."""
+    door, room = _lock(folder, "door"), _lock(folder, "room")
+    fcntl.flock(door, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(room, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+    finally:
+        fcntl.flock(door, fcntl.LOCK_UN)
+    try:
+        yield
+    finally:
+        fcntl.flock(room, fcntl.LOCK_UN)  # not by closing: a forked process may have it open, too
+
+
+@cache
+def _lock(folder: str, name: str) -> IO[str]:
+    return Path(folder, name).open("a")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    part = Path(report.nodeid).parts[1]
+    _spent_s[part] = _spent_s.get(part, 0.0) + report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in _spent_s.items())
-    terminalreporter.write_line(
-        f"time: {parts}; all {total_s:.0f} s (goals: unit {BUDGET_S['unit']:.0f}, all {BUDGET_S['all']:.0f})"
-    )
+    workers = getattr(config.option, "numprocesses", None) or 1
+    if parts:
+        terminalreporter.write_line(f"time of tests: {parts}" + f", in {workers} processes" * (workers > 1))
     skipped = [
         report
         for report in terminalreporter.getreports("skipped")

@@ -14,7 +14,7 @@ import pytest
 from eagleray.workflows.verify import verify
 from support.drivers import DIGITS, DRIVER, RESUME, SUBMIT, Log, follow, report
 
-EPOCHS = 80
+EPOCHS = 50
 """Some seconds on a machine that is free: the log that is followed comes a second late."""
 
 

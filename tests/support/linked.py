@@ -174,20 +174,23 @@ class LinkedTransport:
         transport = self._by_loop.get(asyncio.get_running_loop())
         return None if transport is None else transport.gate(target)
 
-    async def linked(self, target: Target) -> LinkTransport:
-        """The transport of this loop, with a link to the target."""
+    async def linked(self, *targets: Target) -> LinkTransport:
+        """The transport of this loop, with a link to each target."""
         loop = asyncio.get_running_loop()
         transport = self._by_loop.get(loop)
         if transport is None:
             transport = self._by_loop[loop] = LinkTransport(NoServe(), node=NODE, look_up=NoLookup)
-        if transport.line(target.app) is None:
+        new = [target for target in targets if transport.line(target.app) is None]
+        for target in new:
             self.serve(target)
+        if new:
             transport.follow(LINKS, list(self._servers))
             for app, (_, address) in self._servers.items():
                 transport.update(app, [Running(address, self.max_ongoing)])
-        line = transport.line(target.app)
-        assert line is not None
-        await has_link(line.pool)
+        for target in targets:
+            line = transport.line(target.app)
+            assert line is not None
+            await has_link(line.pool)
         return transport
 
     def serve(self, target: Target) -> ReplicaAddress:

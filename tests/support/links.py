@@ -190,7 +190,7 @@ async def has_link(pool: Pool) -> None:
     await until(lambda: pool.choose() is not None, f"no link; {pool.problems()}")
 
 
-async def until(is_true: Callable[[], bool], what: str = "", timeout_s: float = 5) -> None:
+async def until(is_true: Callable[[], bool], what: str = "", timeout_s: float = 30) -> None:
     """Wait for it."""
     try:
         async with asyncio.timeout(timeout_s):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from eagleray.capacity import Allotment, AskNodes, Book, Node, Observation, Statement, Units, Wait, decide
@@ -17,6 +18,7 @@ class PretendLedger:
         self.nodes = dict(nodes)
         self.is_away = False
         self.book = Book()
+        self._closed: Counter[str] = Counter()
         self._changed = threading.Condition()
 
     def exchange(self, statement: Statement) -> Allotment | None:
@@ -29,12 +31,16 @@ class PretendLedger:
 
     def wait(self, claim: str, seen: int, timeout_s: float) -> Allotment | None:
         with self._changed:
-            is_new = self._changed.wait_for(lambda: self._is_new(claim, seen), timeout_s)
-            return self._allotment(claim) if is_new else None
+            num_closed = self._closed[claim]
+            self._changed.wait_for(
+                lambda: self._is_new(claim, seen) or self._closed[claim] > num_closed, timeout_s
+            )
+            return self._allotment(claim) if self._is_new(claim, seen) else None
 
     def close(self, claim: str) -> None:
         with self._changed:
             self.book = self.book.close(claim)
+            self._closed[claim] += 1
             self._decide()
 
     def held(self, claim: str) -> Units:

@@ -100,6 +100,8 @@ class PretendTransport:
         """Raised by everything, while there is one."""
         self.pause_s = 0.0
         """Before an answer, and between pieces of text."""
+        self.is_holding = False
+        """While it is, no answer and no piece of text comes; set by any thread."""
         self.pauses_after = 0
         """So many pieces of text come without a pause."""
         self.change: Callable[[dict[str, Array]], dict[str, Array]] = lambda outputs: outputs
@@ -122,7 +124,7 @@ class PretendTransport:
         self.num_open += 1
         try:
             async with asyncio.timeout(timeout_s):
-                await asyncio.sleep(self.pause_s)
+                await self._pause(self.pause_s)
         finally:
             self.num_open -= 1
         return self.change(outputs_for(target.card, inputs))
@@ -144,13 +146,18 @@ class PretendTransport:
             for made in range(1, request.max_tokens + 1):
                 if self.error is not None and (made > self.breaks_after or self.breaks_after == 10**9):
                     raise self.error
-                await asyncio.sleep(self.pause_s if made > self.pauses_after else 0)
+                await self._pause(self.pause_s if made > self.pauses_after else 0)
                 text = request.prompt[(made - 1) % len(request.prompt)]
                 reason = "length" if made == request.max_tokens else None
                 tokens = (Token(ord(text), text, -0.5 * made),) if request.with_tokens else ()
                 yield GenerationChunk(text, reason, len(request.prompt), made, tokens)
         finally:
             self.num_open -= 1
+
+    async def _pause(self, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
+        while self.is_holding:
+            await asyncio.sleep(0.001)
 
 
 def with_model(routes: Routes, name: str, route: ModelRoute | None) -> Routes:
@@ -463,7 +470,6 @@ def _app_of(ingress: Pretend) -> IngressApp:
 
 
 async def _lane(ingress: Pretend, links: LinkedTransport) -> Lane:
-    for route in ingress.app.state.routes.models.values():
-        for found in route.versions.values():
-            transport = await links.linked(found)
-    return Lane(ingress.app, transport)
+    models = ingress.app.state.routes.models.values()
+    targets = [found for route in models for found in route.versions.values()]
+    return Lane(ingress.app, await links.linked(*targets))

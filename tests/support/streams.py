@@ -31,7 +31,7 @@ def laned(rules: Rules | None = None, **limits: Any) -> Iterator[Pretend]:
 
 
 def until(condition: Callable[[], object], what: str = "no end") -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.002)
@@ -39,7 +39,7 @@ def until(condition: Callable[[], object], what: str = "no end") -> None:
 
 def connect(ingress: Pretend) -> socket.socket:
     found = urlsplit(ingress.url)
-    return socket.create_connection((found.hostname or "", found.port or 0), timeout=20)
+    return socket.create_connection((found.hostname or "", found.port or 0), timeout=60)
 
 
 def post(values: Any, path: str = COMPLETIONS, *lines: str) -> bytes:

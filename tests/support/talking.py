@@ -57,7 +57,7 @@ def until(condition: Callable[[], object], what: str = "no end", timeout_s: floa
 def connect(ingress: Pretend) -> socket.socket:
     """To its gateway."""
     found = urlsplit(ingress.url)
-    return socket.create_connection((found.hostname or "", found.port or 0), timeout=20)
+    return socket.create_connection((found.hostname or "", found.port or 0), timeout=60)
 
 
 def head(path: str = INFER, length: int = len(BODY), *lines: str, method: str = "POST") -> bytes:

@@ -45,6 +45,7 @@ def test_importing_loads_nothing_heavy(module: str, also_absent: tuple[str, ...]
     assert loaded.isdisjoint({*HEAVY, *also_absent})
 
 
+@pytest.mark.alone
 @pytest.mark.slow  # a goal for a machine that is free; what it loads is checked above
 @pytest.mark.parametrize(
     ("arguments", "limit_s"),

@@ -74,7 +74,10 @@ class ClaimClient(Protocol):
         ...
 
     def wait(self, claim: str, seen: int, timeout_s: float) -> Allotment | None:
-        """The allotment as soon as it is another than version `seen`; None after `timeout_s`."""
+        """The allotment as soon as it is another than version `seen`.
+
+        None after `timeout_s`, and at once where the claim is closed meanwhile.
+        """
         ...
 
     def close(self, claim: str) -> None:

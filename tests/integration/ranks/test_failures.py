@@ -54,7 +54,7 @@ def test_survivors_of_a_kill_get_out_within_a_second(world_size, kind, votes):
 
 
 def test_a_stopped_rank_is_noticed_by_the_time_limit_and_frees_everybody():
-    with training_world(3, "bf16", timeout_s=4) as (processes, pipes):
+    with training_world(3, "bf16", timeout_s=2.5) as (processes, pipes):
         pid = processes[-1].pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)

@@ -1,6 +1,7 @@
 """The hook on worlds of two and three ranks; each world is started once and runs every check."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from support.worlds import run_world
 
 @pytest.fixture(scope="module")
 def failures():
-    """By world size: each rank's failed checks."""
-    return {world_size: run_world(world_size, run_checks, timeout_s=170) for world_size in (2, 3)}
+    """By world size: each rank's failed checks. Both at once: ranks mostly wait for each other."""
+    sizes = (2, 3)
+    with ThreadPoolExecutor(len(sizes)) as worlds:
+        found = worlds.map(lambda world_size: run_world(world_size, run_checks, timeout_s=170), sizes)
+        return dict(zip(sizes, found, strict=True))
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -37,6 +37,8 @@ class Ledger:
         self.book = Book()
         self.statements: list[Statement] = []
         self.closed: list[str] = []
+        self.num_listening = 0
+        """Calls of `wait`."""
         self.is_away = False
         self.is_mute = False
         """It hears, and its answers to statements are lost."""
@@ -57,20 +59,25 @@ class Ledger:
             return None if self.is_mute else allotment(self.book.claims[statement.request.claim], 1.0)
 
     def wait(self, claim: str, seen: int, timeout_s: float) -> Allotment | None:
-        def is_new() -> bool:
-            found = self.book.claims.get(claim)
-            return found is not None and found.version != seen and not (self.is_away or self.is_deaf_line)
-
         with self.changed:
-            return (
-                allotment(self.book.claims[claim], 1.0) if self.changed.wait_for(is_new, timeout_s) else None
-            )
+            self.num_listening += 1
+            num_closed = self.closed.count(claim)
+
+            def has_news() -> bool:
+                found = self.book.claims.get(claim)
+                is_new = found is not None and found.version != seen
+                is_closed = self.closed.count(claim) > num_closed
+                return (is_new or is_closed) and not (self.is_away or self.is_deaf_line)
+
+            has_come = self.changed.wait_for(has_news, timeout_s) and claim in self.book.claims
+            return allotment(self.book.claims[claim], 1.0) if has_come else None
 
     def close(self, claim: str) -> None:
         with self.changed:
             self.closed.append(claim)
             if not self.is_away:
                 self.book = self.book.close(claim)
+                self.changed.notify_all()
 
     def decides(self, *decisions: Decision) -> None:
         with self.changed:
@@ -332,6 +339,13 @@ def test_close_gives_everything_back_once_and_wakes_who_waits(ledger, hold):
     holding.close()
     waiting.join(10)
     assert (found, ledger.closed, ledger.book.claims) == ([None], ["r"], {})
+
+
+def test_close_does_not_wait_for_the_next_statement(ledger, hold):
+    holding = hold(every_s=60.0)
+    until(lambda: ledger.statements and ledger.num_listening)
+    holding.close()
+    assert not any(thread.is_alive() for thread in holding._threads), "the listener was not told"
 
 
 def test_close_with_a_dead_ledger_and_from_within_heard(ledger, hold):

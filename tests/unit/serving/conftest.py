@@ -25,7 +25,7 @@ BY_THE_LANE = {
     *("test_openai_routes", "test_generate_routes"),
 }
 """Those that ask models for something: the same by a gateway's fast lane, on real sockets."""
-_MANY = {"test_a_thousand_keys_at_once"}
+_MANY = {"test_many_keys_at_once"}
 """httpx's pool takes a minute for so many connections."""
 
 

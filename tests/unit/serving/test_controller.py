@@ -162,6 +162,7 @@ def parts(monkeypatch, tmp_path):
     """A fresh Serve and registry, the settings of a controller, and cards without packages."""
     monkeypatch.setattr(PretendController, "serve", PretendServe())
     monkeypatch.setattr(PretendController, "store", PretendStore())
+    monkeypatch.setattr("eagleray.serving.controller._RETRY_S", 0.05)
 
     def open_package(url, *, allow_code, digest):
         if url == "/models/3":

@@ -14,6 +14,7 @@ from eagleray.errors import ServiceError
 from eagleray.serving import ingress_app
 from eagleray.serving.control_settings import ControllerSettings
 from eagleray.serving.controller_client import Reader
+from eagleray.serving.gateway.process import Gateway
 from eagleray.serving.ingress_app import Ingress, IngressReplica
 from eagleray.serving.routes import Routes
 from eagleray.serving.state import IngressState, Limits
@@ -73,14 +74,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             await ingress.open()
             assert ingress._gateway is not None
             url = f"http://127.0.0.1:{ingress._gateway.port}"
-            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as client:
+            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=60) as client:
                 await scenario(controller, ingress, client)
             await ingress.close()
             assert controller.left == [("ab12", False)], "also where it is the only one"
 
         asyncio.run(main())
 
-    monkeypatch.setattr("eagleray.serving.gateway.process.NOTICE_S", 0.0)
+    monkeypatch.setitem(Gateway.close.__kwdefaults__, "notice_s", 0.0)
     monkeypatch.setattr(ingress_app, "_RETRY_S", 0.01)
     return run
 

@@ -46,7 +46,7 @@ def together(ingress: Pretend, *requests: tuple[str, Any, dict[str, str]]) -> li
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -139,15 +139,16 @@ def test_bytes_in_and_out(ingress: Pretend) -> None:
     assert asyncio.run(exchange()) == [200, 429], "bytes are counted as they come"
 
 
-def test_a_thousand_keys_at_once(ingress: Pretend) -> None:
+@pytest.mark.parametrize("size", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_keys_at_once(ingress: Pretend, size: int) -> None:
     ring, headers = ingress.app.state.keys, []
-    for number in range(1000):
+    for number in range(size):
         ring, _, text = ring.create(f"k{number}", ["infer"], KeyTerms(requests_per_s=0.01, concurrency=1))
         headers.append(bearer(text))
     ingress.set(keys=ring, is_key_needed_for_infer=True)
     for status in (200, 429):
         answers = together(ingress, *[(INFER, IRIS, header) for header in headers])
-        assert Counter(answer.status_code for answer in answers) == {status: 1000}
+        assert Counter(answer.status_code for answer in answers) == {status: size}
     assert ingress.app.metrics.in_flight == 0
 
 

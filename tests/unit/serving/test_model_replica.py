@@ -81,6 +81,7 @@ def test_wherever_a_model_runs_its_thread_was_told_first(tmp_path, monkeypatch, 
     def ran_here(*_: object) -> None:
         ran[threading.current_thread().name] = torch.get_num_threads()
 
+    monkeypatch.setattr("eagleray.serving.replica.batcher.LOOP_S", 60.0)  # however slow this machine is
     before = torch.get_num_threads()
     set_num_threads(3)
     monkeypatch.setattr(torch, "set_num_threads", tell)

@@ -150,7 +150,9 @@ class Serve:
 
 
 @pytest.fixture
-def ledger() -> PretendLedger:
+def ledger(monkeypatch: pytest.MonkeyPatch) -> PretendLedger:
+    """Two nodes. What a holder says again each second, as after a refusal, it says sooner."""
+    monkeypatch.setitem(Holding.__init__.__kwdefaults__, "every_s", 0.05)
     return PretendLedger({"a": 1, "b": 1})
 
 

@@ -159,7 +159,10 @@ def test_a_late_reservation_has_as_much_time_as_the_notice_leaves_it(open_):
     ledger.serve(1)
     until(lambda: seats._holding.leave_by is not None)
     deadline_s, version = ledger.book.claims["run-7"].notice.deadline_s, seats._holding.allotment.version
-    until(lambda: seats._holding.allotment.deadline_s < 9.5)
+    # What an answer was on the way counts, too: until one of them was quick.
+    until(
+        lambda: seats._holding.allotment.deadline_s < 9.5 and abs(seats._holding.leave_by - deadline_s) < 0.2
+    )
     assert seats._holding.allotment.version == version
     assert abs(seats.reserve().leave_by - deadline_s) < 0.2
 

@@ -128,6 +128,9 @@ def test_a_body_that_comes_slowly_is_waited_for_so_long(path: str, framing: str)
                 break
             except TimeoutError:
                 continue
+        connection.settimeout(60)
+        while b"}" not in received:
+            received += connection.recv(65536) or pytest.fail(f"it ended after {received!r}")
         assert received.startswith(b"HTTP/1.1 408")
         assert b"the body was not there within 0.15 s" in received
 
@@ -162,15 +165,16 @@ def test_a_bomb_costs_no_more_than_the_limit(bounded: Pretend, path: str, coding
     assert memory_mib() - before < 64
 
 
-def test_a_thousand_keys_at_once() -> None:
+@pytest.mark.parametrize("size", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_keys_at_once(size: int) -> None:
     """Each has its own limits: one request is answered, and its second one is refused."""
     with laned() as ingress:
         ring, keys = ingress.app.state.keys, []
-        for number in range(1000):
+        for number in range(size):
             ring, _, text = ring.create(f"k{number}", ["infer"], KeyTerms(requests_per_s=0.01, concurrency=1))
             keys.append(f"authorization: Bearer {text}")
         ingress.set(keys=ring, is_key_needed_for_infer=True)
-        connections = [connect(ingress) for _ in range(100)]
+        connections = [connect(ingress) for _ in range(size // 10)]
         try:
             for status in (200, 429):
                 for at, connection in enumerate(connections):
@@ -179,7 +183,7 @@ def test_a_thousand_keys_at_once() -> None:
                 for connection in connections:
                     with connection.makefile("rb") as stream:
                         found.update(read(stream).status for _ in range(10))
-                assert found == {status: 1000}
+                assert found == {status: size}
         finally:
             for connection in connections:
                 connection.close()

@@ -39,7 +39,7 @@ def ingress(request: pytest.FixtureRequest) -> Iterator[Pretend]:
 @contextlib.contextmanager
 def connection(ingress: Pretend) -> Iterator[socket.socket]:
     assert ingress.gateway
-    with socket.create_connection(("127.0.0.1", ingress.gateway.port), timeout=20) as found:
+    with socket.create_connection(("127.0.0.1", ingress.gateway.port), timeout=60) as found:
         yield found
 
 
@@ -73,7 +73,7 @@ def answers(received: bytes) -> list[tuple[int, Any]]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -34,7 +34,7 @@ SAMPLE_BYTES = 4 * 800
 SIZES_MIB = (1, 2, 3, 5, 10)
 """The first three fit into a slot of the ring."""
 GROWTH_MIB = 64
-"""What a process's memory may have grown by: of 850 MiB that pass, and what other tests left in pieces."""
+"""What a process's memory may have grown by: of 420 MiB that pass, and what other tests left in pieces."""
 
 
 class Replica:
@@ -138,12 +138,12 @@ def no_clients(ingress: Pretend) -> None:
     until(lambda: gateway.num_connections == 0)
 
 
-@pytest.mark.parametrize("number", [40, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [20, pytest.param(400, marks=pytest.mark.slow)])
 def test_large_bodies_leave_nothing_behind(tmp_path: Path, number: int) -> None:
     """Of each size so many."""
     sent = {size_mib: body(size_mib) for size_mib in SIZES_MIB}
     serve = PretendTransport()
-    shared = os.listdir("/dev/shm")
+    shared = set(os.listdir("/dev/shm"))
     replica = Replica(tmp_path / "s")
     with gateway(replica, serve) as ingress:
         flood(ingress, sent, 8)
@@ -165,7 +165,8 @@ def test_large_bodies_leave_nothing_behind(tmp_path: Path, number: int) -> None:
         [line] = [line for line in lines_of(ingress) if line.app == TONES.app]
         assert not any(link.in_flight for link in line.pool.links)
     assert serve.asked == [], "all went over the link"
-    assert os.listdir("/dev/shm") == shared
+    # Not one that comes and goes: other processes have theirs there.
+    until(lambda: set(os.listdir("/dev/shm")) <= shared, "a file is left in /dev/shm")
     until(lambda: rings() == [])
 
 

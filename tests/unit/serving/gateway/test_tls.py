@@ -83,7 +83,7 @@ def shown(ingress: Pretend) -> str:
 
 
 def name_at(port: int) -> str:
-    found = ssl.get_server_certificate(("127.0.0.1", port), timeout=20)
+    found = ssl.get_server_certificate(("127.0.0.1", port), timeout=60)
     return str(x509.load_pem_x509_certificate(found.encode()).subject.rfc4514_string())
 
 
@@ -166,7 +166,7 @@ def test_the_sdk_takes_a_certificate_that_the_environment_names(
 def test_what_is_no_request_is_told_so_there_too(ingress: Pretend, files: Path) -> None:
     trusted = ssl.create_default_context(cafile=str(files / "cert.pem"))
     assert ingress.gateway
-    plain = socket.create_connection(("127.0.0.1", ingress.gateway.port), timeout=20)
+    plain = socket.create_connection(("127.0.0.1", ingress.gateway.port), timeout=60)
     with trusted.wrap_socket(plain, server_hostname="127.0.0.1") as client:
         client.sendall(b"GET /v2 HTTP/1.1\r\n\r\n")
         received = b""
@@ -184,7 +184,7 @@ def test_an_old_protocol_is_not_spoken(ingress: Pretend) -> None:
         old.maximum_version = ssl.TLSVersion.TLSv1_1
     assert ingress.gateway
     with (
-        socket.create_connection(("127.0.0.1", ingress.gateway.port), timeout=20) as plain,
+        socket.create_connection(("127.0.0.1", ingress.gateway.port), timeout=60) as plain,
         pytest.raises((ssl.SSLError, ConnectionError)),
     ):
         old.wrap_socket(plain)
@@ -196,7 +196,7 @@ def test_a_renewed_certificate_is_taken_without_a_restart(ingress: Pretend, file
     with httpx.Client(base_url=ingress.url, verify=trusted, trust_env=False) as client:
         client.get("/v2")
         certify(files, "second")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while shown(ingress) != "CN=second":
             assert time.monotonic() < deadline
             time.sleep(0.02)
