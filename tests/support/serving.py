@@ -452,7 +452,7 @@ def _app_of(ingress: Pretend) -> IngressApp:
 
 
 async def _lane(ingress: Pretend, links: LinkedTransport) -> Lane:
-    for route in ingress.app.state.routes.models.values():
-        for found in route.versions.values():
-            transport = await links.linked(found)
-    return Lane(ingress.app, transport)
+    app = _app_of(ingress)
+    targets = [found for route in app.state.routes.models.values() for found in route.versions.values()]
+    transports = [await links.linked(target) for target in targets]
+    return Lane(app, transports[-1])
