@@ -14,7 +14,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 ARGS ?=
 TESTS := tests/unit tests/contracts tests/integration tests/e2e
 NVIDIA_DRIVER := $(wildcard /proc/driver/nvidia)$(shell command -v nvidia-smi)
-LINTED := platform/eagleray jobs tests examples benchmarks $(wildcard serve_apps/*.py)
+LINTED := platform/eagleray jobs tests examples benchmarks
 
 .PHONY: help install venv demo demo-elastic test test-unit test-all bench-loop bench-generation bench-codecs \
   bench-sdk bench-compression bench-compression-full bench-elastic bench-elastic-full bench-serving \
