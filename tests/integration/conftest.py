@@ -16,6 +16,7 @@ from eagleray.workflows.up import SERVING
 from support.conversing import Driver
 from support.drivers import environment
 from support.object_store import free_port, serving
+from support.served import opened
 
 ROOT = Path(__file__).parents[2]
 _HOMES = Path(tempfile.gettempdir()) / f"eagleray-tests-{os.getuid()}"
@@ -66,17 +67,7 @@ def cluster(eagleray_home: Path, local_spec: LocalSpec):
 @pytest.fixture(scope="session")
 def ingress(cluster: state.ClusterState) -> Iterator[httpx.Client]:
     """The cluster's ingress, with the first admin key, as soon as it answers: `up` does not wait for it."""
-    limit_s = 300.0
-    assert processes.wait_until(lambda: local.is_ingress_ready(cluster), timeout_s=limit_s), (
-        f"no answer in {limit_s} s: {(cluster.logs_dir / 'serving.log').read_text()}"
-    )
-    key = cluster.admin_key_path.read_text()
-    with httpx.Client(
-        base_url=cluster.ingress_url or "",
-        headers={"Authorization": f"Bearer {key}"},
-        timeout=120,
-        trust_env=False,
-    ) as client:
+    with opened(cluster) as client:
         yield client
 
 

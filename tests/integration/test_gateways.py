@@ -11,7 +11,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -27,10 +27,12 @@ from eagleray.cluster import processes, settings
 from eagleray.errors import EaglerayError
 from eagleray.registry.models import MlflowModels
 from eagleray.serving.admission.limits import BURST_S
+from eagleray.specs.card import ModelCard
 from support import cards
 from support.drivers import ROOT
 from support.failing import Asking, are_settled, gateways, kill, titled, ways
-from support.served import SHARE, until
+from support.served import IMAGE, SHARE, deploy, infer, until
+from support.served import NAME as PICTURES
 
 pytestmark = pytest.mark.timeout(240)
 NAME = "behind-two"
@@ -213,10 +215,13 @@ def test_one_that_is_killed_and_one_that_ends_cost_the_sdk_no_request(cluster, s
 
 COMPLETIONS, PROMPT = "/v1/completions", {"model": NAME, "prompt": "ab", "max_tokens": 20, "temperature": 0}
 MANY = {**BODY["inputs"][0], "shape": [360, 12], "data": [5] * 12 * 360}
+UNKNOWN = {**BODY["inputs"][0], "data": [258] * 12}
+"""Tokens that the vocabulary has not: what to say of them is the replica's."""
 ASKED: list[tuple[str, dict[str, Any]]] = [
     (f"/v2/models/{NAME}/infer", BODY),
     (f"/v2/models/{NAME}/infer", {"inputs": [MANY]}),  # its answer is larger than 4 MiB, which gRPC takes
     (f"/v2/models/{NAME}/infer", {"inputs": [{**MANY, "shape": [1, 12]}]}),
+    (f"/v2/models/{NAME}/infer", {"inputs": [UNKNOWN]}),
     (COMPLETIONS, PROMPT),
     (COMPLETIONS, {**PROMPT, "stream": True}),
 ]
@@ -232,28 +237,60 @@ def said(status: int, text: str) -> Any:
     return status, "".join(choice["text"] for choice in choices), choices[-1]["finish_reason"]
 
 
-def test_by_links_and_by_serves_handles_the_answers_are_the_same(cluster_env, served):
-    before = ways(served, NAME)
-    by_links = [served.post(path, json=values) for path, values in ASKED]
-    until(lambda: (ways(served, NAME) - before)["link"] >= 4, 10)  # another gateway's are a second old
-    assert (ways(served, NAME) - before)["serve"] == 0
-    version = served.get(f"/admin/services/{NAME}").json()["services"][0]["version"]
+def by_handles(
+    env: Mapping[str, str], client: httpx.Client, card: ModelCard, asked: Sequence[tuple[str, Any]]
+) -> tuple[list[Any], str]:
+    """What Serve's own handles answer, in another process, and why there nothing went over links."""
+    version = client.get(f"/admin/services/{card.name}").json()["services"][0]["version"]
     done = subprocess.run(
-        [sys.executable, str(BY_HANDLES), NAME, str(version), CARD.model_dump_json()],
-        input="".join(f"{json.dumps(asked)}\n" for asked in ASKED),
-        env={**cluster_env, "PYTHONPATH": str(ROOT / "platform")},
+        [sys.executable, str(BY_HANDLES), card.name, str(version), card.model_dump_json()],
+        input="".join(f"{json.dumps(one)}\n" for one in asked),
+        env={**env, "PYTHONPATH": str(ROOT / "platform")},
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    *by_handles, [counted, reason] = map(json.loads, done.stdout.splitlines())
-    assert [said(*answer) for answer in by_handles] == [
-        said(answer.status_code, answer.text) for answer in by_links
-    ]
-    assert [status for status, _ in by_handles] == [200, 200, 400, 200, 200]
-    assert (counted, "key" in reason) == ({"link": 0, "serve": 4}, True), reason
+    *answers, [counted, reason] = map(json.loads, done.stdout.splitlines())
+    assert counted["link"] == 0 < counted["serve"]
+    return [said(*answer) for answer in answers], reason
+
+
+def test_by_links_and_by_serves_handles_the_answers_are_the_same(cluster_env, served):
+    before = ways(served, NAME)
+    answers = [served.post(path, json=values) for path, values in ASKED]
+    by_links = [said(answer.status_code, answer.text) for answer in answers]
+    until(lambda: (ways(served, NAME) - before)["link"] >= 5, 10)  # another gateway's are a second old
+    assert (ways(served, NAME) - before)["serve"] == 0
+    assert [status for status, *_ in by_links] == [200, 200, 400, 400, 200, 200]
+    answers, reason = by_handles(cluster_env, served, CARD, ASKED)
+    assert answers == by_links
+    assert "key" in reason
+
+
+@pytest.fixture(scope="module")
+def pictures(served: httpx.Client) -> Iterator[ModelCard]:
+    """The card of a model that is asked more than it answers; it runs beside the other."""
+    card = cards.card("image", name=PICTURES)
+    store = MlflowModels(settings.tracking_uri(), settings.storage_url())
+    deploy(served, version=store.publish(card, cards.weights(card, 22)).version)
+    until(lambda: infer(served).status_code == 200, client=served)
+    yield card
+    served.post("/admin/undeploy", json={"name": PICTURES})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "handles", [{}, {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30)}], ids=["4 MiB", "as gateways"]
+)
+def test_so_are_those_to_requests_larger_than_a_slot_and_a_message(cluster_env, served, pictures, handles):
+    images = {"name": "image", "datatype": "FP32", "shape": [20_000, 1, 8, 8], "data": IMAGE * 20_000}
+    asked = [(f"/v2/models/{PICTURES}/infer", {"inputs": [images]})]  # 5.1 MB of numbers
+    [answer] = [served.post(path, json=values) for path, values in asked]
+    assert answer.status_code == 200, answer.text[:300]
+    answers, _ = by_handles({**cluster_env, **handles}, served, pictures, asked)
+    assert answers == [said(200, answer.text)]
 
 
 @pytest.mark.slow

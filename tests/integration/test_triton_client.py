@@ -1,4 +1,4 @@
-"""NVIDIA's own HTTP client, unmodified, against the ingress under a plain uvicorn: no cluster is needed."""
+"""NVIDIA's own HTTP client, unmodified, against a fast lane with real links: no cluster is needed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from eagleray.serving.gateway.lane_exchange import LaneExchange
+from eagleray.serving.ingress.http import Response
 from support.serving import Pretend, outputs_for, pretend, serving, target
 
 REQUIREMENT = "tritonclient[http]==2.73.0"
 """Its pins are its own: in an environment of its own it disagrees with none of ours."""
+INFER = "/v2/models/digits/infer"
 IMAGES = (np.arange(200 * 64, dtype=np.float32) % 17).reshape(200, 1, 8, 8)
 
 
@@ -48,19 +51,33 @@ def triton_python() -> Path:
 
 
 class Noting:
-    """The app, and with which coding and as what each inference came and was answered."""
+    """Which way each inference took, and with which coding and as what it came and was answered.
+
+    Stands for the app, which packed bodies are handed to; all others take the fast lane.
+    """
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self.seen: list[tuple[dict[str, str], dict[str, str]]] = []
+        self.seen: list[tuple[str, dict[str, str], dict[str, str]]] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def noted(message: Any) -> None:
-            if message["type"] == "http.response.start" and scope["path"] == "/v2/models/digits/infer":
-                self.seen.append((_plain(scope["headers"]), _plain(message["headers"])))
+            if message["type"] == "http.response.start" and scope["path"] == INFER:
+                self.seen.append(("app", _plain(scope["headers"]), _plain(message["headers"])))
             await send(message)
 
         await self._app(scope, receive, noted)
+
+    def note_lane(self, patch: pytest.MonkeyPatch) -> None:
+        """Note what the lane answers, too."""
+        reply = LaneExchange._reply
+
+        def noted(call: LaneExchange, response: Response) -> None:
+            if call._scope["path"] == INFER:
+                self.seen.append(("lane", _plain(call._raw_headers), dict(response.headers)))
+            reply(call, response)
+
+        patch.setattr(LaneExchange, "_reply", noted)
 
 
 def _plain(headers: Any) -> dict[str, str]:
@@ -69,10 +86,17 @@ def _plain(headers: Any) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Pretend]:
-    ingress = pretend()
+    """With the routes, links to pretending replicas and the fast lane."""
+    ingress = pretend(over_links=True)
+    assert ingress.links is not None
     ingress.set(is_key_needed_for_infer=True)
-    with serving(replace(ingress, app=Noting(ingress.app))) as server:  # type: ignore[arg-type]
-        yield server
+    noting: Any = Noting(ingress.app)
+    try:
+        with pytest.MonkeyPatch.context() as patch, serving(replace(ingress, app=noting)) as server:
+            noting.note_lane(patch)
+            yield server
+    finally:
+        ingress.links.close()
 
 
 @pytest.fixture(scope="module")
@@ -98,17 +122,27 @@ def test_every_form_in_every_packing_has_one_answer(found: dict[str, Any], serve
     expected = outputs_for(target("digits").card, {"image": IMAGES})
     assert len(found["inferences"]) == 2 * 4 * 3 * 3
     noted: Noting = server.app  # type: ignore[assignment]
-    for asked, (request, answer) in zip(found["inferences"], noted.seen, strict=False):
+    for asked, (way, request, answer) in zip(found["inferences"], noted.seen, strict=False):
         outputs = asked["outputs"]
         assert outputs["label"] == expected["label"].tolist(), asked
         assert outputs["class"] == expected["class"].tolist()
         probabilities = np.array(outputs["probabilities"], np.float32)
         assert np.array_equal(probabilities, expected["probabilities"].ravel())
         assert (asked["id"], asked["version"]) == ("42", "2")
+        assert way == ("lane" if asked["packing"] is None else "app")
         assert request.get("content-encoding") == asked["packing"]
         assert ("inference-header-content-length" in request) == asked["is_binary"]
         assert answer.get("content-encoding") == asked["back"]
         assert ("inference-header-content-length" in answer) == (asked["form"] != "JSON")
+
+
+def test_all_goes_over_links(found: dict[str, Any], server: Pretend) -> None:
+    assert server.links is not None
+    [transport] = server.links._by_loop.values()
+    ways = transport.ways()
+    assert ways["digits", "2", "link"] == len(found["inferences"]) + len(found["many"])
+    assert (ways["digits", "3", "link"], ways["reviews", "1", "link"]) == (1, len(found["texts"]))
+    assert not any(number for (*_, way), number in ways.items() if way == "serve")
 
 
 def test_texts(found: dict[str, Any], server: Pretend) -> None:

@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx
 
-from eagleray.cluster import settings
+from eagleray.cluster import local, processes, settings, state
 from eagleray.registry.models import MlflowModels
 
 NAME = "served-digits"
@@ -21,6 +22,22 @@ DEPLOY_S = 180.0
 """Much more than the goal (docs/figures.md): the machine may be busy. Tests print what it took."""
 SHARE = 0.3
 """CPUs of a replica: three share a node, so that the tests wait for one only."""
+
+
+@contextmanager
+def opened(cluster: state.ClusterState, limit_s: float = 300.0) -> Iterator[httpx.Client]:
+    """The cluster's ingress, with the first admin key, as soon as it answers: `up` does not wait for it."""
+    assert processes.wait_until(lambda: local.is_ingress_ready(cluster), timeout_s=limit_s), (
+        f"no answer in {limit_s} s: {(cluster.logs_dir / 'serving.log').read_text()}"
+    )
+    key = cluster.admin_key_path.read_text()
+    with httpx.Client(
+        base_url=cluster.ingress_url or "",
+        headers={"Authorization": f"Bearer {key}"},
+        timeout=120,
+        trust_env=False,
+    ) as client:
+        yield client
 
 
 def infer(
@@ -33,6 +50,14 @@ def infer(
     data = (IMAGE if image is None else image) * count
     tensor = {"name": "image", "datatype": "FP32", "shape": [count, 1, 8, 8], "data": data}
     return client.post(f"/v2/models/{path}/infer", json={"inputs": [tensor]}, headers=headers)
+
+
+def is_answered(client: httpx.Client) -> bool:
+    """Whether the model answers; not where the gateway has just been lost."""
+    try:
+        return infer(client).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def deploy(client: httpx.Client, **spec) -> dict:

@@ -470,6 +470,6 @@ def _app_of(ingress: Pretend) -> IngressApp:
 
 
 async def _lane(ingress: Pretend, links: LinkedTransport) -> Lane:
-    models = ingress.app.state.routes.models.values()
-    targets = [found for route in models for found in route.versions.values()]
-    return Lane(ingress.app, await links.linked(*targets))
+    app = _app_of(ingress)
+    targets = [found for route in app.state.routes.models.values() for found in route.versions.values()]
+    return Lane(app, await links.linked(*targets))
