@@ -95,11 +95,11 @@ def test_the_busiest_functions_are_those_in_which_samples_end():
 
 
 def test_a_replica_less_is_waited_for(monkeypatch):
-    modules = {"results": results, "rig": ModuleType("rig"), "workloads": ModuleType("workloads")}
+    modules = {"rig": ModuleType("rig"), "workloads": ModuleType("workloads")}
     monkeypatch.setattr(modules["rig"], "Rig", object, raising=False)
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    row_failures = _load("row_failures")
+    row_failures = module_of("serving", "row_failures")
     monkeypatch.setattr(row_failures, "LOOK_S", 0.0)
 
     class Ours:
@@ -120,7 +120,7 @@ def test_a_replica_less_is_waited_for(monkeypatch):
         assert rig.ours.running == replicas
     monkeypatch.setattr(row_failures, "SETTLED_S", 0.0)
     rig.ours.replicas = lambda name: [1, 2, 3]
-    with pytest.raises(results.RowFailed, match=r"3 processes are replicas of .* it was to have 2"):
+    with pytest.raises(shared("results").RowFailed, match=r"3 processes are replicas of .* it was to have 2"):
         row_failures._scale_down(rig, [1], 1)
 
 

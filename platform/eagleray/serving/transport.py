@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from eagleray.errors import InputError, ServiceError
@@ -122,4 +122,28 @@ class Transport(Protocol):
 
         Raises, at the first piece or any later: as `infer`.
         """
+        ...
+
+
+class Fallback(Transport, Protocol):
+    """The transport of what no link carries."""
+
+    async def infer(
+        self,
+        target: Target,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        timeout_s: float,
+        ticket: Ticket | None = None,
+        is_second: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """As Transport; `is_second`: it was lost once, and is not to be begun more than once more."""
+        ...
+
+    def expect(self, starts: Mapping[str, float]) -> None:
+        """How long each application took to start."""
+        ...
+
+    def keep_only(self, apps: Collection[str]) -> None:
+        """There are no others any more."""
         ...

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,33 +28,9 @@ from eagleray.serving.link.pool import Pool
 from eagleray.serving.link.ring import RingOptions
 from eagleray.serving.routes import Target
 from eagleray.serving.services import Trouble
-from eagleray.serving.transport import Transport
+from eagleray.serving.transport import Fallback
 
 RING = RingOptions(slots=16, slot_bytes=4 << 20)
-
-
-class Fallback(Transport, Protocol):
-    """As `ServeTransport`."""
-
-    async def infer(
-        self,
-        target: Target,
-        inputs: Arrays,
-        *,
-        timeout_s: float,
-        ticket: Ticket | None = None,
-        is_second: bool = False,
-    ) -> dict[str, np.ndarray]:
-        """As Transport; `is_second`: it was lost once, and is not to be begun more than once more."""
-        ...
-
-    def expect(self, starts: Mapping[str, float]) -> None:
-        """How long each application took to start."""
-        ...
-
-    def keep_only(self, apps: Collection[str]) -> None:
-        """There are no others any more."""
-        ...
 
 
 class LinkTransport:

@@ -508,7 +508,7 @@ def test_what_a_link_has_lost_goes_by_serve_once_there_is_a_replica_again(replic
         transport.follow(LINKS, [DIGITS.app])
         transport.update(DIGITS.app, [])
         lost = asyncio.ensure_future(transport.by_serve(MANY, images(5), 5, is_second=True))
-        await until(lambda: transport.parking.num_parked(DIGITS.app) == 1)
+        await until(lambda: not lost.done() and [said.queued for said in transport.demand.due()] == [1])
         replicas.tell(transport)
         assert same(await lost, images(5))
         assert (replicas.serve.seconds, replicas.behind[0].asked) == ([True], [])
