@@ -1,7 +1,7 @@
 """One model version as a Serve application without a route; the serving controller makes one of each.
 
-`serve run serve_apps.model:app url=FOLDER` has replicas of it that only handles of Serve reach: gateways know of
-those alone that the controller deploys.
+`serve run serve_apps.model:app url=FOLDER` has replicas of it that only handles reach: gateways know of those
+alone that the controller deploys.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ class Ingress:
         self._teller.start()
         self._app = IngressApp(IngressState(), self._transport, ControllerBackend(self._reader.call))
         self._app.gate_of = self._transport.gate
-        self._app.metrics.ways = self._transport.ways
         self._app.metrics.laned = self._transport.laned
+        self._app.metrics.ways = self._transport.ways
         self._sharing = Sharing(self._app.admission, self._reader.ask_for_shares)
         while (settings := self._reader.settings) is None:
             if not await self._follow_once(_FIRST_WATCH_S):
