@@ -159,6 +159,7 @@ def claim_of(ledger: Arbiter, name: str) -> dict:
     return next(claim for claim in ledger.report()["claims"] if claim["id"] == name)
 
 
+@pytest.mark.alone
 def test_free_room_is_granted_at_once_on_a_cluster_where_nothing_runs(quick):
     took_s: list[float] = []
 
