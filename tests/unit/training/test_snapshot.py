@@ -238,6 +238,7 @@ def test_many_commits_never_interleave_and_old_ones_are_removed(run):
     assert [record["step"] for record in run.said("commit")] == list(range(1, 9))
 
 
+@pytest.mark.alone
 def test_a_commit_holds_the_step_up_for_a_small_part_of_the_time_that_it_takes(run):
     more = {"optimizer": {f"m{index}": torch.randn(50_000) for index in range(10)}}  # 2 MB
     for step in range(1, 5):

@@ -109,7 +109,7 @@ def test_a_gateway_that_is_killed() -> None:
         link.close()
 
     async def both_held() -> None:
-        await until(lambda: len(handler.calls) == 2, "both requests", 10)
+        await until(lambda: len(handler.calls) == 2, "both requests")
 
     async def forgotten() -> None:
         await until(lambda: len(handler.cancelled) == 2 and not served.server._sessions)
