@@ -213,7 +213,7 @@ def test_a_driver_that_is_killed_leaves_nothing_and_its_run_is_resumed(eagleray_
     assert found["status"] == "FINISHED"
     if moment != "starting":
         (began,) = re.findall(r"^going on from step (\d+)", second.text, re.MULTILINE)
-        assert first.step - 100 <= int(began) <= first.step + 100
+        assert first.step - 100 <= int(began) < 460, "it may have been further than it had told"
     assert proven(first.run_id).step == 460
     folder = eagleray_home / "storage" / "runs" / first.run_id
     assert not [path for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")]

@@ -147,7 +147,7 @@ def test_none_while_nothing_is_asked_and_one_as_soon_as_something_is(served):
     assert set(codes) == {200, 503}, "more than wait may wait are refused"
     refused = [answer for answer in answers if answer.status_code == 503]
     assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)
-    assert "requests waiting" in refused[0].json()["error"]
+    assert "requests wait" in refused[0].json()["error"]
     first_s = min(answer.elapsed.total_seconds() for answer in answers if answer.status_code == 200)
     floor_s = start_and_load_s(version)
     print(

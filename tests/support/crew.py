@@ -20,6 +20,8 @@ from eagleray.training.telemetry import Record
 _CONTEXT = mp.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["eagleray.training.worker_imports", "eagleray.training.life"])
 LIMIT_S = 120.0
+OUT_S = 8.0
+"""The heartbeat's time."""
 
 
 @dataclass(eq=False)
@@ -110,9 +112,11 @@ class Crew:
         for worker in lost:
             end(worker)
         left = [worker for worker in self.workers if worker not in lost]
-        for worker in left:
-            self.await_(worker, lambda worker=worker: self._is_out(worker))
-        self.form([*left, *spares], num_lost=len(ranks))
+        stuck = [worker for worker in left if not self._comes_out(worker)]
+        for worker in stuck:
+            end(worker)
+        out = [worker for worker in left if worker not in stuck]
+        self.form([*out, *spares], num_lost=len(ranks) + len(stuck))
 
     def lose_all(self) -> None:
         """Kill every process at once, as a loss of power would."""
@@ -120,6 +124,22 @@ class Crew:
             worker.process.kill()
         for worker in self.workers:
             worker.process.join()
+
+    def _comes_out(self, worker: Worker) -> bool:
+        """False: gloo keeps it waiting for a dead one to connect, and nothing wakes it: its driver ends it.
+
+        The driver does so after its heartbeat's time (`giving_up.hopeless`); gloo gives up after the group's.
+        """
+        since = time.monotonic()
+
+        def is_stuck() -> bool:
+            news = worker.news
+            return (
+                news is not None and "_new_process_group" in news.where and time.monotonic() - since > OUT_S
+            )
+
+        self.await_(worker, lambda: self._is_out(worker) or is_stuck())
+        return worker.is_ready
 
     def _is_out(self, worker: Worker) -> bool:
         """Whether it has left its formation; if not, break that: it may still wait for the others to come."""

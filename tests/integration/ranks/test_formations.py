@@ -40,7 +40,7 @@ def test_a_killed_rank_costs_no_step(undisturbed, folder, replace):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))  # 100 resizes and kills
 def test_no_schedule_of_resizes_and_kills_changes_anything(folder, tmp_path_factory, seed):
-    spec, plain, rng = exact(1500), tmp_path_factory.mktemp("plain"), random.Random(seed)
+    spec, plain, rng = exact(2500), tmp_path_factory.mktemp("plain"), random.Random(seed)
     with crew(spec, str(plain)) as run:
         run.form(run.start(1))
         run.outcome()
@@ -71,7 +71,7 @@ def test_no_schedule_of_resizes_and_kills_changes_anything(folder, tmp_path_fact
 def test_what_compression_keeps_goes_on(folder, kind):
     warm = {} if kind == "auto" else {"warmup_steps": 10}
     settings = CompressionSpec.without_others({"kind": kind, **warm, "dense_below": 16})
-    spec = exact(training={"steps": 100, "global_batch_size": 50}, compression=settings)
+    spec = exact(training={"steps": 160, "global_batch_size": 50}, compression=settings)
     with crew(spec, str(folder)) as run:
         run.form(run.start(2))
         run.await_step(20)
