@@ -74,7 +74,7 @@ class Noting:
 
         def noted(call: LaneExchange, response: Response) -> None:
             if call._scope["path"] == INFER:
-                self.seen.append(("lane", _plain(call._raw_headers), dict(response.headers)))
+                self.seen.append(("lane", dict(call._headers), dict(response.headers)))
             reply(call, response)
 
         patch.setattr(LaneExchange, "_reply", noted)
