@@ -14,17 +14,18 @@ from messages import Teller
 from passages import Passage, step_seconds
 from trial import Trial, connect
 
-STEADY_S = 2.5
+STEADY_S = 2.0
 """Before a growth: what the steps during it are compared with."""
 
 
-def told(passage: Passage) -> dict[str, Any]:
-    """What every row tells of a passage."""
+def told(*passages: Passage) -> dict[str, Any]:
+    """What every row tells of a change of size: of all its passages together, where there were several."""
     return {
-        "to": len(passage.change.workers),
-        "pause_s": passage.pause_s,
-        "lost": passage.lost,
-        "ordered_s": passage.change.time - passage.last_at,
+        "to": len(passages[-1].change.workers),
+        "passages": len(passages),
+        "pause_s": sum(one.pause_s for one in passages),
+        "lost": sum(one.lost for one in passages),
+        "ordered_s": sum(one.change.time - one.last_at for one in passages),
     }
 
 
@@ -48,14 +49,17 @@ def resize(
     with pinned(trial) if own_core else nullcontext():
         for number in range(reps):
             down = trial.resize(small)
-            tell.repetition(**told(down))
+            tell.repetition(**told(*down))
             trial.settle(small)
             if own_core:
                 time.sleep(STEADY_S)
             asked = time.time()
             up = trial.resize(large)
-            tell.repetition(**told(up), **(slower(trial, asked, up) if own_core else {}))
-            tell.note(f"{number + 1}/{reps}: {down.pause_s:.2f} s down, {up.pause_s:.2f} s up")
+            grown = told(*up)
+            tell.repetition(**grown, **(slower(trial, asked, up[0]) if own_core else {}))
+            tell.note(
+                f"{number + 1}/{reps}: {told(*down)['pause_s']:.2f} s down, {grown['pause_s']:.2f} s up"
+            )
             trial.settle(large)
     tell.facts(step_s=step_seconds(trial.recorder.all_records, began, time.time()))
     tell_of_samples(tell, trial)

@@ -33,7 +33,7 @@ TWO_ONE: Mapping[str, Any] = {"large": 2, "small": 1}
 FOUR_TWO: Mapping[str, Any] = {"large": 4, "small": 2}
 RESTART: Mapping[str, Any] = {"on_change": "restart"}
 _ALL = (
-    Row("resize_2_1", "resizes:resize", 8, 480, {**TWO_ONE, "own_core": True}),
+    Row("resize_2_1", "resizes:resize", 10, 480, {**TWO_ONE, "own_core": True}),
     Row("resize_4_2", "resizes:resize", 5, 480, FOUR_TWO),
     Row("worker", "losses:worker", 10, 420),
     Row("node", "losses:node", 10, 600),
@@ -45,8 +45,8 @@ _ALL = (
     Row("weights", "exact:weights", 1, 600, stage="exact"),
     Row("bits", "exact:bits", 1, 600, stage="exact"),
     Row("partition", "partition:partition", 10, 900, has_cluster=False),
-    Row("checkpoint", "checkpoints:checkpoint", 20, 240, has_cluster=False),
-    Row("floor", "floor:floor", 3, 240, has_cluster=False),
+    Row("checkpoint", "checkpoints:checkpoint", 12, 240, has_cluster=False),
+    Row("floor", "floor:floor", 2, 240, has_cluster=False),
     Row("resize_2_1_stock", "stock:resize", 3, 300, TWO_ONE),
     Row("worker_stock", "stock:worker", 3, 300),
     Row("resize_4_2_stock", "stock:resize", 3, 400, FOUR_TWO),

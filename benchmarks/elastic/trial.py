@@ -88,13 +88,16 @@ class Trial:
         assert self.outcome is not None
         return self.outcome
 
-    # What is done to it; each returns the passage to the next formation
+    # What is done to it; each returns the passage to the next formation, or all that there were
 
-    def resize(self, size: int) -> Passage:
-        """Ask for another size, and wait until it trains with that."""
-        number = self.number
+    def resize(self, size: int) -> list[Passage]:
+        """Ask for another size, and wait until it trains with that; joiners may come one by one."""
+        number, found = self.number, []
         self.size.want(size)
-        return self.recorder.passage_after(number, GROW_LIMIT_S, f"change to {size} workers")
+        while not found or len(found[-1].change.workers) != size:
+            found.append(self.recorder.passage_after(number, GROW_LIMIT_S, f"change to {size} workers"))
+            number = found[-1].change.number
+        return found
 
     def kill(self, rank: int) -> tuple[float, Passage]:
         """SIGKILL for a rank; when that was, and the passage that follows."""
