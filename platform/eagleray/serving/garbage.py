@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 
-_NEW_OBJECTS = 10_000
-"""Between two looks; Python's own 700 are there as soon as some dozens of requests are under way."""
+_NEW_OBJECTS = 2_000
+"""Between two looks; Python's own 700 are there as soon as some dozens of requests are under way. Not many
+more: objects are counted and not their bytes, and a model's own circles may have tensors in them."""
 
 
 def collect_seldom() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,13 +81,12 @@ class IngressReplica:
         from eagleray.serving.gateway.thread import LoopThread
 
         self._thread = LoopThread("gateway")
-        self._ingress = Ingress(identity_ray260.name())
+        self._ingress = Ingress(identity_ray260.name(), before_listening=garbage.collect_seldom)
         try:
             await asyncio.wrap_future(self._thread.submit(self._ingress.open()))
         except BaseException:
             self._thread.stop()
             raise
-        garbage.collect_seldom()
 
     async def check_health(self) -> None:
         """Serve asks; a replica that does not serve any more is replaced."""
@@ -107,8 +107,14 @@ class IngressReplica:
 class Ingress:
     """A gateway, the application behind it, and its way to the controller and to models; for one loop."""
 
-    def __init__(self, name: str = "") -> None:
-        """`name`: of the gateway, for the controller."""
+    def __init__(self, name: str = "", *, before_listening: Callable[[], None] = lambda: None) -> None:
+        """Nothing is open.
+
+        Args:
+            name: Of the gateway, for the controller.
+            before_listening: Called when all is loaded and no request can have come yet.
+        """
+        self._before_listening = before_listening
         self._reader = Reader(name)
         self._is_told = False
         self._gateway: Gateway | None = None
@@ -153,6 +159,7 @@ class Ingress:
             on_refused=self._app.refused,
             connection=lane.connection,
         )
+        self._before_listening()
         await gateway.open()
         if settings.gateway.access_log_bytes:
             folder = Path(settings.directory) / access_log.FOLDER

@@ -46,9 +46,10 @@ class Lookout:
     async def _look(self, names: Collection[str]) -> None:
         try:
             for name in names:
-                if await asyncio.to_thread(self._is_gone, name):
-                    self._forget(name)
-        except Exception as error:  # it is asked again
-            _log.warning("whether silent gateways live is not known: %s", error)
+                try:
+                    if await asyncio.to_thread(self._is_gone, name):
+                        self._forget(name)
+                except Exception as error:  # it is asked again
+                    _log.warning("whether the silent gateway %s lives is not known: %s", name, error)
         finally:
             self._looking = None

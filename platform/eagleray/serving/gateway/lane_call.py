@@ -208,8 +208,17 @@ class LaneCall(LaneExchange):
         def done(future: Future[Any]) -> None:
             if then is not None:
                 then.release()
-            if not (self._is_over or future.cancelled()):
-                self._guarded(lambda: take(future.result()))
+            if self._is_over or future.cancelled():
+                return
+            # Not raised here: with this frame in its traceback it would be a circle, which keeps the body.
+            error = future.exception()
+            if error is None:
+                self._guarded(take, future.result())
+            elif isinstance(error, Exception):
+                self._cancel()
+                self._fail(error)
+            else:
+                raise error
 
         self._lane.loop.run_in_executor(None, work, *arguments).add_done_callback(done)  # type: ignore[arg-type]
 

@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from eagleray.errors import InputError
 from eagleray.protocol import binary
 from eagleray.protocol.infer import InferRequest
 from eagleray.serving.gateway.lane_call import LaneCall
+from eagleray.serving.ingress.call import OFF_LOOP_BYTES
 from eagleray.serving.transport import Overloaded, ReplicaFailed
 from support.garbage import uncollected
 from support.links import num_free
@@ -241,6 +243,17 @@ def test_requests_leave_nothing_to_the_collector(ingress: Pretend) -> None:
             connection.sendall(post())
             assert read(stream)[0] == 200
         until(lambda: left() <= 1)  # the connection's last one
+
+
+def test_a_large_body_that_is_wrong_leaves_nothing_to_the_collector(ingress: Pretend) -> None:
+    """Its error was raised in a thread, with the body in its traceback."""
+    body = of("features", "FP32", [1, 5], [1.5] * 36_000)
+    assert len(body) > OFF_LOOP_BYTES
+    with connect(ingress) as connection, connection.makefile("rb") as stream, uncollected(InputError) as left:
+        for _ in range(3):
+            connection.sendall(post(body))
+            assert read(stream)[0] == 400
+        until(lambda: left() == 0)
 
 
 def test_a_body_that_goes_on_for_ever(ingress: Pretend, taken: list[str]) -> None:
