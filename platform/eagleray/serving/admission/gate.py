@@ -156,6 +156,8 @@ class Gate:
                 self.cost_under_way -= ticket.cost
                 self._push(ticket)
         self.pump(now_s)
+        if self._queue.length and self.on_waiting is not None:
+            self.on_waiting()
 
     def observe(self, took: Took, now_s: float) -> None:
         """A replica has said what its time went to."""

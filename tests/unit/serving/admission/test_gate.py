@@ -167,7 +167,10 @@ def test_what_was_sent_while_there_was_no_replica_waits_again_among_all() -> Non
     gate.again(parked, 20.0)
     assert (sent, gate.num_queued, gate.cost_under_way) == ([], 0, 3), "there is room for all"
     gate.arrange([2], 1, now_s=20.0)
+    told = list[int]()
+    gate.on_waiting = lambda: told.append(gate.num_queued)
     gate.again(parked, 20.0)
+    assert told == [1], "for another replica"
     assert sent == [parked[2], parked[0]]
     assert (gate.num_queued, gate.cost_under_way, gate.num_entered) == (1, 2, 4)
     late = ticket(first, now_s=21.0, left_s=60.0)
