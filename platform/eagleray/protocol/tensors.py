@@ -146,8 +146,8 @@ def check_finite(name: str, array: Array) -> None:
     if array.dtype.kind != "f":
         return
     # numpy looks at many in the time that Python takes for some dozens, and takes a microsecond for one.
-    is_finite = all(map(math.isfinite, array.ravel().tolist())) if array.size <= _FEW else None
-    if not (np.isfinite(array).all() if is_finite is None else is_finite):
+    is_few = array.size <= _FEW
+    if not (all(map(math.isfinite, array.ravel().tolist())) if is_few else np.isfinite(array).all()):
         raise InputError(f"{name!r} has NaN or infinite values; only finite ones are carried")
 
 
