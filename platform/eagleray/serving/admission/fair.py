@@ -194,7 +194,8 @@ class FairQueue(Generic[T]):
             if name == priority:
                 break
             before += band.length
-        return self._is_below_share(0 if flow is None else flow.length, weight, priority, most - before)
+        own = 0 if flow is None else flow.length
+        return most > before and own < max(1.0, self._share(own, weight, priority, most - before))
 
     def has_room_for(self, cost: int, key: str, weight: int, priority: Priority, most: int) -> bool:
         """As `has_room`, where all that waits is to cost `most`, and what comes `cost`."""
@@ -208,12 +209,13 @@ class FairQueue(Generic[T]):
             return True
         if total > 2 * most:
             return False
-        return self._is_below_share(0 if flow is None else flow.cost, weight, priority, most - before)
+        own = 0 if flow is None else flow.cost
+        return most > before and (not own or own + cost <= self._share(own, weight, priority, most - before))
 
-    def _is_below_share(self, own: int, weight: int, priority: Priority, left: float) -> bool:
-        """Whether who has `own` here has less than his due of what is `left` to his priority."""
+    def _share(self, own: int, weight: int, priority: Priority, left: float) -> float:
+        """What is due of what is `left` to his priority to one who has `own` here."""
         weights = self._bands[priority].weight + (0 if own else weight)
-        return left > 0 and own < max(1.0, left * weight / weights)
+        return left * weight / weights
 
     def _next(self, band: Band[T]) -> Entry[T]:
         """What has its turn among those of this band, of which one at least has something."""

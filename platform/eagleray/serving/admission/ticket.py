@@ -19,7 +19,7 @@ class Ticket:
 
     __slots__ = (
         "_tokens", "account", "began_s", "cost", "deadline_s", "entry", "foretold_s", "gate", "is_closed",
-        "key", "on_end", "on_turn", "sent_s", "turn_s",
+        "key", "on_end", "on_turn", "sent_s", "turn_s", "was_lost",
     )  # fmt: skip
 
     def __init__(self, account: Account, key: Key | None, now_s: float, deadline_s: float) -> None:
@@ -45,6 +45,8 @@ class Ticket:
         """When the text that it asks for was begun, be that at once; 0: not yet."""
         self.foretold_s = 0.0
         """How long it was to take from its turn on, where that was foretold."""
+        self.was_lost = False
+        """Whether the replica that began the text is lost: it may be begun once more, and not twice."""
         self._tokens = 0
 
     def received(self, num_bytes: int) -> None:

@@ -171,11 +171,17 @@ class Face(HttpToolsProtocol):
         except Refused as refused:
             self._stop(refused)
         self._is_in_body = True
-        if self._state.proxies.are_any and self.client is not None:
-            self.scope["client"] = (self._sender(), 0)
+        self._name_sender()
         self._begin()
         if self._state.is_draining:
             self.cycle.keep_alive = False
+
+    def _name_sender(self) -> None:
+        """Have the application know whose the request is, where a proxy has sent it."""
+        if self._state.proxies.are_any and self.client is not None:
+            sender = self._sender()
+            if sender != self.client[0]:  # else its port is known, too
+                self.scope["client"] = (sender, 0)
 
     def _begin(self) -> None:
         """Have the request answered whose head has come, now or after those before it."""

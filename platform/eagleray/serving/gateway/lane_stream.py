@@ -20,7 +20,7 @@ from eagleray.serving.gateway import lane_texts
 from eagleray.serving.gateway.lane_exchange import LaneExchange
 from eagleray.serving.gateway.lane_places import Place, placed
 from eagleray.serving.gateway.lane_words import stream_head_of
-from eagleray.serving.gateway.line import goes_by_serve
+from eagleray.serving.gateway.line import goes_by_serve, is_second_try
 from eagleray.serving.gateway.link_answers import last_chunk
 from eagleray.serving.ingress import door, failures
 from eagleray.serving.ingress.app import CLIENT_GONE
@@ -195,6 +195,8 @@ class LaneStream(LaneExchange):
         line, sent, self._line, self._sent = self._line, self._sent, None, None
         assert line is not None
         if not self._has_pieces and goes_by_serve(line, sent, answer):
+            assert self._ticket is not None
+            self._ticket.was_lost = is_second_try(sent, answer)
             self._guarded(self._hand_over)
             return
         if answer.kind == Kind.RESULT and self._ticket is not None:

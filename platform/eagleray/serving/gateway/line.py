@@ -69,19 +69,23 @@ class Line:
 
 
 def goes_by_serve(line: Line, request: Request | None, answer: Answer) -> bool:
-    """Whether Serve is to have it: it was not begun, or the one second try that there may be is left."""
-    if answer.is_for_another:
+    """Whether Serve is to have it: no replica has begun it, or one has and there may be a second try."""
+    if answer.kind == Kind.GOAWAY:
         return True
-    is_first = request is None or not request.is_second
-    return answer.kind == Kind.LOST and is_first and line.pool.budget.spend()
+    if _num_begun(request, answer) > 1:
+        return False
+    return answer.is_for_another or (answer.kind == Kind.LOST and line.pool.budget.spend())
 
 
 def is_second_try(request: Request | None, answer: Answer) -> bool:
-    """Whether what goes by Serve has then had its second try.
+    """Whether what goes by Serve is begun for the second time there, which is the last."""
+    return _num_begun(request, answer) > 0
 
-    It has where a link has lost it, and not where no replica has begun it.
-    """
-    return answer.kind == Kind.LOST or (request is not None and request.is_second)
+
+def _num_begun(request: Request | None, answer: Answer) -> int:
+    """How many replicas have begun it, for all that their links know."""
+    was_lost = request is not None and request.was_lost
+    return was_lost + (answer.kind != Kind.GOAWAY)
 
 
 def send(

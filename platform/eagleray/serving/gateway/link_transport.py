@@ -131,7 +131,6 @@ class LinkTransport:
         if (line := self._lines.get(app)) is not None:
             line.max_ongoing = [replica.max_ongoing for replica in replicas]
             line.pool.update([replica.address for replica in replicas if replica.address is not None])
-            self._arrange(line)
             self._let_go(app)
 
     async def close(self) -> None:
@@ -178,7 +177,9 @@ class LinkTransport:
         if line is None and self.is_awaited(target):
             until_s = None if timeout_s is None else time.monotonic() + timeout_s
             line = await self._awaited(target, len(request.prompt.encode()), until_s, ticket)
-        if line is not None:
+            if ticket is not None:
+                ticket.turn_s = time.monotonic()  # a start says nothing of how long texts take
+        if line is not None and not (ticket is not None and ticket.was_lost):
             async with contextlib.aclosing(self._pieces(line, target, request, key)) as pieces:
                 async for chunk in pieces:
                     yield chunk
@@ -270,9 +271,11 @@ class LinkTransport:
         return line if line is not None and line.pool.choose() is not None else None
 
     def _let_go(self, app: str) -> None:
-        """Whether what waits for a replica is to go on."""
-        line = self._lines.get(app)
-        if line is not None and not line.is_awaited:
+        """Let what waits for a replica go on, where that is there; those that come now wait behind it."""
+        if (line := self._lines.get(app)) is None:
+            return
+        self._arrange(line)
+        if not line.is_awaited:
             tickets = self.parking.release(app)
             if tickets and line.gate is not None:
                 line.gate.again(tickets, time.monotonic())
@@ -369,7 +372,8 @@ class LinkTransport:
                 self.demand.told(app, queued, arrived, texts=queued if is_text else 0)
 
     def _arrange(self, line: Line) -> None:
-        if line.gate is not None:
+        """Have the gate as wide as the replicas that run, once there is a way to one of them."""
+        if line.gate is not None and not (line.num_running and line.is_awaited):
             line.gate.arrange(line.max_ongoing, self._num_gateways, time.monotonic())
 
     def _drop(self, apps: Collection[str]) -> None:

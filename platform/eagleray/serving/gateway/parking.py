@@ -163,8 +163,9 @@ class Parking:
             number = len(lot.queue)
             raise self._sent_away(target, lot, f"has no replica yet, and {number} requests wait for it")
         if not self._bodies.has_room_for(num_bytes, *key, self.max_bytes // 2):
-            full = f"{self.num_bytes} of {self.max_bytes} bytes of bodies"
-            raise self._sent_away(target, lot, f"has no replica yet, and {full} wait on this gateway")
+            full = f"{self.num_bytes} of {self.max_bytes} bytes of bodies wait on this gateway"
+            share = "" if self.num_bytes + num_bytes > self.max_bytes else ", of which a key has its share"
+            raise self._sent_away(target, lot, f"has no replica yet, and {full}{share}")
         if left_s is not None and known_s is not None:
             start_s = known_s - (self._clock() - lot.since_s)
             if start_s > left_s:

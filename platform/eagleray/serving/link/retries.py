@@ -65,9 +65,9 @@ class Request:
         return self._link
 
     @property
-    def is_second(self) -> bool:
-        """Whether it has had its second try."""
-        return self._first is not None
+    def was_lost(self) -> bool:
+        """Whether the replica of its first try was lost over it, and it has had its second one."""
+        return self._first is not None and self._first.kind == Kind.LOST
 
     def cancel(self) -> None:
         """Nobody waits for it any more: its callbacks are not called."""

@@ -344,12 +344,19 @@ def test_one_connection_too_many_is_told_so(ingress: Pretend) -> None:
     assert httpx.get(f"{ingress.url}/v2", trust_env=False).status_code == 200
 
 
-@pytest.mark.parametrize(("proxies", "client"), [((), "127.0.0.1"), (("127.0.0.0/8",), "198.51.100.1")])
-def test_whose_request_it_is(proxies: tuple[str, ...], client: str) -> None:
+@pytest.mark.parametrize(
+    ("proxies", "client", "has_port"),
+    [
+        ((), "127.0.0.1", True),
+        (("10.0.0.0/8",), "127.0.0.1", True),
+        (("127.0.0.0/8",), "198.51.100.1", False),
+    ],
+)
+def test_whose_request_it_is(proxies: tuple[str, ...], client: str, has_port: bool) -> None:
     found = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        found.append(scope["client"][0])
+        found.append(scope["client"])
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
@@ -357,7 +364,8 @@ def test_whose_request_it_is(proxies: tuple[str, ...], client: str) -> None:
     with serving(replace(pretend(), app=app), settings=settings) as ingress:  # type: ignore[arg-type]
         headers = {"x-forwarded-for": "1.1.1.1, 198.51.100.1"}
         assert httpx.get(ingress.url, headers=headers, trust_env=False).status_code == 204
-    assert found == [client]
+    [(address, port)] = found
+    assert (address, port > 0) == (client, has_port)
 
 
 def test_nothing_says_what_runs_here(ingress: Pretend) -> None:

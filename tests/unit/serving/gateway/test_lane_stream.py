@@ -247,6 +247,7 @@ def test_a_replica_that_goes(streaming: Pretend, fates: list[str], pieces: int) 
         if pieces:
             read_head(stream)
         until(lambda: streaming.transport.num_open == 1)
+        [ticket] = open_tickets(streaming)
         serve = streaming.app._transport = PretendTransport()
         for transport in streaming.links._by_loop.values():
             transport._serve = serve  # type: ignore[assignment]
@@ -258,6 +259,7 @@ def test_a_replica_that_goes(streaming: Pretend, fates: list[str], pieces: int) 
             assert "".join(pieces_of(read(stream)[2])) == (TEXT * 2)[:6]
     assert fates == (["answered"] if pieces else ["left"])
     assert len(serve.requests) == (0 if pieces else 1)
+    assert ticket.was_lost is (not pieces), "or it might be begun a third time"
     until(lambda: streaming.metrics.in_flight == 0)
 
 

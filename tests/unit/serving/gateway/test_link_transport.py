@@ -363,7 +363,7 @@ def test_what_a_link_does_not_carry_goes_by_serve(replicas):
             replicas.behind[0].change = lambda outputs: {"label": np.zeros(1 << 16)}
             assert same(await transport.infer(DIGITS, images(2), timeout_s=5), images(2))
             assert len(replicas.serve.asked) == 2, "the answer was too large"
-            assert not any(replicas.serve.seconds), "nothing was lost"
+            assert replicas.serve.seconds == [False, True], "the second one was worked on already"
             surrogate = {"image": np.array(["\ud800"], object)}
             replicas.serve.error = BadInput("the model's own words")
             with pytest.raises(BadInput, match="own words"):
@@ -565,6 +565,56 @@ def test_a_text_of_which_nothing_came_is_made_elsewhere(tmp_path):
             assert (await first).text == "a"
             assert texts([chunk async for chunk in stream]) == "bab"
             assert len(replicas.serve.requests) == 1
+
+    run(scenario())
+
+
+def test_a_text_that_was_lost_once_goes_by_serve_at_once(tmp_path):
+    replicas, now_s = Replicas(tmp_path / "s", GPT), time.monotonic()
+    ticket = Ticket(Account("a", "a", KeyTerms(), 1.0, now_s), None, now_s, now_s + 60)
+    ticket.was_lost = True
+
+    async def scenario():
+        async with replicas.linked() as transport:
+            request = GenerationRequest("ab", max_tokens=4)
+            assert texts([chunk async for chunk in transport.generate(GPT, request, ticket=ticket)]) == "abab"
+            assert (len(replicas.serve.requests), len(replicas.behind[0].requests)) == (1, 0)
+
+    run(scenario())
+
+
+def test_a_text_that_waited_for_a_start_is_timed_from_its_end(tmp_path):
+    replicas, now_s = Replicas(tmp_path / "s", GPT), time.monotonic()
+    ticket = Ticket(Account("a", "a", KeyTerms(), 1.0, now_s), None, now_s, now_s + 60)
+    ticket.turn_s = now_s
+
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow(LINKS, [GPT.app])
+        stream = transport.generate(GPT, GenerationRequest("ab", max_tokens=4), ticket=ticket)
+        first = asyncio.ensure_future(anext(stream))
+        await until(lambda: [said.queued for said in transport.demand.due()] == [1])
+        started_s = time.monotonic()
+        replicas.tell(transport)
+        assert (await first).text == "a"
+        assert ticket.turn_s >= started_s
+        await stream.aclose()
+        await transport.close()
+
+    run(scenario())
+
+
+def test_who_comes_before_the_first_link_is_there_waits_behind_those_that_came_before(replicas):
+    async def scenario():
+        transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
+        transport.follow(LINKS, [DIGITS.app])
+        gate = transport.gate(DIGITS)
+        transport.update(DIGITS.app, [])
+        replicas.tell(transport, max_ongoing=2)
+        assert gate.window == OPEN, "a replica is there, and no way to it yet: all are parked in their order"
+        await has_link(transport.line(DIGITS.app).pool)
+        assert gate.window < OPEN
+        await transport.close()
 
     run(scenario())
 
