@@ -25,6 +25,7 @@ from eagleray.serving.gateway.face import Face, FaceState
 from eagleray.serving.gateway.lane_cache import CachedCall
 from eagleray.serving.gateway.lane_call import LaneCall
 from eagleray.serving.gateway.lane_exchange import LaneExchange
+from eagleray.serving.gateway.lane_heads import Heads, KnownHead, head_of
 from eagleray.serving.gateway.lane_places import BEGIN, GENERATE, INFER, TEXTS, Place, looked_up
 from eagleray.serving.gateway.lane_stream import LaneStream
 from eagleray.serving.gateway.lane_words import read_headers
@@ -61,6 +62,7 @@ class Lane:
     ) -> None:
         self.app, self.transport, self.begin, self.end = app, transport, begin, end
         self.loop = asyncio.get_running_loop()
+        self.heads = Heads()
         self._state: IngressState | None = None
         self._found: dict[bytes, Place] = {}
         self._waiting: dict[LaneExchange, None] = {}
@@ -128,6 +130,7 @@ class LaneFace(Face):
     def __init__(self, config: Config, state: FaceState, lane: Lane, *, is_full: bool = False) -> None:
         super().__init__(config, state, is_full=is_full)
         self._lane = lane
+        self._last_head = b""
 
     def _begin(self) -> None:
         call: Any = self._laned()
@@ -144,17 +147,21 @@ class LaneFace(Face):
 
     def _laned(self) -> LaneExchange | None:
         """The request, if it takes the lane."""
-        path, lane = self.url, self._lane
-        is_text = path in TEXTS
-        if not (is_text or (path.startswith(BEGIN) and path.endswith((INFER, GENERATE)))):
+        path = self.url
+        if not (path in TEXTS or (path.startswith(BEGIN) and path.endswith((INFER, GENERATE)))):
             return None
         headers = read_headers(self.headers)
         if not self._is_usual(headers):
             return None
+        keep_alive = self.parser.should_keep_alive() and not self._state.is_draining
+        return self._call(path, headers, keep_alive=keep_alive)
+
+    def _call(self, path: bytes, headers: Mapping[str, str], *, keep_alive: bool) -> LaneExchange | None:
+        """The request, if what it asks for can be reached by the lane now."""
+        lane, is_text = self._lane, path in TEXTS
         place = None if is_text else lane.find(path)
         if place is None and not (is_text and lane.transport.has_links):
             return None
-        keep_alive = self.parser.should_keep_alive() and not self._state.is_draining
         if place is not None and path.endswith(INFER):
             kind = CachedCall if place.target.cache_bytes else LaneCall
             return kind(lane, self, place, headers, keep_alive=keep_alive)
@@ -171,7 +178,14 @@ class LaneFace(Face):
 
     def data_received(self, data: bytes) -> None:
         """As the base; what is left of a large body goes where the replica reads it."""
+        head = head_of(data) if self._is_between() else b""
+        known = self._lane.heads.find(head)
+        if known is not None and self._repeated(known, head, data):
+            return
+        before, parser = self.cycle, self.parser
         super().data_received(data)
+        if head and known is None and self.cycle is not before and self.parser is parser:
+            self._learn(head, len(data) - len(head))
         call = self._running
         if (
             self._is_in_body
@@ -182,6 +196,48 @@ class LaneFace(Face):
             and (filler := call.filler()) is not None
         ):
             filler.begin()
+
+    def _is_between(self) -> bool:
+        """Whether all before it is answered, and what comes now is a request's first byte."""
+        return self._running is None and not (
+            self._is_in_head or self._is_in_body or self._is_deaf or self._state.is_draining or self.pipeline
+        )
+
+    def _learn(self, head: bytes, num_body: int) -> None:
+        """Know the head of the request that was read from now on, where another may begin with it."""
+        if head != self._last_head:
+            self._last_head = head
+            return
+        call: Any = self.cycle
+        is_whole = not (self._is_in_body or self._is_in_head)
+        if is_whole and isinstance(call, LaneExchange) and call.keep_alive:
+            read = read_headers(self.headers)
+            if read.get("content-length") == str(num_body):
+                self._lane.heads.keep(head, KnownHead(self.url, self.headers, read, num_body))
+
+    def _repeated(self, known: KnownHead, head: bytes, data: bytes) -> bool:
+        """Take a whole request whose head is known; False: the parser has to read it."""
+        if len(data) != len(head) + known.num_body or self.transport.is_closing():
+            return False
+        self.on_message_begin()
+        self.url, self.scope["headers"] = known.url, known.headers
+        self.headers = known.headers
+        self._is_in_head, self._is_head_over = False, True
+        self._name_sender()
+        self._is_head_over = False
+        call: Any = self._call(known.url, known.read, keep_alive=True)
+        if call is None:
+            return False
+        self._unset_keepalive_if_required()
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        self.scope |= {"method": "POST", "path": self.url.decode()}  # type: ignore[operator]
+        call.feed(data[len(head) :])
+        call.more_body = False
+        self.cycle = call
+        self._start_asgi_task(call, self.app)
+        return True
 
     def hand_over(self, call: LaneExchange, scope: Any, body: bytes, admitted: Admitted) -> None:
         """Let the application answer a call of the lane of which nothing was answered."""
