@@ -33,6 +33,7 @@ _START_S = 60.0
 """Nobody takes so long from binding a socket to listening."""
 _MAX_PATH_BYTES = 107
 _BACKLOG = 128
+_MAX_PORT = 65_535
 _SEND_BYTES = 1 << 20
 
 
@@ -48,7 +49,7 @@ async def reach(address: Address) -> socket.socket:
         sock, where = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), address
     else:
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdigit() or int(port) > _MAX_PORT:  # which getaddrinfo cuts off at 16 bits
             raise ValueError(f"{address!r} is no address; give a unix socket's path or host:port")
         found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
         family, kind, protocol, _, where = found[0]

@@ -265,12 +265,12 @@ def test_a_proof_sent_back_proves_nothing(tmp_path: Path, is_reflected: bool) ->
 
 def test_nobody_answers(tmp_path: Path) -> None:
     async def main() -> None:
-        options = {"instance": "", "max_frame_bytes": 100, "ring": RING, "on_lost": Lost(), "timeout_s": 0.05}
+        options = {"instance": "", "max_frame_bytes": 100, "ring": RING, "on_lost": Lost()}
         for address in (str(tmp_path / "none"), "127.0.0.1:1", "nonsense", "127.0.0.1:x", "127.0.0.1:99999"):
             with pytest.raises(LinkRefused, match="cannot be reached"):
                 await connect(address, KEY, **options)
         with sockets.listen_unix(tmp_path / "mute.sock"), pytest.raises(LinkRefused, match=r"within 0\.05 s"):
-            await connect(str(tmp_path / "mute.sock"), KEY, **options)
+            await connect(str(tmp_path / "mute.sock"), KEY, **options, timeout_s=0.05)
 
     run(main())
 
