@@ -204,14 +204,18 @@ class Batcher:
             self._call_soon(self.flush)
         self._tell(late, requests, answers)
 
-    def _run_in_thread(self) -> None:
-        """One pass; the thread takes the next by itself, for the loop may be slow to say so."""
-        requests, late = self._take()
+    def _run_in_thread(self, taken: tuple[list[Request], list[Request]] | None = None) -> None:
+        """One pass; the thread takes the next by itself, for the loop may be slow to say so.
+
+        And before the loop learns of the answers: while that hands them out, it has the interpreter.
+        """
+        requests, late = taken or self._take()
         answers = self._answers(requests)
+        following = self._take() if requests else ([], [])
         if requests or late:
             self._call_soon(lambda: self._tell(late, requests, answers))
-        if requests:
-            self._executor.submit(self._run_in_thread)
+        if any(following):
+            self._executor.submit(lambda: self._run_in_thread(following))
 
     def _take(self) -> tuple[list[Request], list[Request]]:
         """The requests of the next pass, and those whose deadline has passed; of none, the model is free."""
