@@ -27,6 +27,7 @@ from eagleray.serving.link.frames import (
 from eagleray.serving.link.handshake import Agreed, LinkRefused
 from eagleray.serving.link.ring import Ring, RingOptions, Slot
 from eagleray.serving.link.sockets import Address
+from eagleray.serving.link.waking import Awake
 from eagleray.serving.link.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Link(Wire):
             ring.forget_fd()
         self._ping_s, self._silence_s = ping_s, silence_s
         self._calls: dict[int, OnAnswer] = {}
+        self._awake = Awake(self._loop, lambda: self._calls)
         self._slots: dict[int, Slot] = {}
         self._pieces: dict[int, OnPiece] = {}
         self._stream = 0
@@ -163,6 +165,15 @@ class Link(Wire):
             self.send(Kind.PONG, stream)
         elif kind != Kind.PONG:
             raise FrameError(f"a {KINDS[kind].name} from a replica")
+
+    def before_read(self) -> None:
+        """As Wire."""
+        self._awake.came()
+
+    def after_flush(self) -> None:
+        """As Wire."""
+        if self._calls:
+            self._awake.expect()
 
     def on_end(self, reason: str) -> None:
         """As Wire."""

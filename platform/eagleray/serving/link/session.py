@@ -21,6 +21,7 @@ from eagleray.serving.link.frames import (
     text_bytes,
 )
 from eagleray.serving.link.handshake import Agreed
+from eagleray.serving.link.waking import Awake
 from eagleray.serving.link.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class Session(Wire):
         super().__init__(agreed)
         self._handler, self._on_over, self._ring = handler, on_over, agreed.ring
         self._calls: dict[int, Call] = {}
+        # While one is worked on, the model's thread wants the interpreter.
+        self._awake = Awake(self._loop, lambda: not self._calls)
         self._held_bytes = 0
         self._most_bytes = 4 * agreed.max_frame_bytes + _HELD_BYTES
         self._pieces: list[Buffer] = []
@@ -131,6 +134,15 @@ class Session(Wire):
             self._check_reading()
         elif kind != Kind.PONG:
             raise FrameError(f"a {KINDS[kind].name} from a gateway")
+
+    def before_read(self) -> None:
+        """As Wire."""
+        self._awake.came()
+
+    def after_flush(self) -> None:
+        """As Wire."""
+        if not self._calls:
+            self._awake.expect()
 
     def after_read(self) -> None:
         """As Wire."""

@@ -89,6 +89,7 @@ class Wire(asyncio.BufferedProtocol):
         if not out:
             return
         self._out, self._out_bytes, self._has_large = [], 0, False
+        self.after_flush()
         transport = self._transport
         # uvloop raises where a closed transport is written to; in a read callback that ended the whole link.
         if transport is None or transport.is_closing():
@@ -132,6 +133,12 @@ class Wire(asyncio.BufferedProtocol):
     def before_flush(self) -> None:
         """The last chance to send with this tick's frames."""
 
+    def after_flush(self) -> None:
+        """Frames of this tick are about to be written."""
+
+    def before_read(self) -> None:
+        """Bytes have come."""
+
     def on_end(self, reason: str) -> None:
         """The connection is over."""
         raise NotImplementedError
@@ -148,6 +155,7 @@ class Wire(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Of asyncio."""
         self.heard_s = time.monotonic()
+        self.before_read()
         self._will_flush = True  # no need to ask for it: it comes right after
         try:
             self._reader.updated(nbytes)
