@@ -196,7 +196,8 @@ class KeyRing:
 
         Raises: AuthError: it has the form of our keys, and is wrong, expired or was revoked.
         """
-        return self._good(_text(authorization), now_s) if carries_key(authorization) else None
+        text = _text(authorization)
+        return self._good(text, now_s) if text.startswith(PREFIX) else None
 
     def _good(self, text: str, now_s: float | None) -> Key:
         key = self.find(text, now_s=now_s)
