@@ -28,12 +28,12 @@ def frame_bytes(max_body_bytes: int) -> int:
 def serve(handler: Handler, key: bytes, *, max_frame_bytes: int) -> tuple[LinkServer, ReplicaAddress]:
     """A server that listens, and where. Raises: ServiceError."""
     host, node = here()
-    shared = Path(tempfile.gettempdir()) / f"eagleray-link-{os.geteuid()}"
-    try:
-        return _serve(handler, key, shared, host, node, max_frame_bytes)
-    except ServiceError as error:
-        # Somebody else has made that folder, or its path is too long: any other will do.
-        _log.warning("links: %s; a folder of this replica alone is used", error)
+    name = f"eagleray-link-{os.geteuid()}"
+    for folder in dict.fromkeys((tempfile.gettempdir(), "/tmp")):
+        try:
+            return _serve(handler, key, Path(folder, name), host, node, max_frame_bytes)
+        except ServiceError as error:  # its path is too long, or somebody else has made that folder
+            _log.warning("links: %s; another folder is used", error)
     return _serve(handler, key, Path(tempfile.mkdtemp(prefix="er-", dir="/tmp")), host, node, max_frame_bytes)
 
 
