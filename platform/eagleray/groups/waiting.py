@@ -26,8 +26,9 @@ def await_work(work: Work, group: Group) -> None:
             work.wait(timedelta(seconds=_LOOK_S))
             return
         except RuntimeError:
-            if work.is_completed():
-                raise
+            if work.is_completed():  # maybe since the look: then that was no failure
+                work.wait()
+                return
             if broken_s(group) > WAKES_S:
                 leave(group)
                 raise RuntimeError("the connection was lost in the middle of a message") from None
