@@ -46,7 +46,7 @@ class Ticket:
         self.foretold_s = 0.0
         """How long it was to take from its turn on, where that was foretold."""
         self.was_lost = False
-        """Whether the replica that began the text is lost: it may be begun once more, and not twice."""
+        """Whether a replica has begun the text in vain: it may be begun once more, and not twice."""
         self._tokens = 0
 
     def received(self, num_bytes: int) -> None:

@@ -100,7 +100,6 @@ class Face(HttpToolsProtocol):
         if self._is_deaf:
             self._leave_unread(len(data))
             return
-        self._unset_keepalive_if_required()
         was_in_head = self._is_in_head
         try:
             self.parser.feed_data(data)
@@ -119,7 +118,7 @@ class Face(HttpToolsProtocol):
                 self._refuse(self._too_large_head())
             elif self._head_timer is None:
                 self._head_timer = self.loop.call_later(self._rules.head_s, self._on_late_head)
-        elif self._head_timer is not None:
+        elif self._head_timer is not None and self.cycle is not None:  # line ends alone are no request
             self._head_timer.cancel()
             self._head_timer = None
 
@@ -140,6 +139,7 @@ class Face(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """As the base."""
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._is_in_head, self._is_head_over = True, False
         self._num_headers = self._num_head_bytes = self._num_unwanted_bytes = 0
 

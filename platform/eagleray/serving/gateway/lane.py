@@ -213,22 +213,24 @@ class LaneFace(Face):
         if is_whole and isinstance(call, LaneExchange) and call.keep_alive:
             read = read_headers(self.headers)
             if read.get("content-length") == str(num_body):
-                self._lane.heads.keep(head, KnownHead(self.url, self.headers, read, num_body))
+                self._lane.heads.keep(head, KnownHead(self.url, tuple(self.headers), read, num_body))
 
     def _repeated(self, known: KnownHead, head: bytes, data: bytes) -> bool:
-        """Take a whole request whose head is known; False: the parser has to read it."""
+        """Take a whole request whose head is known; False: the parser has to read it.
+
+        Where it is refused by its head, its body counts as received.
+        """
         if len(data) != len(head) + known.num_body or self.transport.is_closing():
             return False
         self.on_message_begin()
-        self.url, self.scope["headers"] = known.url, known.headers
-        self.headers = known.headers
+        self.url = known.url
+        self.headers += known.headers
         self._is_in_head, self._is_head_over = False, True
         self._name_sender()
         self._is_head_over = False
         call: Any = self._call(known.url, known.read, keep_alive=True)
         if call is None:
             return False
-        self._unset_keepalive_if_required()
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None

@@ -19,7 +19,7 @@ class KnownHead(NamedTuple):
     """What was read of a head whose body has a known length, and whose connection lives on."""
 
     url: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: tuple[tuple[bytes, bytes], ...]
     read: Mapping[str, str]
     """As `read_headers` gives them."""
     num_body: int

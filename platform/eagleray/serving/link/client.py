@@ -170,7 +170,7 @@ class Link(Wire):
         """As Wire."""
         self._awake.came()
 
-    def after_flush(self) -> None:
+    def on_flush(self) -> None:
         """As Wire."""
         if self._calls:
             self._awake.expect()

@@ -187,7 +187,7 @@ class LinkServer:
                 agreed = await handshake.serve(
                     sock, self._key, instance=self._instance, max_frame_bytes=self._max_frame_bytes
                 )
-            session = Session(agreed, self._handler, self._on_over)
+            session = Session(agreed, self._handler, self._on_over, self._is_idle)
             if self._is_draining:
                 session.drain(_STOPS)
             self._sessions.add(session)  # first: it may be over before this task goes on
@@ -205,6 +205,10 @@ class LinkServer:
         except BaseException:
             sock.close()
             raise
+
+    def _is_idle(self) -> bool:
+        """Whether nobody's call is under way."""
+        return not any(session.num_calls for session in self._sessions)
 
     def _warn(self, reason: str) -> None:
         """Once a second at most: whoever can connect could fill the disk."""

@@ -40,12 +40,18 @@ _BEGINNINGS = frozenset({Kind.INFER, Kind.GENERATE})
 class Session(Wire):
     """Makes calls of frames, and frames of what became of the calls. All of it in the server's loop."""
 
-    def __init__(self, agreed: Agreed, handler: Handler, on_over: Callable[[Session, str], None]) -> None:
+    def __init__(
+        self,
+        agreed: Agreed,
+        handler: Handler,
+        on_over: Callable[[Session, str], None],
+        is_idle: Callable[[], bool],
+    ) -> None:
         super().__init__(agreed)
         self._handler, self._on_over, self._ring = handler, on_over, agreed.ring
         self._calls: dict[int, Call] = {}
-        # While one is worked on, the model's thread wants the interpreter.
-        self._awake = Awake(self._loop, lambda: not self._calls)
+        # While one is worked on, whosever it is, the model's thread wants the interpreter.
+        self._is_idle, self._awake = is_idle, Awake(self._loop, is_idle)
         self._held_bytes = 0
         self._most_bytes = 4 * agreed.max_frame_bytes + _HELD_BYTES
         self._pieces: list[Buffer] = []
@@ -139,9 +145,9 @@ class Session(Wire):
         """As Wire."""
         self._awake.came()
 
-    def after_flush(self) -> None:
+    def on_flush(self) -> None:
         """As Wire."""
-        if not self._calls:
+        if not self._calls and self._is_idle():
             self._awake.expect()
 
     def after_read(self) -> None:

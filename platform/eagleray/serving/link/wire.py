@@ -89,7 +89,7 @@ class Wire(asyncio.BufferedProtocol):
         if not out:
             return
         self._out, self._out_bytes, self._has_large = [], 0, False
-        self.after_flush()
+        self.on_flush()
         transport = self._transport
         # uvloop raises where a closed transport is written to; in a read callback that ended the whole link.
         if transport is None or transport.is_closing():
@@ -133,7 +133,7 @@ class Wire(asyncio.BufferedProtocol):
     def before_flush(self) -> None:
         """The last chance to send with this tick's frames."""
 
-    def after_flush(self) -> None:
+    def on_flush(self) -> None:
         """Frames of this tick are about to be written."""
 
     def before_read(self) -> None:

@@ -390,6 +390,20 @@ def test_an_idle_connection_is_closed_after_a_while() -> None:
         assert 0.8 < time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_line_ends_alone_keep_no_connection(asked: bool) -> None:
+    rules = Rules(head_s=0.5)
+    with (
+        serving(pretend(), settings=GatewaySettings(keep_alive_s=1), rules=rules) as ingress,
+        connection(ingress) as client,
+    ):
+        if asked:
+            client.sendall(GOOD)
+            assert one_of(client).startswith(b"HTTP/1.1 200")
+        client.sendall(b"\r\n")
+        assert client.recv(65536) == b""
+
+
 def test_http_1_0_without_a_host_is_answered_and_closed(ingress: Pretend) -> None:
     with connection(ingress) as client:
         client.sendall(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
@@ -417,4 +431,4 @@ def test_uvicorn_has_what_a_face_takes_from_it() -> None:
         "timeout_keep_alive_handler",
     }  # fmt: skip
     assert ours <= set(vars(HttpToolsProtocol)), "uvicorn moved it: adapt serving/gateway/face.py"
-    assert ours - {"_unset_keepalive_if_required", "timeout_keep_alive_handler"} <= set(vars(Face))
+    assert ours - {"timeout_keep_alive_handler"} <= set(vars(Face))

@@ -80,9 +80,17 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("sent", BAD.values(), ids=BAD)
-def test_it_is_answered_the_fourth_time_as_the_first(ingress: Pretend, sent: bytes) -> None:
-    """Between good ones, so that a connection which lives on goes on well."""
+READ_EACH_TIME = (
+    "no such model", "packed", "chunked", "another protocol", "it waits for its body", "two lengths", "old",
+    "its last", "digits too many",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "sent"), BAD.items(), ids=BAD)
+def test_it_is_answered_the_fourth_time_as_the_first(
+    ingress: Pretend, repeats: list[bytes], name: str, sent: bytes
+) -> None:
+    """And a good one after it, where the connection lives on."""
     found = []
     with connect(ingress) as connection, connection.makefile("rb") as stream:
         for _ in range(4):
@@ -93,6 +101,7 @@ def test_it_is_answered_the_fourth_time_as_the_first(ingress: Pretend, sent: byt
                     found[-1] = read(stream)
             except (AssertionError, ConnectionError):
                 break  # it was closed
+        assert name not in READ_EACH_TIME or repeats == []
         if len(found) == 4:
             connection.sendall(post())
             assert read(stream).status == 200
@@ -181,6 +190,52 @@ def test_the_access_log_knows_the_sender_behind_a_proxy(repeats: list[bytes]) ->
     found.links.close()
     assert lines == ["203.0.113.7"] * 3 + ["203.0.113.8"] * 3 + ["203.0.113.7"]
     assert len(repeats) == 3
+
+
+def test_one_that_comes_while_another_is_worked_on_waits_for_it(ingress: Pretend) -> None:
+    one, two = (exchange(ingress, *[post(body)] * 3)[-1].body for body in (BODY, OTHER))
+    with connect(ingress) as connection, connection.makefile("rb") as stream:
+        ingress.transport.is_holding = True
+        connection.sendall(post())
+        until(lambda: ingress.transport.num_open == 1)
+        connection.sendall(post(OTHER))
+        [face] = [face for face in ingress.gateway.state.connections if face._running is not None]
+        until(lambda: face.pipeline)
+        ingress.transport.is_holding = False
+        assert [read(stream).body for _ in range(2)] == [one, two]
+
+
+def test_while_a_gateway_drains_a_known_head_is_a_connections_last(ingress: Pretend) -> None:
+    async def drain() -> None:
+        ingress.gateway.state.begin_drain()
+
+    with connect(ingress) as connection, connection.makefile("rb") as stream:
+        for _ in range(3):
+            connection.sendall(post())
+            assert "connection" not in read(stream).headers
+        ingress.thread.submit(drain()).result(5)
+        connection.sendall(post())
+        assert read(stream).headers["connection"] == "close"
+        assert stream.read() == b""
+
+
+REFUSED = post(BODY, INFER, "authorization: Bearer er_00000000_" + "0" * 64)
+
+
+@pytest.mark.parametrize("before", [[post()] * 3, [REFUSED + post()]], ids=["known", "behind a refusal"])
+def test_a_request_that_takes_longer_than_idle_connections_are_kept_keeps_its_own(before, repeats) -> None:
+    found = pretend(over_links=True)
+    with (
+        serving(found, settings=GatewaySettings(keep_alive_s=1)),
+        connect(found) as connection,
+        connection.makefile("rb") as stream,
+    ):
+        for sent in before:
+            found.transport.pause_s = 1.6 if sent is before[-1] else 0
+            connection.sendall(sent)
+            answers = [read(stream).status for _ in range(sent.count(b"POST"))]
+            assert answers[-1] == 200
+    found.links.close()
 
 
 def test_heads_are_bounded() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eagleray.errors import ServiceError
-from eagleray.serving.link import tensors
+from eagleray.serving.link import client, session, tensors
 from eagleray.serving.link.answers import Answer
 from eagleray.serving.link.frames import Kind, Timings
 from eagleray.serving.link.ring import RingOptions
@@ -714,3 +714,45 @@ def test_a_slot_that_is_held_keeps_only_its_memory() -> None:
 
     with serving() as served:
         run(main())
+
+
+def test_an_end_looks_on_while_it_waits_for_the_other_and_nothing_is_worked_on(monkeypatch) -> None:
+    class Noted:
+        def __init__(self, _loop, is_expected) -> None:
+            self.is_expected, self.said = is_expected, []
+            made.append(self)
+
+        def expect(self) -> None:
+            self.said.append("expect")
+
+        def came(self) -> None:
+            self.said.append("came")
+
+    made: list[Noted] = []
+    for module in (client, session):
+        monkeypatch.setattr(module, "Awake", Noted)
+
+    async def main() -> None:
+        with serving() as replica:
+            replica.handler.is_holding = True
+            links = [await linked(replica.address, ring=None) for _ in range(2)]
+            [asking, other] = [awake for awake in made if awake.is_expected() == {}]
+            [answering, third] = [awake for awake in made if awake is not asking and awake is not other]
+            assert answering.is_expected()
+            answers = [asked(link, x=np.ones(2, np.float32)) for link in links]
+            await until(lambda: len(replica.handler.calls) == 2)
+            assert asking.said == ["expect"]
+            assert asking.is_expected()
+            assert not answering.is_expected()
+            assert not third.is_expected()
+            for number in range(2):
+                replica.do(lambda: replica.handler.answer(replica.handler.calls.pop(0)))
+                await answers[number]
+                said = [awake.said for awake in (answering, third)]
+                assert sorted(said) == [["came"], ["came", "expect"] if number else ["came"]]
+            assert asking.said == ["expect", "came"]
+            assert not asking.is_expected()
+            for link in links:
+                link.close()
+
+    run(main())
