@@ -51,7 +51,8 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	if [ -z "$$index" ] && [ -z '$(NVIDIA_DRIVER)' ] && $(BIN)/python -c \
 	  'import urllib.request as r; r.urlopen("$(TORCH_CPU_INDEX)/torch/", timeout=3).read(1)' 2>/dev/null; \
 	then index='$(TORCH_CPU_INDEX)'; fi; \
-	echo "Installing torch from $${index:-the default index}, then the rest (some minutes the first time)"; \
+	echo "Installing torch from $${index:-the default index}, then the rest: 2.5 GB on disk, 1 to 5 minutes without a word the first time"; \
+	[ -n "$$index" ] || [ -n '$(NVIDIA_DRIVER)' ] || echo "(the index with torch's CPU builds does not answer: what comes may be made for GPUs, and larger)"; \
 	fail() { command -v cc >/dev/null || echo "There is no C compiler; if a package wanted one: sudo apt install build-essential python3-dev" >&2; exit 1; }; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $${index:+--index-url "$$index"} 'torch~=2.13.0' || fail; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' || fail

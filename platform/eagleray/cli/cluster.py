@@ -126,8 +126,10 @@ def down(name: str | None) -> None:
 
 @click.command()
 @name_option
-def env(name: str | None) -> None:
-    """Print exports for Ray's own commands, for `eval`."""
-    from eagleray.workflows.env import as_shell, env
+@click.option("--sdk", "is_for_sdk", is_flag=True, help="For the SDK: EAGLERAY_URL and EAGLERAY_KEY.")
+def env(name: str | None, *, is_for_sdk: bool) -> None:
+    """Print exports for Ray's own commands, or the SDK."""
+    from eagleray.workflows.env import as_shell, env, for_sdk
 
-    click.echo(as_shell(env(name or DEFAULT_CLUSTER)))
+    name = name or DEFAULT_CLUSTER
+    click.echo(for_sdk(name) if is_for_sdk else as_shell(env(name)))

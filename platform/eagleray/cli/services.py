@@ -58,7 +58,8 @@ def deploy(
         print_json(service)
         return 0
     click.echo(f"{service.name}/versions/{service.version} is {service.state} at {client.url}")
-    next_steps("eagleray status" if no_wait else f"eagleray predict {service.name} FILE", flags=place.flags)
+    asking = f"eagleray predict {service.name} FILE   or --text TEXT, where it takes text"
+    next_steps("eagleray status" if no_wait else asking, flags=place.flags)
     return 0
 
 

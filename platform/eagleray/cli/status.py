@@ -96,7 +96,7 @@ def _show_serving(found: ServingStatus, place: Place) -> None:
         return
     if not found.services:
         click.echo("served models: none")
-        next_steps("eagleray models list", "eagleray deploy SPEC", flags=place.flags)
+        next_steps("eagleray models list", "eagleray publish RUN --name NAME", flags=place.flags)
         return
     click.echo("served models:")
     print_table(
@@ -120,7 +120,7 @@ def _show_serving(found: ServingStatus, place: Place) -> None:
         ],
         right=["version", "replicas"],
     )
-    next_steps(f"eagleray predict {found.services[0].name} FILE", flags=place.flags)
+    next_steps(f"eagleray predict {found.services[0].name} FILE   or --text TEXT", flags=place.flags)
 
 
 def _message(service: Service) -> str:

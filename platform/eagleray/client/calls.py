@@ -80,8 +80,10 @@ class Settings:
     def no_answer(self, error: Exception) -> NoAnswerError:
         """For a connection that failed."""
         reason = str(error) or type(error).__name__
+        is_default = self.url == DEFAULT_URL and not os.environ.get("EAGLERAY_URL")
+        source = ", which is asked where EAGLERAY_URL is not set," if is_default else ""
         return NoAnswerError(
-            f"no ingress answers at {self.url} ({reason}); `eagleray status` shows what runs here"
+            f"no ingress answers at {self.url}{source} ({reason}); `eagleray status` shows what runs here"
         )
 
 

@@ -1,4 +1,4 @@
-"""`eagleray env`: the exports with which Ray's own commands reach a local cluster."""
+"""`eagleray env`: the exports with which Ray's own commands, or the SDK, reach a local cluster."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from eagleray.cluster import state
+from eagleray.errors import ClusterError
 
 
 def env(name: str = state.DEFAULT_NAME) -> dict[str, str]:
@@ -22,3 +23,21 @@ def as_shell(variables: dict[str, str]) -> str:
     """Text for `eval "$(eagleray env)"`: the variables, and this installation's commands in the path."""
     lines = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
     return "\n".join([*lines, f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'])
+
+
+def for_sdk(name: str = state.DEFAULT_NAME) -> str:
+    """Text for `eval "$(eagleray env --sdk)"`: the ingress's address, and its admin key by the file's name.
+
+    Raises:
+        ClusterNotRunning
+        ClusterError: it was started without serving, or its ingress has not started yet.
+    """
+    cluster = state.find(name)
+    if cluster.ingress_url is None:
+        raise ClusterError(f"cluster {name!r} was started without serving (serving.enabled = false)")
+    if not cluster.admin_key_path.exists():
+        raise ClusterError(f"the ingress of cluster {name!r} is starting; `eagleray status` says how it is")
+    return (
+        f"export EAGLERAY_URL={shlex.quote(cluster.ingress_url)}\n"
+        f'export EAGLERAY_KEY="$(cat {shlex.quote(str(cluster.admin_key_path))})"'
+    )

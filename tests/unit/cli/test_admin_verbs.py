@@ -112,7 +112,7 @@ def test_deploy_waits_and_shows_each_state(run: Run, ingress: Pretend) -> None:
     first, ready, following = said.err.splitlines()
     assert first == "digits/versions/1 is starting"
     assert re.fullmatch(r"ready after \d+\.\d s", ready)
-    assert following == "next: eagleray predict digits FILE"
+    assert following.startswith("next: eagleray predict digits FILE   or --text")
     [spec] = ingress.admin.deployed
     assert (spec["name"], spec["min_replicas"], spec["kind"]) == ("digits", 2, "service")
 

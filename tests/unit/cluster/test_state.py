@@ -257,6 +257,22 @@ def test_exports_are_what_rays_commands_need(tmp_path):
     assert processes.MARKER not in text
 
 
+def test_exports_for_the_sdk_name_the_keys_file(tmp_path):
+    with pytest.raises(ClusterNotRunning):
+        env_workflow.for_sdk("one")
+    cluster = write(tmp_path, running=[processes.this_process("supervisor")])
+    with pytest.raises(ClusterError, match="without serving"):
+        env_workflow.for_sdk("one")
+    serving = {**vars(cluster), "ports": {**cluster.ports, "ingress": 20009}}
+    files.write_json(cluster.directory / "state.json", state.to_json(state.ClusterState(**serving)))
+    with pytest.raises(ClusterError, match="is starting"):
+        env_workflow.for_sdk("one")
+    cluster.admin_key_path.write_text("er_secret\n")
+    assert env_workflow.for_sdk("one") == (
+        f'export EAGLERAY_URL=http://127.0.0.1:20009\nexport EAGLERAY_KEY="$(cat {cluster.admin_key_path})"'
+    )
+
+
 def test_a_cluster_on_the_network_keeps_rays_own_address_rules(tmp_path):
     cluster = write(tmp_path)
     open_cluster = state.ClusterState(**{**vars(cluster), "host": "192.0.2.7"})

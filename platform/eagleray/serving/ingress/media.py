@@ -129,7 +129,7 @@ def _shape(card: ModelCard, kind: str, num_dimensions: int) -> tuple[int, ...]:
     if takes != kind or len(shape) != num_dimensions:
         shown = f" {list(shape)}" if shape else ""
         raise InputError(
-            f"this model takes {takes}{shown}, not {kind}; GET /v2/models/{{name}} says what it takes"
+            f"this model takes {takes}{shown}, not {kind}; GET /v2/models/{card.name} says what it takes"
         )
     return shape
 
