@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 from eagleray.errors import AuthError, ModelNotFound
@@ -13,6 +12,7 @@ from eagleray.serving.admin import AdminBackend
 from eagleray.serving.admission.door import Admission
 from eagleray.serving.admission.gate import Gate
 from eagleray.serving.admission.refusal import Refusal
+from eagleray.serving.gateway import access_log
 from eagleray.serving.gateway.access_log import AccessLog
 from eagleray.serving.gateway.cache import ResponseCache
 from eagleray.serving.gateway.tracing import Watch
@@ -38,7 +38,6 @@ from eagleray.serving.transport import Transport
 END_S = 1.0
 """A stream of a key that was revoked is cut off after so long, where its client does not take its end."""
 SWEEP_S = 1.0
-_MOST_PATH = 512
 CLIENT_GONE = 499
 """nginx's code for a client that left before its answer; in the counters only."""
 
@@ -224,31 +223,29 @@ class IngressApp:
         )
         if self.access_log is None:
             return
-        # Without the query: it may carry what is nobody's business.
         self.access_log.write(
-            {
-                "time": _now(),
-                "request_id": request_id,
-                "trace_id": watch.trace.trace_id,
-                "client": scope["client"][0] if scope.get("client") else "",
-                "method": scope["method"],
-                "path": scope["path"][:_MOST_PATH],
-                "route": route,
-                "model": target.name if target else "",
-                "version": target.version if target else None,
-                "status": int(status),
-                "seconds": round(seconds, 6),
-                "received_bytes": received,
-                "sent_bytes": sent,
-                "ms": {name: round(1e3 * span_s, 3) for name, span_s in watch.spans_s.items()},
-            }
+            access_log.exchange(
+                request_id=request_id,
+                trace_id=watch.trace.trace_id,
+                client=scope["client"][0] if scope.get("client") else "",
+                method=scope["method"],
+                path=scope["path"],  # without the query: it may carry what is nobody's business
+                route=route,
+                model=target.name if target else "",
+                version=target.version if target else None,
+                status=status,
+                seconds=seconds,
+                received=received,
+                sent=sent,
+                spans_s=watch.spans_s,
+            )
         )
 
     def refused(self, status: int, client: str) -> None:
         """Take a request that was no HTTP as we take it, or came on one connection too many."""
         self.metrics.count_refused(status)
         if self.access_log is not None:
-            self.access_log.write({"time": _now(), "client": client, "route": NO_ROUTE, "status": status})
+            self.access_log.write(access_log.refusal(status, client, NO_ROUTE))
 
     def _count(self, call: Call, exchange: _Exchange, seconds: float) -> None:
         self.count(
@@ -287,10 +284,6 @@ def all_routes() -> list[Route]:
 
 def _failed(call: Call, error: Exception) -> Response:
     return failures.response(failures.failure(error, call.request_id), call.request.scope["path"])
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

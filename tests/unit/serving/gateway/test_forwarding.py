@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
 
 import pytest
 
@@ -46,7 +46,8 @@ def test_where_none_is_listed_nobody_is_believed() -> None:
 class Lines(list[tuple[int, str]]):
     """An access log: statuses and clients."""
 
-    def write(self, values: dict[str, Any]) -> None:
+    def write(self, line: bytes) -> None:
+        values = json.loads(line)
         self.append((values["status"], values["client"]))
 
 

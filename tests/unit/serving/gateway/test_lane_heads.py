@@ -176,8 +176,8 @@ def test_the_access_log_knows_the_sender_behind_a_proxy(repeats: list[bytes]) ->
     lines: list[Any] = []
 
     class Lines:
-        def write(self, entry: Any) -> None:
-            lines.append(entry["client"])
+        def write(self, line: bytes) -> None:
+            lines.append(json.loads(line)["client"])
 
         def close(self) -> None: ...
 

@@ -6,11 +6,13 @@ import json
 import re
 import socket
 import time
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from eagleray.serving.gateway import access_log
 from eagleray.serving.gateway.access_log import AccessLog
 from eagleray.serving.gateway.tracing import Trace, Watch
 from eagleray.serving.link.frames import Timings
@@ -119,6 +121,10 @@ def test_a_stream_says_when_its_first_piece_came(ingress: Pretend) -> None:
     assert answer.headers["traceparent"].startswith(f"00-{TRACE}-")
 
 
+def line(values: dict) -> bytes:
+    return json.dumps(values).encode() + b"\n"
+
+
 def read(log: AccessLog) -> list[dict]:
     log.close()
     return [json.loads(line) for line in log.path.read_text().splitlines()]
@@ -151,6 +157,18 @@ def test_a_line_for_each_answer_without_what_is_secret(ingress: Pretend, tmp_pat
     assert ingress.infer_key not in log.path.read_text()
 
 
+def test_a_line_is_json_whatever_is_in_it() -> None:
+    of = {
+        "request_id": "a", "trace_id": TRACE, "client": 'b"%s', "method": "POST",
+        "path": '/%d/"{}\u00fc\n', "route": "(%)", "model": "100%", "version": 3, "status": 200,
+    }  # fmt: skip
+    spans_s = {"admission": 1e-5, "infer": 1.25}
+    found = json.loads(access_log.exchange(**of, seconds=2, received=3, sent=4, spans_s=spans_s))
+    assert datetime.fromisoformat(found.pop("time")).timestamp() == pytest.approx(time.time(), abs=60)
+    told = {"seconds": 2.0, "received_bytes": 3, "sent_bytes": 4, "ms": {"admission": 0.01, "infer": 1250.0}}
+    assert found == {**of, **told}
+
+
 def test_what_is_no_request_has_a_line_too(ingress: Pretend, tmp_path: Path) -> None:
     log = ingress.app.access_log = AccessLog(tmp_path, 2**20)
     with serving(ingress):
@@ -167,7 +185,7 @@ def test_its_files_have_an_end_and_are_the_owners_alone(tmp_path: Path) -> None:
     folder = tmp_path / "access"
     log = AccessLog(folder, 40_000)
     for number in range(2000):
-        log.write({"number": number, "path": "x" * 50})
+        log.write(line({"number": number, "path": "x" * 50}))
     lines = read(log)
     assert lines[-1]["number"] == 1999, "the newest are kept"
     files = sorted(folder.glob("*.jsonl"))
@@ -182,18 +200,18 @@ def test_its_files_have_an_end_and_are_the_owners_alone(tmp_path: Path) -> None:
 def test_a_line_that_is_longer_than_a_file(tmp_path: Path) -> None:
     log = AccessLog(tmp_path, 400)
     for number in range(6):
-        log.write({"number": number, "path": "x" * 200})
+        log.write(line({"number": number, "path": "x" * 200}))
     assert [line["number"] for line in read(log)] == [5]
 
 
 def test_two_gateways_have_files_of_their_own_and_the_next_one_goes_on(tmp_path: Path) -> None:
     one, two = AccessLog(tmp_path, 10_000), AccessLog(tmp_path, 10_000)
     assert one.path != two.path
-    one.write({"number": 1})
+    one.write(line({"number": 1}))
     one.close()
     three = AccessLog(tmp_path, 10_000)
     assert three.path == one.path
-    three.write({"number": 2})
+    three.write(line({"number": 2}))
     assert [line["number"] for line in read(three)] == [1, 2]
     two.close()
 
@@ -201,13 +219,13 @@ def test_two_gateways_have_files_of_their_own_and_the_next_one_goes_on(tmp_path:
 def test_a_disk_that_takes_nothing_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = AccessLog(tmp_path, 10_000)
     log.path.mkdir()
-    log.write({"number": 1})
+    log.write(line({"number": 1}))
     deadline = time.monotonic() + 60
     while "cannot be written: Is a directory" not in caplog.text:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     log.path.rmdir()
-    log.write({"number": 2})
+    log.write(line({"number": 2}))
     assert [line["number"] for line in read(log)] == [2]
 
 
@@ -218,6 +236,6 @@ def test_what_a_slow_disk_cannot_take_is_dropped_and_counted(
     monkeypatch.setattr("eagleray.serving.gateway.access_log._MOST_WAITING", 3)
     log = AccessLog(tmp_path, 10_000)
     for number in range(5):
-        log.write({"number": number})
+        log.write(line({"number": number}))
     assert [line["number"] for line in read(log)] == [0, 1, 2]
     assert "2 lines of the access log were dropped" in caplog.text
