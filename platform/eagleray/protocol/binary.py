@@ -67,7 +67,7 @@ def read_request(body: Body, header: str | None, *, quick_bytes: int | None = No
     text, rest = split(body, header, quick_bytes=quick_bytes)
     if quick_bytes is not None and len(text) > quick_bytes:
         raise TakesLong
-    values = infer.loads(text, "the body" if header is None else "the body's JSON")
+    values = infer.loads_alone(text) if header is None else infer.loads(text, "the body's JSON")
     found = infer.request_of(values, rest.tensor)
     rest.check_end()
     return found

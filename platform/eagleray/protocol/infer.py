@@ -22,6 +22,10 @@ BINARY_OUTPUT, BINARY_DATA = "binary_data_output", "binary_data"
 Body = bytes | bytearray | memoryview
 Reader = Callable[[Any, str], tuple[str, Array]]
 """As `tensors.from_json`."""
+_RAW = (
+    "raw bytes behind the JSON need the header Inference-Header-Content-Length; whole pictures and sounds "
+    "are for /models/NAME:predict"
+)
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,18 @@ def loads(body: Body, what: str = "the body") -> Any:
         raise InputError(f"{what} is not usable: {error}") from None
 
 
+def loads_alone(body: Body) -> Any:
+    """As `loads`, of a body that is to be JSON and nothing else: who sends other bytes is told how to."""
+    try:
+        return loads(body)
+    except InputError as error:
+        is_raw = any(sign in str(error) for sign in ("not UTF-8", "Extra data"))
+        raise InputError(f"{error}; {_RAW}" if is_raw else str(error)) from None
+
+
 def read_request(body: Body) -> InferRequest:
     """The request in a JSON body. Raises: InputError."""
-    return request_of(loads(body), tensors.from_json)
+    return request_of(loads_alone(body), tensors.from_json)
 
 
 def request_of(values: Any, read: Reader) -> InferRequest:

@@ -253,7 +253,7 @@ def test_where_the_first_one_fails_the_others_do_not(ingress: Pretend) -> None:
 def test_a_client_that_leaves_lets_the_next_one_go_on(ingress: Pretend) -> None:
     with held(ingress) as let_go, ThreadPoolExecutor(2) as pool:
         with httpx.Client(base_url=ingress.url, trust_env=False) as leaving:
-            first = pool.submit(leaving.post, INFER, content=BODY, headers=PLAIN, timeout=0.5)
+            first = pool.submit(leaving.post, INFER, content=BODY, headers=PLAIN, timeout=1.5)
             until(lambda: ingress.transport.num_open == 1)
             second = pool.submit(ask, ingress)
             until(lambda: num_waiting(ingress) == 1)
