@@ -31,6 +31,7 @@ from eagleray.serving.gateway.lane_stream import LaneStream
 from eagleray.serving.gateway.lane_words import read_headers
 from eagleray.serving.gateway.link_transport import LinkTransport
 from eagleray.serving.ingress.door import ADMITTED, Admitted
+from eagleray.serving.link.waking import Awake
 
 if TYPE_CHECKING:
     from eagleray.serving.ingress.app import IngressApp
@@ -63,6 +64,7 @@ class Lane:
         self.app, self.transport, self.begin, self.end = app, transport, begin, end
         self.loop = asyncio.get_running_loop()
         self.heads = Heads()
+        self.awake = Awake(self.loop, lambda: not self._waiting)
         self._state: IngressState | None = None
         self._found: dict[bytes, Place] = {}
         self._waiting: dict[LaneExchange, None] = {}
@@ -98,6 +100,8 @@ class Lane:
     def leave(self, call: LaneExchange) -> None:
         """It is over."""
         self._waiting.pop(call, None)
+        if not self._waiting:
+            self.awake.expect()
 
     def flush_soon(self, stream: LaneStream) -> None:
         """Have the stream write what came, with this tick's others."""
@@ -178,6 +182,7 @@ class LaneFace(Face):
 
     def data_received(self, data: bytes) -> None:
         """As the base; what is left of a large body goes where the replica reads it."""
+        self._lane.awake.came()
         head = head_of(data) if self._is_between() else b""
         known = self._lane.heads.find(head)
         if known is not None and self._repeated(known, head, data):

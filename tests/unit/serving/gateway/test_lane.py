@@ -512,3 +512,29 @@ def test_a_replica_that_goes_while_it_reads_a_slot(ingress: Pretend, filled: lis
             4
         ] * 600
     assert len(filled) == 1
+
+
+def test_a_gateway_looks_on_for_the_next_request_once_all_are_answered(monkeypatch) -> None:
+    said: list[str] = []
+
+    class Noted:
+        def __init__(self, _loop: object, is_expected: Callable[[], object]) -> None:
+            self.is_expected = is_expected
+
+        def expect(self) -> None:
+            said.append(f"expect {self.is_expected()}")
+
+        def came(self) -> None:
+            said.append(f"came {self.is_expected()}")
+
+    monkeypatch.setattr("eagleray.serving.gateway.lane.Awake", Noted)
+    with laned() as ingress, connect(ingress) as one, connect(ingress) as two:
+        ingress.transport.is_holding = True
+        for number, connection in enumerate((one, two)):
+            connection.sendall(post())
+            until(lambda number=number: ingress.transport.num_open == number + 1)
+        ingress.transport.is_holding = False
+        for connection in (one, two):
+            with connection.makefile("rb") as stream:
+                assert read(stream)[0] == 200
+    assert said == ["came True", "came False", "expect True"]
