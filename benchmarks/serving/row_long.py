@@ -21,6 +21,8 @@ from rig import Rig
 OBJECTIVE_MS = 100
 MOST_REPLICAS = 3
 CALM_S, AFTER_S = 30.0, 30.0
+SETTLE_S = 5.0
+"""In which more replicas are wanted, and begin to come up, because their capacity was looked for."""
 LIGHT = 0.15
 """Of what one replica can do; ten times that is more than one can."""
 SAMPLE_S = 5.0
@@ -118,6 +120,7 @@ def _scaled(rig: Rig, model: str, name: str, *, idle_s: float) -> tuple[Path, fl
     raw = bodies.infer_binary(rig.ours.port, name, workloads.samples(model), rig.ours.headers)
     request = bodies.written(rig.folder, name, raw)
     capacity = rig.block(rig.ours.port, Requests(request, 16), seconds=3.0).only.ok_per_s
+    time.sleep(SETTLE_S)
     return request, capacity, f"m--{name}--v{version}"
 
 
