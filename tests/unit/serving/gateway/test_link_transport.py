@@ -517,6 +517,11 @@ def test_what_a_link_has_lost_goes_by_serve_once_there_is_a_replica_again(replic
     run(scenario())
 
 
+def let_in() -> Ticket:
+    now_s = time.monotonic()
+    return Ticket(Account("a", "a", KeyTerms(), 1.0, now_s), None, now_s, now_s + 60)
+
+
 def texts(chunks) -> str:
     return "".join(chunk.text for chunk in chunks)
 
@@ -570,8 +575,7 @@ def test_a_text_of_which_nothing_came_is_made_elsewhere(tmp_path):
 
 
 def test_a_text_that_was_lost_once_goes_by_serve_at_once(tmp_path):
-    replicas, now_s = Replicas(tmp_path / "s", GPT), time.monotonic()
-    ticket = Ticket(Account("a", "a", KeyTerms(), 1.0, now_s), None, now_s, now_s + 60)
+    replicas, ticket = Replicas(tmp_path / "s", GPT), let_in()
     ticket.was_lost = True
 
     async def scenario():
@@ -584,9 +588,8 @@ def test_a_text_that_was_lost_once_goes_by_serve_at_once(tmp_path):
 
 
 def test_a_text_that_waited_for_a_start_is_timed_from_its_end(tmp_path):
-    replicas, now_s = Replicas(tmp_path / "s", GPT), time.monotonic()
-    ticket = Ticket(Account("a", "a", KeyTerms(), 1.0, now_s), None, now_s, now_s + 60)
-    ticket.turn_s = now_s
+    replicas, ticket = Replicas(tmp_path / "s", GPT), let_in()
+    ticket.turn_s = ticket.began_s
 
     async def scenario():
         transport = LinkTransport(replicas.serve, node=NODE, look_up=NoLookup)
