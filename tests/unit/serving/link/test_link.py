@@ -736,6 +736,7 @@ def test_an_end_looks_on_while_it_waits_for_the_other_and_nothing_is_worked_on(m
         with serving() as replica:
             replica.handler.is_holding = True
             links = [await linked(replica.address, ring=None) for _ in range(2)]
+            await until(lambda: len(made) == 4)  # the second session's too, made in the replica's own thread
             [asking, other] = [awake for awake in made if awake.is_expected() == {}]
             [answering, third] = [awake for awake in made if awake is not asking and awake is not other]
             assert answering.is_expected()
