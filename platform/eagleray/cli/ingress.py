@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eagleray.cli.shared import DEFAULT_CLUSTER, attached_cluster
-from eagleray.errors import ClusterError, InputError
+from eagleray.errors import InputError
 
 if TYPE_CHECKING:
     from eagleray.client import Client
@@ -87,10 +87,10 @@ def ingress_client(place: Place, *, is_patient: bool = True) -> Iterator[Client]
         from eagleray.cluster import state
 
         cluster = state.find(place.name or DEFAULT_CLUSTER)
-        url = url_of(cluster)
+        url = state.ingress_url(cluster)
         if is_patient:
             _await_start(cluster, url)
-        key = place.key() or _admin_key(cluster)
+        key = place.key() or read_key(state.admin_key_path(cluster))
     with Client(url, key, **options) as client:
         yield client
 
@@ -125,25 +125,6 @@ def _ingress_beside_jobs(name: str | None) -> tuple[str, str] | None:
                 return None
     url, key = os.environ.get("EAGLERAY_URL"), os.environ.get("EAGLERAY_KEY")
     return (url, key) if address and url and key else None
-
-
-def url_of(cluster: ClusterState) -> str:
-    """The ingress's address. Raises: ClusterError where the cluster was started without one."""
-    if cluster.ingress_url is None:
-        raise ClusterError(
-            f"cluster {cluster.name!r} was started without serving (serving.enabled = false); start it anew "
-            "with serving to reach models"
-        )
-    return cluster.ingress_url
-
-
-def _admin_key(cluster: ClusterState) -> str:
-    if not cluster.admin_key_path.exists():
-        raise ClusterError(
-            f"the ingress of cluster {cluster.name!r} has not started yet; `eagleray status` says when, and "
-            f"the reason is in {cluster.logs_dir}"
-        )
-    return read_key(cluster.admin_key_path)
 
 
 def read_key(path: Path) -> str:

@@ -213,6 +213,26 @@ def find(name: str = DEFAULT_NAME) -> ClusterState:
     )
 
 
+def ingress_url(state: ClusterState) -> str:
+    """The ingress's address. Raises: ClusterError where the cluster was started without one."""
+    if state.ingress_url is None:
+        raise ClusterError(
+            f"cluster {state.name!r} was started without serving (serving.enabled = false); start it anew "
+            "with serving to reach models"
+        )
+    return state.ingress_url
+
+
+def admin_key_path(state: ClusterState) -> Path:
+    """The file with the ingress's admin key. Raises: ClusterError where it has not written it yet."""
+    if not state.admin_key_path.exists():
+        raise ClusterError(
+            f"the ingress of cluster {state.name!r} has not started yet; `eagleray status` says when, and "
+            f"the reason is in {state.logs_dir}"
+        )
+    return state.admin_key_path
+
+
 def environment(state: ClusterState) -> dict[str, str]:
     """Variables with which Ray's own commands and `ray.init` reach the cluster."""
     exports = {

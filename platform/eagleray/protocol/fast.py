@@ -102,7 +102,8 @@ def _request(body: Body, header: str | None, quick_bytes: int | None) -> InferRe
     ):
         raise ValueError("unusual")
     rest.check_end()
-    outputs = asked.outputs or ()
+    if not (outputs := asked.outputs):
+        return InferRequest(inputs, (), asked.id, parameters, {})
     forms = {output.name: output.parameters.binary_data for output in outputs if output.parameters}
     return InferRequest(inputs, tuple([output.name for output in outputs]), asked.id, parameters, forms)
 

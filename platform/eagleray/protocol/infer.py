@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from eagleray.errors import InputError
 from eagleray.protocol import tensors
@@ -28,16 +28,18 @@ _RAW = (
 )
 
 
-@dataclass(frozen=True)
-class InferRequest:
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class InferRequest(NamedTuple):
     """What a client asks of one model version."""
 
     inputs: Mapping[str, Array]
     outputs: tuple[str, ...] = ()
     """Names of the wanted ones; none named, all are wanted."""
     id: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    binary_outputs: Mapping[str, bool] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = _NOTHING
+    binary_outputs: Mapping[str, bool] = _NOTHING
     """Whether an output is to come as raw bytes, for those that say so themselves (`binary_data`)."""
 
     def is_binary(self, output: str) -> bool:
@@ -45,8 +47,7 @@ class InferRequest:
         return self.binary_outputs.get(output, self.parameters.get(BINARY_OUTPUT, False))
 
 
-@dataclass(frozen=True)
-class InferResponse:
+class InferResponse(NamedTuple):
     """The model version's answer."""
 
     model_name: str

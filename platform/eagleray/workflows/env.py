@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from eagleray.cluster import state
-from eagleray.errors import ClusterError
 
 
 def env(name: str = state.DEFAULT_NAME) -> dict[str, str]:
@@ -33,11 +32,7 @@ def for_sdk(name: str = state.DEFAULT_NAME) -> str:
         ClusterError: it was started without serving, or its ingress has not started yet.
     """
     cluster = state.find(name)
-    if cluster.ingress_url is None:
-        raise ClusterError(f"cluster {name!r} was started without serving (serving.enabled = false)")
-    if not cluster.admin_key_path.exists():
-        raise ClusterError(f"the ingress of cluster {name!r} is starting; `eagleray status` says how it is")
+    url, key_path = state.ingress_url(cluster), state.admin_key_path(cluster)
     return (
-        f"export EAGLERAY_URL={shlex.quote(cluster.ingress_url)}\n"
-        f'export EAGLERAY_KEY="$(cat {shlex.quote(str(cluster.admin_key_path))})"'
+        f'export EAGLERAY_URL={shlex.quote(url)}\nexport EAGLERAY_KEY="$(cat {shlex.quote(str(key_path))})"'
     )

@@ -265,7 +265,7 @@ def test_exports_for_the_sdk_name_the_keys_file(tmp_path):
         env_workflow.for_sdk("one")
     serving = {**vars(cluster), "ports": {**cluster.ports, "ingress": 20009}}
     files.write_json(cluster.directory / "state.json", state.to_json(state.ClusterState(**serving)))
-    with pytest.raises(ClusterError, match="is starting"):
+    with pytest.raises(ClusterError, match="has not started yet"):
         env_workflow.for_sdk("one")
     cluster.admin_key_path.write_text("er_secret\n")
     assert env_workflow.for_sdk("one") == (
