@@ -40,6 +40,8 @@ class Peer:
     """Takes raw numbers."""
     limit_s: float = 120.0
     """To listen in."""
+    short_folder: bool = False
+    """It wants one, for its sockets."""
 
 
 def _mlserver(programs: Path, port: int, folder: Path) -> Sequence[str]:
@@ -98,6 +100,7 @@ PEERS: Mapping[str, Peer] = {
         "JSON of its own",
         "/predict",
         "/raw",
+        short_folder=True,
     ),
 }
 
@@ -116,7 +119,8 @@ def server(name: str, folder: Path, model: str = "tiny") -> Server:
         "BENTOML_DO_NOT_TRACK": "true",
     }
     words = peer.words(programs(peer), port, mine)
-    return Server(peer.title, words, port, mine / "log", env=env, cwd=mine)
+    log, short_folder = mine / "log", peer.short_folder
+    return Server(peer.title, words, port, log, env=env, cwd=mine, short_folder=short_folder)
 
 
 def request(name: str, port: int) -> bytes:

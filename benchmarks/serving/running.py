@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,9 +46,15 @@ class Server:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        short_folder: bool = False,
     ) -> None:
-        """Nothing has been started. `env` goes over this process's environment."""
+        """Nothing has been started. `env` goes over this process's environment.
+
+        With `short_folder`, BENCH_SHORT_FOLDER names a folder with a short path while it runs.
+        """
         self.name, self.port = name, port
+        self._wants_short_folder = short_folder
+        self._short_folder: str | None = None
         self._words, self._log, self._cwd = list(words), log, cwd
         self._marker = f"{place.mark()}-{secrets.token_hex(6)}"
         mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -56,6 +64,9 @@ class Server:
 
     def start(self, limit_s: float = 60.0) -> None:
         """Return when it listens. Raises: NotRunning."""
+        if self._wants_short_folder:
+            self._short_folder = tempfile.mkdtemp(prefix="er-", dir="/tmp")
+            self._env["BENCH_SHORT_FOLDER"] = self._short_folder
         with self._log.open("wb") as output:
             self._process = subprocess.Popen(
                 self._words,
@@ -86,6 +97,8 @@ class Server:
         process, self._process = self._process, None
         processes.sweep(lambda: processes.belonging(self._marker), grace_s=_GRACE_S)
         process.wait()
+        if self._short_folder is not None:
+            shutil.rmtree(self._short_folder, ignore_errors=True)
 
     @contextlib.contextmanager
     def running(self, limit_s: float = 60.0) -> Iterator[Server]:

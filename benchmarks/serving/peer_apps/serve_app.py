@@ -8,15 +8,13 @@ with it on, Serve has no other way.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 from typing import Any
 
-FOLDER = tempfile.mkdtemp(prefix="er-", dir="/tmp")
-"""Short: paths of sockets may have 107 bytes."""
+FOLDER = os.environ["BENCH_SHORT_FOLDER"]
+"""Short: paths of sockets may have 107 bytes. Whoever started this removes it when all have ended."""
 SETTINGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -69,24 +67,21 @@ def main() -> None:
             outputs = await self.model.remote(values)
             return {"output": outputs[0].tolist()}
 
-    try:
-        ray.init(
-            "local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            object_store_memory=128 << 20,
-            _temp_dir=f"{FOLDER}/ray",
-        )
-        serve.start(http_options={"host": "0.0.0.0", "port": int(sys.argv[1])})
-        serve.run(Ingress.bind(Model.bind()), route_prefix="/")
-        print("READY", flush=True)
-        ended = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: ended.set())
-        ended.wait()
-        ray.shutdown()
-    finally:
-        shutil.rmtree(FOLDER, ignore_errors=True)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=128 << 20,
+        _temp_dir=f"{FOLDER}/ray",
+    )
+    serve.start(http_options={"host": "0.0.0.0", "port": int(sys.argv[1])})
+    serve.run(Ingress.bind(Model.bind()), route_prefix="/")
+    print("READY", flush=True)
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    ended.wait()
+    ray.shutdown()
 
 
 if __name__ == "__main__":
