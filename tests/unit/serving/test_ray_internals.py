@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 
+import pytest
+
 MOVED = "Ray moved this; the pin is ray==2.60.*: adapt the *_ray260.py file of serving that uses it"
 
 
@@ -109,8 +111,26 @@ def test_a_replica_warms_up_with_one_sample_and_with_a_whole_batch():
     made = SimpleNamespace(run=lambda asked: texts.append(asked.prompt))
     replica = SimpleNamespace(_predictor=predictor, _texts=made, _fit=fit)
     ModelReplica._warm_up(replica, 32)
-    assert (sizes, texts) == ([1, 1, 32, 32], ["a"])
-    assert fit.overall() is not None, "of each size the second call says what a pass takes"
+    assert (sizes, texts) == ([1] * 4 + [32] * 4, ["a"])
+    assert fit.overall() is not None, "of each size the calls after the first say what a pass takes"
+
+
+def test_what_disturbs_a_pass_while_a_replica_starts_is_not_taken_for_its_time(monkeypatch):
+    from types import SimpleNamespace
+
+    from eagleray.serving import model_app
+    from eagleray.serving.replica.fit import Fits
+
+    clock, passes, fit = [0.0], {1: [9.0, 0.5, 0.002, 0.3], 8: [9.0, 0.009, 0.7, 0.9]}, Fits()
+
+    def warm_up(size: int) -> None:
+        clock[0] += passes[size].pop(0)
+
+    monkeypatch.setattr(model_app.time, "perf_counter", lambda: clock[0])
+    replica = SimpleNamespace(_predictor=SimpleNamespace(warm_up=warm_up), _texts=None, _fit=fit)
+    model_app.ModelReplica._warm_up(replica, 8)
+    assert fit.seconds("any", 1) == pytest.approx(0.002, rel=0.2)
+    assert fit.seconds("any", 8) == pytest.approx(0.009, rel=0.2)
 
 
 def test_gateways_are_on_the_head_alone_take_no_cpu_and_have_no_route():
