@@ -34,8 +34,12 @@ def write(found: Mapping[str, Any], path: Path) -> None:
 
 
 def read_rows(path: Path) -> dict[str, Any]:
-    """The rows that an earlier run wrote; none where there is no file."""
-    return json.loads(path.read_text())["rows"] if path.exists() else {}
+    """The rows that an earlier run wrote, each with its `machine` where that is another; none without a file."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    elsewhere = {} if found["machine"] == machine() else {"machine": found["machine"]}
+    return {name: {**elsewhere, **row} for name, row in found["rows"].items()}
 
 
 def write_rows(

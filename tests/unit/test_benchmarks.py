@@ -82,6 +82,20 @@ def test_the_last_results_of_rows_that_are_not_asked_for_stay(tmp_path, capsys):
         assert said.endswith(f" minutes; {folder}/some.json, some.png\n")
 
 
+def test_a_row_that_another_machine_measured_says_which(tmp_path, monkeypatch):
+    mine = keeping.machine()
+    Report().save({"a": result(1.0)}, {}, tmp_path)
+    assert "machine" not in Report().read(tmp_path)["a"]
+    monkeypatch.setattr(keeping, "machine", lambda: {"processor": "another"})
+    rows = Report().read(tmp_path)
+    assert rows["a"]["machine"] == mine
+    Report().save({**rows, "b": result(2.0)}, {}, tmp_path)
+    monkeypatch.setattr(keeping, "machine", lambda: mine)
+    found = Report().read(tmp_path)
+    assert found["a"]["machine"] == mine
+    assert found["b"]["machine"] == {"processor": "another"}
+
+
 def test_an_interrupted_run_keeps_what_there_is_and_says_so(tmp_path, capsys):
     session = frame.Session(options("--results", str(tmp_path)), "some", Report())
     session.keep({"a": result(1.0)})
