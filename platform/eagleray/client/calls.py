@@ -35,6 +35,8 @@ MAX_ATTEMPTS = 5
 MAX_CONNECTIONS = 256
 """Of one client; idle ones are kept for the next requests."""
 _FIRST_WAIT_S = 0.1
+_SPREAD = 1.1
+"""Of the times that a server names: not everybody it has refused comes again at once."""
 JSON = "application/json"
 IDEMPOTENCY_KEY = "idempotency-key"
 """The same for every attempt of one inference, so that a server can tell a repetition from a new one."""
@@ -142,6 +144,8 @@ class Call(Generic[T]):
             return None
         if wait_s is None:
             wait_s = _FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0)
+        else:
+            wait_s *= random.uniform(1.0, _SPREAD)  # others were told the same
         return wait_s if wait_s < left_s else None
 
 
@@ -248,13 +252,13 @@ def generate(model: str, request: GenerationRequest) -> Call[results.Generation]
         return results.Generation(model, chunk.text, reason, chunk.prompt_tokens, chunk.completion_tokens)
 
     body = openai_answers.write_completion(model, request, is_streamed=False)
-    return Call("POST", "/v1/completions", read, body, is_idempotent=False)
+    return Call("POST", "/v1/completions", read, body, more_headers=_new_key())
 
 
 def stream(model: str, request: GenerationRequest) -> Call[None]:
-    """A text piece by piece; only its refusal is read here."""
+    """A text piece by piece; only its refusal is read here: what breaks off later is not asked again."""
     body = openai_answers.write_completion(model, request, is_streamed=True)
-    return Call("POST", "/v1/completions", lambda _: None, body, is_idempotent=False)
+    return Call("POST", "/v1/completions", lambda _: None, body, more_headers=_new_key())
 
 
 def models() -> Call[list[results.Model]]:

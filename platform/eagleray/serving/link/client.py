@@ -79,6 +79,8 @@ class Link(Wire):
         self.is_draining = False
         """Whether the replica said that it takes no more."""
         self._looked_s = time.monotonic()
+        self._has_spoken = False
+        """Since the last look."""
         self._watch = self._loop.call_later(ping_s, self._look)
 
     @property
@@ -172,6 +174,7 @@ class Link(Wire):
 
     def on_flush(self) -> None:
         """As Wire."""
+        self._has_spoken = True
         if self._calls:
             self._awake.expect()
 
@@ -298,7 +301,10 @@ class Link(Wire):
             log.exception("a taker of answers failed")
 
     def _look(self) -> None:
-        """Ask a replica that has been silent, and give up one that stays so."""
+        """Ask a replica that has been silent, and give up one that stays so.
+
+        One that only ever speaks, as in a long text, is asked too: it gives up who says nothing.
+        """
         now_s = time.monotonic()
         # A loop that was itself held up runs its timers first: what came meanwhile is not read yet.
         is_late = now_s - self._looked_s > 2 * self._ping_s + _LATE_S
@@ -307,8 +313,9 @@ class Link(Wire):
         if silent_s >= self._silence_s and not is_late:
             self.give_up(f"nothing came from the replica for {silent_s:.1f} s, though it was asked")
             return
-        if silent_s >= self._ping_s and self.is_open:
+        if (silent_s >= self._ping_s or not self._has_spoken) and self.is_open:
             self.send(Kind.PING, 0)
+        self._has_spoken = False
         self._watch = self._loop.call_later(self._ping_s, self._look)
 
 

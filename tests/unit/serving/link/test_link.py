@@ -663,6 +663,31 @@ def test_a_silent_replica_is_asked_and_then_lost() -> None:
         run(main())
 
 
+def test_a_replica_that_only_speaks_hears_of_the_gateway_all_the_same(monkeypatch) -> None:
+    """One long text, and nothing else: no pause in it in which the gateway would ask."""
+    monkeypatch.setattr("eagleray.serving.link.server._SILENCE_S", 0.5)
+    monkeypatch.setattr("eagleray.serving.link.server._SWEEP_S", 0.05)
+
+    async def main() -> None:
+        link = await linked(served.address, ping_s=0.1)
+        pieces = []
+        end = answered(lambda take: link.generate(b"", 0, lambda *piece: pieces.append(piece), take))
+        await until(lambda: len(served.handler.generating) == 1)
+        [call] = served.handler.generating
+        until_s = time.monotonic() + 1.5
+        while time.monotonic() < until_s and link.is_open:
+            served.server.call_soon(lambda: call.piece(b"a", 1))
+            await asyncio.sleep(0.02)
+        assert link.is_open
+        served.server.call_soon(lambda: call.end(b"", TIMINGS))
+        assert (await end).kind == Kind.RESULT
+        assert len(pieces) > 10
+        link.close()
+
+    with serving() as served:
+        run(main())
+
+
 def test_a_gateway_that_was_held_up_itself_reads_first() -> None:
     async def main() -> None:
         link = await linked(served.address, ping_s=0.02, silence_s=0.5)  # a busy machine is slow, too
