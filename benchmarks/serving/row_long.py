@@ -170,7 +170,7 @@ class Watch:
 
     def found(self) -> dict[str, Any]:
         """What grew, and what stayed. Raises: RowFailed for too few samples."""
-        titles = {pid: running.command(pid)[:60] for pid in self.rss}
+        titles = {pid: _title(pid) for pid in self.rss}
         large = {pid: found for pid, found in self.rss.items() if found[-1] >= SMALL_BYTES}
         grew = most(large, titles, functools.partial(growth, settled=SETTLED))
         leaked = most(self.open_files, titles, functools.partial(more, settled=SETTLED))
@@ -179,11 +179,21 @@ class Watch:
         return {
             "growth": grew[0],
             "grew_most": grew[1],
+            "mib": {
+                f"{pid} {titles[pid]}": [round(one / 2**20, 1) for one in (found[SETTLED], found[-1])]
+                for pid, found in large.items()
+                if len(found) > SETTLED
+            },
             "descriptors": leaked[0],
             "leaked_most": leaked[1] if leaked[0] else "",
             "memory_files": more(self.memory_files, settled=SETTLED),
             "shared_bytes": more(self.shared, settled=SETTLED),
         }
+
+
+def _title(pid: int) -> str:
+    """A process's own title, or the name of its program."""
+    return Path(running.command(pid).partition(" ")[0]).name[:60]
 
 
 def soak(tell: Teller, reps: int, rig: Rig, *, model: str, samples: int, seconds: float) -> None:
