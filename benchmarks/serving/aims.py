@@ -101,6 +101,7 @@ AIMS: tuple[Aim, ...] = (
         "soak", "soak, 10 MB bodies, 10 minutes: growth of the process that grew most", "growth", 0.02, "%",
         binds="worst",
     ),
+    Aim("soak", "the same, Ray's raylet and GCS left out", "ours_growth", 0.02, "%", binds="worst"),
     Aim("soak", "soak: file descriptors that stayed open", "descriptors", **_NONE),
     Aim("soak", "soak: memory files (memfd) that stayed", "memory_files", **_NONE),
     Aim("soak", "soak: bytes in /dev/shm that stayed", "shared_bytes", **_NONE),

@@ -30,6 +30,8 @@ SETTLED = 12
 """Samples of a soak before its comparison begins."""
 SMALL_BYTES = 16 << 20
 """A process that has less is not watched for 2 %: one arena more is as much."""
+RAYS = ("raylet", "gcs_server")
+"""Programs of Ray's that keep more the longer a cluster is up, also where nothing is asked of it."""
 CONNECTIONS = 64
 
 
@@ -172,13 +174,17 @@ class Watch:
         """What grew, and what stayed. Raises: RowFailed for too few samples."""
         titles = {pid: _title(pid) for pid in self.rss}
         large = {pid: found for pid, found in self.rss.items() if found[-1] >= SMALL_BYTES}
+        ours = {pid: found for pid, found in large.items() if titles[pid] not in RAYS}
         grew = most(large, titles, functools.partial(growth, settled=SETTLED))
+        ours_grew = most(ours, titles, functools.partial(growth, settled=SETTLED))
         leaked = most(self.open_files, titles, functools.partial(more, settled=SETTLED))
-        if grew is None or leaked is None:
+        if grew is None or ours_grew is None or leaked is None:
             raise RowFailed("too few samples to tell growth from")
         return {
             "growth": grew[0],
             "grew_most": grew[1],
+            "ours_growth": ours_grew[0],
+            "ours_grew_most": ours_grew[1],
             "mib": {
                 f"{pid} {titles[pid]}": [round(one / 2**20, 1) for one in (found[SETTLED], found[-1])]
                 for pid, found in large.items()
