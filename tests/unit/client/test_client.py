@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import socket
 import threading
 import time
@@ -541,10 +542,13 @@ def broken_server(answers: list[bytes]) -> Any:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            connection.recv(65536)
-            if answers:
-                connection.sendall(answers.pop(0))
-            connection.close()
+            with connection, connection.makefile("rb") as request:
+                # Closed on what it has not read, a connection is reset, and the answer may be lost.
+                head = "".join(iter(lambda: request.readline().decode().rstrip("\r\n").lower() + "\n", "\n"))
+                found = re.search(r"^content-length: (\d+)$", head, re.MULTILINE)
+                request.read(int(found[1]) if found else 0)
+                if answers:
+                    connection.sendall(answers.pop(0))
 
     threading.Thread(target=run, daemon=True).start()
     return listener
