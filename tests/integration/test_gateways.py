@@ -45,6 +45,8 @@ LIMIT_PER_S = 60.0
 HAMMERED_S, SETTLING_S = 4.0, 1.0
 PACE_S = 0.03
 REPLACED_S = 8.0
+MOST_STREAMS = 6
+"""At a time; a replica has slots for some more, so that a new one begins at once."""
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +169,10 @@ def test_a_revoked_key_ends_streams_on_both(served):
     def read(number: int) -> None:
         with Client(str(served.base_url), made["key"], timeout_s=60) as client:
             try:
-                for _ in client.generate(NAME, "a", max_tokens=4096, stream=True):
+                for _ in client.generate(NAME, "a", max_tokens=30_000, stream=True):
                     began.add(number)
+                    if number < len(threads) - MOST_STREAMS:
+                        return
                 said = "it came to its end"
             except EaglerayError as error:
                 said = str(error)
@@ -178,20 +182,22 @@ def test_a_revoked_key_ends_streams_on_both(served):
     threads: list[threading.Thread] = []
 
     def are_on_both() -> bool:
-        if began >= set(range(len(threads))) and len(threads) < 12:
+        """More and more, of which the oldest leave: which gateway gets a connection is chance."""
+        assert not ended, ended
+        if began >= set(range(len(threads))):
             threads.append(threading.Thread(target=read, args=(len(threads),)))
             threads[-1].start()
         return min(told_apart(served, "eagleray_ingress_in_flight").values()) >= 2
 
     until(are_on_both, 30)
-    assert not ended, ended
+    staying = set(range(max(0, len(threads) - MOST_STREAMS), len(threads)))
     revoked_s = time.monotonic()
     assert served.delete(f"/admin/keys/{made['id']}").status_code == 200
     for thread in threads:
         thread.join(20)
     last_s = max(at for at, _ in ended.values()) - revoked_s
-    print(f"{len(threads)} streams have ended {last_s:.2f} s after their key was revoked")
-    assert len(ended) == len(threads)
+    print(f"{len(ended)} streams have ended {last_s:.2f} s after their key was revoked")
+    assert staying <= set(ended), ended
     assert last_s < 2.0
     assert all("was revoked" in said for _, said in ended.values()), ended
 
