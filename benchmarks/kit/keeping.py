@@ -34,7 +34,7 @@ def write(found: Mapping[str, Any], path: Path) -> None:
 
 
 def read_rows(path: Path) -> dict[str, Any]:
-    """The rows that an earlier run wrote, each with its `machine` where that is another."""
+    """The rows that an earlier run wrote, each with its `machine` once another has written too."""
     if not path.exists():
         return {}
     found = json.loads(path.read_text())

@@ -92,11 +92,10 @@ class Server:
 
     def stop(self) -> None:
         """End it, and every process that it started."""
-        if self._process is None:
-            return
-        process, self._process = self._process, None
-        processes.sweep(lambda: processes.belonging(self._marker), grace_s=_GRACE_S)
-        process.wait()
+        if self._process is not None:
+            process, self._process = self._process, None
+            processes.sweep(lambda: processes.belonging(self._marker), grace_s=_GRACE_S)
+            process.wait()
         if self._short_folder is not None:
             shutil.rmtree(self._short_folder, ignore_errors=True)
 

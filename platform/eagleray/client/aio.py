@@ -212,10 +212,7 @@ class AsyncClient:
     async def _open(self, call: Call[None], left_s: float) -> httpx.Response:
         answer = await self._send(call, left_s, is_streamed=True)
         if answer.status_code >= 300:
-            try:
-                call.result(answer.status_code, answer.headers, await answer.aread(), self.url)
-            finally:
-                await answer.aclose()
+            call.result(answer.status_code, answer.headers, answer.content, self.url)
         return answer
 
     async def _send(self, call: Call[Any], left_s: float, *, is_streamed: bool) -> httpx.Response:
@@ -227,7 +224,10 @@ class AsyncClient:
                 headers=call.headers,
                 timeout=httpx.Timeout(left_s, connect=min(left_s, calls.CONNECT_S)),
             )
-            return await self._http.send(request, stream=is_streamed)
+            answer = await self._http.send(request, stream=is_streamed)
+            if is_streamed and answer.status_code >= 300:
+                await answer.aread()
+            return answer
         except httpx.ConnectTimeout as error:
             raise self._settings.no_answer(error) from None
         except httpx.TimeoutException:

@@ -144,8 +144,8 @@ class Call(Generic[T]):
             return None
         if wait_s is None:
             wait_s = _FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0)
-        else:
-            wait_s *= random.uniform(1.0, _SPREAD)  # others were told the same
+        elif wait_s < left_s:  # others were told the same
+            wait_s = min(wait_s * random.uniform(1.0, _SPREAD), (wait_s + left_s) / 2)
         return wait_s if wait_s < left_s else None
 
 

@@ -277,10 +277,7 @@ class Client:
     def _open(self, call: Call[None], left_s: float) -> httpx.Response:
         answer = self._send(call, left_s, is_streamed=True)
         if answer.status_code >= 300:
-            try:
-                call.result(answer.status_code, answer.headers, answer.read(), self.url)
-            finally:
-                answer.close()
+            call.result(answer.status_code, answer.headers, answer.content, self.url)
         return answer
 
     def _send(self, call: Call[Any], left_s: float, *, is_streamed: bool) -> httpx.Response:
@@ -292,7 +289,10 @@ class Client:
                 headers=call.headers,
                 timeout=httpx.Timeout(left_s, connect=min(left_s, calls.CONNECT_S)),
             )
-            return self._http.send(request, stream=is_streamed)
+            answer = self._http.send(request, stream=is_streamed)
+            if is_streamed and answer.status_code >= 300:
+                answer.read()
+            return answer
         except httpx.ConnectTimeout as error:
             raise self._settings.no_answer(error) from None
         except httpx.TimeoutException:

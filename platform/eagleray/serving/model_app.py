@@ -32,6 +32,8 @@ _CLOSE_MARGIN_S = 5.0
 _WARM_UP_TOKENS = 2
 _TIMED_PASSES = 3
 """The quickest counts: while a replica starts, other work on its cores makes any of them slower."""
+_TIMED_S = 0.5
+"""After so long there are no more: a start is not to wait for them."""
 _MOST_SLOTS = 16
 """Texts at a time; each has its own memory of the whole context from the start."""
 
@@ -278,7 +280,7 @@ class ModelReplica:
     def _warm_up(self, max_batch_size: int) -> None:
         for size in sorted({1, max_batch_size}):
             self._predictor.warm_up(size)  # the first call pays for more than a pass
-            self._fit.seed(size, min(_pass_s(self._predictor, size) for _ in range(_TIMED_PASSES)))
+            self._fit.seed(size, _pass_s(self._predictor, size))
         if self._texts is not None:
             from eagleray.protocol.generation import GenerationRequest
 
@@ -286,6 +288,10 @@ class ModelReplica:
 
 
 def _pass_s(predictor: Predictor, size: int) -> float:
-    start_s = time.perf_counter()
-    predictor.warm_up(size)
-    return time.perf_counter() - start_s
+    """The quickest of some passes, in seconds."""
+    times_s: list[float] = []
+    while len(times_s) < _TIMED_PASSES and sum(times_s) < _TIMED_S:
+        start_s = time.perf_counter()
+        predictor.warm_up(size)
+        times_s.append(time.perf_counter() - start_s)
+    return min(times_s)

@@ -567,7 +567,10 @@ def test_a_connection_that_breaks(connect: Any) -> None:
     events = b"data: %b\n\ndata: [DONE]\n\n" % made
     stream = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n" + events
     broken = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
-    with broken_server([b"", b"", good, b"", text, b"", stream, broken]) as listener:
+    lost = b"HTTP/1.1 502 x\r\nretry-after: 1\r\nretry-after-ms: 10\r\ncontent-length: 0\r\n\r\n"
+    half = b"HTTP/1.1 503 x\r\nretry-after: 1\r\ncontent-length: 100\r\n\r\nhalf of it"
+    answers = [b"", b"", good, b"", lost, text, b"", half, lost, stream, broken, b"", good]
+    with broken_server(answers) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with connect(url) as client:
             assert client.models() == []
@@ -577,6 +580,7 @@ def test_a_connection_that_breaks(connect: Any) -> None:
                 pieces(client, client.generate("gpt", "a", stream=True))
             with pytest.raises(NoAnswerError, match="no ingress answers at"):
                 client.admin.undeploy("gpt")
+            assert answers == [good], "what changes the cluster is not asked again"
         listener.shutdown(socket.SHUT_RDWR)
 
 
