@@ -20,6 +20,8 @@ from eagleray.cluster import processes, state
 from support.served import NAME, deploy, services, until
 
 PARALLEL, PAUSE_S = 8, 0.02
+ENDS_S = 5.0
+"""A process that ends has no title any more, and is there for a moment still."""
 _CONNECTED = "03"
 
 
@@ -184,7 +186,7 @@ class Service:
         before = replicas(self.cluster)
         [version] = set(self.versions) - {self.running}
         self.run(version, 2)
-        assert not any(process.is_alive for process in before)
+        until(lambda: not any(process.is_alive for process in before), ENDS_S)
 
     def kill_one(self) -> None:
         """One of two replicas is killed; whether there is another one yet is not waited for."""
@@ -199,5 +201,5 @@ class Service:
         number = len(before)
         assert self.client.post("/admin/gateways/restart").status_code == 202
         until(lambda: are_settled(self.client, number) and not set(before) & set(gateways(self.cluster)), 90)
-        assert not any(process.is_alive for process in before)
+        until(lambda: not any(process.is_alive for process in before), ENDS_S)
         assert len(gateways(self.cluster)) == number
