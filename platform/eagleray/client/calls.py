@@ -39,7 +39,7 @@ _SPREAD = 1.1
 """Of the times that a server names: not everybody it has refused comes again at once."""
 JSON = "application/json"
 IDEMPOTENCY_KEY = "idempotency-key"
-"""The same for every attempt of one inference, so that a server can tell a repetition from a new one."""
+"""The same for every attempt of one inference or text: a server can tell a repetition from a new one."""
 
 T = TypeVar("T")
 

@@ -26,8 +26,6 @@ _RAW = (
     "raw bytes behind the JSON need the header Inference-Header-Content-Length; whole pictures and sounds "
     "are for /models/NAME:predict"
 )
-
-
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
